@@ -1,0 +1,1 @@
+"""Latent video transformers: resumable stages and precomputed code stores (Rakhimov et al. 2020)."""

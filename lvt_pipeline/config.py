@@ -1,0 +1,214 @@
+"""Settings: frozen dataclasses, read from TOML files and `--set a.b=value`, refused when unknown.
+
+Every stage has one settings dataclass, possibly with nested ones; its defaults are what the documentation shows, and
+the resolved settings are saved beside every output.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+
+from lvt_pipeline.errors import ConfigError
+
+Settings = TypeVar("Settings")
+
+
+def build(cls: type[Settings], values: Mapping[str, Any], where: str = "config") -> Settings:
+    """Make a settings dataclass from plain data; missing keys take their defaults.
+
+    Args:
+        where: the file or option the values came from, named in errors.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type, or a combination the dataclass refuses.
+    """
+    result = _build(cls, values, where, prefix="")
+    assert isinstance(result, cls)
+    return result
+
+
+def _build(cls: Any, values: Mapping[str, Any], where: str, prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    names = [item.name for item in fields(cls)]
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in names:
+            raise ConfigError(f"{where}: unknown setting {prefix}{key}; {_suggestion(key, names, prefix)}")
+        arguments[key] = _convert(hints[key], value, where, f"{prefix}{key}")
+    try:
+        return cls(**arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _suggestion(key: str, names: list[str], prefix: str) -> str:
+    close = difflib.get_close_matches(key, names, n=1)
+    return f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(names)}"
+
+
+def _convert(hint: Any, value: Any, where: str, name: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or (value == "none" and type(None) in arguments and str not in arguments):
+            return None
+        options = [option for option in arguments if option is not type(None)]
+        for option in options[:-1]:
+            try:
+                return _convert(option, value, where, name)
+            except ConfigError:
+                continue
+        return _convert(options[-1], value, where, name)
+    if is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: {name} is a table of settings, found {value!r}")
+        return _build(hint, value, where, f"{name}.")
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where}: {name}={value!r} is not one of {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where}: {name} is a list, found {value!r}")
+        item_hints = [arguments[0]] * len(value) if arguments[1:] == (Ellipsis,) else list(arguments)
+        if len(item_hints) != len(value):
+            raise ConfigError(f"{where}: {name} needs {len(item_hints)} numbers, found {len(value)}")
+        return tuple(_convert(item, entry, where, name) for item, entry in zip(item_hints, value, strict=True))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool):
+        if type(value) is not hint:
+            raise ConfigError(f"{where}: {name} needs {_spoken(hint)}, found {value!r}")
+        return value
+    if origin in (dict, Mapping) or hint in (dict, Any) or (isinstance(origin, type) and issubclass(origin, Mapping)):
+        return value
+    raise AssertionError(f"setting {name} has a type that config.py does not know: {hint}")
+
+
+def _spoken(hint: type) -> str:
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[hint]
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file.
+
+    Raises:
+        ConfigError: it is missing or not TOML (with line and column).
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"config file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}") from error
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """Turn `--set model.width=256` options into nested tables. Values are TOML; a bare word is a text.
+
+    Raises:
+        ConfigError: an assignment has no `=`.
+    """
+    result: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--set {assignment}: write it as name=value, for example --set model.width=256")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        table = result
+        *parents, leaf = name.strip().split(".")
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"--set {assignment}: {parent} was already set to a plain value")
+        table[leaf] = value
+    return result
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables, later layers winning key by key."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            old = result.get(key)
+            result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def load(
+    cls: type[Settings],
+    family: str,
+    *,
+    preset: str | None = None,
+    config: Path | None = None,
+    overrides: Iterable[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Settings of a stage: defaults, then a preset, then a file, then `--set`; later wins.
+
+    Args:
+        family: folder of the presets: "vqvae", "prior" or "pipeline".
+    """
+    layers = [
+        dict(defaults or {}),
+        read_preset(family, preset) if preset else {},
+        read_toml(config) if config else {},
+        parse_overrides(overrides),
+    ]
+    return build(cls, merge(*layers), where=str(config) if config else "settings")
+
+
+def read_preset(family: str, name: str) -> dict[str, Any]:
+    """The tables of a preset that ships with the package.
+
+    Raises:
+        ConfigError: there is no such preset (the known ones are named).
+    """
+    known = preset_names(family)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(f"there is no {family} preset {name!r}; {hint}known: {', '.join(known)}")
+    return tomllib.loads((files("lvt_pipeline") / "presets" / family / f"{name}.toml").read_text())
+
+
+def preset_names(family: str) -> list[str]:
+    """Names of the presets that ship with the package, sorted."""
+    folder = files("lvt_pipeline") / "presets" / family
+    return sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml"))
+
+
+def to_plain(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as nested plain data (tuples become lists), for JSON and fingerprints."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    result = plain(asdict(settings))
+    assert isinstance(result, dict)
+    return result
+
+
+def to_toml(settings: Any) -> str:
+    """A settings dataclass as a TOML text that reads back to the same settings; unset values are left out."""
+
+    def without_none(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: without_none(item) for key, item in value.items() if item is not None}
+        return value
+
+    return tomli_w.dumps(without_none(to_plain(settings)))

@@ -1,0 +1,1 @@
+"""Artefacts on disk; pixels and codes in memory. Knows no model."""

@@ -1,0 +1,1 @@
+"""The loops and the workers: training, checkpoints, encoding, executors."""

@@ -1,0 +1,225 @@
+"""What made an output, and whether it is still what we would make today.
+
+A fingerprint hashes content and meaning: canonical JSON of the settings that change the result, a `version` integer per
+algorithm that is raised by hand when its output changes, and the fingerprints of the inputs. It never holds a path, a
+modification time, a pickled object or a package version.
+
+Every output carries a `Provenance` record. Two hashes live in it:
+
+- `recipe`: stage + version + settings + inputs. Equal recipes would make the same output; `lvt why` compares them.
+- `fingerprint`: what came out. Later stages name this one as their input, so an output that is made again and comes out
+  the same leaves everything after it valid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any
+
+from lvt_pipeline.errors import ArtefactError
+from lvt_pipeline.storage import read_json, write_json
+
+RECORD_NAME = "provenance.json"
+ZARR_METADATA = "zarr.json"
+SHORT = 12  # hexadecimal digits shown to people
+
+
+def canonical_json(value: Any) -> str:
+    """One text per meaning: sorted keys, no spaces, dataclasses as objects, paths refused.
+
+    Raises:
+        TypeError: the value holds something that is not plain data.
+    """
+
+    def plain(item: Any) -> Any:
+        if is_dataclass(item) and not isinstance(item, type):
+            return asdict(item)
+        raise TypeError(f"{type(item).__name__} cannot be part of a fingerprint")
+
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=plain)
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of the canonical JSON, 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def short(digest: str) -> str:
+    """The first digits of a fingerprint, for messages."""
+    return digest[:SHORT]
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class DigestMemo:
+    """Remembers file digests by (path, size, mtime, inode), so an unchanged folder is not read twice.
+
+    The key is a hint only: what enters a fingerprint is always the digest of the bytes.
+    """
+
+    def __init__(self, database: Path) -> None:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        self._database = sqlite3.connect(database)
+        self._database.execute(
+            "CREATE TABLE IF NOT EXISTS digests (path TEXT PRIMARY KEY, size INT, mtime_ns INT, inode INT, digest TEXT)"
+        )
+
+    def digest(self, path: Path) -> str:
+        """SHA-256 of the file's bytes, from memory when size, mtime and inode are unchanged."""
+        status = path.stat()
+        seen = (status.st_size, status.st_mtime_ns, status.st_ino)
+        row = self._database.execute(
+            "SELECT size, mtime_ns, inode, digest FROM digests WHERE path = ?", (str(path.resolve()),)
+        ).fetchone()
+        if row is not None and tuple(row[:3]) == seen:
+            return str(row[3])
+        digest = digest_file(path)
+        self._database.execute(
+            "INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)", (str(path.resolve()), *seen, digest)
+        )
+        return digest
+
+    def close(self) -> None:
+        """Save what was learnt."""
+        self._database.commit()
+        self._database.close()
+
+
+def lvt_version() -> str:
+    """Version of this package, "unknown" when it runs from a plain folder."""
+    try:
+        return package_version("lvt-pipeline")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """The record every output carries.
+
+    Attributes:
+        kind: what the output is: manifest, frames, vqvae-run, codes, prior-run, videos, evaluation or report.
+        stage: the command that made it.
+        version: the stage's algorithm version.
+        settings: every setting that changes the result, as plain data.
+        inputs: fingerprint of each input, by role ("frames", "tokenizer", ...).
+        fingerprint: hash of what came out.
+        outputs: size in bytes of each file that belongs to the output, by path relative to the output (a
+            directory) or to its folder (a file).
+        counts: facts worth showing (clips, frames, failures, parameters, ...).
+        seconds: wall time of the work that made it.
+        finished: ISO-8601 time in UTC; never part of a hash.
+    """
+
+    kind: str
+    stage: str
+    version: int
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    fingerprint: str
+    outputs: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    finished: str = ""
+    lvt_version: str = field(default_factory=lvt_version)
+    command: Sequence[str] = field(default_factory=lambda: list(sys.argv))
+
+    @property
+    def recipe(self) -> str:
+        """Hash of everything that decides the output."""
+        return recipe(self.stage, self.version, self.settings, self.inputs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data with the recipe spelled out."""
+        return {**asdict(self), "recipe": self.recipe}
+
+    @classmethod
+    def from_json(cls, data: Any, source: Path) -> Provenance:
+        """Rebuild a record; `source` is named in the error.
+
+        Raises:
+            ArtefactError: it is not one of our records.
+        """
+        names = {item.name for item in fields(cls)}
+        try:
+            return cls(**{key: value for key, value in data.items() if key in names})
+        except (AttributeError, TypeError) as error:
+            raise ArtefactError(f"{source} is not a provenance record ({error})") from error
+
+
+def recipe(stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Hash of what a stage would do: compare it with the recipe of an existing output."""
+    return fingerprint({"stage": stage, "version": version, "settings": settings, "inputs": inputs})
+
+
+def record_path(output: Path) -> Path:
+    """Where an output's record lies: inside a directory, beside a file (`M.jsonl` -> `M.jsonl.provenance.json`)."""
+    if output.is_dir() or (not output.suffix and not output.is_file()):
+        return output / RECORD_NAME
+    return output.with_name(f"{output.name}.{RECORD_NAME}")
+
+
+def write_record(output: Path, record: Provenance) -> None:
+    """Write the record last: an output without one is not finished."""
+    write_json(record_path(output), record.to_json())
+
+
+def read_record(output: Path) -> Provenance:
+    """The record of a finished output. A code store keeps its record in the root attributes of its zarr group.
+
+    Raises:
+        ArtefactError: there is none, or it cannot be read.
+    """
+    if (output / ZARR_METADATA).exists():
+        path = output / ZARR_METADATA
+        return Provenance.from_json(read_json(path).get("attributes", {}).get("provenance"), path)
+    path = record_path(output)
+    return Provenance.from_json(read_json(path), path)
+
+
+def missing_outputs(output: Path, record: Provenance) -> list[str]:
+    """Files the record promises that are gone or have another size, as relative paths."""
+    folder = output if output.is_dir() else output.parent
+    problems = []
+    for name, size in record.outputs.items():
+        try:
+            if (folder / name).stat().st_size != size:
+                problems.append(name)
+        except FileNotFoundError:
+            problems.append(name)
+    return problems
+
+
+def differences(record: Provenance, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
+    """What makes an output stale, one line per changed field, empty when nothing does."""
+    lines = []
+    if record.version != version:
+        lines.append(f"algorithm version: {record.version} -> {version}")
+    lines += _changes("setting ", record.settings, settings)
+    lines += _changes(
+        "input ", {k: short(v) for k, v in record.inputs.items()}, {k: short(v) for k, v in inputs.items()}
+    )
+    return lines
+
+
+def _changes(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += _changes(f"{prefix}{key}.", before, after)
+        elif canonical_json(before) != canonical_json(after):
+            lines.append(f"{prefix}{key}: {canonical_json(before)} -> {canonical_json(after)}")
+    return lines

@@ -1,0 +1,3 @@
+"""The click modules of the `lvt` command, one per stage."""
+
+DISTRIBUTION = "lvt-pipeline"
