@@ -23,7 +23,7 @@ from lvt_pipeline.errors import ConfigError
 Settings = TypeVar("Settings")
 
 
-def build(cls: type[Settings], values: Mapping[str, Any], where: str = "config") -> Settings:
+def build(cls: type[Settings], values: Mapping[str, Any], where: str = "settings") -> Settings:
     """Make a settings dataclass from plain data; missing keys take their defaults.
 
     Args:

@@ -48,6 +48,10 @@ class CheckpointError(ArtefactError):
     """A run directory or checkpoint is missing, cut short, or belongs to another configuration."""
 
 
+class ChangedRunError(CheckpointError):
+    """A run was started with other settings or inputs than it is asked to go on with."""
+
+
 class MismatchError(LVTError):
     """Two artefacts do not belong together (codes of another tokenizer, a prior of another grid)."""
 

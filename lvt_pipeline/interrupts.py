@@ -49,3 +49,30 @@ def stop_requested() -> Iterator[StopRequest]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def interrupt_requested() -> Iterator[StopRequest]:
+    """Turn the first Ctrl-C into a request while the block runs; the second one interrupts at once.
+
+    For work whose state must not be saved half-way through a step. Whoever uses it raises KeyboardInterrupt once the
+    state is saved. Outside the main thread, and where Ctrl-C is ignored, nothing is changed.
+    """
+    request = StopRequest()
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if request:
+            raise KeyboardInterrupt
+        request.signal_name = signal.Signals(number).name
+
+    old = signal.getsignal(signal.SIGINT)
+    try:
+        if old is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, remember)
+    except ValueError:  # not the main thread
+        yield request
+        return
+    try:
+        yield request
+    finally:
+        signal.signal(signal.SIGINT, old)

@@ -18,6 +18,7 @@ import json
 import sqlite3
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
@@ -66,35 +67,43 @@ def digest_file(path: Path) -> str:
 class DigestMemo:
     """Remembers file digests by (path, size, mtime, inode), so an unchanged folder is not read twice.
 
-    The key is a hint only: what enters a fingerprint is always the digest of the bytes.
+    The key is a hint only: what enters a fingerprint is always the digest of the bytes. So is the memory: when its file
+    cannot be used (full disk, damaged), digests are computed and forgotten.
     """
 
     def __init__(self, database: Path) -> None:
-        database.parent.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(database)
-        self._database.execute(
-            "CREATE TABLE IF NOT EXISTS digests (path TEXT PRIMARY KEY, size INT, mtime_ns INT, inode INT, digest TEXT)"
-        )
+        self._table: dict[str, tuple[int, int, int, str]] = {}
+        self._new: dict[str, tuple[int, int, int, str]] = {}
+        self._path = database
+        if database.exists():
+            with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as connection:
+                self._table = {row[0]: row[1:] for row in connection.execute("SELECT * FROM digests")}
 
     def digest(self, path: Path) -> str:
         """SHA-256 of the file's bytes, from memory when size, mtime and inode are unchanged."""
         status = path.stat()
         seen = (status.st_size, status.st_mtime_ns, status.st_ino)
-        row = self._database.execute(
-            "SELECT size, mtime_ns, inode, digest FROM digests WHERE path = ?", (str(path.resolve()),)
-        ).fetchone()
-        if row is not None and tuple(row[:3]) == seen:
-            return str(row[3])
+        name = str(path.resolve())
+        row = self._table.get(name)
+        if row is not None and row[:3] == seen:
+            return row[3]
         digest = digest_file(path)
-        self._database.execute(
-            "INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)", (str(path.resolve()), *seen, digest)
-        )
+        self._table[name] = self._new[name] = (*seen, digest)
         return digest
 
     def close(self) -> None:
         """Save what was learnt."""
-        self._database.commit()
-        self._database.close()
+        if not self._new:
+            return
+        with suppress(sqlite3.Error, OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self._path)) as connection, connection:
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS digests "
+                    "(path TEXT PRIMARY KEY, size INT, mtime_ns INT, inode INT, digest TEXT)"
+                )
+                rows = [(name, *row) for name, row in self._new.items()]
+                connection.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)", rows)
 
 
 def lvt_version() -> str:
@@ -153,10 +162,18 @@ class Provenance:
             ArtefactError: it is not one of our records.
         """
         names = {item.name for item in fields(cls)}
+        if not isinstance(data, dict):
+            raise ArtefactError(f"{source} holds no provenance record; it is damaged or not ours")
         try:
-            return cls(**{key: value for key, value in data.items() if key in names})
-        except (AttributeError, TypeError) as error:
+            record = cls(**{key: value for key, value in data.items() if key in names})
+        except TypeError as error:
             raise ArtefactError(f"{source} is not a provenance record ({error})") from error
+        for name in ("settings", "inputs", "outputs", "counts"):
+            if not isinstance(getattr(record, name), dict):
+                raise ArtefactError(f"{source} is a damaged provenance record: {name} is not a table")
+        if not isinstance(record.fingerprint, str) or not isinstance(record.version, int):
+            raise ArtefactError(f"{source} is a damaged provenance record: its fingerprint or version is no such thing")
+        return record
 
 
 def recipe(stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -184,7 +201,11 @@ def read_record(output: Path) -> Provenance:
     """
     if (output / ZARR_METADATA).exists():
         path = output / ZARR_METADATA
-        return Provenance.from_json(read_json(path).get("attributes", {}).get("provenance"), path)
+        group = read_json(path)
+        attributes = group.get("attributes") if isinstance(group, dict) else None
+        return Provenance.from_json(attributes.get("provenance") if isinstance(attributes, dict) else None, path)
+    if not output.exists():
+        raise ArtefactError(f"{output} does not exist")
     path = record_path(output)
     return Provenance.from_json(read_json(path), path)
 
