@@ -1,0 +1,99 @@
+"""The embedded dataset: same seed, same pixels; the background is still, the arm moves, objects are pushed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lvt_pipeline.data.demo import FENCE, GRIPPER_RADIUS, REACH, DemoSettings, _Scene, demo_clip, write_demo_videos
+from lvt_pipeline.data.videos import GeometrySettings, decode_clip
+from lvt_pipeline.errors import ArtefactError, ConfigError
+
+SMALL = DemoSettings(num_clips=3, num_frames=6)
+
+
+def test_same_seed_same_pixels_and_another_seed_others() -> None:
+    first = demo_clip(SMALL, 1)
+    assert np.array_equal(first, demo_clip(SMALL, 1))
+    assert not np.array_equal(first, demo_clip(SMALL, 2))
+    assert not np.array_equal(first, demo_clip(DemoSettings(seed=1, num_clips=3, num_frames=6), 1))
+
+
+def test_a_longer_clip_begins_like_a_shorter_one() -> None:
+    assert np.array_equal(demo_clip(DemoSettings(num_frames=9), 4)[:6], demo_clip(DemoSettings(num_frames=6), 4))
+
+
+def test_videos_are_real_files_that_decord_reads(tmp_path: Path) -> None:
+    paths = write_demo_videos(tmp_path, SMALL)
+    assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
+        "train/clip-000.mp4",
+        "val/clip-001.mp4",
+        "test/clip-002.mp4",
+    ]
+    clip = decode_clip(str(paths[0]), None, None, GeometrySettings(size=96))
+    assert (clip.decoder, clip.fps, clip.frames.shape) == ("decord", 10.0, (6, 96, 96, 3))
+    drawn = demo_clip(SMALL, 0)[:, :, 16:112]
+    assert np.abs(clip.frames.astype(int) - drawn).mean() < 8  # half the colour, and what H.264 loses
+
+
+def test_writing_again_keeps_what_is_there_and_makes_what_is_missing(tmp_path: Path) -> None:
+    paths = write_demo_videos(tmp_path, SMALL)
+    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in paths]
+    paths[1].unlink()
+    write_demo_videos(tmp_path, SMALL)
+    assert [path.read_bytes() for path in paths] == [data for data, _ in before]
+    assert paths[0].stat().st_mtime_ns == before[0][1]
+
+
+def test_a_demo_of_other_settings_is_not_mixed_in(tmp_path: Path) -> None:
+    write_demo_videos(tmp_path, SMALL)
+    with pytest.raises(ArtefactError, match="demo videos of other settings"):
+        write_demo_videos(tmp_path, DemoSettings(seed=1, num_clips=3, num_frames=6))
+    with pytest.raises(ConfigError, match="need a clip each"):
+        DemoSettings(num_clips=2)
+
+
+def test_default_splits_are_126_12_and_12() -> None:
+    from lvt_pipeline.data.demo import _splits
+
+    splits = _splits(DemoSettings().num_clips)
+    assert [splits.count(name) for name in ("train", "val", "test")] == [126, 12, 12]
+
+
+def test_most_of_the_picture_stands_still_and_some_moves() -> None:
+    frames = demo_clip(DemoSettings(num_frames=20), 0)[:, :, 16:112].astype(int)
+    changed = (np.abs(np.diff(frames, axis=0)).max(axis=-1) > 12).mean(axis=(1, 2))
+    assert changed.mean() < 0.2
+    assert changed.max() > 0.01
+
+
+@pytest.mark.parametrize("index", range(8))
+def test_objects_stay_on_the_table_and_outside_each_other_and_the_gripper(index: int) -> None:
+    scene = _Scene(np.random.default_rng(index), fps=10)
+    for _ in range(60):
+        scene.advance()
+        discs = [(thing.position, thing.radius) for thing in scene.things]
+        for position, radius in discs:
+            assert FENCE[0] + radius <= position[0] + 1e-9
+            assert position[0] <= FENCE[2] - radius + 1e-9
+            assert FENCE[1] + radius <= position[1] + 1e-9
+            assert position[1] <= FENCE[3] - radius + 1e-9
+        discs.append((scene.gripper, GRIPPER_RADIUS))
+        for number, (a, a_radius) in enumerate(discs):
+            for b, b_radius in discs[:number]:
+                assert np.hypot(*(a - b)) > a_radius + b_radius - 1.0
+        assert REACH[0] <= scene.gripper[0] <= REACH[2]
+
+
+def test_objects_move_only_when_pushed_and_most_scenes_push_some() -> None:
+    num_pushed = 0
+    for seed in range(12):
+        scene = _Scene(np.random.default_rng(seed), fps=10)
+        start = [thing.position for thing in scene.things]
+        for _ in range(40):
+            scene.advance()
+        travelled = [float(np.hypot(*(thing.position - at))) for thing, at in zip(scene.things, start, strict=True)]
+        num_pushed += max(travelled) > 4
+    assert num_pushed >= 9
