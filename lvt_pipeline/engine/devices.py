@@ -1,0 +1,95 @@
+"""Where a model computes: one device, or the processes that `torchrun` started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from lvt_pipeline.errors import ConfigError
+
+Opened = TypeVar("Opened")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device to compute on; "auto" is the first CUDA device if there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r} was asked for but torch sees no CUDA device; use --device cpu or auto")
+    return device
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that train one model together, as seen from one of them."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def sum_(self, values: Tensor) -> None:
+        """Add up `values` over the workers, in place."""
+        if self.size > 1:
+            torch.distributed.all_reduce(values)
+
+    def agree(self, flags: list[bool]) -> list[bool]:
+        """Which flags are set in any of the workers."""
+        if self.size == 1:
+            return flags
+        values = torch.tensor(flags, dtype=torch.float32, device=self.device)
+        torch.distributed.all_reduce(values)
+        return [value > 0 for value in values.tolist()]
+
+    @contextmanager
+    def in_turn(self, opening: Callable[[bool], AbstractContextManager[Opened]]) -> Iterator[Opened]:
+        """Enter a context in worker 0, as the one that writes, and only then in the others."""
+        if self.rank > 0:
+            self.wait()
+        with opening(self.rank == 0) as opened:
+            if self.rank == 0:
+                self.wait()
+            yield opened
+
+    def wait(self) -> None:
+        """Return when every worker has come here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+
+@contextmanager
+def joined_workers(device: str = "auto") -> Iterator[Workers]:
+    """Join the other processes that `torchrun` started, if it did.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Workers(0, 1, choose_device(device))
+        return
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", local_rank)
+        torch.cuda.set_device(chosen)
+    torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Workers(rank, size, chosen)
+    finally:
+        torch.distributed.destroy_process_group()

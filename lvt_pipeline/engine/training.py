@@ -1,0 +1,585 @@
+"""The training loop that both stages share: a run that stops, goes on, and gives what never stopping gives.
+
+A `Task` knows its model, its batches and its loss; `train` does the rest: optimizer, schedule, accumulation, several
+workers, checkpoints, metrics, signals. Everything random comes from (seed, step): the loop reseeds torch before every
+step, and a task draws its batches from a generator of (seed, step) alone. So a run that resumes needs no random state,
+and 2N steps equal N steps, a resume, and N steps, bit for bit on a CPU (same number of threads).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lvt_pipeline.data.pictures import png_bytes
+from lvt_pipeline.engine.checkpoints import EMA_NAME, MODEL_NAME, load_state, load_weights, verify_checkpoint
+from lvt_pipeline.engine.devices import Workers
+from lvt_pipeline.engine.run_directory import RunDirectory
+from lvt_pipeline.errors import ConfigError, TrainingError
+from lvt_pipeline.interrupts import StopRequest, interrupt_requested, stop_requested
+from lvt_pipeline.progress import SILENT, Bar, Progress
+
+PREFETCHED_BATCHES = 2
+NAMED_CLIPS = 8  # clips of a bad batch that an error names
+HARMLESS_SETTINGS = frozenset(  # they change when a run looks at itself, never its weights
+    {"max_steps", "log_every", "eval_every", "eval_items", "picture_every", "checkpoint_every", "keep_checkpoints"}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How a model is trained. Each stage overrides the defaults with its own."""
+
+    max_steps: int = 1000
+    batch_size: int = 32  # per step, over all workers and accumulation steps
+    gradient_accumulation_steps: int = 1  # parts a step's batch is cut into, to save memory
+    optimizer: Literal["adamw", "adam", "rmsprop"] = "adamw"
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)  # adam, adamw
+    alpha: float = 0.95  # rmsprop: decay of the squared gradients
+    momentum: float = 0.9  # rmsprop
+    eps: float = 1e-8
+    weight_decay: float = 0.0  # of matrices and kernels; biases, norms and other vectors never decay
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0  # linear, from 0
+    min_lr_ratio: float = 0.0  # where the cosine ends, as a share of learning_rate
+    grad_clip: float | None = None  # largest norm of the gradient
+    ema_decay: float | None = None  # moving average of the weights, used for evaluation and by later stages
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast, weights stay float32
+    compile: bool = False  # torch.compile
+    seed: int = 0
+    log_every: int = 50
+    eval_every: int = 500
+    eval_items: int = 256  # validation frames or windows, always the same ones
+    picture_every: int = 500
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2  # the newest ones; the best one is kept as well
+
+    def __post_init__(self) -> None:
+        positive = (
+            *("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "eval_every", "eval_items"),
+            *("picture_every", "checkpoint_every", "keep_checkpoints"),
+        )
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training.{name}={getattr(self, name)} must be at least 1")
+        if self.seed < 0:
+            raise ConfigError(f"training.seed={self.seed} must not be negative")
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ConfigError(
+                f"training.batch_size={self.batch_size} does not divide into "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps}"
+            )
+        if not self.learning_rate > 0:
+            raise ConfigError(f"training.learning_rate={self.learning_rate} must be above 0")
+        if self.warmup_steps < 0:
+            raise ConfigError(f"training.warmup_steps={self.warmup_steps} must not be negative")
+        if self.grad_clip is not None and not self.grad_clip > 0:
+            raise ConfigError(f"training.grad_clip={self.grad_clip} must be above 0; leave it out for no clipping")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"training.ema_decay={self.ema_decay} must be at least 0 and below 1")
+
+
+class StepLoss(NamedTuple):
+    """What one part of a batch says.
+
+    Attributes:
+        loss: scalar mean to minimise; None when the part holds nothing to learn from.
+        weight: number of items the mean is over, so that parts add up to the mean over the whole batch.
+        metrics: further scalar means over the same items, named as in `Task.metric_names`.
+    """
+
+    loss: Tensor | None
+    weight: float
+    metrics: Mapping[str, Tensor]
+
+
+class Task(Protocol):
+    """What is trained, on what.
+
+    Attributes:
+        model: on the device it is trained on.
+        metric_names: what `loss` reports beside the loss.
+        unit: what speed is counted in, such as "frames".
+        units_per_step: how many of them a whole step handles.
+        score: the evaluation metric that decides which checkpoint is best; lower is better.
+    """
+
+    model: nn.Module
+    metric_names: tuple[str, ...]
+    unit: str
+    units_per_step: int
+    score: str
+
+    def batch(self, step: int, rows: range) -> dict[str, Tensor]:
+        """Rows of the batch of a step (counted from 1), on the CPU. Depends on the step alone; called in a thread."""
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> StepLoss:
+        """Loss of some rows, already on the device."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, Any]:
+        """Validation metrics as plain data, {} when there is nothing to validate on. The model is in eval mode."""
+
+    def picture(self, model: nn.Module) -> NDArray[np.uint8] | None:
+        """What the model does now, uint8 (H, W, 3), if there is something to see. The model is in eval mode."""
+
+    def batch_clips(self, step: int) -> list[str]:
+        """Ids of the clips in the batch of a step, for error messages."""
+
+
+def learning_rate_at(step: int, settings: TrainingSettings) -> float:
+    """Learning rate of a step counted from 1: linear warm-up, then constant or half a cosine down to the minimum."""
+    if step <= settings.warmup_steps:
+        return settings.learning_rate * step / settings.warmup_steps
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    # The last step still learns a little: the cosine reaches its end one step later.
+    progress = (step - settings.warmup_steps - 1) / max(1, settings.max_steps - settings.warmup_steps)
+    share = settings.min_lr_ratio + (1 - settings.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return settings.learning_rate * share
+
+
+def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """The optimizer over two groups of parameters: those that decay (two axes or more) and those that do not."""
+    parameters = [value for value in model.parameters() if value.requires_grad]
+    groups = [
+        {"params": [value for value in parameters if value.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [value for value in parameters if value.ndim < 2], "weight_decay": 0.0},
+    ]
+    rate, betas, eps = settings.learning_rate, settings.betas, settings.eps
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=eps)
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=rate, betas=betas, eps=eps)
+    if settings.optimizer == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=rate, alpha=settings.alpha, momentum=settings.momentum, eps=eps)
+    raise ConfigError(f"training.optimizer={settings.optimizer!r} is not one of adamw, adam, rmsprop")
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A number below 2**63 for everything random in a step; steps and seeds do not resemble each other."""
+    digest = hashlib.sha256(f"lvt step {seed} {step}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Run a block with torch's generators set by `seed`, and give the caller's random state back afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def is_timing(name: str) -> bool:
+    """Whether a field of a metrics line tells about speed, so that it differs between equal runs."""
+    return name in ("seconds", "data_wait_share") or name.endswith("_per_second")
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished training.
+
+    Attributes:
+        steps: steps taken, over all the times the run was resumed.
+        seconds: wall time of those, in seconds.
+        evaluation: metrics of the last evaluation, {} when there was nothing to validate on.
+        weights: tensors by name for each weights file, on the device.
+    """
+
+    steps: int
+    seconds: float
+    evaluation: dict[str, Any]
+    weights: dict[str, dict[str, Tensor]]
+
+
+def train(
+    task: Task,
+    settings: TrainingSettings,
+    run: RunDirectory,
+    workers: Workers,
+    *,
+    max_seconds: float | None = None,
+    progress: Progress = SILENT,
+) -> TrainingResult:
+    """Train until `max_steps`, going on from the latest checkpoint of the run if it has one.
+
+    Args:
+        run: an open run directory. Worker 0 writes to it, the others read their checkpoint from it.
+        max_seconds: save and stop after this time, as if a signal had asked.
+
+    Raises:
+        Stopped: a signal or the time limit asked; the step is saved.
+        KeyboardInterrupt: Ctrl-C; the step is saved.
+        TrainingError: the loss or the weights are not finite any more.
+        CheckpointError: the checkpoint to go on from is damaged.
+    """
+    with (
+        seeded(settings.seed, workers.device),
+        stop_requested() as stop,
+        interrupt_requested() as interrupt,
+    ):
+        loop = _Loop(task, settings, run, workers, progress)
+        loop.restore()
+        return loop.run_steps(stop, interrupt, max_seconds)
+
+
+@dataclass
+class _Window:
+    """Averages of the metrics since the last line of the log."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+
+    def add(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.steps += 1
+
+    def means(self) -> dict[str, float]:
+        return {name: total / self.steps for name, total in self.sums.items()}
+
+
+class _Clock:
+    """Wall time of the training steps since the last line of the log, and how much of it went into waiting for data."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.start = time.perf_counter()
+        self.elsewhere = 0.0
+        self.waiting = 0.0
+        self.steps = 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent in the block is not training."""
+        start = time.perf_counter()
+        yield
+        self.elsewhere += time.perf_counter() - start
+
+    def facts(self, unit: str, units_per_step: int) -> dict[str, float]:
+        training = max(time.perf_counter() - self.start - self.elsewhere, 1e-9)
+        rate = self.steps / training
+        return {
+            "steps_per_second": round(rate, 4),
+            f"{unit}_per_second": round(rate * units_per_step, 1),
+            "data_wait_share": round(min(1.0, self.waiting / training), 4),
+        }
+
+
+class _Loop:
+    """One training under way: what changes from step to step."""
+
+    def __init__(
+        self, task: Task, settings: TrainingSettings, run: RunDirectory, workers: Workers, progress: Progress
+    ) -> None:
+        parts = settings.gradient_accumulation_steps * workers.size
+        if settings.batch_size % parts:
+            raise ConfigError(
+                f"training.batch_size={settings.batch_size} does not divide among {workers.size} workers and "
+                f"gradient_accumulation_steps={settings.gradient_accumulation_steps}"
+            )
+        self.task, self.settings, self.run, self.workers, self.progress = task, settings, run, workers, progress
+        self.model = task.model
+        self.parameters = [value for value in self.model.parameters() if value.requires_grad]
+        self.optimizer = make_optimizer(self.model, settings)
+        self.average = copy.deepcopy(self.model) if settings.ema_decay is not None else None
+        self.loss: Callable[[nn.Module, Mapping[str, Tensor]], StepLoss] = (
+            torch.compile(task.loss) if settings.compile else task.loss
+        )
+        self.names = ("loss", *task.metric_names, *(("grad_norm",) if settings.grad_clip is not None else ()))
+        self.part_size = settings.batch_size // parts
+        self.is_joint = parts > 1
+        self.step = 0
+        self.saved_step = -1
+        self.window = _Window()
+        self.pending: list[tuple[int, Tensor]] = []  # numbers still on the device
+        self.clock = _Clock()
+        self.earlier_seconds = 0.0
+        self.began = time.perf_counter()
+        self.evaluation: dict[str, Any] = {}
+        self.evaluated_step = -1
+        self.best: dict[str, Any] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of this training, over all the times it was resumed."""
+        return self.earlier_seconds + time.perf_counter() - self.began
+
+    def restore(self) -> None:
+        """Go back to the latest checkpoint, if there is one."""
+        checkpoint = self.run.latest_checkpoint()
+        if checkpoint is None:
+            return
+        verify_checkpoint(checkpoint)
+        device = str(self.workers.device)
+        self.model.load_state_dict(load_weights(checkpoint, MODEL_NAME, device))
+        if self.average is not None:
+            self.average.load_state_dict(load_weights(checkpoint, EMA_NAME, device))
+        state = load_state(checkpoint)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = self.saved_step = state["step"]
+        self.window = _Window(state["window"]["sums"], state["window"]["steps"])
+        self.earlier_seconds = state["seconds"]
+        self.evaluation, self.best = state["evaluation"], state["best"]
+        if self.step < self.settings.max_steps:
+            self.progress.say(f"going on from step {self.step} of {self.settings.max_steps} in {self.run.path}")
+
+    def run_steps(self, stop: StopRequest, interrupt: StopRequest, max_seconds: float | None) -> TrainingResult:
+        """Take the steps that are left."""
+        settings = self.settings
+        with (
+            _Loader(self.task, self._parts(), self.workers.device) as loader,
+            self.progress.bar("train", settings.max_steps, "step", done=self.step) as bar,
+        ):
+            while self.step < settings.max_steps:
+                if max_seconds is not None and time.perf_counter() - self.began >= max_seconds and not stop:
+                    stop.signal_name = "the time limit"
+                self._stop_if_asked(stop, interrupt)
+                self._take_step(loader)
+                self._look_back(bar)
+        return TrainingResult(self.step, self.seconds, self.evaluation, self._weights())
+
+    def _parts(self) -> Iterator[tuple[int, range]]:
+        """This worker's parts of all the batches to come: (step, rows)."""
+        for step in range(self.step + 1, self.settings.max_steps + 1):
+            for part in range(self.settings.gradient_accumulation_steps):
+                start = (part * self.workers.size + self.workers.rank) * self.part_size
+                yield step, range(start, start + self.part_size)
+
+    def _take_step(self, loader: _Loader) -> None:
+        settings, step = self.settings, self.step + 1
+        torch.manual_seed(step_seed(settings.seed, step))
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        totals = torch.zeros(2 + len(self.task.metric_names), dtype=torch.float64, device=self.workers.device)
+        for _ in range(settings.gradient_accumulation_steps):
+            batch, waited = loader.next()
+            self.clock.waiting += waited
+            with torch.autocast(
+                self.workers.device.type, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16"
+            ):
+                result = self.loss(self.model, batch)
+            if result.loss is None:
+                continue
+            # Parts are summed by weight and divided below, so the gradient is that of the mean over the whole batch.
+            (result.loss * result.weight if self.is_joint else result.loss).backward()  # type: ignore[no-untyped-call]
+            values = [result.loss.detach(), *(result.metrics[name].detach() for name in self.task.metric_names)]
+            totals += torch.stack([torch.ones_like(values[0]), *values]).double() * result.weight
+        norm = self._join_parts(totals)
+        self.step = step
+        self.clock.steps += 1
+        if norm is None:
+            return  # nothing in the batch to learn from
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, settings)
+        self.optimizer.step()
+        self._move_average()
+        self.pending.append((step, torch.cat([totals[1:] / totals[0], norm])))
+        if self.workers.device.type == "cpu":
+            self._collect()
+
+    def _join_parts(self, totals: Tensor) -> Tensor | None:
+        """Make the gradient that of the whole batch; returns its norm (no number without clipping), None if empty."""
+        if self.workers.size > 1:
+            for value in self.parameters:
+                if value.grad is None:
+                    value.grad = torch.zeros_like(value)
+            gradients = [value.grad for value in self.parameters if value.grad is not None]
+            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            self.workers.sum_(flat)
+            self.workers.sum_(totals)
+            parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+        gradients = [value.grad for value in self.parameters if value.grad is not None]
+        if not gradients or (self.workers.size > 1 and totals[0].item() == 0):
+            return None
+        if self.is_joint:
+            for gradient in gradients:
+                gradient.div_(totals[0])
+        if self.settings.grad_clip is None:
+            return totals.new_zeros(0)
+        return nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip).double().reshape(1)
+
+    @torch.no_grad()
+    def _move_average(self) -> None:
+        if self.average is None:
+            return
+        assert self.settings.ema_decay is not None
+        for average, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            average.lerp_(value, 1 - self.settings.ema_decay)
+        for copied, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            copied.copy_(buffer)
+
+    def _collect(self) -> None:
+        """Bring the numbers of the last steps from the device, and stop if one is not finite.
+
+        On a GPU this happens only where a line is written or a step saved: asking after every step would make the
+        device wait.
+        """
+        for step, values in self.pending:
+            numbers = dict(zip(self.names, values.tolist(), strict=True))
+            bad = next((name for name, number in numbers.items() if not math.isfinite(number)), None)
+            if bad is not None:
+                self._fail(f"{bad} is {numbers[bad]} at step {step}", step)
+            self.window.add(numbers)
+        self.pending = []
+
+    def _fail(self, what: str, step: int) -> None:
+        clips = self.task.batch_clips(step)
+        named = ", ".join(clips[:NAMED_CLIPS]) + (
+            f" and {len(clips) - NAMED_CLIPS} more" if clips[NAMED_CLIPS:] else ""
+        )
+        kept = f"step {self.saved_step} is saved in {self.run.path}" if self.saved_step > 0 else "no step was saved yet"
+        self.run.set_status("failed", max(self.saved_step, 0), self.settings.max_steps)
+        raise TrainingError(
+            f"training broke down: {what}. Its batch holds {named}. {kept[0].upper()}{kept[1:]}; "
+            "lower training.learning_rate or set training.grad_clip, and train with --overwrite"
+        )
+
+    def _look_back(self, bar: Bar) -> None:
+        """Write, evaluate, draw and save, whichever is due after this step."""
+        settings, step = self.settings, self.step
+        is_last = step == settings.max_steps
+        facts = {}
+        if step % settings.log_every == 0 or is_last:
+            self._collect()
+            facts = self._log(is_scheduled=step % settings.log_every == 0)
+        elif self.workers.device.type == "cpu" and self.window.steps:
+            facts = {"loss": self.window.means()["loss"]}
+        bar.advance(1, **facts)
+        with self.clock.paused():
+            if step % settings.eval_every == 0 or is_last:
+                self._evaluate(is_scheduled=step % settings.eval_every == 0)
+            if step % settings.picture_every == 0 or is_last:
+                self._draw()
+            if step % settings.checkpoint_every == 0 or is_last:
+                self._save("running")
+
+    def _log(self, is_scheduled: bool) -> dict[str, Any]:
+        if not self.window.steps:
+            return {}
+        means = self.window.means()
+        line = {"step": self.step, "split": "train", **means}
+        line |= {"learning_rate": learning_rate_at(self.step, self.settings), "seconds": round(self.seconds, 3)}
+        line |= self.clock.facts(self.task.unit, self.task.units_per_step)
+        # A line that only the end of the run caused is marked: it goes, and its window stays open, if the run grows.
+        self.run.log(line if is_scheduled else {**line, "final": True})
+        if is_scheduled:
+            self.window = _Window()
+        self.clock.restart()
+        return {"loss": means["loss"]}
+
+    @property
+    def _shown(self) -> nn.Module:
+        return self.model if self.average is None else self.average
+
+    def _evaluate(self, is_scheduled: bool) -> None:
+        if self.workers.rank == 0:
+            self._shown.eval()
+            with torch.no_grad():
+                self.evaluation = self.task.evaluate(self._shown)
+            if self.evaluation:
+                line = {"step": self.step, "split": "val", **self.evaluation, "seconds": round(self.seconds, 3)}
+                self.run.log(line if is_scheduled else {**line, "final": True})
+            self.evaluated_step = self.step
+        self.workers.wait()
+
+    def _draw(self) -> None:
+        if self.workers.rank == 0:
+            self._shown.eval()
+            with torch.no_grad():
+                picture = self.task.picture(self._shown)
+            if picture is not None:
+                self.run.write_picture(self.step, png_bytes(picture))
+
+    def _weights(self) -> dict[str, dict[str, Tensor]]:
+        weights = {MODEL_NAME: dict(self.model.state_dict())}
+        return weights if self.average is None else {**weights, EMA_NAME: dict(self.average.state_dict())}
+
+    def _save(self, status: str) -> None:
+        self._collect()
+        if self.saved_step != self.step:
+            broken = [name for name, value in self.model.named_parameters() if not bool(value.isfinite().all())]
+            if broken:
+                self._fail(f"the weights of {broken[0]} are not finite after step {self.step}", self.step)
+            score = self.evaluation.get(self.task.score)
+            is_scored = self.evaluated_step == self.step and score is not None
+            if is_scored and (self.best is None or score < self.best["value"]):
+                self.best = {"step": self.step, "score": self.task.score, "value": score}
+            state = {
+                "step": self.step,
+                "optimizer": self.optimizer.state_dict(),
+                "window": {"sums": self.window.sums, "steps": self.window.steps},
+                "seconds": self.seconds,
+                "evaluation": self.evaluation,
+                "best": self.best,
+            }
+            self.run.save(self.step, self._weights(), state, keep=self.settings.keep_checkpoints, best=self.best)
+            self.saved_step = self.step
+        self.run.set_status(status, self.step, self.settings.max_steps)
+        self.workers.wait()
+
+    def _stop_if_asked(self, stop: StopRequest, interrupt: StopRequest) -> None:
+        is_stopped, is_interrupted = self.workers.agree([bool(stop), bool(interrupt)])
+        if not is_stopped and not is_interrupted:
+            return
+        self._save("stopped")
+        if is_interrupted:
+            raise KeyboardInterrupt
+        if not stop:
+            stop.signal_name = "a signal to another worker"
+        stop.raise_if_set(f"step {self.step} is saved in {self.run.path}")
+
+
+class _Loader:
+    """Prepares the next parts of batches in a thread while the model works on this one."""
+
+    def __init__(self, task: Task, parts: Iterator[tuple[int, range]], device: torch.device) -> None:
+        self._task, self._parts, self._device = task, parts, device
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lvt-batches")
+        self._queue: deque[Future[dict[str, Tensor]]] = deque()
+
+    def __enter__(self) -> _Loader:
+        for _ in range(PREFETCHED_BATCHES):
+            self._request()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _request(self) -> None:
+        part = next(self._parts, None)
+        if part is not None:
+            self._queue.append(self._thread.submit(self._load, *part))
+
+    def _load(self, step: int, rows: range) -> dict[str, Tensor]:
+        batch = self._task.batch(step, rows)
+        return {name: value.pin_memory() for name, value in batch.items()} if self._device.type == "cuda" else batch
+
+    def next(self) -> tuple[dict[str, Tensor], float]:
+        """The next part on the device, and the seconds spent waiting for it."""
+        start = time.perf_counter()
+        batch = self._queue.popleft().result()
+        waited = time.perf_counter() - start
+        self._request()
+        return {name: value.to(self._device, non_blocking=True) for name, value in batch.items()}, waited

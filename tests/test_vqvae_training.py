@@ -1,0 +1,264 @@
+"""Training the frame VQ-VAE on small synthetic clips."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lvt_pipeline.config import build, load, preset_names
+from lvt_pipeline.data.frames import FrameSample, FrameShards, write_frames
+from lvt_pipeline.engine import vqvae_training
+from lvt_pipeline.engine.checkpoints import find_checkpoint, load_weights
+from lvt_pipeline.engine.training import StepLoss, is_timing
+from lvt_pipeline.engine.vqvae_training import (
+    VQVAERunSettings,
+    VQVAETask,
+    dry_run_vqvae,
+    train_vqvae,
+)
+from lvt_pipeline.errors import ChangedRunError, LVTError, Stopped
+from lvt_pipeline.models.vqvae import VQVAE, tokenizer_fingerprint
+from lvt_pipeline.progress import SILENT
+from lvt_pipeline.provenance import read_record
+from lvt_pipeline.runs import load_vqvae
+
+MODEL = {
+    "num_codebooks": 2,
+    "codebook_size": 16,
+    "code_width": 8,
+    "stem_width": 8,
+    "residual_width": 8,
+    "num_residual_blocks": 1,
+    "ema_init": "consistent",
+    "dead_code": "resample",
+}
+TRAINING = {
+    "max_steps": 8,
+    "batch_size": 6,
+    "learning_rate": 0.005,
+    "log_every": 3,
+    "eval_every": 4,
+    "eval_items": 10,
+    "picture_every": 4,
+    "checkpoint_every": 4,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Such small models lose more to waiting threads than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(**training: Any) -> VQVAERunSettings:
+    return build(VQVAERunSettings, {"model": MODEL, "training": {**TRAINING, **training}})
+
+
+def make_frames(root: Path, splits: tuple[str, ...] = ("train", "train", "train", "val"), size: int = 16) -> Path:
+    """Clips of a bright square on a coloured floor; of 5, 6, 7, ... frames."""
+    samples = []
+    for number, split in enumerate(splits):
+        frames = np.full((5 + number, size, size, 3), (40 * number, 90, 160), np.uint8)
+        for t in range(len(frames)):
+            frames[t, t : t + 5, 2 * number : 2 * number + 5] = 250
+        samples.append(FrameSample.from_array(f"clip{number}", frames, split=split))
+    write_frames(root, samples, stage="test", settings={}, inputs={})
+    return root
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_frames(tmp_path_factory.mktemp("frames") / "frames")
+
+
+@pytest.fixture(scope="module")
+def finished(frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("vqvae") / "run"
+    train_vqvae(frames, out, tiny(), device="cpu")
+    return out
+
+
+class Lines:
+    """Progress that remembers what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.bar = SILENT.bar
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not is_timing(name)} for line in lines]
+
+
+def test_resumed_vqvae_matches_uninterrupted_one_down_to_its_codebooks(
+    frames: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = VQVAETask.loss
+    calls = 0
+
+    def stopping_loss(self: VQVAETask, model: Any, batch: Any) -> StepLoss:
+        nonlocal calls
+        calls += 1
+        if calls in (3, 5):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, model, batch)
+
+    monkeypatch.setattr(VQVAETask, "loss", stopping_loss)
+    for step in (3, 5):
+        with pytest.raises(Stopped, match=f"step {step} is saved"):
+            train_vqvae(frames, tmp_path / "run", tiny(), device="cpu")
+    record = train_vqvae(frames, tmp_path / "run", tiny(), device="cpu")
+    whole, parts = (load_weights(find_checkpoint(run)) for run in (finished, tmp_path / "run"))
+    assert {"quantizer.books.0.table", "quantizer.books.0.total", "quantizer.books.0.size"} <= set(whole)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=0)
+    assert metrics_of(tmp_path / "run") == metrics_of(finished)
+    assert record.fingerprint == read_record(finished).fingerprint
+
+
+def test_record_says_what_was_trained_on_what(frames: Path, finished: Path) -> None:
+    record = read_record(finished)
+    assert (record.kind, record.stage) == ("vqvae-run", "train-vqvae")
+    assert record.inputs == {"frames": FrameShards(frames).fingerprint}
+    assert record.counts["steps"] == 8
+    assert record.counts["train_clips"] == 3
+    assert record.counts["tokenizer"] == tokenizer_fingerprint(load_vqvae(finished, device="cpu"))
+    assert len(record.counts["perplexity"]) == 2
+    assert all(record.outputs[name] == (finished / name).stat().st_size for name in record.outputs)
+
+
+def test_validation_error_is_that_of_the_reconstructions(frames: Path, finished: Path) -> None:
+    model = load_vqvae(finished, device="cpu")
+    shards = FrameShards(frames)
+    real = shards.read("clip3")  # 8 frames, fewer than eval_items: all of them are used
+    rebuilt = model.decode(model.encode(real)).numpy()
+    mse = float(np.mean(((real.astype(float) - rebuilt.astype(float)) / 255) ** 2))
+    record = read_record(finished)
+    assert record.counts["val_mse"] == pytest.approx(mse, rel=0.02)  # bytes are rounded, the metric is not
+    assert record.counts["val_psnr"] == pytest.approx(-10 * np.log10(record.counts["val_mse"]))
+
+
+def test_training_lowers_the_reconstruction_error(frames: Path, tmp_path: Path) -> None:
+    train_vqvae(frames, tmp_path, tiny(max_steps=100), device="cpu")
+    errors = [line["reconstruction_loss"] for line in metrics_of(tmp_path) if line["split"] == "train"]
+    assert errors[-1] < errors[0] / 2
+
+
+def test_finished_vqvae_is_not_trained_again(frames: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vqvae_training, "VQVAETask", None)  # building a task would fail
+    assert train_vqvae(frames, finished, tiny(), device="cpu") == read_record(finished)
+
+
+def test_every_clip_is_seen_once_an_epoch_and_only_training_clips(frames: Path) -> None:
+    settings = tiny().training
+    task = VQVAETask(VQVAE(tiny().model), FrameShards(frames), settings)
+    seen = [clip.split(" ")[0] for step in range(1, 5) for clip in task.batch_clips(step)]
+    assert {seen.count(clip) for clip in ("clip0", "clip1", "clip2")} == {8}
+    assert "clip3" not in seen
+
+
+def test_batches_are_the_named_frames_from_memory_and_from_disk(frames: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = FrameShards(frames)
+    in_memory = VQVAETask(VQVAE(tiny().model), shards, tiny().training)
+    monkeypatch.setattr(vqvae_training, "available_memory", lambda: 0)
+    on_disk = VQVAETask(VQVAE(tiny().model), shards, tiny().training)
+    for step in (1, 2, 50):
+        batch = in_memory.batch(step, range(6))["frames"]
+        assert torch.equal(batch, on_disk.batch(step, range(6))["frames"])
+        for row, name in enumerate(in_memory.batch_clips(step)):
+            clip, frame = name.removesuffix(")").split(" (frame ")
+            np.testing.assert_array_equal(batch[row].numpy(), shards.read(clip, int(frame), int(frame) + 1)[0])
+        halves = [in_memory.batch(step, rows)["frames"] for rows in (range(3), range(3, 6))]
+        assert torch.equal(batch, torch.cat(halves))
+
+
+def test_evaluation_and_pictures_leave_the_model_unchanged(frames: Path) -> None:
+    task = VQVAETask(VQVAE(tiny().model), FrameShards(frames), tiny().training)
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    task.model.eval()
+    with torch.no_grad():
+        facts = task.evaluate(task.model)
+        picture = task.picture(task.model)
+    torch.testing.assert_close(dict(task.model.state_dict()), before, rtol=0, atol=0)
+    assert set(facts) == {"mse", "psnr", "perplexity", "usage"}
+    assert picture.dtype == np.uint8
+
+
+def test_picture_shows_frames_above_reconstructions(finished: Path) -> None:
+    with Image.open(finished / "pictures" / "step-00000008.png") as picture:
+        assert picture.size == (8 * 32 + 7 * 2, 2 * 32 + 2)
+        pixels = np.asarray(picture.convert("RGB"))
+    assert (pixels[0, 0] != pixels[34, 0]).any()
+
+
+def test_frames_without_val_clips_train_and_say_so(tmp_path: Path) -> None:
+    frames = make_frames(tmp_path / "frames", ("train", "train"))
+    lines = Lines()
+    record = train_vqvae(frames, tmp_path / "run", tiny(), device="cpu", progress=lines)
+    assert any("no val clips" in line for line in lines.said)
+    assert "val_mse" not in record.counts
+    assert (tmp_path / "run" / "pictures" / "step-00000008.png").exists()
+
+
+def test_frames_without_training_clips_are_refused(tmp_path: Path) -> None:
+    frames = make_frames(tmp_path / "frames", ("val", "test"))
+    with pytest.raises(LVTError, match="no clips in split train"):
+        train_vqvae(frames, tmp_path / "run", tiny(), device="cpu")
+
+
+def test_other_frames_or_another_model_are_refused(frames: Path, finished: Path, tmp_path: Path) -> None:
+    others = make_frames(tmp_path / "frames", ("train", "val"))
+    with pytest.raises(ChangedRunError, match="was started on frames"):
+        train_vqvae(others, finished, tiny(), device="cpu")
+    wider = replace(tiny(), model=replace(tiny().model, stem_width=16))
+    with pytest.raises(ChangedRunError, match=r"model.stem_width: 8 -> 16"):
+        train_vqvae(frames, finished, wider, device="cpu")
+
+
+def test_dry_run_measures_without_writing(frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    facts = dry_run_vqvae(tiny(), device="cpu")
+    assert facts["parameters"] == sum(facts["parameters_by_part"].values())
+    assert facts["parameters_by_part"]["codebook"] == 16 * 8
+    assert facts["grid"] == [16, 16]
+    assert facts["codes_per_step"] == 6 * 16 * 16 * 2
+    assert facts["step_seconds"] > 0
+    assert facts["memory_bytes"] == sum(facts["memory_bytes_by_part"].values()) > 4 * 4 * facts["parameters"] // 2
+    assert dry_run_vqvae(tiny(), frames=frames, device="cpu")["grid"] == [4, 4]
+    assert not list(tmp_path.iterdir())
+
+
+def test_paper_model_has_the_papers_parameters() -> None:
+    settings = replace(
+        load(VQVAERunSettings, "vqvae", preset="bair-vqvae-nc4"),
+        training=replace(tiny().training, batch_size=1),
+    )
+    parts = dry_run_vqvae(settings, device="cpu")["parameters_by_part"]
+    assert parts == {"encoder": 1_777_024, "decoder": 1_776_771, "codebook": 131_072}
+
+
+def test_presets_build() -> None:
+    names = preset_names("vqvae")
+    assert set(names) >= {"tiny", "small", "bair-vqvae-nc1", "bair-vqvae-nc4", "kinetics-vqvae-nc4"}
+    for name in names:
+        load(VQVAERunSettings, "vqvae", preset=name)
+    paper = load(VQVAERunSettings, "vqvae", preset="kinetics-vqvae-nc4")
+    assert (paper.model.num_residual_blocks, paper.training.max_steps) == (4, 1_000_000)
+    assert (paper.training.optimizer, paper.training.learning_rate, paper.training.betas) == ("adam", 3e-4, (0.9, 0.9))
+    assert load(VQVAERunSettings, "vqvae", preset="bair-vqvae-nc1").model.num_codebooks == 1
