@@ -1,0 +1,197 @@
+"""Stage `sample`: samples depend on the clip, the seed and the prior, never on batches, interruptions or order."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lvt_pipeline.data.codes import open_codes
+from lvt_pipeline.engine import sampling
+from lvt_pipeline.engine.sampling import SampleSettings, sample_clips
+from lvt_pipeline.errors import ConfigError, LVTError, MismatchError, Stopped
+from lvt_pipeline.runs import load_prior
+from tests.toy_work import (
+    BOOKS,
+    FRAMES,
+    GRID,
+    ToyWork,
+    make_codes,
+    make_frames,
+    make_prior,
+    make_tokenizer,
+    make_toy_work,
+)
+
+SETTINGS = SampleSettings(frames=FRAMES, priming_frames=2, num_clips=None)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> ToyWork:
+    return make_toy_work(tmp_path_factory.mktemp("work"))
+
+
+def run(work: ToyWork, out: Path, settings: SampleSettings = SETTINGS, **options: object) -> None:
+    sample_clips(work.prior, work.codes, out, settings, device="cpu", **options)
+
+
+def codes_of(path: Path) -> dict[str, np.ndarray]:
+    store = open_codes(path)
+    return {clip.id: store[clip.id] for clip in store.clips}
+
+
+def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
+    return first.keys() == second.keys() and all(np.array_equal(first[key], second[key]) for key in first)
+
+
+def test_samples_begin_with_the_real_codes_and_keep_what_the_clip_says(work: ToyWork, tmp_path: Path) -> None:
+    run(work, tmp_path / "s.zarr")
+    store, samples = open_codes(work.codes), open_codes(tmp_path / "s.zarr")
+    assert [clip.id for clip in samples.clips] == [clip.id for clip in store.split("test")]
+    assert samples.tokenizer == store.tokenizer
+    for clip in samples.clips:
+        assert samples[clip.id].shape == (FRAMES, GRID, GRID, BOOKS)
+        assert np.array_equal(samples[clip.id][:2], store.read(clip.id, 0, 2))
+        assert not np.array_equal(samples[clip.id], store.read(clip.id, 0, FRAMES))
+        assert (clip.split, clip.fps) == ("test", 5.0)
+
+
+def test_samples_are_those_of_the_model_called_directly(work: ToyWork, tmp_path: Path) -> None:
+    run(work, tmp_path / "s.zarr")
+    store = open_codes(work.codes)
+    clip = store.split("test")[1]
+    priming = store.read(clip, 0, 2)[None].astype(np.int64)
+    direct = load_prior(work.prior, device="cpu").sample(priming, frames=FRAMES, clip_ids=[clip.id], sample_ids=[0])
+    assert np.array_equal(codes_of(tmp_path / "s.zarr")[clip.id], direct[0].numpy())
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_samples_do_not_depend_on_the_batch_size(work: ToyWork, tmp_path: Path, batch_size: int) -> None:
+    run(work, tmp_path / "a.zarr", batch_size=batch_size)
+    run(work, tmp_path / "b.zarr", batch_size=8)
+    assert same(codes_of(tmp_path / "a.zarr"), codes_of(tmp_path / "b.zarr"))
+
+
+def test_a_clip_has_the_same_sample_whichever_clips_are_sampled_with_it(work: ToyWork, tmp_path: Path) -> None:
+    run(work, tmp_path / "all.zarr")
+    run(work, tmp_path / "one.zarr", SampleSettings(frames=FRAMES, priming_frames=2, num_clips=1))
+    (name, codes), *rest = codes_of(tmp_path / "one.zarr").items()
+    assert not rest
+    assert np.array_equal(codes, codes_of(tmp_path / "all.zarr")[name])
+
+
+def test_several_samples_of_a_clip_differ_and_are_numbered(work: ToyWork, tmp_path: Path) -> None:
+    run(work, tmp_path / "s.zarr", SampleSettings(frames=FRAMES, priming_frames=2, num_clips=1, samples_per_clip=2))
+    samples = codes_of(tmp_path / "s.zarr")
+    assert list(samples) == ["test/0#0", "test/0#1"]
+    assert not np.array_equal(samples["test/0#0"], samples["test/0#1"])
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"temperature": 3.0}])
+def test_other_settings_give_other_samples(work: ToyWork, tmp_path: Path, change: dict[str, float]) -> None:
+    run(work, tmp_path / "s.zarr")
+    before = codes_of(tmp_path / "s.zarr")
+    run(work, tmp_path / "s.zarr", SampleSettings(frames=FRAMES, priming_frames=2, num_clips=None, **change))
+    assert not same(before, codes_of(tmp_path / "s.zarr"))
+
+
+def test_shorter_samples_replace_longer_ones_in_the_same_store(work: ToyWork, tmp_path: Path) -> None:
+    run(work, tmp_path / "s.zarr")
+    run(work, tmp_path / "s.zarr", SampleSettings(frames=FRAMES, priming_frames=3, num_clips=2))
+    run(work, tmp_path / "fresh.zarr", SampleSettings(frames=FRAMES, priming_frames=3, num_clips=2))
+    assert same(codes_of(tmp_path / "s.zarr"), codes_of(tmp_path / "fresh.zarr"))
+
+
+def test_sampling_again_does_nothing(work: ToyWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(work, tmp_path / "s.zarr")
+    before = {path: path.read_bytes() for path in (tmp_path / "s.zarr").rglob("*") if path.is_file()}
+    monkeypatch.setattr(sampling, "_draw", lambda *arguments: pytest.fail("a finished sample was drawn again"))
+    run(work, tmp_path / "s.zarr")
+    assert {path: path.read_bytes() for path in (tmp_path / "s.zarr").rglob("*") if path.is_file()} == before
+
+
+def test_a_stopped_run_goes_on_and_gives_what_an_uninterrupted_one_gives(
+    work: ToyWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(work, tmp_path / "whole.zarr", batch_size=1)
+    drawn = []
+    draw = sampling._draw
+
+    def draw_then_stop(*arguments: object) -> np.ndarray:
+        drawn.append([sample.clip.id for sample in arguments[2]])
+        if len(drawn) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return draw(*arguments)
+
+    monkeypatch.setattr(sampling, "_draw", draw_then_stop)
+    with pytest.raises(Stopped, match="2 of 3 samples are in"):
+        run(work, tmp_path / "s.zarr", batch_size=1)
+    run(work, tmp_path / "s.zarr", batch_size=1)
+    assert drawn == [["test/0"], ["test/1"], ["test/2"]]
+    assert same(codes_of(tmp_path / "s.zarr"), codes_of(tmp_path / "whole.zarr"))
+
+
+class Lines:
+    """A progress that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def bar(self, *arguments: object, **options: object) -> object:
+        from lvt_pipeline.progress import SILENT
+
+        return SILENT.bar("", None, "")
+
+
+def test_a_missing_split_falls_back_to_the_next_one_and_says_so(tmp_path: Path) -> None:
+    work = make_toy_work(tmp_path, lengths={"test/0": 1, "test/1": 1, "test/2": 1})
+    lines = Lines()
+    record = sample_clips(work.prior, work.codes, work.samples, SETTINGS, device="cpu", progress=lines)
+    assert record.counts["split"] == "val"
+    assert "using val clips" in lines.lines[0]
+
+
+def test_short_clips_are_left_out_and_counted(tmp_path: Path) -> None:
+    work = make_toy_work(tmp_path, lengths={"test/1": 1})
+    record = sample_clips(work.prior, work.codes, work.samples, SETTINGS, device="cpu")
+    assert (record.counts["clips"], record.counts["short_clips"]) == (2, 1)
+
+
+def test_no_clip_of_enough_frames_is_one_clear_line(work: ToyWork, tmp_path: Path) -> None:
+    settings = SampleSettings(frames=50, priming_frames=40)
+    with pytest.raises(MismatchError, match=f"use frames={FRAMES}"):
+        run(work, tmp_path / "s.zarr", settings)
+    short = make_toy_work(tmp_path, lengths=dict.fromkeys(open_codes(work.codes), 1))
+    with pytest.raises(LVTError, match="the longest has 1"):
+        run(short, tmp_path / "s.zarr")
+
+
+def test_a_prior_of_another_grid_is_refused(work: ToyWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests import toy_work
+
+    monkeypatch.setattr(toy_work, "CODES", 9)
+    make_prior(tmp_path / "prior")
+    with pytest.raises(MismatchError, match=r"K=12.*models K=9"):
+        sample_clips(tmp_path / "prior", work.codes, tmp_path / "s.zarr", SETTINGS, device="cpu")
+
+
+def test_settings_that_leave_nothing_to_sample_are_refused() -> None:
+    with pytest.raises(ConfigError, match="less than frames"):
+        SampleSettings(frames=5, priming_frames=5)
+    with pytest.raises(ConfigError, match="temperature"):
+        SampleSettings(temperature=0.0)
+
+
+def test_samples_of_other_codes_are_drawn_again(work: ToyWork, tmp_path: Path) -> None:
+    run(work, tmp_path / "s.zarr")
+    other = make_codes(
+        tmp_path / "other.zarr", make_frames(tmp_path / "frames"), make_tokenizer(tmp_path / "t", seed=5)
+    )
+    record = sample_clips(work.prior, other.path, tmp_path / "s.zarr", SETTINGS, device="cpu")
+    assert record.counts["drawn"] == 3
+    assert open_codes(tmp_path / "s.zarr").tokenizer == other.tokenizer

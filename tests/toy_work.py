@@ -1,0 +1,177 @@
+"""A tiny work directory, made in a second without any training: frames, tokenizer, codes, prior.
+
+Everything is random but deterministic, and belongs together: the codes are what the tokenizer makes of the frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lvt_pipeline.data.code_writer import CodeStoreWriter, PlannedClip, codes_fingerprint
+from lvt_pipeline.data.codes import CodeSchema, CodeStore, open_codes
+from lvt_pipeline.data.frames import FrameSample, FrameShards, write_frames
+from lvt_pipeline.engine.run_directory import save_model_run
+from lvt_pipeline.models.prior import Prior, PriorConfig
+from lvt_pipeline.models.vqvae import VQVAE, VQVAEConfig, tokenizer_fingerprint
+from lvt_pipeline.provenance import Provenance
+
+FRAMES, SIZE, GRID, BOOKS, CODES = 6, 16, 4, 2, 12
+SPLITS = {"train": 4, "val": 1, "test": 3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSettings:
+    """What `config.toml` of a run needs to say about a tokenizer."""
+
+    model: VQVAEConfig = field(
+        default_factory=lambda: VQVAEConfig(
+            num_codebooks=BOOKS,
+            codebook_size=CODES,
+            code_width=8,
+            stem_width=4,
+            residual_width=4,
+            num_residual_blocks=1,
+        )
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorSettings:
+    """What `config.toml` of a run needs to say about a prior."""
+
+    model: PriorConfig = field(
+        default_factory=lambda: PriorConfig(
+            frames=FRAMES,
+            grid=(GRID, GRID),
+            num_codebooks=BOOKS,
+            codebook_size=CODES,
+            subscale=(FRAMES, 1, 1),
+            kernel=(3, 1, 1),
+            width=12,
+            head_width=6,
+            num_heads=2,
+            embedding_width=6,
+            encoder_layers=1,
+            decoder_layers=1,
+        )
+    )
+
+
+def moving_square(seed: int, num_frames: int) -> np.ndarray:
+    """A bright square that wanders over a dark picture, uint8 (T, SIZE, SIZE, 3)."""
+    generator = np.random.default_rng(seed)
+    frames = np.full((num_frames, SIZE, SIZE, 3), 30, np.uint8)
+    colour, (x, y) = generator.integers(90, 255, 3), generator.integers(0, SIZE - 5, 2)
+    for t in range(num_frames):
+        at = (x + t) % (SIZE - 5)
+        frames[t, y : y + 5, at : at + 5] = colour
+    return frames
+
+
+def make_frames(root: Path, lengths: dict[str, int] | None = None) -> FrameShards:
+    """Clips `train/0`, ..., `test/2`; `lengths` overrides how many frames some have."""
+    names = [(split, f"{split}/{number}") for split, count in SPLITS.items() for number in range(count)]
+    samples = []
+    for seed, (split, name) in enumerate(names):
+        frames = moving_square(seed, (lengths or {}).get(name, FRAMES + 2))
+        samples.append(FrameSample.from_array(name, frames, split=split, fps=5.0))
+    write_frames(root, samples, stage="ingest", settings={}, inputs={"manifest": "0" * 64})
+    return FrameShards(root)
+
+
+def make_tokenizer(run: Path, seed: int = 0) -> VQVAE:
+    """A VQ-VAE run that was never trained, with codebooks wide enough to use several codes."""
+    torch.manual_seed(seed)
+    settings = TokenizerSettings()
+    model = VQVAE(settings.model)
+    with torch.no_grad():
+        for book in model.quantizer.codebooks:
+            book.table.normal_()
+            book.total.copy_(book.table)
+            book.size.fill_(1.0)
+    counts = {"tokenizer": tokenizer_fingerprint(model)}
+    save_model_run(run, "vqvae-run", model, settings, stage="train-vqvae", version=1, counts=counts)
+    return model.eval()
+
+
+def make_codes(path: Path, frames: FrameShards, tokenizer: VQVAE) -> CodeStore:
+    """Every clip as codes."""
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    schema = CodeSchema(codebook_size=CODES, num_codebooks=BOOKS, grid=(GRID, GRID), tokenizer=fingerprint)
+    planned = [
+        PlannedClip(
+            id=clip.id,
+            split=clip.split,
+            label=clip.label,
+            length=clip.num_frames,
+            fingerprint=codes_fingerprint(clip.fingerprint, fingerprint),
+            fps=clip.fps,
+            source="",
+        )
+        for clip in frames.clips
+    ]
+    with CodeStoreWriter.open(path, schema, planned) as writer:
+        for shard in writer.pending_shards():
+            parts = [tokenizer.encode(frames.read(part.clip_id, part.start, part.stop)) for part in shard.parts]
+            writer.write_shard(shard.index, torch.cat(parts).numpy())
+        writer.publish(
+            Provenance(
+                kind="codes",
+                stage="encode-dataset",
+                version=1,
+                settings={},
+                inputs={"frames": frames.fingerprint, "tokenizer": fingerprint},
+                fingerprint="",
+                counts={"clips": len(planned)},
+            )
+        )
+    return open_codes(path)
+
+
+def make_prior(run: Path, seed: int = 0) -> Prior:
+    """A prior run that was never trained."""
+    torch.manual_seed(seed)
+    settings = PriorSettings()
+    model = Prior(settings.model)
+    save_model_run(run, "prior-run", model, settings, stage="train-prior", version=1, counts={})
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class ToyWork:
+    """Paths of a tiny work directory."""
+
+    root: Path
+
+    @property
+    def frames(self) -> Path:
+        return self.root / "frames"
+
+    @property
+    def vqvae(self) -> Path:
+        return self.root / "runs" / "vqvae"
+
+    @property
+    def codes(self) -> Path:
+        return self.root / "data.zarr"
+
+    @property
+    def prior(self) -> Path:
+        return self.root / "runs" / "prior"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples.zarr"
+
+
+def make_toy_work(root: Path, lengths: dict[str, int] | None = None) -> ToyWork:
+    """Frames, tokenizer, codes and prior under `root`."""
+    work = ToyWork(root)
+    frames = make_frames(work.frames, lengths)
+    make_codes(work.codes, frames, make_tokenizer(work.vqvae))
+    make_prior(work.prior)
+    return work
