@@ -1,0 +1,36 @@
+"""Numbers and durations as a person would write them."""
+
+from __future__ import annotations
+
+from lvt_pipeline.evaluation.charts import spoken_number
+from lvt_pipeline.evaluation.metrics import psnr
+
+
+def spoken_seconds(seconds: float) -> str:
+    """A duration as a person would say it."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def spoken_decibels(mse: float) -> str:
+    """PSNR of a squared error, as a text."""
+    return f"{psnr(mse):.2f}" if mse > 0 else "∞"
+
+
+def spoken_change(value: float, other: float) -> str:
+    """How a number compares with a baseline: "23% less than 2.410"."""
+    if other and value > 2 * other:
+        return f"{value / other:.1f} times {other:.3f}"
+    share = abs(1 - value / other) if other else 0.0
+    return f"{share:.0%} {'less' if value < other else 'more'} than {other:.3f}"
+
+
+def spoken_value(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else spoken_number(value)
+
+
+def spoken_range(low: int, high: int) -> str:
+    return f"{low}" if low == high else f"{low} to {high}"

@@ -1,0 +1,209 @@
+"""Stage `evaluate`: bits of the prior and of its baselines over the same codes, pixels, and honest bookkeeping."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lvt_pipeline.data.codes import open_codes
+from lvt_pipeline.data.frames import FrameShards
+from lvt_pipeline.engine.sampling import SampleSettings, sample_clips
+from lvt_pipeline.errors import ConfigError, LVTError, MismatchError
+from lvt_pipeline.evaluation import evaluate as stage
+from lvt_pipeline.evaluation.evaluate import EvaluateSettings, evaluate, summary_line
+from lvt_pipeline.provenance import Provenance, read_record
+from lvt_pipeline.runs import load_prior, load_vqvae
+from lvt_pipeline.storage import read_json
+from tests.toy_work import BOOKS, CODES, FRAMES, GRID, ToyWork, make_tokenizer, make_toy_work
+
+SETTINGS = EvaluateSettings(frames=FRAMES)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> ToyWork:
+    work = make_toy_work(tmp_path_factory.mktemp("work"))
+    settings = SampleSettings(frames=FRAMES, priming_frames=2, num_clips=2, samples_per_clip=2)
+    sample_clips(work.prior, work.codes, work.samples, settings, device="cpu")
+    return work
+
+
+def run(work: ToyWork, out: Path, settings: EvaluateSettings = SETTINGS, **options: object) -> Provenance:
+    paths = {"prior": work.prior, "frames": work.frames, "vqvae": work.vqvae, "samples": work.samples}
+    return evaluate(work.codes, out, settings, device="cpu", **{**paths, **options})
+
+
+@pytest.fixture(scope="module")
+def results(work: ToyWork, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    out = tmp_path_factory.mktemp("out") / "eval.json"
+    run(work, out)
+    return read_json(out)
+
+
+def evaluated_codes(work: ToyWork, first_frame: int = 1) -> np.ndarray:
+    store = open_codes(work.codes)
+    return np.stack([store.read(clip, 0, FRAMES)[first_frame:] for clip in store.split("test")])
+
+
+def test_bits_per_dim_is_the_mean_over_teacher_forced_logits(work: ToyWork, results: dict) -> None:
+    codes = torch.from_numpy(evaluated_codes(work, 0).astype(np.int64))
+    logits = load_prior(work.prior, device="cpu").logits(codes)
+    bits = -logits.log_softmax(-1).gather(-1, codes[..., None])[..., 0] / math.log(2)
+    counted = bits[:, 1:].double()
+    assert results["prior"]["bits_per_dim"] == pytest.approx(counted.mean().item(), abs=1e-5)
+    assert results["prior"]["per_codebook"] == pytest.approx(counted.mean((0, 1, 2, 3)).tolist(), abs=1e-5)
+    assert results["prior"]["uniform_bits"] == math.log2(CODES)
+
+
+def test_prior_and_baselines_count_the_same_codes(results: dict) -> None:
+    assert results["prior"]["codes"] == results["baselines"]["codes"] == 3 * (FRAMES - 1) * GRID * GRID * BOOKS
+
+
+def test_unigram_is_the_entropy_of_the_evaluated_codes(work: ToyWork, results: dict) -> None:
+    codes = evaluated_codes(work)
+    entropies = []
+    for book in range(BOOKS):
+        counts = Counter(codes[..., book].ravel().tolist())
+        total = sum(counts.values())
+        entropies.append(-sum(n / total * math.log2(n / total) for n in counts.values()))
+    assert results["baselines"]["unigram_bits_per_codebook"] == pytest.approx(entropies)
+    assert results["baselines"]["unigram_bits"] == pytest.approx(sum(entropies) / BOOKS)
+
+
+def test_previous_frame_bits_agree_with_a_loop_over_training_and_evaluated_codes(work: ToyWork, results: dict) -> None:
+    store, baselines = open_codes(work.codes), results["baselines"]
+    bits = []
+    for book in range(BOOKS):
+        counts = Counter(int(code) for clip in store.split("train") for code in store[clip.id][..., book].ravel())
+        total = sum(counts.values())
+        alpha = baselines["previous_frame_alpha"][book]
+        for clip in store.split("test"):
+            codes = store[clip.id][..., book]
+            for t, y, x in np.ndindex(FRAMES, GRID, GRID):
+                if t:
+                    unigram = (counts[int(codes[t, y, x])] + 1) / (total + CODES)
+                    bits.append(-math.log2(alpha * (codes[t, y, x] == codes[t - 1, y, x]) + (1 - alpha) * unigram))
+    assert baselines["previous_frame_bits"] == pytest.approx(sum(bits) / len(bits))
+    assert baselines["fitted_on"] == {"split": "train", "clips": 4, "codes": 4 * (FRAMES + 2) * GRID * GRID * BOOKS}
+
+
+def test_an_untrained_prior_does_not_beat_codes_that_repeat(results: dict) -> None:
+    assert results["beats"]["previous_frame"] is False
+    assert "does not beat both" in summary_line(results)
+
+
+def test_reconstruction_is_that_of_the_stored_codes_against_the_stored_frames(work: ToyWork, results: dict) -> None:
+    frames, store, tokenizer = FrameShards(work.frames), open_codes(work.codes), load_vqvae(work.vqvae, device="cpu")
+    clips = [clip.id for clip in store.split("test")]
+    real = np.stack([frames.read(clip, 0, FRAMES) for clip in clips]) / 255
+    decoded = np.stack([tokenizer.decode(store.read(clip, 0, FRAMES)).numpy() for clip in clips]) / 255
+    mse = ((real - decoded) ** 2).mean()
+    assert results["reconstruction"]["mse"] == pytest.approx(mse)
+    assert results["reconstruction"]["psnr"] == pytest.approx(-10 * math.log10(mse))
+    assert results["reconstruction"]["mean_picture_mse"] == pytest.approx(((real - real.mean((0, 1))) ** 2).mean())
+
+
+def test_sample_errors_are_zero_for_copied_frames_and_averaged_after_the_priming(work: ToyWork, results: dict) -> None:
+    samples = results["samples"]
+    assert samples["copy_mse_by_frame"][:2] == [0, 0]
+    assert samples["mse_by_frame"][:2] == pytest.approx(samples["reconstruction_mse_by_frame"][:2])
+    assert samples["mse"] == pytest.approx(np.mean(samples["mse_by_frame"][2:]))
+    frames = FrameShards(work.frames)
+    last = [((frames.read(c)[5] / 255.0 - frames.read(c)[1] / 255.0) ** 2).mean() for c in ("test/0", "test/1")]
+    assert samples["copy_mse_by_frame"][5] == pytest.approx(np.mean(last))
+    assert len(samples["mse_by_frame"]) == FRAMES
+
+
+def test_code_usage_is_that_of_the_training_codes(work: ToyWork, results: dict) -> None:
+    store = open_codes(work.codes)
+    codes = np.concatenate([store[clip.id] for clip in store.split("train")])
+    used = [len(np.unique(codes[..., book])) / CODES for book in range(BOOKS)]
+    assert results["codes"]["usage"] == pytest.approx(used)
+
+
+def test_results_do_not_depend_on_the_batch_size(work: ToyWork, tmp_path: Path, results: dict) -> None:
+    run(work, tmp_path / "eval.json", batch_size=2)
+    assert read_json(tmp_path / "eval.json")["prior"]["bits_per_dim"] == pytest.approx(
+        results["prior"]["bits_per_dim"], abs=1e-6
+    )
+
+
+def test_evaluating_leaves_both_models_as_they_were(work: ToyWork, results: dict) -> None:
+    prior = load_prior(work.prior, device="cpu")
+    before = {name: value.clone() for name, value in prior.state_dict().items()}
+    store = open_codes(work.codes)
+    stage.measure_prior(store, store.split("test"), prior, None, SETTINGS)
+    assert all(torch.equal(value, before[name]) for name, value in prior.state_dict().items())
+
+
+def test_same_inputs_give_the_same_file_and_a_second_run_does_nothing(
+    work: ToyWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = run(work, tmp_path / "a.json")
+    run(work, tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    monkeypatch.setattr(stage, "measure_prior", lambda *arguments: pytest.fail("measured again"))
+    assert run(work, tmp_path / "a.json") == record == read_record(tmp_path / "a.json")
+
+
+def test_an_edited_result_is_measured_again(work: ToyWork, tmp_path: Path) -> None:
+    run(work, tmp_path / "eval.json")
+    honest = (tmp_path / "eval.json").read_text()
+    forged = honest.replace('"unigram": false', '"unigram": true ').replace('"unigram": true,', '"unigram": false,')
+    (tmp_path / "eval.json").write_text(forged)
+    run(work, tmp_path / "eval.json")
+    assert (tmp_path / "eval.json").read_text() == honest
+
+
+def test_codes_alone_give_the_baselines(work: ToyWork, tmp_path: Path) -> None:
+    evaluate(work.codes, tmp_path / "eval.json", SETTINGS)
+    results = read_json(tmp_path / "eval.json")
+    assert not {"prior", "beats", "reconstruction", "samples"} & results.keys()
+    assert results["baselines"]["unigram_bits"] > 0
+    assert "baselines" in summary_line(results)
+
+
+def test_samples_without_pixels_are_still_compared_in_codes(work: ToyWork, tmp_path: Path) -> None:
+    evaluate(work.codes, tmp_path / "eval.json", SETTINGS, samples=work.samples)
+    samples = read_json(tmp_path / "eval.json")["samples"]
+    assert "mse" not in samples
+    assert 0 <= samples["share_same_as_previous_frame"] < samples["real_share_same_as_previous_frame"] <= 1
+
+
+def test_short_clips_are_left_out_and_counted(tmp_path: Path) -> None:
+    work = make_toy_work(tmp_path, lengths={"test/0": FRAMES - 1})
+    evaluate(work.codes, tmp_path / "eval.json", SETTINGS)
+    results = read_json(tmp_path / "eval.json")
+    assert (results["clips"], results["short_clips"], results["split"]) == (2, 1, "test")
+
+
+def test_frames_that_changed_since_the_encode_are_refused(work: ToyWork, tmp_path: Path) -> None:
+    other = make_toy_work(tmp_path, lengths={"test/0": FRAMES + 4})
+    with pytest.raises(MismatchError, match="made from other frames"):
+        run(work, tmp_path / "eval.json", frames=other.frames)
+
+
+def test_a_tokenizer_that_did_not_make_the_codes_is_refused(work: ToyWork, tmp_path: Path) -> None:
+    make_tokenizer(tmp_path / "other", seed=9)
+    with pytest.raises(MismatchError, match="was made by tokenizer"):
+        run(work, tmp_path / "eval.json", vqvae=tmp_path / "other")
+
+
+def test_a_length_the_prior_cannot_take_is_refused_with_the_right_one(work: ToyWork, tmp_path: Path) -> None:
+    with pytest.raises(MismatchError, match=f"use frames={FRAMES}"):
+        run(work, tmp_path / "eval.json", replace(SETTINGS, frames=FRAMES + 1))
+
+
+def test_no_clip_of_enough_frames_is_one_clear_line(work: ToyWork, tmp_path: Path) -> None:
+    with pytest.raises(LVTError, match="no clip of 99 frames"):
+        evaluate(work.codes, tmp_path / "eval.json", replace(SETTINGS, frames=99))
+
+
+def test_settings_that_leave_nothing_to_count_are_refused() -> None:
+    with pytest.raises(ConfigError, match="priming_frames"):
+        EvaluateSettings(frames=4, priming_frames=4)
