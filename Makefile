@@ -1,0 +1,47 @@
+# make demo: set everything up, make procedural videos, run every stage on them.
+# make test: set everything up, lint, check types, run the tests.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+
+.PHONY: demo test lint format types bench clean help
+
+help:
+	@grep -E '^# make' Makefile | cut -c3-
+
+demo: $(VENV)/ready
+	$(BIN)/lvt demo -o $(DEMO)
+
+test: lint types
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# make lint: style only
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# make types: mypy --strict only
+types: $(VENV)/ready
+	$(BIN)/mypy
+
+# make format: rewrite the code in the house style
+format: $(VENV)/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# make bench: time what the documentation claims, side by side
+bench: $(VENV)/ready
+	$(BIN)/python -m benchmarks
+
+# make clean: remove the environment and what tools left behind; work directories stay
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lvt needs Python 3.11 or newer, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,35 @@
+"""Run all benchmarks, or those that are named: `python -m benchmarks sampler loader`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+
+import torch
+
+from benchmarks import encode, loader, nothing_to_do, sampler
+
+BENCHMARKS = {
+    "encode": encode.run,
+    "loader": loader.run,
+    "nothing_to_do": nothing_to_do.run,
+    "sampler": sampler.run,
+}
+
+
+def main(names: list[str]) -> int:
+    """Print a markdown table per benchmark."""
+    unknown = set(names) - set(BENCHMARKS)
+    if unknown:
+        print(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}", file=sys.stderr)
+        return 2
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print(f"{platform.machine()}, {os.cpu_count()} cores, device {device}, torch {torch.__version__}\n", flush=True)
+    for name in names or BENCHMARKS:
+        print(BENCHMARKS[name](), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

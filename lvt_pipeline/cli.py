@@ -1,0 +1,129 @@
+"""The `lvt` command: finds the stage modules, turns errors into one line and the right exit code.
+
+Exit codes: 0 done or nothing to do, 1 error, 2 wrong options, 3 finished but over the failure budget, 75 stopped by a
+signal after saving, 130 interrupted. This is the only library module that knows click or `stages`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from importlib import import_module
+
+import click
+
+from lvt_pipeline.errors import LVTError
+from lvt_pipeline.provenance import lvt_version
+from lvt_pipeline.storage import describe_os_error
+
+DISTRIBUTION = "lvt-pipeline"
+INTERRUPTED = 130
+# torch's CPU threads wait for each other in busy loops. With the default, milliseconds, two programs on the same cores
+# are many times slower; some microseconds cost a program that is alone almost nothing. Read when torch loads.
+SPINS = "5000"
+
+# Command name -> module in `stages` and its one-line help. The help stands here so that `lvt --help` imports no stage.
+COMMANDS = {
+    "run": ("run", "All stages, from a folder of videos to a report."),
+    "demo": ("demo", "Make procedural videos and run everything on them."),
+    "manifest": ("manifest", "List the clips of a dataset: one JSON line per clip."),
+    "ingest": ("ingest", "Decode videos into shards of frames."),
+    "train-vqvae": ("train_vqvae", "Train the frame tokenizer."),
+    "encode-dataset": ("encode_dataset", "Turn frames into a store of codes."),
+    "train-prior": ("train_prior", "Train the video transformer on codes alone."),
+    "sample": ("sample", "Continue clips: codes from a trained prior."),
+    "decode": ("decode", "Turn codes back into mp4, gif, png or npy."),
+    "evaluate": ("evaluate", "Measure reconstruction, prior and baselines."),
+    "report": ("report", "One self-contained HTML page about a work directory."),
+    "status": ("status", "What is done, running and stale in a work directory."),
+    "why": ("why", "Name what makes an artefact, or a clip of a store, stale."),
+    "inspect": ("inspect", "Say what an artefact is, what made it and what is in it."),
+    "doctor": ("doctor", "Check that this machine can run every stage."),
+    "import-official": ("import_official", "Import checkpoints of the paper's released code."),
+}
+
+
+def load_stage(module_name: str) -> click.Command:
+    """Import a stage module and return its command.
+
+    Raises:
+        LVTError: another package's `stages` module shadows ours.
+    """
+    import stages
+
+    if getattr(stages, "DISTRIBUTION", None) != DISTRIBUTION:
+        raise LVTError(
+            f"the package `stages` at {getattr(stages, '__file__', '?')} is not part of lvt-pipeline; "
+            "rename it or run lvt from another folder"
+        )
+    command = import_module(f"stages.{module_name}").command
+    assert isinstance(command, click.Command)
+    return command
+
+
+class StageGroup(click.Group):
+    """Loads a stage module only when its command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return load_stage(COMMANDS[cmd_name][0]) if cmd_name in COMMANDS else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean {close[0]}?" if close else "lvt --help lists them"
+            raise click.UsageError(f"there is no command {args[0]!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_line) for name, (_, help_line) in COMMANDS.items()])
+
+
+@click.group(cls=StageGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(lvt_version(), prog_name="lvt")
+def lvt() -> None:
+    """Latent video transformers, from a folder of videos to generated video.
+
+    Every stage reads and writes files; running the same command again resumes it or does nothing.
+
+    Example: lvt run --videos my_videos --work-dir work --preset tiny
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code. Expected errors become one line on stderr."""
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    try:
+        result = lvt.main(args=arguments, prog_name="lvt", standalone_mode=False)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f"; see {context.command_path} --help" if context is not None else ""
+        click.echo(f"lvt: {error.format_message().rstrip('.')}{hint}", err=True)
+        return error.exit_code
+    except LVTError as error:
+        click.echo(f"lvt: {error}", err=True)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("\nlvt: interrupted; what was finished is kept, run the same command again to go on", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as in `lvt inspect x | head`
+        sys.stderr.close()
+        return 1
+    except OSError as error:
+        if error.errno is None:
+            raise
+        doing = f"using {error.filename or 'a file'}"
+        click.echo(f"lvt: {describe_os_error(error, doing)}", err=True)
+        return 1
+    return result if isinstance(result, int) else 0

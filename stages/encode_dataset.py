@@ -1,0 +1,59 @@
+"""lvt encode-dataset: turn every clip into codes. Reads frames/ and a VQ-VAE run; writes a code store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stages.console import (
+    PATH,
+    Console,
+    clock,
+    device_option,
+    echo_facts,
+    json_option,
+    out_option,
+    overwrite_option,
+)
+
+
+@click.command("encode-dataset")
+@click.option("--frames", type=PATH, required=True, help="Frame shards from `lvt ingest`.")
+@click.option("--vqvae", type=PATH, required=True, help="Run directory from `lvt train-vqvae`.")
+@out_option("Code store to create, resume or bring up to date, such as data.zarr.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Frames per pass.")
+@device_option
+@click.option("--dry-run", is_flag=True, help="Print what would be kept, added, changed and removed, and stop.")
+@click.option("--reencode", is_flag=True, help="Allow a store of another tokenizer to be encoded again.")
+@overwrite_option
+@json_option
+def command(
+    frames: Path,
+    vqvae: Path,
+    out: Path,
+    batch_size: int,
+    device: str,
+    dry_run: bool,
+    reencode: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Encode every clip; on an existing store, only what is new or changed.
+
+    Example: lvt encode-dataset --frames frames --vqvae runs/vqvae -o data.zarr
+    """
+    from lvt_pipeline.engine.encoding import EncodeSettings, encode_dataset
+
+    report = encode_dataset(
+        frames,
+        vqvae,
+        out,
+        EncodeSettings(batch_size=batch_size),
+        device=device,
+        reencode=reencode,
+        dry_run=dry_run,
+        overwrite=overwrite,
+        progress=Console(),
+    )
+    echo_facts(report.to_json(), as_json, f"{report.change.summary()} -> {out} in {clock(report.seconds)}")

@@ -1,0 +1,23 @@
+"""lvt inspect: say what an artefact is, what made it and what is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stages.console import PATH, echo_facts, json_option
+
+
+@click.command("inspect")
+@click.argument("path", type=PATH)
+@json_option
+def command(path: Path, as_json: bool) -> None:
+    """Works on a manifest, frames, a run, a code store, a folder of videos, eval.json, a report or a work directory.
+
+    Example: lvt inspect work/data.zarr
+    """
+    from lvt_pipeline.artefacts import describe, inspect_artefact
+
+    facts = inspect_artefact(path)
+    echo_facts(facts, as_json, describe(facts))
