@@ -234,12 +234,14 @@ def test_evaluation_and_pictures_leave_the_model_unchanged(codes: Path) -> None:
     torch.testing.assert_close(dict(task.model.state_dict()), before, rtol=0, atol=0)
 
 
-def test_picture_shows_real_and_predicted_code_maps(finished: Path) -> None:
+def test_picture_shows_real_predicted_and_sampled_code_maps(finished: Path) -> None:
     with Image.open(finished / "pictures" / "step-00000008.png") as picture:
-        assert picture.size == (4 * 12 + 3 * 2, 4 * 12 + 3 * 2)  # frames across, two rows per codebook down
+        assert picture.size == (4 * 12 + 3 * 2, 6 * 12 + 5 * 2)  # frames across, three rows per codebook down
         pixels = np.asarray(picture.convert("RGB"))
     np.testing.assert_array_equal(pixels[:12, :12], pixels[14:26, :12])  # the priming frame is the same in both
     assert (pixels[:12, 14:26] != pixels[14:26, 14:26]).any()
+    np.testing.assert_array_equal(pixels[:12, :40], pixels[28:40, :40])  # three of the four frames are given
+    assert (pixels[:12, 42:] != pixels[28:40, 42:]).any()  # the last is sampled
 
 
 def test_codes_of_another_shape_are_refused_with_both_named(codes: Path, tmp_path: Path) -> None:

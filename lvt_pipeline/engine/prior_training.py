@@ -40,6 +40,7 @@ STAGE = "train-prior"
 VERSION = 1
 
 FROM_STORE = {"codebook_size": 512, "num_codebooks": 4, "grid": (16, 16)}  # defaults where there is no store: the paper
+SHOWN_PRIMING_FRAMES = 5  # given to the sample in a picture, as in the paper
 EVALUATED_SLICES = 16  # slices per pass of an evaluation
 
 
@@ -363,18 +364,20 @@ class PriorTask:
         }
 
     def picture(self, model: nn.Module) -> NDArray[np.uint8]:
-        """Code maps of one window, a column per frame: real codes, then the likeliest ones given all codes before.
+        """Code maps of one window, a column per frame: real codes, the likeliest given all real ones before, a sample.
 
         Returns:
-            uint8 (H, W, 3), two rows per codebook.
+            uint8 (H, W, 3), three rows per codebook.
         """
         assert isinstance(model, Prior)
         labels = torch.tensor([self._shown_label]) if self._classes else None
         likeliest = model.logits(self._shown_codes[None], labels)[0].argmax(-1).cpu().numpy()
         # Frames that are given are never predicted; they are shown as they are.
         likeliest[: self._config.priming_frames] = self._shown_codes[: self._config.priming_frames]
-        both = np.stack([self._shown_codes, likeliest])
-        maps = rearrange(both, "kind t h w j -> (j kind) t h w")
+        given = min(max(SHOWN_PRIMING_FRAMES, self._config.priming_frames), len(self._shown_codes) - 1)
+        sampled = model.sample(self._shown_codes[None, :given], frames=len(self._shown_codes), labels=labels)[0]
+        kinds = np.stack([self._shown_codes, likeliest, sampled.cpu().numpy()])
+        maps = rearrange(kinds, "kind t h w j -> (j kind) t h w")
         return picture_grid(colour_codes(maps, self._config.codebook_size), scale=3)
 
     def _draw(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
