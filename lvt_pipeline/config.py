@@ -11,9 +11,10 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import tomli_w
@@ -21,6 +22,10 @@ import tomli_w
 from lvt_pipeline.errors import ConfigError
 
 Settings = TypeVar("Settings")
+
+# Metadata of a setting that was added after outputs existed without it: `field(default=..., metadata=LATER)`. At its
+# default, which means what was always done, it is left out of plain data, so those outputs stay current.
+LATER = MappingProxyType({"later": True})
 
 
 def build(cls: type[Settings], values: Mapping[str, Any], where: str = "settings") -> Settings:
@@ -43,7 +48,7 @@ def _build(cls: Any, values: Mapping[str, Any], where: str, prefix: str) -> Any:
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         if key not in names:
-            raise ConfigError(f"{where}: unknown setting {prefix}{key}; {_suggestion(key, names, prefix)}")
+            raise ConfigError(f"{where}: unknown setting {prefix}{key}; {_suggestion(cls, key, names, prefix)}")
         arguments[key] = _convert(hints[key], value, where, f"{prefix}{key}")
     try:
         return cls(**arguments)
@@ -51,7 +56,11 @@ def _build(cls: Any, values: Mapping[str, Any], where: str, prefix: str) -> Any:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _suggestion(key: str, names: list[str], prefix: str) -> str:
+def _suggestion(cls: Any, key: str, names: list[str], prefix: str) -> str:
+    # Settings may say how other programs call them: `other_names: ClassVar = {"their_name": "our_name"}`.
+    other_names: Mapping[str, str] = getattr(cls, "other_names", {})
+    if key in other_names:
+        return f"here it is {prefix}{other_names[key]}"
     close = difflib.get_close_matches(key, names, n=1)
     return f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(names)}"
 
@@ -191,16 +200,26 @@ def preset_names(family: str) -> list[str]:
 
 
 def to_plain(settings: Any) -> dict[str, Any]:
-    """A settings dataclass as nested plain data (tuples become lists), for JSON and fingerprints."""
+    """A settings dataclass as nested plain data (tuples become lists), for JSON and fingerprints.
+
+    Settings marked `LATER` are left out at their defaults.
+    """
 
     def plain(value: Any) -> Any:
+        if is_dataclass(value):
+            said = [item.name for item in fields(value) if not _is_unsaid(item, value)]
+            return {name: plain(getattr(value, name)) for name in said}
         if isinstance(value, Mapping):
             return {key: plain(item) for key, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
-    result = plain(asdict(settings))
+    result = plain(settings)
     assert isinstance(result, dict)
     return result
+
+
+def _is_unsaid(item: Field[Any], settings: Any) -> bool:
+    return "later" in item.metadata and getattr(settings, item.name) == item.default
 
 
 def to_toml(settings: Any) -> str:

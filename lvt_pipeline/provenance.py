@@ -17,11 +17,12 @@ import hashlib
 import json
 import sqlite3
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,19 @@ from lvt_pipeline.storage import read_json, write_json
 RECORD_NAME = "provenance.json"
 ZARR_METADATA = "zarr.json"
 SHORT = 12  # hexadecimal digits shown to people
+ROWS_AT_ONCE = 10_000  # rows of a table that become text together
+
+
+def _plain(item: Any) -> Any:
+    if is_dataclass(item) and not isinstance(item, type):
+        return asdict(item)
+    raise TypeError(f"{type(item).__name__} cannot be part of a fingerprint")
+
+
+# Made once: json.dumps would make one for every call, which takes longer than a small value itself.
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain
+)
 
 
 def canonical_json(value: Any) -> str:
@@ -39,18 +53,30 @@ def canonical_json(value: Any) -> str:
     Raises:
         TypeError: the value holds something that is not plain data.
     """
+    return _CANONICAL.encode(value)
 
-    def plain(item: Any) -> Any:
-        if is_dataclass(item) and not isinstance(item, type):
-            return asdict(item)
-        raise TypeError(f"{type(item).__name__} cannot be part of a fingerprint")
 
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=plain)
+def canonical_rows(rows: Iterable[Any]) -> Iterator[str]:
+    """The text `canonical_json(list(rows))` in pieces: a table of a million rows is never one text in memory."""
+    rest = iter(rows)
+    lead = "["
+    while some := list(islice(rest, ROWS_AT_ONCE)):
+        yield lead + canonical_json(some)[1:-1]
+        lead = ","
+    yield "]" if lead == "," else "[]"
 
 
 def fingerprint(value: Any) -> str:
     """SHA-256 of the canonical JSON, 64 hexadecimal digits."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    return fingerprint_text([canonical_json(value)])
+
+
+def fingerprint_text(pieces: Iterable[str]) -> str:
+    """SHA-256 of canonical JSON that comes in pieces."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece.encode())
+    return digest.hexdigest()
 
 
 def short(digest: str) -> str:
@@ -62,6 +88,12 @@ def digest_file(path: Path) -> str:
     """SHA-256 of a file's bytes, 64 hexadecimal digits."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def status_of(path: Path) -> tuple[int, int, int]:
+    """Size, mtime in nanoseconds and inode: what tells a changed file without reading it."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 class DigestMemo:
@@ -81,13 +113,18 @@ class DigestMemo:
 
     def digest(self, path: Path) -> str:
         """SHA-256 of the file's bytes, from memory when size, mtime and inode are unchanged."""
-        status = path.stat()
-        seen = (status.st_size, status.st_mtime_ns, status.st_ino)
-        name = str(path.resolve())
+        return self.recall(str(path.resolve()), status_of(path), lambda: digest_file(path))
+
+    def recall(self, name: str, seen: tuple[int, int, int], compute: Callable[[], str]) -> str:
+        """What was computed under this name when it looked the same; computed now if it was not.
+
+        Args:
+            seen: size, time in nanoseconds and inode, or any three numbers that change with the content.
+        """
         row = self._table.get(name)
         if row is not None and row[:3] == seen:
             return row[3]
-        digest = digest_file(path)
+        digest = compute()
         self._table[name] = self._new[name] = (*seen, digest)
         return digest
 
