@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,14 @@ from hypothesis import strategies as st
 from lvt_pipeline.data.manifest import (
     Clip,
     ManifestSettings,
-    _split_by_content,
     build_manifest,
     manifest_fingerprint,
     read_manifest,
 )
+from lvt_pipeline.data.splits import split_by_content
 from lvt_pipeline.errors import ConfigError, ManifestError
-from lvt_pipeline.progress import SILENT, Bar
 from lvt_pipeline.provenance import digest_file, read_record
+from tests.listener import Listener
 
 
 def files(root: Path, *names: str) -> Path:
@@ -42,19 +41,6 @@ def lines(path: Path, *entries: Any) -> Path:
 def clips_of(source: Path, out: Path, **settings: Any) -> list[Clip]:
     build_manifest(source, out, ManifestSettings(**settings))
     return read_manifest(out)
-
-
-class Listener:
-    """A progress that remembers what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def bar(self, task: str, total: int | None, unit: str, done: int = 0) -> AbstractContextManager[Bar]:
-        return SILENT.bar(task, total, unit, done)
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
 
 
 def test_ids_are_relative_paths_and_labels_are_folders(tmp_path: Path) -> None:
@@ -125,21 +111,23 @@ def test_equal_content_lies_in_one_split_and_is_reported(tmp_path: Path) -> None
     for clip in read_manifest(tmp_path / "m.jsonl"):
         splits.setdefault(clip.digest, set()).add(clip.split)
     assert all(len(found) == 1 for found in splits.values())
-    assert len(listener.said) == 40
-    assert listener.said[0].endswith("has the same content as 0")
+    assert listener.said[1].endswith("has the same content as 0")
+    assert listener.said[-1] == "40 clips have the same content as another of their split"
+    assert len(listener.said) == 7
 
 
 @given(st.sets(st.integers(0, 2**64 - 1), min_size=3, max_size=12))
 def test_three_contents_or_more_leave_no_split_empty(places: set[int]) -> None:
     digests = {f"{place:016x}{'0' * 48}" for place in places}
-    splits = _split_by_content(digests, set(), ManifestSettings())
+    splits, _ = split_by_content(digests, set(), ManifestSettings())
     assert set(splits) == digests
     assert set(splits.values()) == {"train", "val", "test"}
 
 
 def test_shares_are_about_what_was_asked(tmp_path: Path) -> None:
     digests = {digest_file(path) for path in files(tmp_path, *(f"{n}.mp4" for n in range(400))).iterdir()}
-    splits = list(_split_by_content(digests, set(), ManifestSettings(val_share=0.25, test_share=0.0)).values())
+    assigned, _ = split_by_content(digests, set(), ManifestSettings(val_share=0.25, test_share=0.0))
+    splits = list(assigned.values())
     assert 70 <= splits.count("val") <= 130
     assert splits.count("test") == 0
 
@@ -166,7 +154,7 @@ def test_a_missing_video_of_a_csv_is_listed_without_digest(tmp_path: Path) -> No
     listener = Listener()
     record = build_manifest(tmp_path / "clips.csv", tmp_path / "m.jsonl", progress=listener)
     assert record.counts["missing"] == 1
-    assert "gone.mp4 does not exist" in listener.said[0]
+    assert "gone.mp4 does not exist; its clip gone will be recorded as missing (--missing drop" in listener.said[1]
     assert read_manifest(tmp_path / "m.jsonl")[0].digest == ""
 
 

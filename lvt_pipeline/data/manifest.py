@@ -1,100 +1,60 @@
-"""The list of clips: one JSON object per line, made from a folder of videos or a CSV, read by every later stage.
+"""The list of clips: one JSON object per line, made from any source of videos, read by every later stage.
 
-A clip is a video or a time range of one. Its fingerprint is that of the video's bytes and the range, never of the path,
-so renaming or moving a file invalidates nothing. Splits are decided here, once: by folders named train, val and test,
-or else by the content itself, so that adding videos moves no other clip and equal videos never lie in two splits.
+A clip is a video or a time range of one. Its fingerprint is that of the content and the range, never of the path, so
+renaming or moving a file invalidates nothing. Which files a source lists is in `data.listing`, which split a clip gets
+in `data.splits`; both are decided here, once.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 from lvt_pipeline.config import to_plain
+from lvt_pipeline.data.clips import Clip, check_clip
 from lvt_pipeline.data.frames import SPLITS
-from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError, ManifestError
+from lvt_pipeline.data.listing import SPOKEN_KINDS, list_source, location_of, recognise
+from lvt_pipeline.data.listing.draft import Draft, ManifestSettings, some
+from lvt_pipeline.data.locations import absolute, digest_of_url, is_url
+from lvt_pipeline.data.picture_folders import folder_digest, pictures_in
+from lvt_pipeline.data.splits import Earlier, assign_splits, separate_copies
+from lvt_pipeline.data.tfrecords import index_records
+from lvt_pipeline.errors import ArtefactError, LVTError, ManifestError
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.provenance import DigestMemo, Provenance, digest_file, fingerprint, read_record, write_record
+from lvt_pipeline.provenance import (
+    DigestMemo,
+    Provenance,
+    canonical_rows,
+    digest_file,
+    fingerprint_text,
+    read_record,
+    status_of,
+    write_record,
+)
 from lvt_pipeline.storage import write_bytes
+
+__all__ = ["STAGE", "VERSION", "Clip", "ManifestSettings", "build_manifest", "manifest_fingerprint", "read_manifest"]
 
 STAGE = "manifest"
 VERSION = 1
 
-# Files with these endings are listed even if they turn out to be broken: decoding decides, and says why.
-# fmt: off
-VIDEO_EXTENSIONS = frozenset({
-    ".3g2", ".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv",
-    ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
-})
-# fmt: on
-SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-PATH_COLUMNS = ("path", "source", "video")
+_DEFAULTS = ManifestSettings()
 _MEMO = Path(".lvt") / "digests.sqlite"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ManifestSettings:
-    """How clips are assigned to splits and labels."""
-
-    split: Literal["auto", "hash", "none"] = "auto"  # auto: folders named train, val, test decide, else the content
-    val_share: float = 0.1  # expected share of clips whose content falls into val
-    test_share: float = 0.1
-    label: Literal["folder", "none"] = "folder"  # folder: the name of the folder a video lies in
-
-    def __post_init__(self) -> None:
-        if min(self.val_share, self.test_share) < 0 or self.val_share + self.test_share >= 1:
-            raise ConfigError(
-                f"val_share={self.val_share} and test_share={self.test_share} leave nothing to train on; "
-                f"their sum must stay below 1"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """One line of a manifest.
-
-    Attributes:
-        source: path of the video, absolute.
-        digest: SHA-256 of the video's bytes; empty when the file is missing.
-        start, end: time range in seconds from the first frame, the end excluded; None is the video's own.
-        metadata: anything else known about the clip; it never changes a result.
-    """
-
-    id: str
-    source: str
-    digest: str
-    start: float | None = None
-    end: float | None = None
-    split: str = "train"
-    label: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of what the clip shows."""
-        return fingerprint({"digest": self.digest, "start": self.start, "end": self.end})
+_URLS_AT_ONCE = 16  # reading one object after another would mean waiting for the network most of the time
+_REMARKS_OF_A_KIND = 5  # beyond these, remarks of a kind are counted and not printed
+_MOVED = "moved_into_empty_splits"
 
 
 def manifest_fingerprint(clips: Iterable[Clip]) -> str:
     """Hash of a list of clips, in order: ids, contents, splits and labels."""
-    return fingerprint([[clip.id, clip.fingerprint, clip.split, clip.label] for clip in clips])
+    return fingerprint_text(canonical_rows([clip.id, clip.fingerprint, clip.split, clip.label] for clip in clips))
 
 
 # Reading -----------------------------------------------------------------------------------------------------------
@@ -144,62 +104,62 @@ def _parse_line(line: str, folder: Path, where: str) -> Clip:
         raise ManifestError(f"{where}: the label {label!r} is not a text")
     if not isinstance(metadata, dict):
         raise ManifestError(f"{where}: the metadata {metadata!r} are not a JSON object")
-    source = _absolute(folder, entry["source"])
-    clip = Clip(
+    draft = Draft(
         id=entry["id"],
-        source=source,
-        digest=str(entry.get("digest") or _digest_of(source, digest_file)),
-        start=entry.get("start"),
-        end=entry.get("end"),
+        source=absolute(folder, entry["source"]),
         split=split,
         label=label,
+        start=entry.get("start"),
+        end=entry.get("end"),
         metadata=metadata,
+        kind=entry.get("kind", "video"),
+        record=entry.get("record"),
+        camera=entry.get("camera"),
+        fps=entry.get("fps"),
     )
-    _check_clip(clip, where)
-    return clip
-
-
-def _check_clip(clip: Clip, where: str) -> None:
-    # Ids become file names of samples and pictures, so they must stay inside their folder.
-    if "\0" in clip.id or any(part in ("", ".", "..") for part in clip.id.split("/")):
-        raise ManifestError(f"{where}: the id {clip.id!r} is not a relative path such as folder/name")
-    for name, moment in (("start", clip.start), ("end", clip.end)):
-        if moment is not None and (
-            isinstance(moment, bool) or not isinstance(moment, int | float) or not 0 <= moment < math.inf
-        ):
-            raise ManifestError(f"{where}: {name}={moment!r} is not a time in seconds")
-    if clip.end is not None and clip.end <= (clip.start or 0):
-        raise ManifestError(f"{where}: the range ends at {clip.end} s, before it starts at {clip.start or 0} s")
+    clip = _clip(draft, str(entry.get("digest") or ""))
+    check_clip(clip, where)
+    return clip if clip.digest else _clip(draft, _Digests(None).of(draft))
 
 
 # Building ----------------------------------------------------------------------------------------------------------
 
 
 def build_manifest(
-    source: Path, out: Path, settings: ManifestSettings = ManifestSettings(), *, progress: Progress = SILENT
+    source: Path | str,
+    out: Path,
+    settings: ManifestSettings = _DEFAULTS,
+    *,
+    media: Path | str | None = None,
+    progress: Progress = SILENT,
 ) -> Provenance:
-    """List the videos of a folder, or the rows of a CSV, and write the manifest.
+    """List the clips of a source and write the manifest.
 
-    The same videos and settings give the same bytes; an unchanged manifest is left untouched.
+    The same videos and settings give the same bytes; an unchanged manifest is left untouched. A manifest that grows
+    moves no clip to another split.
 
     Args:
-        source: a folder, searched with its subfolders; or a `.csv` with a column `path` (or `source`, or `video`) and
-            optionally `id`, `label`, `split`, `start` and `end`; other columns become metadata. Relative paths in it
-            count from the CSV's folder.
+        source: a folder, searched with its subfolders; a pattern such as `videos/**/*.mp4`; a CSV or JSON Lines with a
+            column `path`; Kinetics CSVs; tfrecords of BAIR; class folders with UCF101's lists; folders of pictures.
+            Videos, CSVs and JSON Lines may lie at a URL. `settings.kind` says which, else it is recognised.
         out: the manifest, such as `clips.jsonl`.
+        media: where the videos lie that a list names; beside the list when absent.
 
     Raises:
-        ManifestError: the source is missing or lists no video, or two rows are the same clip.
+        ManifestError: the source is missing or lists no clip, or two rows are the same clip.
     """
     began = time.monotonic()
-    memo = DigestMemo(out.absolute().parent / _MEMO)
-    try:
-        drafts = list(_draft_clips(source, settings))
-        clips = _with_digests(drafts, memo, progress)
-    finally:
-        memo.close()
-    clips = _with_splits(clips, settings)
-    _report_oddities(clips, progress)
+    location = location_of(source)
+    kind = settings.kind or recognise(location)
+    if settings.kind is None:
+        progress.say(f"{source}: recognised as {SPOKEN_KINDS[kind]}")
+    listing = list_source(location, kind, None if media is None else location_of(media), settings)
+    for remark in listing.remarks:
+        progress.say(f"{source}: {remark}")
+    clips = _with_content(listing.drafts, out, progress)
+    clips = _report_missing(clips, settings, progress)
+    clips, moved = assign_splits(clips, settings, _earlier(out, settings))
+    clips, num_left_out = _report_copies(clips, progress)
     data = "".join(_line(clip, out.absolute().parent) for clip in clips).encode()
     record = Provenance(
         kind="manifest",
@@ -209,7 +169,7 @@ def build_manifest(
         inputs={},
         fingerprint=manifest_fingerprint(clips),
         outputs={out.name: len(data)},
-        counts=_counts(clips),
+        counts=_counts(clips, kind) | {"left_out": num_left_out, _MOVED: moved},
         seconds=round(time.monotonic() - began, 3),
         finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
@@ -221,255 +181,154 @@ def build_manifest(
     return record
 
 
-@dataclass(frozen=True)
-class _Draft:
-    """A clip before its content is known; `split` is what a folder or a row asks for."""
-
-    id: str
-    source: str
-    split: str | None = None
-    label: str | None = None
-    start: float | None = None
-    end: float | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
-def _draft_clips(source: Path, settings: ManifestSettings) -> Iterator[_Draft]:
-    if source.is_dir():
-        return _drafts_of_folder(source, settings)
-    if not source.exists():
-        raise ManifestError(f"{source} does not exist; give a folder of videos or a CSV that lists them")
-    if source.suffix.lower() == ".csv":
-        return _drafts_of_csv(source, settings)
-    raise ManifestError(f"{source} is neither a folder nor a .csv file; give the folder that holds the videos")
+def _clip(draft: Draft, digest: str) -> Clip:
+    return Clip(
+        id=draft.id,
+        source=draft.source,
+        digest=digest,
+        start=draft.start,
+        end=draft.end,
+        split=draft.split or "",
+        label=draft.label,
+        metadata=draft.metadata,
+        kind=draft.kind,
+        record=draft.record,
+        camera=draft.camera,
+        fps=draft.fps,
+    )
 
 
-def _drafts_of_folder(folder: Path, settings: ManifestSettings) -> Iterator[_Draft]:
-    names = sorted(_video_files(folder), key=lambda name: name.parts)
-    if not names:
-        raise ManifestError(
-            f"{folder} holds no video: no file in it or its subfolders ends in one of "
-            f"{' '.join(sorted(VIDEO_EXTENSIONS))}"
-        )
-    for name, clip_id in zip(names, _unique_ids(names), strict=True):
-        yield _Draft(
-            id=clip_id,
-            source=_absolute(folder, str(name)),
-            split=_split_of_folder(name) if settings.split == "auto" else None,
-            label=_label_of_folder(name, settings),
-        )
-
-
-def _video_files(folder: Path) -> Iterator[PurePosixPath]:
-    """Videos below a folder, relative to it, hidden ones left out. Links are followed; no folder is entered twice."""
-    entered: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_EXTENSIONS:
-                yield PurePosixPath(Path(parent, name).relative_to(folder).as_posix())
-
-
-def _unique_ids(names: Sequence[PurePosixPath]) -> list[str]:
-    """Paths without their ending; files that would share an id keep it."""
-    plain = [str(name.with_suffix("")) for name in names]
-    uses = Counter(plain)
-    ids = [short if uses[short] == 1 else str(name) for name, short in zip(names, plain, strict=True)]
-    for clip_id in ids:
-        if not _is_utf8(clip_id):
-            raise ManifestError(f"the file name {clip_id!r} is not UTF-8; rename the file")
-    return ids
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _split_of_folder(name: PurePosixPath) -> str | None:
-    """The split that the first or second folder of a path names."""
-    return next((SPLIT_FOLDERS[part.lower()] for part in name.parts[:-1][:2] if part.lower() in SPLIT_FOLDERS), None)
-
-
-def _label_of_folder(name: PurePosixPath, settings: ManifestSettings) -> str | None:
-    """The folder a video lies in; a folder that names the split is no class."""
-    if settings.label == "none" or len(name.parts) < 2:
-        return None
-    parent = name.parts[-2]
-    return None if settings.split == "auto" and len(name.parts) <= 3 and parent.lower() in SPLIT_FOLDERS else parent
-
-
-def _drafts_of_csv(path: Path, settings: ManifestSettings) -> Iterator[_Draft]:
-    rows = _csv_rows(path)
-    column = next((name for name in PATH_COLUMNS if name in rows[0][1]), None)
-    if column is None:
-        raise ManifestError(f"{path} has no column named {', '.join(PATH_COLUMNS)}; found {', '.join(rows[0][1])}")
-    for number, row in rows:
-        if not row[column]:
-            raise ManifestError(f"{path}:{number}: the column {column!r} is empty")
-    sources = [_absolute(path.parent, row[column]) for _, row in rows]
-    names = _names_of_sources(sources, path.absolute().parent)
-    ids = dict(zip(dict.fromkeys(names), _unique_ids(list(dict.fromkeys(names))), strict=True))
-    uses = Counter(sources)
-    for (number, row), source, name in zip(rows, sources, names, strict=True):
-        where = f"{path}:{number}"
-        start, end = _seconds(row, "start", where), _seconds(row, "end", where)
-        in_range = f"@{start or 0:g}-{'end' if end is None else f'{end:g}'}" if uses[source] > 1 else ""
-        yield _Draft(
-            id=row.get("id") or f"{ids[name]}{in_range}",
-            source=source,
-            split=_split_of_row(row, where) or (_split_of_folder(name) if settings.split == "auto" else None),
-            label=row["label"] or None if "label" in row else _label_of_folder(name, settings),
-            start=start,
-            end=end,
-            metadata={
-                key: value
-                for key, value in row.items()
-                if key not in (column, "id", "label", "split", "start", "end") and value
-            },
-        )
-
-
-def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Rows by column name, with their line numbers."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            rows = [
-                (reader.line_num, {key.strip(): (value or "").strip() for key, value in row.items() if key is not None})
-                for row in reader
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{path} cannot be read as CSV ({error})") from error
-    if not rows:
-        raise ManifestError(f"{path} lists no clip; it needs a line of column names and one line per clip")
-    return rows
-
-
-def _names_of_sources(sources: Sequence[str], folder: Path) -> list[PurePosixPath]:
-    """Paths relative to the CSV's folder, or to the folder that all videos share if some lie elsewhere."""
-    inside = all(os.path.commonpath([source, folder]) == str(folder) for source in sources)
-    root = folder if inside else Path(os.path.commonpath([os.path.dirname(source) for source in sources]))
-    return [PurePosixPath(Path(source).relative_to(root).as_posix()) for source in sources]
-
-
-def _split_of_row(row: Mapping[str, str], where: str) -> str | None:
-    asked = row.get("split", "")
-    if asked and asked.lower() not in SPLIT_FOLDERS:
-        raise ManifestError(f"{where}: split {asked!r} is not one of {', '.join(SPLITS)}")
-    return SPLIT_FOLDERS[asked.lower()] if asked else None
-
-
-def _seconds(row: Mapping[str, str], name: str, where: str) -> float | None:
-    text = row.get(name, "")
-    try:
-        return float(text) if text else None
-    except ValueError:
-        raise ManifestError(f"{where}: {name}={text!r} is not a time in seconds") from None
-
-
-def _with_digests(drafts: Sequence[_Draft], memo: DigestMemo, progress: Progress) -> list[Clip]:
-    clips: list[Clip] = []
-    known: dict[str, str] = {}
+def _with_content(drafts: Sequence[Draft], out: Path, progress: Progress) -> list[Clip]:
+    """The clips with the digests of their contents."""
     seen: set[str] = set()
-    with progress.bar("hashing videos", len(drafts), "file") as bar:
-        for draft in drafts:
-            if draft.source not in known:
-                known[draft.source] = _digest_of(draft.source, memo.digest)
-            clip = Clip(
-                id=draft.id,
-                source=draft.source,
-                digest=known[draft.source],
-                start=draft.start,
-                end=draft.end,
-                split=draft.split or "",
-                label=draft.label,
-                metadata=draft.metadata,
-            )
-            _check_clip(clip, where=draft.source)
-            if clip.id in seen:
-                raise ManifestError(f"two clips have the id {clip.id!r}; give them different ids or time ranges")
-            seen.add(clip.id)
-            clips.append(clip)
-            bar.advance()
+    for draft in drafts:
+        check_clip(_clip(draft, ""), where=draft.source)
+        if draft.id in seen:
+            raise ManifestError(f"two clips have the id {draft.id!r}; give them different ids or time ranges")
+        seen.add(draft.id)
+    memo = DigestMemo(out.absolute().parent / _MEMO)
+    digests = _Digests(memo)
+    clips: list[Clip] = []
+    waits_for_network = any(is_url(draft.source) for draft in drafts)
+    try:
+        with progress.bar("hashing videos", len(drafts), "clip") as bar, ThreadPoolExecutor(_URLS_AT_ONCE) as pool:
+            found = pool.map(digests.of, drafts) if waits_for_network else map(digests.of, drafts)
+            for draft, digest in zip(drafts, found, strict=True):
+                clips.append(_clip(draft, digest))
+                bar.advance()
+    finally:
+        memo.close()
     return clips
 
 
-def _digest_of(source: str, digest: Callable[[Path], str]) -> str:
-    """Digest of a file's bytes, empty when there is no such file: decoding will record it as missing."""
+class _Digests:
+    """Digests of contents, each worked out once: of a file, of a record in a file, of a folder of pictures."""
+
+    def __init__(self, memo: DigestMemo | None) -> None:
+        self._memo = memo
+        self._files: dict[str, str] = {}  # by source
+        self._records: dict[str, list[str]] = {}  # by source
+
+    def of(self, draft: Draft) -> str:
+        """Digest of what a clip is cut from, empty when there is no such file: decoding will record it as missing.
+
+        Raises:
+            ManifestError: a folder where a video is expected.
+            LVTError: it cannot be read.
+        """
+        source = draft.source
+        try:
+            if draft.kind == "bair":
+                if source not in self._records:
+                    self._records[source] = self._digests_of_records(Path(source))
+                records = self._records[source]
+                return records[draft.record] if draft.record is not None and draft.record < len(records) else ""
+            if source not in self._files:
+                self._files[source] = self._digest_of(draft)
+            return self._files[source]
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
+        except IsADirectoryError:
+            raise ManifestError(f"{source} is a folder, not a video") from None
+        except OSError as error:
+            raise LVTError(f"{source} cannot be read: {error.strerror}; check its owner and mode") from error
+
+    def _digest_of(self, draft: Draft) -> str:
+        of_file: Callable[[Path], str] = self._memo.digest if self._memo else digest_file
+        if draft.kind == "frames":
+            return folder_digest(pictures_in(draft.source), of_file)
+        if is_url(draft.source):
+            return digest_of_url(draft.source, self._memo)
+        return of_file(Path(draft.source))
+
+    def _digests_of_records(self, path: Path) -> list[str]:
+        if self._memo is None:
+            return _read_records(path)
+        name = f"{path.resolve()}#records"
+        return self._memo.recall(name, status_of(path), lambda: " ".join(_read_records(path))).split()
+
+
+def _read_records(path: Path) -> list[str]:
+    """SHA-256 of each record's payload, and of whatever follows the last one that can be found."""
+    index = index_records(str(path))
+    digests = []
+    with open(path, "rb") as stream:
+        for place in index.places:
+            stream.seek(place.offset)
+            digests.append(hashlib.sha256(stream.read(place.length)).hexdigest())
+        if index.problem is not None:
+            stream.seek(index.end)
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return digests
+
+
+def _report_missing(clips: list[Clip], settings: ManifestSettings, progress: Progress) -> list[Clip]:
+    """Tell which clips have no file; leave them out if that is asked for."""
+    missing = [clip for clip in clips if not clip.digest]
+    outcome = "left out" if settings.missing == "drop" else "recorded as missing (--missing drop leaves it out)"
+    if len(missing) > _REMARKS_OF_A_KIND:
+        examples = some([clip.id for clip in missing])
+        progress.say(f"{len(missing):,} of {len(clips):,} clips have no file, each will be {outcome}: {examples}")
+    else:
+        for clip in missing:
+            progress.say(f"{clip.source} does not exist; its clip {clip.id} will be {outcome}")
+    if settings.missing != "drop":
+        return clips
+    if len(missing) == len(clips):
+        raise ManifestError(f"none of the {len(clips):,} clips has a file, for example {missing[0].source}")
+    return [clip for clip in clips if clip.digest]
+
+
+def _earlier(out: Path, settings: ManifestSettings) -> Earlier:
+    """What the manifest that is about to be replaced decided, if it decided by the same rule."""
     try:
-        return digest(Path(source))
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-    except IsADirectoryError:
-        raise ManifestError(f"{source} is a folder, not a video") from None
-    except OSError as error:
-        raise LVTError(f"{source} cannot be read: {error.strerror}; check its owner and mode") from error
+        record = read_record(out)
+        digests = [json.loads(line)["digest"] for line in out.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rule = to_plain(settings)
+        if all(record.settings[name] == rule[name] for name in ("split", "val_share", "test_share")):
+            return Earlier(frozenset(digests), dict(record.counts.get(_MOVED, {})))
+    except (ArtefactError, OSError, ValueError, KeyError, TypeError):
+        pass  # there is none, or it was written by hand
+    return Earlier()
 
 
-def _with_splits(clips: Sequence[Clip], settings: ManifestSettings) -> list[Clip]:
-    """Fill in the splits that no folder and no row decides."""
-    if settings.split == "none":
-        return [replace(clip, split=clip.split or "train") for clip in clips]
-    undecided = {_content_key(clip) for clip in clips if not clip.split}
-    # The same content stays together even if only one of its copies lies in a named folder.
-    decided = {_content_key(clip): clip.split for clip in clips if clip.split}
-    by_content = _split_by_content(undecided - decided.keys(), set(decided.values()), settings)
-    assigned = {**by_content, **decided}
-    return [replace(clip, split=clip.split or assigned[_content_key(clip)]) for clip in clips]
-
-
-def _content_key(clip: Clip) -> str:
-    return clip.digest or hashlib.sha256(clip.id.encode()).hexdigest()
-
-
-def _split_by_content(digests: set[str], filled: set[str], settings: ManifestSettings) -> dict[str, str]:
-    """Assign contents to splits by where their digest falls between 0 and 1.
-
-    A content's place depends on nothing but itself, so a growing dataset keeps its splits. Only a small dataset is
-    adjusted: with three contents or more no wanted split stays empty; the content nearest to its interval moves in.
-    """
-    test, val = settings.test_share, settings.val_share
-    intervals = {"test": (0.0, test), "val": (test, test + val), "train": (test + val, 1.0)}
-    wanted = [split for split, (low, high) in intervals.items() if high > low]
-    place = {digest: int(digest[:16], 16) / 2**64 for digest in sorted(digests)}
-    splits = {
-        digest: next(split for split in wanted if intervals[split][0] <= x < intervals[split][1] or split == wanted[-1])
-        for digest, x in place.items()
-    }
-    if len(digests) < 3:
-        return splits
-    for split in wanted:
-        if split in filled or split in splits.values():
-            continue
-        low, high = intervals[split]
-        sizes = Counter(splits.values())
-        spare = [digest for digest in splits if sizes[splits[digest]] > 1]
-        if spare:
-            nearest = min(spare, key=lambda digest: max(low - place[digest], place[digest] - high))
-            splits[nearest] = split
-    return splits
-
-
-def _report_oddities(clips: Sequence[Clip], progress: Progress) -> None:
+def _report_copies(clips: Sequence[Clip], progress: Progress) -> tuple[list[Clip], int]:
+    """Tell which clips show the same; leave out those that would put one content into two splits."""
+    kept, left_out = separate_copies(clips)
+    for clip, other in left_out:
+        same = "has the same content as" if clip.fingerprint == other.fingerprint else "overlaps"
+        progress.say(f"{clip.id} {same} {other.id} and is left out: one is {clip.split}, the other {other.split}")
+    lines = []
     first: dict[str, Clip] = {}
-    for clip in clips:
-        if not clip.digest:
-            progress.say(f"{clip.source} does not exist; its clip {clip.id} will be recorded as missing")
-        elif clip.fingerprint in first:
-            other = first[clip.fingerprint]
-            leak = "" if other.split == clip.split else f", and lies in {clip.split} while that is in {other.split}"
-            progress.say(f"{clip.id} has the same content as {other.id}{leak}")
-        else:
-            first[clip.fingerprint] = clip
+    for clip in kept:
+        if clip.digest and clip.fingerprint in first:
+            lines.append(f"{clip.id} has the same content as {first[clip.fingerprint].id}")
+        first.setdefault(clip.fingerprint, clip)
+    for line in lines[:_REMARKS_OF_A_KIND]:
+        progress.say(line)
+    if len(lines) > _REMARKS_OF_A_KIND:
+        progress.say(f"{len(lines):,} clips have the same content as another of their split")
+    return kept, len(left_out)
 
 
 def _line(clip: Clip, folder: Path) -> str:
@@ -480,6 +339,10 @@ def _line(clip: Clip, folder: Path) -> str:
         "label": clip.label,
         "start": clip.start,
         "end": clip.end,
+        "kind": None if clip.kind == "video" else clip.kind,
+        "record": clip.record,
+        "camera": clip.camera,
+        "fps": clip.fps,
         "digest": clip.digest,
         "metadata": dict(clip.metadata) or None,
     }
@@ -488,17 +351,15 @@ def _line(clip: Clip, folder: Path) -> str:
 
 def _portable(source: str, folder: Path) -> str:
     """The path relative to the manifest's folder, so both can move together; absolute if they share only the root."""
-    shared = os.path.commonpath([source, folder])
-    return source if shared == os.path.sep else Path(os.path.relpath(source, folder)).as_posix()
+    if is_url(source) or os.path.commonpath([source, folder]) == os.path.sep:
+        return source
+    return Path(os.path.relpath(source, folder)).as_posix()
 
 
-def _absolute(folder: Path, path: str) -> str:
-    return os.path.normpath(os.path.join(folder.absolute(), path))
-
-
-def _counts(clips: Sequence[Clip]) -> dict[str, Any]:
+def _counts(clips: Sequence[Clip], kind: str) -> dict[str, Any]:
     splits = Counter(clip.split for clip in clips)
     return {
+        "source": kind,
         "clips": len(clips),
         "splits": {split: splits[split] for split in SPLITS},
         "labels": len({clip.label for clip in clips} - {None}),

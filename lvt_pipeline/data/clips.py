@@ -1,0 +1,93 @@
+"""What a clip is: where its frames come from, what it shows, and which split and class it belongs to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from lvt_pipeline.errors import ManifestError
+from lvt_pipeline.provenance import fingerprint
+
+# What holds the frames: a video file, one record of a BAIR tfrecord file, or a folder with a picture per frame.
+ClipKind = Literal["video", "bair", "frames"]
+CLIP_KINDS: tuple[ClipKind, ...] = get_args(ClipKind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One line of a manifest.
+
+    Attributes:
+        source: where the frames are, an absolute path or a URL: a video, a tfrecord file, a folder of pictures.
+        digest: SHA-256 of the video's bytes, of the record's bytes, or of the digests of the pictures; empty when the
+            source is missing.
+        start, end: time range in seconds from the first frame, the end excluded; None is the source's own.
+        metadata: anything else known about the clip; it never changes a result.
+        kind: what the source is.
+        record: which record of a tfrecord file, counted from 0.
+        camera: which of a record's cameras.
+        fps: frames per second of a source that holds no times (kinds "bair" and "frames").
+    """
+
+    id: str
+    source: str
+    digest: str
+    start: float | None = None
+    end: float | None = None
+    split: str = "train"
+    label: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    kind: ClipKind = "video"
+    record: int | None = None
+    camera: str | None = None
+    fps: float | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what the clip shows."""
+        shows: dict[str, Any] = {"digest": self.digest, "start": self.start, "end": self.end}
+        if self.kind != "video":
+            # The record's number is left out: the digest is that of the record, wherever it lies.
+            shows |= {"kind": self.kind, "camera": self.camera, "fps": self.fps}
+        return fingerprint(shows)
+
+
+def check_clip(clip: Clip, where: str) -> None:
+    """Refuse a clip that no later stage could use.
+
+    Args:
+        where: file and line, named in the error.
+
+    Raises:
+        ManifestError: its id, time range, kind or what belongs to the kind.
+    """
+    # Ids become file names of samples and pictures, so they must stay inside their folder.
+    if "\0" in clip.id or any(part in ("", ".", "..") for part in clip.id.split("/")):
+        raise ManifestError(f"{where}: the id {clip.id!r} is not a relative path such as folder/name")
+    for name, moment in (("start", clip.start), ("end", clip.end)):
+        if moment is not None and not (_is_number(moment) and 0 <= moment < math.inf):
+            raise ManifestError(f"{where}: {name}={moment!r} is not a time in seconds")
+    if clip.end is not None and clip.end <= (clip.start or 0):
+        raise ManifestError(f"{where}: the range ends at {clip.end} s, before it starts at {clip.start or 0} s")
+    if clip.kind not in CLIP_KINDS:
+        raise ManifestError(f"{where}: kind {clip.kind!r} is not one of {', '.join(CLIP_KINDS)}")
+    _check_kind(clip, where)
+
+
+def _check_kind(clip: Clip, where: str) -> None:
+    if clip.kind == "video":
+        given = [name for name in ("record", "camera", "fps") if getattr(clip, name) is not None]
+        if given:
+            raise ManifestError(f"{where}: {given[0]} belongs to the kinds bair and frames, this clip is a video")
+        return
+    if clip.fps is None or not (_is_number(clip.fps) and 0 < clip.fps < math.inf):
+        raise ManifestError(f"{where}: a clip of kind {clip.kind} needs fps, its frames per second, found {clip.fps!r}")
+    is_record = isinstance(clip.record, int) and not isinstance(clip.record, bool) and clip.record >= 0
+    if clip.kind == "bair" and not (is_record and isinstance(clip.camera, str)):
+        raise ManifestError(f"{where}: a clip of kind bair needs a record (a number from 0 on) and a camera")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

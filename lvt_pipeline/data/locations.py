@@ -1,0 +1,206 @@
+"""Where files are: a path on this machine, or a URL that fsspec opens (s3://, gs://, https://, ...).
+
+A location is a text: an absolute path, or a URL. Decoders read local files only, so a video behind a URL is copied to a
+scratch folder first, decoded there and deleted; each worker keeps the one copy it used last, for the other clips of the
+same video.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from lvt_pipeline.errors import DecodeError, LVTError
+from lvt_pipeline.provenance import DigestMemo
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+MAX_DOWNLOAD_BYTES = 8 * 2**30  # a larger video is a failure, not a full disk
+_CHUNK_BYTES = 2**20
+_LOCAL = "file://"
+# What different stores call the time or the checksum of an object.
+_MARKS = (
+    "ETag",
+    "etag",
+    "Content-MD5",
+    "md5Hash",
+    "LastModified",
+    "Last-Modified",
+    "last_modified",
+    "mtime",
+    "updated",
+    "created",
+)
+
+
+def is_url(location: str) -> bool:
+    """Whether a location is a URL and not a path."""
+    return "://" in location
+
+
+def absolute(folder: str | Path, location: str) -> str:
+    """The location that a text means when relative ones count from `folder`; `file://` URLs become paths."""
+    if location.startswith(_LOCAL):
+        return os.path.normpath(unquote(location.removeprefix(_LOCAL)))
+    if is_url(location):
+        return location
+    if is_url(str(folder)):
+        scheme, _, rest = str(folder).partition("://")
+        return f"{scheme}://{posixpath.normpath(posixpath.join(rest, location))}"
+    return os.path.normpath(os.path.join(os.path.abspath(folder), location))
+
+
+def parent_of(location: str) -> str:
+    """The folder that a location lies in."""
+    if not is_url(location):
+        return os.path.dirname(location)
+    scheme, _, rest = location.partition("://")
+    return f"{scheme}://{posixpath.dirname(rest)}"
+
+
+def relative_to(location: str, folder: Path) -> str:
+    """The location as it is written into a file in `folder`: paths relative to it, URLs as they are."""
+    return location if is_url(location) or not location else Path(os.path.relpath(location, folder)).as_posix()
+
+
+def as_path(location: str) -> PurePosixPath:
+    """A location as an absolute path, for comparing places: `s3://bucket/a` is `/s3/bucket/a`."""
+    return PurePosixPath("/" + location.replace("://", "/", 1) if is_url(location) else location)
+
+
+def exists(location: str) -> bool:
+    """Whether there is a file or folder at a location."""
+    if not is_url(location):
+        return os.path.exists(location)
+    with _remote(location) as (system, path):
+        return bool(system.exists(path))
+
+
+def is_folder(location: str) -> bool:
+    """Whether a location is a folder; on an object store, whether anything lies below it."""
+    if not is_url(location):
+        return os.path.isdir(location)
+    with _remote(location) as (system, path):
+        return bool(system.isdir(path))
+
+
+def read_bytes(location: str) -> bytes:
+    """The content of a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        LVTError: it is behind a URL that cannot be read.
+    """
+    if not is_url(location):
+        return Path(location).read_bytes()
+    with _remote(location) as (system, path):
+        content = system.cat_file(path)
+    assert isinstance(content, bytes)
+    return content
+
+
+def files_below(url: str) -> list[PurePosixPath]:
+    """Every file below the folder at a URL, relative to it, sorted; hidden ones left out."""
+    with _remote(url) as (system, path):
+        root = PurePosixPath(system._strip_protocol(path))
+        found = [PurePosixPath(name).relative_to(root) for name in system.find(path)]
+    return sorted(name for name in found if not any(part.startswith(".") for part in name.parts))
+
+
+def files_matching(pattern: str, root: str) -> list[PurePosixPath]:
+    """Every file that a URL with wildcards matches, relative to `root`, sorted."""
+    with _remote(pattern) as (system, path):
+        base = PurePosixPath(system._strip_protocol(root))
+        found = system.glob(path, detail=True)
+        names = [PurePosixPath(name) for name, about in found.items() if about["type"] == "file"]
+    return sorted(name.relative_to(base) for name in names)
+
+
+def digest_of_url(url: str, memo: DigestMemo | None = None) -> str:
+    """SHA-256 of the bytes behind a URL, from memory while the store says that the object is the same.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        LVTError: it cannot be read.
+    """
+    with _remote(url) as (system, path):
+        about = system.info(path)
+        marks = {name: str(about[name]) for name in _MARKS if about.get(name)}
+        if memo is None or not marks:
+            return _digest_stream(system, path)
+        # A hint, like a file's time; as one number, because that is what the memory compares.
+        mark = int.from_bytes(hashlib.sha256(repr(marks).encode()).digest()[:7])
+        return memo.recall(url, (int(about.get("size") or 0), mark, 0), lambda: _digest_stream(system, path))
+
+
+def _digest_stream(system: AbstractFileSystem, path: str) -> str:
+    with system.open(path, "rb", cache_type="none", block_size=_CHUNK_BYTES) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def local_copy(location: str, downloads: Path) -> Iterator[str]:
+    """A path that decoders can open, for as long as the block lasts: the location itself unless it is a URL.
+
+    Args:
+        downloads: scratch folder for copies; this process owns a subfolder of it.
+
+    Raises:
+        DecodeError: "missing", or "unreadable" when the store refuses or the file exceeds `MAX_DOWNLOAD_BYTES`.
+    """
+    if not is_url(location):
+        yield location
+        return
+    folder = downloads / str(os.getpid())
+    copy = folder / (hashlib.sha256(location.encode()).hexdigest()[:16] + PurePosixPath(location).suffix)
+    if not copy.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            _download(location, copy)
+        except FileNotFoundError:
+            raise DecodeError("missing", f"{location} does not exist") from None
+        except LVTError as error:
+            raise DecodeError("unreadable", str(error)) from error
+    yield str(copy)
+
+
+def _download(url: str, copy: Path) -> None:
+    with _remote(url) as (system, path):
+        size = int(system.size(path) or 0)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if size > min(MAX_DOWNLOAD_BYTES, shutil.disk_usage(copy.parent).free):
+            raise LVTError(
+                f"{url} has {size:,} bytes, more than fits: at most {MAX_DOWNLOAD_BYTES:,} bytes are copied, "
+                f"if {copy.parent} has the room; cut it or copy it yourself"
+            )
+        unfinished = copy.with_suffix(f"{copy.suffix}.unfinished")
+        with suppress(FileNotFoundError):
+            unfinished.unlink()
+        system.get_file(path, str(unfinished))
+        os.replace(unfinished, copy)
+
+
+@contextmanager
+def _remote(url: str) -> Iterator[tuple[AbstractFileSystem, str]]:
+    """The file system of a URL and the path in it; whatever its backend raises becomes one line."""
+    import fsspec
+
+    scheme = url.partition("://")[0]
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+        yield system, path
+    except (FileNotFoundError, LVTError):
+        raise
+    except ImportError as error:
+        raise LVTError(f"{url} cannot be read: {error}") from error
+    except Exception as error:  # every backend has errors of its own: no credentials, no route, no such bucket
+        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LVTError(f"{url} cannot be read through {scheme}://: {problem}") from error
