@@ -28,6 +28,11 @@ def work(task: str) -> str:
         sys.stderr.write("malloc(): corrupted top size\n")
         sys.stderr.flush()
         os.abort()
+    if kind == "bad_alloc":
+        faulthandler.disable()
+        sys.stderr.write("terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc\n")
+        sys.stderr.flush()
+        os.abort()
     if kind == "segfault":
         faulthandler.disable()
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -46,6 +51,8 @@ def work(task: str) -> str:
         os.write(2, b"on stderr\n")
     if kind == "large":
         return "x" * 5_000_000
+    if kind == "megabytes":
+        return str(len(bytearray(int(rest) << 20)))
     if kind == "memory":
         return str(len(bytearray(4 << 30)))
     return task.upper()
@@ -109,9 +116,27 @@ def test_large_results_arrive_and_noise_does_not(capfd: pytest.CaptureFixture[st
 
 def test_memory_is_limited() -> None:
     failed, fine = results(["memory", "a"], num_workers=1, memory_bytes=3 << 30)
-    assert isinstance(failed, Failure)
-    assert "MemoryError" in failed.message
+    assert failed == Failure("out-of-memory", "MemoryError")
     assert fine == "A"
+
+
+def test_a_task_after_one_without_memory_has_a_fresh_worker() -> None:
+    found = results(["pid", "megabytes 300", "pid", "megabytes 300", "pid", "pid"], 1, memory_bytes=200 << 20)
+    assert [found[index].reason for index in (1, 3) if isinstance(found[index], Failure)] == ["out-of-memory"] * 2  # type: ignore[union-attr]
+    assert len({found[0], found[2], found[4]}) == 3
+    assert found[4] == found[5]
+
+
+def test_the_limit_counts_what_a_task_takes_and_not_what_the_worker_is() -> None:
+    assert results(["megabytes 100", "a"], num_workers=1, memory_bytes=200 << 20) == [str(100 << 20), "A"]
+    failed, _ = results(["megabytes 300", "a"], num_workers=1, memory_bytes=200 << 20)
+    assert isinstance(failed, Failure)
+
+
+def test_a_library_that_aborts_without_memory_is_told_from_one_that_crashes() -> None:
+    failed, fine = results(["bad_alloc", "a"], num_workers=1)
+    assert isinstance(failed, Failure)
+    assert (failed.reason, fine) == ("out-of-memory", "A")
 
 
 def test_a_slow_first_task_holds_back_those_beyond_the_window() -> None:

@@ -8,19 +8,20 @@ import pickle
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import webdataset
+from einops import rearrange
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lvt_pipeline.data.frame_codecs import decode_frames, encode_frames, lossy_version
 from lvt_pipeline.data.frames import (
     ClipFailure,
     FrameSample,
     FrameShards,
-    decode_png_strip,
-    encode_frames,
     read_receipt,
     tar_key,
     write_frames,
@@ -46,7 +47,7 @@ def three_clips(codec: str = "raw") -> list[FrameSample]:
     ]
 
 
-@pytest.mark.parametrize("codec", ["raw", "png"])
+@pytest.mark.parametrize("codec", ["raw", "png", "webp"])
 def test_frames_come_back_as_they_were_written(tmp_path: Path, codec: str) -> None:
     shards = folder_of(tmp_path / "frames", three_clips(codec))
     for name, count, seed in (("a/one", 5, 1), ("b.c/two.x", 3, 2), ("three", 7, 3)):
@@ -108,10 +109,45 @@ def test_different_ids_have_different_keys_without_dots(ids: list[str]) -> None:
     assert all("." not in key.rpartition("/")[2] and not key.startswith("__") for key in keys)
 
 
-@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
-def test_png_strip_round_trip(num_frames: int, height: int, width: int) -> None:
+@pytest.mark.parametrize("codec", ["png", "webp"])
+@given(num_frames=st.integers(1, 12), height=st.integers(1, 9), width=st.integers(1, 9))
+def test_lossless_codecs_give_the_same_pixels_back(codec: Any, num_frames: int, height: int, width: int) -> None:
     frames = pixels(num_frames, height, width)
-    assert np.array_equal(decode_png_strip(encode_frames(frames, "png"), height), frames)
+    assert np.array_equal(decode_frames(encode_frames(frames, codec), codec, num_frames, height, width), frames)
+
+
+def test_jpeg_gives_every_frame_back_in_its_place_and_nearly_the_same() -> None:
+    frames = np.broadcast_to(np.arange(0, 210, 30, np.uint8)[:, None, None, None], (7, 8, 16, 3))
+    back = decode_frames(encode_frames(frames, "jpeg"), "jpeg", 7, 8, 16)
+    assert np.abs(back.astype(int) - frames).max() <= 2
+    assert lossy_version("jpeg") is not None
+    assert lossy_version("webp") is None
+
+
+def test_more_frames_than_a_webp_picture_holds_are_refused_with_what_to_do() -> None:
+    with pytest.raises(ShapeError, match=r"16 frames of 4100x1 are too many for one webp picture; .*--clip-seconds"):
+        encode_frames(np.zeros((16, 1, 4100, 3), np.uint8), "webp")
+
+
+def test_an_unknown_codec_is_refused() -> None:
+    with pytest.raises(ShapeError, match="frame codec 'bmp' is not one of raw, png, webp, jpeg"):
+        encode_frames(pixels(), "bmp")  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its files open
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("codec", ["png", "webp"])
+def test_plain_webdataset_reads_pictures_of_frames(tmp_path: Path, codec: str) -> None:
+    shards = folder_of(tmp_path / "frames", three_clips(codec), clips_per_shard=8)
+    dataset = webdataset.WebDataset(str(tmp_path / "frames" / "train-000000.tar"), shardshuffle=False)
+    found = {}
+    for sample in dataset.decode("rgb8"):
+        picture, about = sample[codec], sample["json"]
+        frames = rearrange(picture, "(r h) (q w) c -> (r q) h w c", h=about["height"], w=about["width"])
+        found[about["id"]] = frames[: about["num_frames"]]
+    gc.collect()
+    assert sorted(found) == ["a/one", "three"]
+    assert all(np.array_equal(frames, shards.read(name)) for name, frames in found.items())
 
 
 def test_failures_are_kept_in_the_receipt_and_an_empty_shard_has_no_tar(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import shutil
@@ -76,7 +77,7 @@ class Decodes:
         original = ingest_module.decode_task
 
         def remember(task: Any) -> Any:
-            self.names.append(Path(task.source).stem)
+            self.names.append(Path(task.clip.source).stem)
             return original(task)
 
         monkeypatch.setattr(ingest_module, "decode_task", remember)
@@ -255,6 +256,14 @@ def test_failures_have_reasons_and_the_others_are_kept(mixed: Path, tmp_path: Pa
     assert {failure.id for failure in FrameShards(tmp_path / "frames").failures} == {line["id"] for line in lines}
 
 
+def test_the_command_ends_with_a_table_of_reasons(mixed: Path, tmp_path: Path, lvt: Any) -> None:
+    code, text, _ = lvt("ingest", "--manifest", mixed, "-o", tmp_path / "frames", "--size", 16, "--workers", 1)
+    assert code == 0
+    first, *table = text.splitlines()
+    assert first.startswith("7 clips, 42 frames, 3 failed (see ")
+    assert [line.split() for line in table] == [["unreadable", "2"], ["truncated", "1"]]
+
+
 def test_failures_are_remembered_until_asked_for_or_changed(
     mixed: Path, videos: Path, tmp_path: Path, decodes: Decodes
 ) -> None:
@@ -281,14 +290,17 @@ def test_too_many_failures_finish_and_then_complain(mixed: Path, tmp_path: Path)
     assert len(FrameShards(tmp_path / "frames").clips) == 7
 
 
-def hangs_or_crashes_on_some(task: DecodeTask) -> DecodedPayload:
+def hangs_or_crashes_on_some(task: DecodeTask) -> list[DecodedPayload]:
     """A worker's function that meets files of the worst kinds."""
-    if task.source.endswith("train/0.mp4"):
+    if task.clip.source.endswith("train/0.mp4"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:
             pass
-    if task.source.endswith("train/3.mp4"):
-        os._exit(11)
+    if task.clip.source.endswith("train/1.mp4"):
+        return len(bytearray(64 << 30))  # type: ignore[return-value]
+    if task.clip.source.endswith("train/3.mp4"):
+        faulthandler.disable()
+        os.kill(os.getpid(), signal.SIGSEGV)
     return decode_task(task)
 
 
@@ -297,12 +309,16 @@ def test_clips_that_hang_or_crash_are_recorded_and_can_be_retried(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(ingest_module, "decode_task", hangs_or_crashes_on_some)
-        record = ingest(manifest, tmp_path / "frames", SETTINGS, num_workers=2, clip_seconds=2.0)
-    assert record.counts["clips"] == 5
+        record = ingest(manifest, tmp_path / "frames", SETTINGS, num_workers=2, clip_seconds=2.0, worker_memory=4 << 30)
+    assert record.counts["clips"] == 4
     failures = {failure.id: failure for failure in FrameShards(tmp_path / "frames").failures}
-    assert {name: failure.reason for name, failure in failures.items()} == {"train/0": "timeout", "train/3": "crashed"}
-    assert failures["train/3"].message == "the worker process ended with exit code 11"
-    assert ingest(manifest, tmp_path / "frames", SETTINGS, num_workers=0).counts["failures"] == 2
+    assert {name: failure.reason for name, failure in failures.items()} == {
+        "train/0": "timeout",
+        "train/1": "out-of-memory",
+        "train/3": "crashed",
+    }
+    assert failures["train/3"].message == "the worker process was killed by SIGSEGV"
+    assert ingest(manifest, tmp_path / "frames", SETTINGS, num_workers=0).counts["failures"] == 3
     assert ingest(manifest, tmp_path / "frames", SETTINGS, num_workers=0, retry_failed=True).counts["failures"] == 0
     ingest(manifest, tmp_path / "fresh", SETTINGS, num_workers=0)
     assert contents(tmp_path / "frames") == contents(tmp_path / "fresh")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from fractions import Fraction
@@ -11,19 +12,21 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from lvt_pipeline.config import build, to_plain
 from lvt_pipeline.data.media import write_gif, write_mp4
+from lvt_pipeline.data.squares import centre_square, lanczos_square, scaled_sides, square_of_scaled
 from lvt_pipeline.data.videos import (
     FAILURE_REASONS,
     GeometrySettings,
     VideoFacts,
-    centre_square,
     choose_frames,
     decode_clip,
     decoder_version,
     inspect_video,
-    lanczos_square,
 )
 from lvt_pipeline.errors import ConfigError, DecodeError
 
@@ -46,16 +49,18 @@ def bars(frames: np.ndarray) -> list[float]:
     return [float((row * np.arange(len(row))).sum() / row.sum()) for row in profile]
 
 
-def encode(path: Path, frames: np.ndarray, codec: str, times: list[int] | None = None, **options: str) -> Path:
-    """Write frames in some codec; `times` are presentation times in hundredths of a second."""
+def encode(
+    path: Path, frames: np.ndarray, codec: str, times: list[int] | None = None, clock: int = 100, **options: str
+) -> Path:
+    """Write frames in some codec; `times` are presentation times in ticks of the clock, hundredths of a second."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 100)
+        stream.codec_context.time_base = Fraction(1, clock)
         for index, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = times[index] if times else 10 * index, Fraction(1, 100)
+            frame.pts, frame.time_base = times[index] if times else clock // 10 * index, Fraction(1, clock)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
@@ -96,6 +101,48 @@ def test_resizing_is_pillows_lanczos_of_the_crop() -> None:
 def test_a_frame_of_the_right_size_is_left_alone() -> None:
     frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     assert np.array_equal(lanczos_square(frame, 64), frame)
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000), st.integers(1, 64).map(lambda step: 4 * step))
+def test_scaled_pictures_fit_every_square(height: int, width: int, size: int) -> None:
+    for fit in ("crop", "letterbox"):
+        rows, columns = scaled_sides(height, width, size, fit)
+        if max(rows, columns) < 10_000:
+            assert square_of_scaled(np.zeros((rows, columns, 3), np.uint8), size, fit).shape == (size, size, 3)
+    rows, columns = scaled_sides(height, width, size, "crop")
+    assert min(rows, columns) == size
+
+
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+@pytest.mark.parametrize("resize", ["lanczos", "decoder"])
+@pytest.mark.parametrize("fit", ["crop", "letterbox"])
+@pytest.mark.parametrize("size", [20, 36, 64, 100])
+def test_every_size_and_fit_gives_squares_of_that_size(
+    tmp_path: Path, decoder: Any, resize: Any, fit: Any, size: int
+) -> None:
+    write_mp4(tmp_path / "odd.mp4", numbered(3, height=54, width=86), fps=10)
+    geometry = GeometrySettings(size=size, decoder=decoder, resize=resize, fit=fit)
+    frames = decode_clip(str(tmp_path / "odd.mp4"), None, None, geometry).frames
+    assert frames.shape == (3, size, size, 3)
+    margin = round(size * (1 - 54 / 86) / 2) - 1
+    bars_above = frames[:, :margin]
+    assert bars_above.max() == 0 if fit == "letterbox" else bars_above.mean() > 20
+    if fit == "letterbox":
+        assert frames[:, margin + 3].mean() > 20
+        assert frames[:, -margin:].max() == 0
+
+
+def test_a_letterbox_shows_what_a_crop_cuts_off(tmp_path: Path) -> None:
+    frames = np.zeros((2, 32, 64, 3), np.uint8)
+    frames[:, :, :8] = 250  # white at the left edge only
+    write_mp4(tmp_path / "wide.mp4", frames, fps=10)
+    crop, letterbox = (
+        decode_clip(str(tmp_path / "wide.mp4"), None, None, GeometrySettings(size=32, fit=fit)).frames
+        for fit in ("crop", "letterbox")
+    )
+    assert crop.max() < 20
+    assert letterbox[0, 16, 1].min() > 200
+    assert letterbox[0, 16, 30].max() < 20
 
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
@@ -183,6 +230,33 @@ def test_a_variable_rate_file_resamples_by_its_own_clock(tmp_path: Path) -> None
     assert decoded.fps == 10
 
 
+def test_a_stride_keeps_every_nth_frame_of_the_resampled_clip(clip: Path) -> None:
+    whole = decode_clip(str(clip), None, None, SMALL)
+    third = decode_clip(str(clip), 0.2, None, GeometrySettings(size=32, stride=3))
+    assert np.array_equal(third.frames, whole.frames[2::3])
+    assert third.fps == pytest.approx(10 / 3)
+    assert np.allclose(third.times, whole.times[2::3])
+    both = decode_clip(str(clip), None, None, GeometrySettings(size=32, stride=2, fps=5.0, max_frames=3))
+    assert np.array_equal(both.frames, whole.frames[[0, 4, 8]])
+    assert (both.fps, both.times.tolist()) == (2.5, pytest.approx([0.0, 0.4, 0.8]))
+
+
+@needs_clips
+@pytest.mark.parametrize("name", ["phone/fire2.mp4", "phone/video_desks.3gp", "weightlifting/v_GGSY1Qvo990.mp4"])
+def test_real_clips_of_variable_rate_resample_as_a_player_shows_them(name: str) -> None:
+    path = str(CLIPS / name)
+    with av.open(path, metadata_errors="replace") as container:
+        stream = container.streams.video[0]
+        shown = np.array([float(frame.pts * stream.time_base) for frame in container.decode(stream)])
+    shown -= shown[0]
+    native = decode_clip(path, None, None, GeometrySettings(size=16))
+    assert np.allclose(native.times, shown)
+    resampled = decode_clip(path, None, None, GeometrySettings(size=16, fps=12.0))
+    expected = [int((shown <= index / 12 + 1e-6).sum()) - 1 for index in range(len(resampled.frames))]
+    assert np.array_equal(resampled.frames, native.frames[expected])
+    assert len(resampled.frames) == pytest.approx(12 * shown[-1], abs=2)
+
+
 def test_a_range_outside_the_video_is_too_short(clip: Path) -> None:
     with pytest.raises(DecodeError, match=r"no frame lies between 5 s and the end: the video lasts 2\.00 s") as caught:
         decode_clip(str(clip), 5.0, None, SMALL)
@@ -193,6 +267,19 @@ def test_max_frames_keeps_the_first(clip: Path) -> None:
     whole = decode_clip(str(clip), None, None, SMALL).frames
     assert np.array_equal(decode_clip(str(clip), None, None, GeometrySettings(size=32, max_frames=7)).frames, whole[:7])
     assert np.array_equal(decode_clip(str(clip), 0.5, 0.9, SMALL).frames, whole[5:9])
+
+
+@pytest.mark.parametrize(("size", "hint"), [(50, "take 48 or 52"), (2, "take 4"), (65, "take 64 or 68")])
+def test_a_size_that_the_tokenizer_cannot_use_is_refused_with_the_next_ones(size: int, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"size={size} is not a multiple of 4, which the tokenizer needs; {hint}"):
+        GeometrySettings(size=size)
+
+
+def test_settings_that_came_later_leave_the_fingerprint_of_the_defaults_alone() -> None:
+    first = {"size": 64, "resize": "lanczos", "fps": None, "decoder": "auto", "max_frames": None}
+    assert to_plain(GeometrySettings()) == first
+    assert to_plain(GeometrySettings(fit="letterbox", stride=2)) == first | {"fit": "letterbox", "stride": 2}
+    assert build(GeometrySettings, to_plain(GeometrySettings(clip_seconds=3.0))) == GeometrySettings(clip_seconds=3.0)
 
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"fps": 0.0}, {"fps": 1e6}, {"max_frames": 0}])
@@ -270,6 +357,60 @@ def test_a_truncated_file_is_a_failure_and_never_a_short_clip(
     reason, message = reason_of(tmp_path / name)
     assert reason == "truncated"
     assert "is cut short" in message
+
+
+@pytest.mark.parametrize(("name", "codec"), [("x.avi", "mpeg4"), ("x.mkv", "libx264"), ("x.webm", "libvpx")])
+@pytest.mark.parametrize("resize", ["lanczos", "decoder"])
+def test_of_a_truncated_file_the_first_frames_are_kept_when_asked(
+    tmp_path: Path, name: str, codec: str, resize: Any
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), np.uint8)
+    path = encode(tmp_path / name, noise, codec)
+    geometry = GeometrySettings(size=32, decoder="pyav", resize=resize, on_truncated="keep")
+    whole = decode_clip(str(path), None, None, geometry)
+    assert (len(whole.frames), whole.truncated) == (40, "")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    part = decode_clip(str(path), None, None, GeometrySettings(size=32, resize=resize, on_truncated="keep"))
+    assert 10 < len(part.frames) < 30
+    assert np.array_equal(part.frames, whole.frames[: len(part.frames)])
+    assert (part.decoder, len(part.times)) == ("pyav", len(part.frames))
+    assert re.search(r"there are \d\.\d\d of the 4\.\d\d s|ends inside a packet", part.truncated)
+    late = GeometrySettings(size=32, on_truncated="keep")
+    with pytest.raises(DecodeError):
+        decode_clip(str(path), 3.5, None, late)
+
+
+def test_of_a_truncated_file_the_frames_before_the_first_damaged_one_are_kept(clip: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), np.uint8)
+    write_mp4(clip, noise, fps=10)
+    whole = decode_clip(str(clip), None, None, GeometrySettings(size=32, decoder="pyav")).frames
+    data = bytearray(clip.read_bytes())
+    half = len(data) // 2
+    data[half - 9000 : half - 5000] = bytes(4000)
+    clip.write_bytes(data[:half])
+    assert reason_of(clip)[0] == "truncated"
+    kept = decode_clip(str(clip), None, None, GeometrySettings(size=32, on_truncated="keep")).frames
+    assert 5 < len(kept) < 20
+    assert np.array_equal(kept, whole[: len(kept)])
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_header_that_counts_too_many_frames_is_found_out(tmp_path: Path, keep: bool) -> None:
+    data = bytearray(encode(tmp_path / "x.avi", numbered(), "mpeg4", clock=10).read_bytes())
+    for box, offset in ((b"avih", 24), (b"strh", 40)):  # frames in all, length of the stream
+        place = data.index(box) + 8 + (offset - 8)
+        assert int.from_bytes(data[place : place + 4], "little") == 20
+        data[place : place + 4] = (40).to_bytes(4, "little")
+    (tmp_path / "x.avi").write_bytes(data)
+    if keep:
+        kept = decode_clip(str(tmp_path / "x.avi"), None, None, GeometrySettings(size=32, on_truncated="keep"))
+        assert len(kept.frames) == 20
+        assert kept.truncated.endswith("20 of 40 frames")
+    else:
+        reason, message = reason_of(tmp_path / "x.avi")
+        assert reason == "truncated"
+        assert "of the 4.00 s that its header announces, and 20 of 40 frames" in message
 
 
 def test_a_truncated_mp4_is_a_failure_wherever_its_index_is(tmp_path: Path, clip: Path) -> None:

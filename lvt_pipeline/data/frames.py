@@ -2,8 +2,8 @@
 
 The network of the paper sees square frames in the order they were shown; this is the one place they are kept. A shard
 is a plain tar that `webdataset` reads: every clip is `<key>.json` (who it is and how it was made) and `<key>.npy` (raw
-uint8, T x H x W x 3) or `<key>.png` (the frames stacked into one tall picture). The receipt says where in the tar the
-pixels of each clip begin, so any frame is one seek away, and which clips failed. No receipt: the shard is not done.
+uint8, T x H x W x 3) or one picture of all frames (`data.frame_codecs`). The receipt says where in the tar the pixels
+of each clip begin, so any frame is one seek away, and which clips failed. No receipt: the shard is not done.
 The record `provenance.json` comes last. No record: the folder is not finished.
 
 Nothing in a shard or receipt depends on the clock, the machine or the order in which workers finished.
@@ -15,22 +15,34 @@ import difflib
 import hashlib
 import io
 import json
-import os
+import sys
 import tarfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import numpy as np
-from einops import rearrange
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
 
+from lvt_pipeline.data.frame_codecs import SUFFIXES, Codec, decode_frames, encode_frames, write_npy
+from lvt_pipeline.data.sources import Translation, kept_sources, opened_sources
+from lvt_pipeline.data.squares import Frames as Frames
 from lvt_pipeline.errors import ArtefactError, ShapeError
-from lvt_pipeline.provenance import RECORD_NAME, Provenance, fingerprint, missing_outputs, read_record, write_record
+from lvt_pipeline.memory import paused_collection
+from lvt_pipeline.provenance import (
+    RECORD_NAME,
+    Provenance,
+    canonical_rows,
+    fingerprint,
+    fingerprint_text,
+    missing_outputs,
+    read_record,
+    write_record,
+)
 from lvt_pipeline.storage import atomic_writer, exclusive_lock, read_json, write_bytes, write_json
 
 FORMAT_VERSION = 1  # raised when the bytes of a shard change for the same frames
@@ -38,11 +50,24 @@ SPLITS = ("train", "val", "test")
 FAILURES_NAME = "failures.jsonl"
 CLIPS_PER_SHARD = 64
 
-Codec = Literal["raw", "png"]
-Frames = NDArray[np.uint8]
 
-_SUFFIX: dict[str, str] = {"raw": "npy", "png": "png"}
-_PNG_LEVEL = 6  # of zlib; higher levels gain about 1 % on video frames and take twice as long
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Which part of a manifest line a clip is, where one line gives several clips (`data.cutting`).
+
+    Attributes:
+        of: id of the line.
+        fingerprint: hash of what all clips of the line are made of.
+        number: 0, 1, ...
+        parts: how many clips the line gave.
+        begins: seconds from the first frame of the source.
+    """
+
+    of: str
+    fingerprint: str
+    number: int
+    parts: int
+    begins: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +82,9 @@ class FrameSample:
         decoder: family and version that decoded it, such as "decord 0.6.0".
         shape: (T, H, W) of the frames inside `payload`.
         payload: what `encode_frames` gave.
+        arrays: what belongs to the frames beside their pixels, one row per frame, by name (letters and underscores).
+        part: which part of a manifest line it is, if not all of it.
+        truncated: what was found of a file that was cut short but is kept.
     """
 
     id: str
@@ -71,6 +99,9 @@ class FrameSample:
     shape: tuple[int, int, int]
     payload: bytes
     geometry: Mapping[str, Any]
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    part: Part | None = None
+    truncated: str = ""
 
     @classmethod
     def from_array(
@@ -104,7 +135,7 @@ class FrameSample:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FrameClip:
     """One clip inside finished shards.
 
@@ -112,9 +143,12 @@ class FrameClip:
         key: name inside the tar, without extension.
         fingerprint: hash of what the frames are made of.
         source: the video's path.
-        offset: where the pixels (codec raw) or the PNG file (codec png) begin in the shard, in bytes.
+        offset: where the pixels (codec raw) or the picture (other codecs) begin in the shard, in bytes.
         nbytes: how many bytes they take there.
         shard: name of the tar.
+        arrays: offset and bytes in the shard of each `.npy` file that lies beside the frames, by name.
+        part: which part of a manifest line it is; None when it is all of it.
+        truncated: what was found of a file that was cut short but is kept; None for a whole one.
     """
 
     id: str
@@ -133,6 +167,9 @@ class FrameClip:
     offset: int
     nbytes: int
     shard: str
+    arrays: Mapping[str, list[int]] | None = None
+    part: Part | None = None
+    truncated: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,42 +230,14 @@ def check_frames(frames: Frames) -> None:
         raise ShapeError(f"frames are uint8 (T, H, W, 3) with T > 0, found {frames.dtype} {frames.shape}")
 
 
-def encode_frames(frames: Frames, codec: Codec) -> bytes:
-    """The file that holds a clip inside a shard.
-
-    Args:
-        frames: uint8 (T, H, W, 3).
-        codec: "raw" is a `.npy` file; "png" is one lossless picture of all frames, top to bottom, about half the size.
-    """
-    stream = io.BytesIO()
-    if codec == "raw":
-        np.lib.format.write_array(stream, np.ascontiguousarray(frames), version=(1, 0))
-    elif codec == "png":
-        strip = Image.fromarray(rearrange(frames, "t h w c -> (t h) w c"))
-        strip.save(stream, "PNG", compress_level=_PNG_LEVEL)
-    else:
-        raise ShapeError(f"frame codec {codec!r} is not one of raw, png")
-    return stream.getvalue()
-
-
-def decode_png_strip(data: bytes | bytearray, height: int) -> Frames:
-    """The frames, uint8 (T, height, W, 3), of a picture that `encode_frames` made."""
-    # PIL.Image.open would refuse a long clip as a decompression bomb; the picture is our own.
-    with PngImagePlugin.PngImageFile(io.BytesIO(data)) as picture:
-        strip = np.array(picture)
-    return rearrange(strip, "(t h) w c -> t h w c", h=height)
-
-
 def pixels_of(clip: FrameClip, payload: bytes | bytearray) -> Frames:
     """All frames of a clip, uint8 (T, H, W, 3), from its bytes in the shard."""
-    if clip.codec == "png":
-        return decode_png_strip(payload, clip.height)
-    return np.frombuffer(payload, np.uint8).reshape(clip.num_frames, clip.height, clip.width, 3)
+    return decode_frames(payload, clip.codec, clip.num_frames, clip.height, clip.width)
 
 
 def content_fingerprint(clips: Iterable[FrameClip]) -> str:
     """Hash of a folder of frames: which clips it has, in order, and what each is made of."""
-    return fingerprint([[clip.id, clip.split, clip.label, clip.fingerprint] for clip in clips])
+    return fingerprint_text(canonical_rows([clip.id, clip.split, clip.label, clip.fingerprint] for clip in clips))
 
 
 # Writing -----------------------------------------------------------------------------------------------------------
@@ -250,26 +259,27 @@ def write_shard(
     digest = size = None
     if samples:
         with atomic_writer(shard) as stream:
-            tar = _TarWriter(stream)
+            tar = TarWriter(stream)
             for sample in samples:
                 clips.append(_write_sample(tar, sample, shard.name))
             tar.close()
             digest, size = tar.digest, tar.size
     else:
         shard.unlink(missing_ok=True)
+    kept = kept_sources(root)
     content = {
         "format": FORMAT_VERSION,
         "shard": shard.name,
         "digest": digest,
         "size": size,
-        "clips": [_relative(_without_shard(clip), root) for clip in clips],
-        "failures": [_relative(asdict(failure), root) for failure in failures],
+        "clips": [_kept(_without_shard(clip), kept) for clip in clips],
+        "failures": [_kept(asdict(failure), kept) for failure in failures],
     }
     write_json(receipt_path(shard), content)
     return Receipt(clips, list(failures))
 
 
-class _TarWriter:
+class TarWriter:
     """A tar whose bytes depend on names and contents alone, and that knows where each content begins."""
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -302,7 +312,7 @@ class _TarWriter:
         self.size += len(data)
 
 
-def _write_sample(tar: _TarWriter, sample: FrameSample, shard: str) -> FrameClip:
+def _write_sample(tar: TarWriter, sample: FrameSample, shard: str) -> FrameClip:
     num_frames, height, width = sample.shape
     key = tar_key(sample.id)
     described = {
@@ -319,9 +329,14 @@ def _write_sample(tar: _TarWriter, sample: FrameSample, shard: str) -> FrameClip
         "decoder": sample.decoder,
         "geometry": dict(sample.geometry),
     }
+    if sample.part is not None:
+        described["part"] = asdict(sample.part)
+    if sample.truncated:
+        described["truncated"] = sample.truncated
     tar.add(f"{key}.json", json.dumps(described, ensure_ascii=False).encode())
-    offset = tar.add(f"{key}.{_SUFFIX[sample.codec]}", sample.payload)
+    offset = tar.add(f"{key}.{SUFFIXES[sample.codec]}", sample.payload)
     nbytes = len(sample.payload)
+    arrays = {name: _write_array(tar, f"{key}.{name}.npy", array) for name, array in sample.arrays.items()}
     if sample.codec == "raw":  # skip the .npy header, so that frames are plain bytes at a known place
         pixels = num_frames * height * width * 3
         offset, nbytes = offset + nbytes - pixels, pixels
@@ -342,23 +357,33 @@ def _write_sample(tar: _TarWriter, sample: FrameSample, shard: str) -> FrameClip
         offset=offset,
         nbytes=nbytes,
         shard=shard,
+        arrays=arrays or None,
+        part=sample.part,
+        truncated=sample.truncated or None,
     )
 
 
+def _write_array(tar: TarWriter, name: str, array: NDArray[Any]) -> list[int]:
+    stream = io.BytesIO()
+    write_npy(stream, array)
+    return [tar.add(name, stream.getvalue()), stream.tell()]
+
+
 def _without_shard(clip: FrameClip) -> dict[str, Any]:
-    return {key: value for key, value in asdict(clip).items() if key != "shard"}
+    absent = {name for name in ("arrays", "part", "truncated") if not getattr(clip, name)}
+    return {key: value for key, value in asdict(clip).items() if key != "shard" and key not in absent}
 
 
-def _relative(entry: dict[str, Any], root: Path) -> dict[str, Any]:
-    source = entry["source"]
-    return {**entry, "source": Path(os.path.relpath(source, root)).as_posix() if source else ""}
+def _kept(entry: dict[str, Any], kept: Translation) -> dict[str, Any]:
+    return {**entry, "source": kept(entry["source"])}
 
 
 def write_failures(root: Path, failures: Iterable[ClipFailure]) -> Path:
     """Write `failures.jsonl`: one line per clip that gave no frames (id, source, reason, message, decoder)."""
+    kept = kept_sources(root)
     lines = [
         json.dumps(
-            {name: value for name, value in _relative(asdict(failure), root).items() if name != "fingerprint"},
+            {name: value for name, value in _kept(asdict(failure), kept).items() if name != "fingerprint"},
             ensure_ascii=False,
         )
         for failure in failures
@@ -426,42 +451,58 @@ def frame_counts(clips: Sequence[FrameClip], failures: Sequence[ClipFailure]) ->
     reasons: dict[str, int] = {}
     for failure in failures:
         reasons[failure.reason] = reasons.get(failure.reason, 0) + 1
-    return {
+    counts: dict[str, Any] = {
         "clips": len(clips),
         "frames": sum(clip.num_frames for clip in clips),
         "failures": len(failures),
         "failures_by_reason": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
     }
+    truncated = sum(clip.truncated is not None for clip in clips)
+    return counts | ({"kept_truncated": truncated} if truncated else {})
 
 
 # Reading -----------------------------------------------------------------------------------------------------------
 
 
-def read_receipt(path: Path, *, root: Path | None = None) -> Receipt:
+def read_receipt(path: Path, *, opened: Translation | None = None) -> Receipt:
     """Parse a receipt; sources come back as paths that can be opened.
+
+    Args:
+        opened: what turns its sources into those (`data.sources`); by default they count from the receipt's folder.
 
     Raises:
         ArtefactError: it is missing, damaged, or of a format this version does not know.
     """
-    root = root or path.parent
+    opened = opened or opened_sources(path.parent)
     content = read_json(path)
     try:
         if content["format"] != FORMAT_VERSION:
             raise ArtefactError(
                 f"{path} has shard format {content['format']}, this version reads {FORMAT_VERSION}; ingest again"
             )
-        clips = [FrameClip(**{**entry, "source": _resolve(entry, root)}, shard=content["shard"])
-                 for entry in content["clips"]]  # fmt: skip
-        failures = [ClipFailure(**{**entry, "source": _resolve(entry, root)}) for entry in content["failures"]]
-    except (KeyError, TypeError) as error:
+        same: dict[float, float] = {}
+        clips = [_frame_clip(entry, content["shard"], opened, same) for entry in content["clips"]]
+        failures = [ClipFailure(**{**entry, "source": opened(entry["source"])}) for entry in content["failures"]]
+    except (AttributeError, KeyError, TypeError) as error:
         raise ArtefactError(f"{path} is not a receipt of a frame shard ({error!r})") from error
     if clips:
         _check_size(path.with_name(content["shard"]), content["size"])
     return Receipt(clips, failures)
 
 
-def _resolve(entry: Mapping[str, Any], root: Path) -> str:
-    return os.path.normpath(os.path.abspath(root / entry["source"])) if entry["source"] else ""
+def _frame_clip(entry: dict[str, Any], shard: str, opened: Translation, same: dict[float, float]) -> FrameClip:
+    """A clip of a receipt. Most of a million clips share some values, so each of these is kept once, in `same`."""
+    for name in ("split", "label", "decoder", "codec"):
+        if entry[name] is not None:
+            entry[name] = sys.intern(entry[name])
+    if entry["key"] == entry["id"]:
+        entry["key"] = entry["id"]
+    for name in ("fps", "nbytes"):
+        entry[name] = same.setdefault(entry[name], entry[name])
+    entry["source"] = opened(entry["source"])
+    if "part" in entry:
+        entry["part"] = Part(**entry["part"])
+    return FrameClip(**entry, shard=shard)
 
 
 def _check_size(shard: Path, size: int) -> None:
@@ -486,6 +527,7 @@ class FrameShards:
         failures: every clip that gave no frames.
     """
 
+    @paused_collection()
     def __init__(self, root: Path | str) -> None:
         """Open a folder that `lvt ingest` finished.
 
@@ -496,11 +538,15 @@ class FrameShards:
         self.record = _finished_record(self.root)
         self.clips: list[FrameClip] = []
         self.failures: list[ClipFailure] = []
+        opened = opened_sources(self.root)
         for path in _receipts_in_order(self.root, self.record):
-            receipt = read_receipt(path)
+            receipt = read_receipt(path, opened=opened)
             self.clips += receipt.clips
             self.failures += receipt.failures
-        self._by_id = {clip.id: clip for clip in self.clips}
+
+    @cached_property
+    def _by_id(self) -> dict[str, FrameClip]:
+        return {clip.id: clip for clip in self.clips}
 
     @property
     def fingerprint(self) -> str:
@@ -550,18 +596,35 @@ class FrameShards:
             clip = self[clip]
         start, stop, _ = slice(start, stop).indices(clip.num_frames)
         count = max(0, stop - start)
-        if clip.codec == "png":
+        if clip.codec != "raw":
             return pixels_of(clip, self.payload(clip))[start : start + count].copy()
         frame_bytes = clip.height * clip.width * 3
         pixels = self._read_bytes(clip.shard, clip.offset + start * frame_bytes, count * frame_bytes)
         return np.frombuffer(pixels, np.uint8).reshape(count, clip.height, clip.width, 3)
 
+    def arrays(self, clip: FrameClip | str) -> dict[str, NDArray[Any]]:
+        """What the source holds beside a clip's frames, one row per frame, by name; empty for videos."""
+        clip = self[clip] if isinstance(clip, str) else clip
+        return read_arrays(clip, self.root / clip.shard)
+
     def payload(self, clip: FrameClip) -> bytes | bytearray:
-        """The clip's bytes as they lie in the shard: plain pixels (raw) or a PNG file (png)."""
+        """The clip's bytes as they lie in the shard: plain pixels (raw) or a picture (other codecs)."""
         return self._read_bytes(clip.shard, clip.offset, clip.nbytes)
 
     def _read_bytes(self, shard: str, offset: int, count: int) -> bytearray:
         return read_range(self.root / shard, offset, count)
+
+
+def read_arrays(clip: FrameClip, shard: Path) -> dict[str, NDArray[Any]]:
+    """The arrays that lie beside a clip's frames in this shard, by name.
+
+    Raises:
+        ArtefactError: the shard cannot be read.
+    """
+    return {
+        name: np.lib.format.read_array(io.BytesIO(read_range(shard, *place)), allow_pickle=False)
+        for name, place in (clip.arrays or {}).items()
+    }
 
 
 def read_range(path: Path, offset: int, count: int) -> bytearray:

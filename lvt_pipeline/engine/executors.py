@@ -30,6 +30,7 @@ Result = TypeVar("Result")
 
 START_SECONDS = 120.0  # for a worker to import what it needs; a slow network disk is no reason to give up
 _POLL_SECONDS = 0.2  # how often the parent looks at the clock and at `should_stop`
+_NO_MEMORY = "bad_alloc"  # what a decoder written in C++ says before it aborts
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
 _BOOTSTRAP = "from lvt_pipeline.engine.executors import serve; serve()"
 
@@ -39,7 +40,7 @@ class Failure:
     """A task that gave no result.
 
     Attributes:
-        reason: "timeout", "crashed", what the function's exception calls its `reason`, or "unknown".
+        reason: "timeout", "crashed", "out-of-memory", what the function's exception calls its `reason`, or "unknown".
         message: for people.
     """
 
@@ -63,7 +64,8 @@ def run_isolated(
         function: importable by name (not a lambda), as are tasks and results by pickle.
         num_workers: 0 runs everything in this process, without protection, for tests and notebooks.
         deadline_seconds: how long a task may take before its worker is killed.
-        memory_bytes: address space of a worker; more ends the task, not the machine.
+        memory_bytes: how much a task may take; more ends the task, not the machine. It counts what a worker reserves
+            beyond what it holds when it is ready, used or not.
         window: a task is not started before all but this many of its predecessors have finished, so results that
             must wait for an earlier one stay few.
         should_stop: asked all the time; once true, tasks in hand are dropped and the iteration ends.
@@ -101,6 +103,8 @@ def _failure_of(error: BaseException) -> Failure:
     reason = getattr(error, "reason", None)
     if isinstance(error, LVTError) and isinstance(reason, str):
         return Failure(reason, str(error))
+    if isinstance(error, MemoryError):
+        return Failure("out-of-memory", f"MemoryError: {error}" if str(error) else "MemoryError")
     return Failure("unknown", f"{type(error).__name__}: {error}")
 
 
@@ -210,10 +214,14 @@ class _Pool:
             try:
                 message = worker.connection.recv()
             except (EOFError, OSError):
-                return self._replace(worker, Failure("crashed", worker.last_words()))
+                words = worker.last_words()
+                reason = "out-of-memory" if _NO_MEMORY in words else "crashed"
+                return self._replace(worker, Failure(reason, words))
             if not worker.is_ready:
                 worker.is_ready = True
                 return None
+            if isinstance(message, Failure) and message.reason == "out-of-memory":
+                return self._replace(worker, message)  # what the task left behind is no burden for the next one
             worker.task = None
             return (message,)
         if (worker.task is not None or not worker.is_ready) and time.monotonic() > worker.deadline:
@@ -249,7 +257,8 @@ def serve() -> None:
     for part in name.split("."):
         function = getattr(function, part)
     if memory_bytes is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+        limit = _address_space() + memory_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     connection.send("ready")
     while True:
         try:
@@ -261,6 +270,15 @@ def serve() -> None:
         except Exception as error:
             outcome = _failure_of(error)
         connection.send(outcome)
+
+
+def _address_space() -> int:
+    """Bytes that this process has reserved: mostly libraries, and the same for every worker."""
+    try:
+        with open("/proc/self/statm") as stream:
+            return int(stream.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 def _die_with(parent: int) -> None:

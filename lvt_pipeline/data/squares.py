@@ -1,0 +1,67 @@
+"""A picture becomes a square: the centre of it, as in the paper, or all of it between black bars.
+
+The geometry is that of the paper's Kinetics experiments: centre crop to the smaller side, Lanczos by Pillow, 64 x 64.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Frames = NDArray[np.uint8]
+Fit = Literal["crop", "letterbox"]  # crop: the middle of the picture. letterbox: all of it, on black
+
+
+def lanczos_square(frame: Frames, size: int, fit: Fit = "crop") -> Frames:
+    """Fit and scale a picture, Lanczos with antialiasing by Pillow: uint8 (H, W, 3) -> (size, size, 3)."""
+    if fit == "letterbox":
+        height, width = scaled_sides(frame.shape[0], frame.shape[1], size, fit)
+        return on_black(_lanczos(frame, height, width), size)
+    return _lanczos(centre_square(frame), size, size)
+
+
+def square_of_scaled(frame: Frames, size: int, fit: Fit = "crop") -> Frames:
+    """The square of a picture whose sides are those of `scaled_sides`: (H, W, 3) -> (size, size, 3)."""
+    if fit == "letterbox":
+        return on_black(frame, size)
+    # Halves are rounded to even, as in `centre_square`, but the square is `size` wide whatever the margin.
+    top, left = round((frame.shape[0] - size) / 2), round((frame.shape[1] - size) / 2)
+    return frame[top : top + size, left : left + size]
+
+
+def scaled_sides(height: int, width: int, size: int, fit: Fit = "crop") -> tuple[int, int]:
+    """Height and width of the whole picture once it is scaled for `fit`, in proportion as near as pixels allow.
+
+    The smaller side becomes `size` for a crop, the larger one for a letterbox.
+    """
+    side = min(height, width) if fit == "crop" else max(height, width)
+    return max(1, round(height * size / side)), max(1, round(width * size / side))
+
+
+def centre_square(frame: Frames) -> Frames:
+    """The middle of a picture, as wide as its smaller side: (H, W, 3) -> (S, S, 3).
+
+    Where the margin is odd, the released code of the paper hands Pillow a box of half pixels, and Pillow rounds each
+    edge half to even. When the smaller side is odd too, the crop is then one pixel wider or narrower than high.
+    """
+    height, width, _ = frame.shape
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    return frame[round(top) : round(top + side), round(left) : round(left + side)]
+
+
+def on_black(frame: Frames, size: int) -> Frames:
+    """A picture no larger than the square, in its middle; the rest is black."""
+    height, width, _ = frame.shape
+    square = np.zeros((size, size, 3), np.uint8)
+    top, left = (size - height) // 2, (size - width) // 2
+    square[top : top + height, left : left + width] = frame
+    return square
+
+
+def _lanczos(frame: Frames, height: int, width: int) -> Frames:
+    picture = Image.fromarray(np.ascontiguousarray(frame))
+    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
