@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -103,27 +101,47 @@ def test_resampling_is_the_same_after_a_restart() -> None:
     assert torch.equal(book.table, restarted.table)
 
 
-def _update_as_rank(rank: int, folder: str) -> None:
+def _train_as_rank(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.manual_seed(0)
     latents, codes = torch.randn(4, 3, 2, 2), torch.randint(0, 5, (4, 2, 2))
-    book = EMACodebook(5, 3)
+    updated = EMACodebook(5, 3)
     mine = slice(2 * rank, 2 * rank + 2)
-    book.update(latents[mine], codes[mine])
-    torch.save(book.state_dict(), f"{folder}/rank{rank}.pt")
+    updated.update(latents[mine], codes[mine])
+    started = EMACodebook(5, 3)
+    vectors = torch.randn(64, 3, generator=torch.Generator().manual_seed(rank))
+    started.start_from(vectors, 16, torch.Generator().manual_seed(0))
+    torch.save({"updated": updated.state_dict(), "started": started.state_dict()}, f"{folder}/rank{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_two_workers_end_with_the_table_of_one_that_saw_both_batches(tmp_path: Path) -> None:
-    mp.spawn(_update_as_rank, args=(str(tmp_path),), nprocs=2)
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
+    """Codebooks of two workers: after an update on different latents, and after a start from different latents."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(_train_as_rank, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_two_workers_end_with_the_table_of_one_that_saw_both_batches(
+    ranks: list[dict[str, dict[str, torch.Tensor]]],
+) -> None:
     torch.manual_seed(0)
     latents, codes = torch.randn(4, 3, 2, 2), torch.randint(0, 5, (4, 2, 2))
     alone = EMACodebook(5, 3)
     alone.update(latents, codes)
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     for name, value in alone.state_dict().items():
-        assert torch.equal(ranks[0][name], ranks[1][name])
-        torch.testing.assert_close(ranks[0][name], value)
+        assert torch.equal(ranks[0]["updated"][name], ranks[1]["updated"][name])
+        torch.testing.assert_close(ranks[0]["updated"][name], value)
+
+
+def test_two_workers_take_the_kmeans_start_of_the_first(ranks: list[dict[str, dict[str, torch.Tensor]]]) -> None:
+    alone = EMACodebook(5, 3)
+    vectors = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    alone.start_from(vectors, 16, torch.Generator().manual_seed(0))
+    for rank in ranks:
+        for name in ("table", "size", "total"):
+            assert torch.equal(rank["started"][name], getattr(alone, name))
 
 
 def test_slices_are_quantised_by_their_own_codebooks_in_channel_order() -> None:
@@ -167,6 +185,52 @@ def test_codebooks_move_in_training_forwards_only() -> None:
     assert all(torch.equal(before[name], value) for name, value in quantizer.state_dict().items())
     quantizer.train()(torch.randn(1, 4, 3, 3))
     assert not torch.equal(before["books.0.table"], quantizer.codebooks[0].table)
+
+
+def test_kmeans_start_puts_the_table_where_the_latents_are() -> None:
+    quantizer = SlicedQuantizer(2, 8, 6, dead_code="none").eval()
+    places = torch.randn(8, 6) * 5
+    latents = (places[torch.arange(512) % 8] + 0.01 * torch.randn(512, 6)).T.reshape(1, 6, 16, 32)
+    quantizer.start_from(latents, 128, torch.Generator().manual_seed(0))
+    for j, book in enumerate(quantizer.codebooks):
+        distances = torch.cdist(places[:, 3 * j : 3 * j + 3], book.table)
+        assert float(distances.amin(1).max()) < 0.01
+        # 512 / 8 latents a code, of which a step of 128 brings a quarter.
+        torch.testing.assert_close(book.size, torch.full((8,), 16.0))
+        torch.testing.assert_close(book.total, book.table * 16)
+        assert len({tensor.data_ptr() for tensor in (book.table, book.total, book.size)}) == 3
+        assert int(book.updates) == 0
+
+
+def test_kmeans_start_leaves_codes_without_latents_where_they_are() -> None:
+    book = EMACodebook(6, 2)
+    book.start_from(torch.tensor([[1.0, 0.0], [0.0, 3.0]]).repeat(5, 1), 10, torch.Generator().manual_seed(0))
+    assert book.table.unique(dim=0).tolist() == [[0.0, 3.0], [1.0, 0.0]]
+    before = book.table.clone()
+    latents = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1)
+    book.update(latents, nearest_codes(latents, book.table))
+    torch.testing.assert_close(book.table, before, rtol=1e-3, atol=1e-3)
+
+
+def test_kmeans_start_depends_on_the_generator_alone() -> None:
+    latents = torch.randn(2, 4, 16, 16)
+    tables = []
+    for seed in (3, 3, 4):
+        quantizer = SlicedQuantizer(2, 16, 4)
+        quantizer.start_from(latents, 100, torch.Generator().manual_seed(seed))
+        torch.rand(5)
+        tables.append(quantizer.codebooks[0].table)
+    assert torch.equal(tables[0], tables[1])
+    assert not torch.equal(tables[0], tables[2])
+
+
+def test_averages_settle_when_their_start_is_forgotten() -> None:
+    quantizer = SlicedQuantizer(2, 4, 4, decay=0.9)  # 0.9 ** 65 > 0.001 > 0.9 ** 66
+    for book in quantizer.codebooks:
+        book.updates.fill_(66)
+    assert quantizer.is_settled
+    quantizer.codebooks[1].updates.fill_(65)
+    assert not quantizer.is_settled
 
 
 def test_wrong_choices_are_named() -> None:

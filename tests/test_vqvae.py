@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lvt_pipeline.errors import ConfigError, ShapeError
-from lvt_pipeline.models.vqvae import VQVAE, ResidualBlock, VQVAEConfig, tokenizer_fingerprint
+from lvt_pipeline.models import vqvae as vqvae_module
+from lvt_pipeline.models.vqvae import VQVAE, ResidualBlock, VQVAEConfig, full_float32, tokenizer_fingerprint
 
 TINY = VQVAEConfig(num_codebooks=2, codebook_size=32, code_width=16, stem_width=8, residual_width=8)
 
@@ -222,3 +225,76 @@ def test_tokenizer_fingerprint_follows_what_decides_codes_and_nothing_else(model
     textbook = VQVAE(dataclasses.replace(model.config, residual="textbook"))
     textbook.load_state_dict(model.state_dict())
     assert tokenizer_fingerprint(textbook) != tokenizer_fingerprint(model)
+
+
+def test_tokenizer_fingerprint_of_given_weights_never_changes() -> None:
+    with torch.device("meta"):
+        model = VQVAE(TINY)
+    model = model.to_empty(device="cpu")
+    for number, value in enumerate(model.state_dict().values()):
+        value.copy_((torch.arange(value.numel()) % 7 + number).reshape(value.shape))
+    assert tokenizer_fingerprint(model) == "f5c4a3feb6cc90b020faf59e9a0d1bc5d37e777ff5c8c2f808412407d07d68a1"
+    named = dataclasses.replace(TINY, quantizer="vq", codebook_init="kmeans")
+    same = VQVAE(named)
+    same.load_state_dict(model.state_dict())
+    assert tokenizer_fingerprint(same) == tokenizer_fingerprint(model)
+
+
+def tf32_switches() -> tuple[str, str]:
+    return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+
+
+def test_full_float32_switches_tf32_off_for_the_block_only() -> None:
+    before = tf32_switches()
+    try:
+        for asked in ("tf32", "ieee"):
+            torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = asked
+            with full_float32(torch.device("cuda")):
+                assert tf32_switches() == ("ieee", "ieee")
+            assert tf32_switches() == (asked, asked)
+            with pytest.raises(KeyError), full_float32(torch.device("cuda")):
+                raise KeyError
+            assert tf32_switches() == (asked, asked)
+            with full_float32(torch.device("cpu")):
+                assert tf32_switches() == (asked, asked)
+    finally:
+        torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_encode_computes_latents_and_codes_in_full_float32(model: VQVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = False
+    seen: list[bool] = []
+
+    @contextmanager
+    def watched(device: torch.device) -> Iterator[None]:
+        nonlocal inside
+        inside = True
+        with full_float32(device):
+            yield
+        inside = False
+
+    monkeypatch.setattr(vqvae_module, "full_float32", watched)
+    monkeypatch.setattr(model, "encode_latents", lambda images: (seen.append(inside), model.encoder(images))[1])
+    codes = model.quantizer.codes
+    monkeypatch.setattr(model.quantizer, "codes", lambda latents: (seen.append(inside), codes(latents))[1])
+    model.encode(random_frames(2))
+    assert seen == [True, True]
+
+
+def test_encode_does_not_follow_the_callers_autocast(model: VQVAE) -> None:
+    frames = random_frames(4)
+    latents: list[Tensor] = []
+    model.encoder.register_forward_hook(lambda module, inputs, output: latents.append(output))
+    expected = model.encode(frames)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model.encode(frames), expected)
+    assert torch.equal(latents[0], latents[1])
+
+
+@pytest.mark.gpu
+def test_codes_on_a_gpu_are_those_of_the_cpu_but_for_the_last_bits(model: VQVAE) -> None:
+    frames = random_frames(64)
+    expected = model.encode(frames)
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    found = model.to("cuda").encode(frames)
+    assert float((found != expected).float().mean()) < 1e-3

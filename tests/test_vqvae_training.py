@@ -24,7 +24,9 @@ from lvt_pipeline.engine.vqvae_training import (
     VQVAERunSettings,
     VQVAETask,
     dry_run_vqvae,
+    start_codebooks,
     train_vqvae,
+    vqvae_loss,
 )
 from lvt_pipeline.errors import ChangedRunError, LVTError, Stopped
 from lvt_pipeline.models.vqvae import VQVAE, tokenizer_fingerprint
@@ -132,6 +134,99 @@ def test_resumed_vqvae_matches_uninterrupted_one_down_to_its_codebooks(
     assert record.fingerprint == read_record(finished).fingerprint
 
 
+def test_kmeans_start_is_the_same_whether_or_not_the_run_was_stopped(
+    frames: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(tiny(), model=replace(tiny().model, codebook_init="kmeans"))
+    train_vqvae(frames, tmp_path / "whole", settings, device="cpu")
+    loss, steps = VQVAETask.loss, 0
+
+    def broken_loss(self: VQVAETask, model: Any, batch: Any) -> StepLoss:
+        nonlocal steps
+        steps += 1
+        if steps == 2:
+            raise KeyError("killed")  # before anything is saved
+        if steps == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, model, batch)
+
+    monkeypatch.setattr(VQVAETask, "loss", broken_loss)
+    for error in (KeyError, Stopped):
+        with pytest.raises(error):
+            train_vqvae(frames, tmp_path / "parts", settings, device="cpu")
+    monkeypatch.setattr(vqvae_training, "start_codebooks", None)  # starting again would fail
+    record = train_vqvae(frames, tmp_path / "parts", settings, device="cpu")
+    whole, parts = (load_weights(find_checkpoint(tmp_path / name)) for name in ("whole", "parts"))
+    torch.testing.assert_close(parts, whole, rtol=0, atol=0)
+    table = "quantizer.books.0.table"
+    assert not torch.equal(whole[table], load_weights(find_checkpoint(finished))[table])
+    assert record.fingerprint == read_record(tmp_path / "whole").fingerprint
+
+
+def test_kmeans_start_puts_the_tables_on_the_training_latents(frames: Path) -> None:
+    settings = replace(tiny(), model=replace(tiny().model, codebook_init="kmeans"))
+    torch.manual_seed(0)
+    task = VQVAETask(VQVAE(settings.model), FrameShards(frames), settings.training)
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    start_codebooks(task)
+    after = task.model.state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(before[name], value)}
+    assert changed == {f"quantizer.books.{j}.{name}" for j in (0, 1) for name in ("table", "total", "size")}
+    images = task.batch(1, range(6))["frames"].permute(0, 3, 1, 2) / 127.5 - 1
+    error = {}
+    for name in ("kmeans", "uniform"):
+        error[name] = float(task.model.eval()(images).commitment_loss.detach())
+        task.model.load_state_dict(before)
+    assert error["kmeans"] < error["uniform"] / 4
+
+
+def test_seed_decides_the_kmeans_start(frames: Path) -> None:
+    settings = replace(tiny(), model=replace(tiny().model, codebook_init="kmeans"))
+    model = VQVAE(settings.model)
+    tables = []
+    for seed in (0, 0, 1):
+        start_codebooks(VQVAETask(model, FrameShards(frames), replace(settings.training, seed=seed)))
+        tables.append(model.quantizer.books[0].table.clone())
+    assert torch.equal(tables[0], tables[1])
+    assert not torch.equal(tables[0], tables[2])
+
+
+def test_lines_of_the_log_tell_how_each_codebook_is_used(frames: Path, finished: Path) -> None:
+    line = metrics_of(finished)[0]
+    books = [line[f"batch_perplexity_{j}"] for j in (0, 1)]
+    assert line["batch_perplexity"] == pytest.approx(sum(books) / 2)
+    assert all(1 <= value <= 16 for value in books)
+    model, batch = VQVAE(tiny().model), torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
+    codes = model(batch.permute(0, 3, 1, 2) / 127.5 - 1).codes
+    metrics = vqvae_loss(VQVAE(tiny().model), {"frames": batch}).metrics
+    assert set(metrics) == set(VQVAETask(model, FrameShards(frames), tiny().training).metric_names)
+    with torch.no_grad():
+        for j in (0, 1):
+            model.quantizer.books[j].table.copy_(torch.randn(16, 4))
+    codes = model.eval()(batch.permute(0, 3, 1, 2) / 127.5 - 1).codes
+    metrics = vqvae_loss(model, {"frames": batch}).metrics
+    for j in (0, 1):
+        assert float(metrics[f"batch_usage_{j}"]) == len(codes[..., j].unique()) / 16
+
+
+def test_collapse_is_said_once_and_recorded(frames: Path, tmp_path: Path) -> None:
+    lines = Lines()
+    # With a decay of 0, a code that one step does not use falls to zero, where many others lie already.
+    model = replace(tiny().model, ema_decay=0.0, dead_code="none", ema_init="reference", codebook_size=64)
+    settings = replace(tiny(eval_every=2), model=model)
+    record = train_vqvae(frames, tmp_path / "run", settings, device="cpu", progress=lines)
+    said = [line for line in lines.said if "collapsed" in line]
+    assert [line.split(" (")[0] for line in said] == ["codebook 0 has collapsed", "codebook 1 has collapsed"]
+    assert all('model.dead_code="resample"' in line and "of 64 codes used" in line for line in said)
+    assert record.counts["collapsed"] == [0, 1]
+    evaluations = [line for line in metrics_of(tmp_path / "run") if line["split"] == "val"]
+    assert [line["collapsed"] for line in evaluations] == [[0], [0], [0, 1], [0, 1]]
+
+
+def test_healthy_codebooks_are_not_called_collapsed(finished: Path) -> None:
+    assert read_record(finished).counts["collapsed"] == []
+
+
 def test_record_says_what_was_trained_on_what(frames: Path, finished: Path) -> None:
     record = read_record(finished)
     assert (record.kind, record.stage) == ("vqvae-run", "train-vqvae")
@@ -196,7 +291,7 @@ def test_evaluation_and_pictures_leave_the_model_unchanged(frames: Path) -> None
         facts = task.evaluate(task.model)
         picture = task.picture(task.model)
     torch.testing.assert_close(dict(task.model.state_dict()), before, rtol=0, atol=0)
-    assert set(facts) == {"mse", "psnr", "perplexity", "usage"}
+    assert set(facts) == {"mse", "psnr", "perplexity", "usage", "collapsed"}
     assert picture.dtype == np.uint8
 
 
@@ -262,3 +357,6 @@ def test_presets_build() -> None:
     assert (paper.model.num_residual_blocks, paper.training.max_steps) == (4, 1_000_000)
     assert (paper.training.optimizer, paper.training.learning_rate, paper.training.betas) == ("adam", 3e-4, (0.9, 0.9))
     assert load(VQVAERunSettings, "vqvae", preset="bair-vqvae-nc1").model.num_codebooks == 1
+    small, fsq = (load(VQVAERunSettings, "vqvae", preset=name) for name in ("small", "small-fsq"))
+    same = {"quantizer": None, "fsq_levels": None, "ema_init": "consistent", "dead_code": "resample"}
+    assert replace(fsq, model=replace(fsq.model, **same, commitment_weight=0.25)) == small

@@ -22,14 +22,17 @@ from torch import Tensor, nn
 from lvt_pipeline.data.code_usage import perplexity, usage
 from lvt_pipeline.data.frames import FrameClip, FrameShards
 from lvt_pipeline.data.order import clip_batch
-from lvt_pipeline.data.windows import available_memory
+from lvt_pipeline.data.window_cache import available_memory
 from lvt_pipeline.engine.checkpoints import EMA_NAME, MODEL_NAME
+from lvt_pipeline.engine.codebook_watch import CodebookWatch
 from lvt_pipeline.engine.devices import choose_device, joined_workers
 from lvt_pipeline.engine.dry_run import count_by_part, measure_step
 from lvt_pipeline.engine.pictures import picture_grid
 from lvt_pipeline.engine.run_directory import RunDirectory, RunPlan, open_run
-from lvt_pipeline.engine.training import HARMLESS_SETTINGS, StepLoss, TrainingSettings, seeded, train
+from lvt_pipeline.engine.training import StepLoss, seeded, step_seed, train
+from lvt_pipeline.engine.training_settings import HARMLESS_SETTINGS, TrainingSettings
 from lvt_pipeline.errors import LVTError, ShapeError
+from lvt_pipeline.models.quantize import SlicedQuantizer
 from lvt_pipeline.models.vqvae import VQVAE, VQVAEConfig, tokenizer_fingerprint
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
@@ -40,6 +43,7 @@ VERSION = 1
 
 MEMORY_SHARE = 4  # frames are kept in memory if they take less than one part in so many of what is available
 PICTURE_FRAMES = 8
+KMEANS_LATENTS = 32  # latents per code, at least, that k-means starts from
 DRY_RUN_SIZE = 64  # pixels, when a dry run has no frames to look at
 
 
@@ -74,6 +78,8 @@ def train_vqvae(
     device: str = "auto",
     max_seconds: float | None = None,
     overwrite: bool = False,
+    allow_config_change: bool = False,
+    track: Sequence[str] = (),
     progress: Progress = SILENT,
 ) -> Provenance:
     """Train a VQ-VAE, or go on with an interrupted training. Calling it again for a finished run does nothing.
@@ -84,6 +90,8 @@ def train_vqvae(
         device: "auto", "cpu", "cuda" or "cuda:N". Under `torchrun` every process takes its own part of each batch.
         max_seconds: save and stop after this time.
         overwrite: train from nothing, whatever is in `out`.
+        allow_config_change: go on although settings of the training have changed; the run says so ever after.
+        track: "tensorboard", "wandb": where the metrics are shown as well.
 
     Returns:
         the record of the run; its fingerprint is that of all weights, `counts["tokenizer"]` that of what decides codes.
@@ -110,7 +118,15 @@ def train_vqvae(
     with joined_workers(device) as workers:
 
         def opening(is_writer: bool) -> AbstractContextManager[RunDirectory]:
-            return open_run(out, plan, max_steps=training.max_steps, overwrite=overwrite, is_writer=is_writer)
+            return open_run(
+                out,
+                plan,
+                max_steps=training.max_steps,
+                overwrite=overwrite,
+                is_writer=is_writer,
+                allow_config_change=allow_config_change,
+                progress=progress,
+            )
 
         with workers.in_turn(opening) as run:
             if run.record is not None:
@@ -118,16 +134,18 @@ def train_vqvae(
             with seeded(training.seed, workers.device):
                 model = VQVAE(settings.model).to(workers.device)
             task = VQVAETask(model, shards, training, progress=progress)
-            result = train(task, training, run, workers, max_seconds=max_seconds, progress=progress)
+            if settings.model.codebook_init == "kmeans" and run.latest_checkpoint() is None:
+                start_codebooks(task)
+            result = train(task, training, run, workers, max_seconds=max_seconds, track=track, progress=progress)
             model.load_state_dict(result.weights.get(EMA_NAME, result.weights[MODEL_NAME]))
             evaluation = result.evaluation
             counts: dict[str, Any] = {
                 "parameters": sum(_count_parameters(model).values()),
-                "steps": result.steps,
+                **result.counts(),
                 "tokenizer": tokenizer_fingerprint(model),
                 "train_clips": len(shards.split("train")),
                 **{f"val_{name}": evaluation[name] for name in ("mse", "psnr") if name in evaluation},
-                **{name: evaluation[name] for name in ("perplexity", "usage") if name in evaluation},
+                **{name: evaluation[name] for name in ("perplexity", "usage", "collapsed") if name in evaluation},
             }
             return run.finish(
                 result.weights, counts, steps=result.steps, max_steps=training.max_steps, seconds=result.seconds
@@ -172,6 +190,28 @@ def dry_run_vqvae(
     }
 
 
+@torch.no_grad()
+def start_codebooks(task: VQVAETask) -> None:
+    """Start the codebooks of an untrained model from k-means over the latents of its first training batches.
+
+    It happens before the first step and depends on the seed and the data alone, so a run that is resumed, or that was
+    killed before its first checkpoint, has the same tables as one that never stopped. Data-parallel workers all look at
+    whole batches. FSQ has no tables: nothing happens.
+    """
+    model = task.model
+    assert isinstance(model, VQVAE)
+    if not isinstance(model.quantizer, SlicedQuantizer):
+        return
+    wanted = KMEANS_LATENTS * model.codebook_size
+    parts: list[Tensor] = []
+    rows = range(task.units_per_step)
+    while sum(part[:, 0].numel() for part in parts) < wanted:
+        frames = task.batch(len(parts) + 1, rows)["frames"].to(model.device)
+        parts.append(model.encode_latents(_to_images(frames)))
+    generator = torch.Generator().manual_seed(step_seed(task.seed, 0))  # steps are counted from 1
+    model.quantizer.start_from(torch.cat(parts), parts[0][:, 0].numel(), generator)
+
+
 def vqvae_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> StepLoss:
     """Loss of frames uint8 (B, H, W, 3) under a VQ-VAE; its codebooks move when it is in training mode."""
     frames = batch["frames"]
@@ -179,20 +219,23 @@ def vqvae_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> StepLoss:
     with torch.no_grad():
         codebook_size = model.codebook_size
         assert isinstance(codebook_size, int)
-        batch_perplexity = torch.stack([_perplexity(_count(codes, codebook_size)) for codes in output.codes.unbind(-1)])
+        counts = [_count(codes, codebook_size) for codes in output.codes.unbind(-1)]
+        perplexities = torch.stack([_perplexity(row) for row in counts])
+        usages = torch.stack([(row > 0).double().mean() for row in counts])
     metrics = {
         "reconstruction_loss": output.reconstruction_loss,
         "commitment_loss": output.commitment_loss,
-        "batch_perplexity": batch_perplexity.mean(),
+        "batch_perplexity": perplexities.mean(),
     }
+    metrics |= {f"batch_perplexity_{j}": value for j, value in enumerate(perplexities)}
+    metrics |= {f"batch_usage_{j}": value for j, value in enumerate(usages)}
     return StepLoss(output.loss, len(frames), metrics)
 
 
 class VQVAETask:
     """A VQ-VAE and the frames it learns from. See `training.Task`."""
 
-    metric_names: tuple[str, ...] = ("reconstruction_loss", "commitment_loss", "batch_perplexity")
-    unit = "frames"
+    unit = row_unit = "frames"
     score = "mse"
 
     def __init__(
@@ -203,8 +246,16 @@ class VQVAETask:
         Raises:
             LVTError: there is no training frame.
         """
-        self.model = model
+        assert isinstance(model, VQVAE)
+        self.model: nn.Module = model
+        self.seed = settings.seed
         self.units_per_step = settings.batch_size
+        books = range(model.num_codebooks)
+        self.metric_names: tuple[str, ...] = (
+            *("reconstruction_loss", "commitment_loss", "batch_perplexity"),
+            *(f"batch_{name}_{j}" for name in ("perplexity", "usage") for j in books),
+        )
+        self._watch = CodebookWatch(model.config, progress)
         self._settings = settings
         self._shards = shards
         self._clips = shards.split("train")
@@ -246,8 +297,8 @@ class VQVAETask:
         """Reconstruction of the validation frames.
 
         Returns:
-            "mse" over pixels and channels in [0, 1], "psnr" in dB, and per codebook "perplexity" and "usage" (share of
-            codes that occur).
+            "mse" over pixels and channels in [0, 1], "psnr" in dB, per codebook "perplexity" and "usage" (share of
+            codes that occur), and the numbers of the "collapsed" codebooks.
         """
         if not len(self._val_frames):
             return {}
@@ -270,6 +321,7 @@ class VQVAETask:
             "psnr": -10 * math.log10(max(mse, 1e-12)),
             "perplexity": perplexity(counts.numpy()),
             "usage": usage(counts.numpy()),
+            "collapsed": self._watch.look(counts.numpy(), model.quantizer.is_settled),
         }
 
     def picture(self, model: nn.Module) -> NDArray[np.uint8]:

@@ -16,9 +16,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from lvt_pipeline.errors import ConfigError, ShapeError
+from lvt_pipeline.models.kmeans import kmeans
 
 # A code is resampled with an EMA count of this many thresholds: enough to live for log(2)/(1 - decay) steps unused.
 RESAMPLED_COUNT = 2.0
+
+# Averages have settled when their start weighs less than this. The reference start makes unused code vectors about 1e3
+# times as long as latents; after as many steps they are back among them.
+SETTLED_WEIGHT = 1e-3
 
 
 class Quantized(NamedTuple):
@@ -116,9 +121,35 @@ class EMACodebook(nn.Module):
         """K."""
         return self.table.shape[0]
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the averages have forgotten where they started."""
+        return self.decay ** int(self.updates) < SETTLED_WEIGHT
+
     def lookup(self, codes: Tensor) -> Tensor:
         """Code vectors of `codes` (B, h, w), as float32 (B, D, h, w)."""
         return rearrange(F.embedding(codes, self.table), "b h w d -> b d h w")
+
+    @torch.no_grad()
+    def start_from(self, vectors: Tensor, step_size: int, generator: torch.Generator) -> None:
+        """Make the table the k-means centres of `vectors`, as if the averages had followed them for long.
+
+        With data-parallel workers, all take the result of worker 0.
+
+        Args:
+            vectors: float32 (N, width), latents of training frames.
+            step_size: vectors in a training step; sets the scale of the counts.
+            generator: on the CPU.
+        """
+        centres, sizes = kmeans(vectors, self.codebook_size, generator)
+        # At least one, as with the consistent start, so that a centre that nothing chooses stays where it is.
+        counts = (sizes * (step_size / len(vectors))).to(self.size.dtype).clamp(min=1)
+        if _is_distributed():
+            torch.distributed.broadcast(centres, src=0)
+            torch.distributed.broadcast(counts, src=0)
+        self.table.copy_(centres)
+        self.size.copy_(counts)
+        self.total.copy_(centres * counts[:, None])
 
     @torch.no_grad()
     def update(self, latents: Tensor, codes: Tensor) -> None:
@@ -194,6 +225,21 @@ class SlicedQuantizer(nn.Module):
     def codebooks(self) -> list[EMACodebook]:
         """The codebooks in channel order."""
         return [book for book in self.books if isinstance(book, EMACodebook)]
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the averages of all codebooks have forgotten where they started."""
+        return all(book.is_settled for book in self.codebooks)
+
+    def deciding_weights(self) -> dict[str, Tensor]:
+        """What decides the codes of latents: the tables."""
+        return {f"table.{j}": book.table for j, book in enumerate(self.codebooks)}
+
+    def start_from(self, latents: Tensor, step_size: int, generator: torch.Generator) -> None:
+        """Start every codebook from its channels of latents float32 (B, D, h, w). See `EMACodebook.start_from`."""
+        groups = latents.chunk(len(self.books), dim=1)
+        for group, book in zip(groups, self.codebooks, strict=True):
+            book.start_from(rearrange(group, "b d h w -> (b h w) d").contiguous(), step_size, generator)
 
     def codes(self, latents: Tensor) -> Tensor:
         """Nearest codes, int64 (B, h, w, n_c), of latents float32 (B, D, h, w)."""

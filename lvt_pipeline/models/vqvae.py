@@ -6,7 +6,9 @@ Frames are tokenized one by one, without any temporal mixing: (3, H, W) -> (h, w
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ConfigError, ShapeError
+from lvt_pipeline.models.fsq import FSQuantizer, check_levels
 from lvt_pipeline.models.quantize import Quantized, SlicedQuantizer, integer_codes
 from lvt_pipeline.provenance import fingerprint
 
@@ -44,6 +47,10 @@ class VQVAEConfig:
     ema_init: Literal["reference", "consistent"] = "reference"
     dead_code: Literal["none", "resample"] = "none"
     dead_code_threshold: float = 0.03  # share of the mean EMA count under which a code is dead
+    # These three are unset by default, so that runs made before they existed keep their meaning and are not stale.
+    codebook_init: Literal["uniform", "kmeans"] | None = None  # unset: uniform; kmeans starts on training latents
+    quantizer: Literal["vq", "fsq"] | None = None  # unset: vq, learnt tables; fsq: rounding, without tables
+    fsq_levels: tuple[int, ...] | None = None  # of each of the n_c codebooks; their product is codebook_size
 
     def __post_init__(self) -> None:
         for name in ("num_codebooks", "codebook_size", "code_width", "stem_width", "residual_width"):
@@ -59,6 +66,28 @@ class VQVAEConfig:
             raise ConfigError(f"ema_epsilon={self.ema_epsilon} must be above 0")
         if self.residual not in ("reference", "textbook"):
             raise ConfigError(f"residual={self.residual!r} is not one of reference, textbook")
+        if self.codebook_init not in (None, "uniform", "kmeans"):
+            raise ConfigError(f"codebook_init={self.codebook_init!r} is not one of uniform, kmeans")
+        if self.quantizer not in (None, "vq", "fsq"):
+            raise ConfigError(f"quantizer={self.quantizer!r} is not one of vq, fsq")
+        self._check_levels()
+
+    def _check_levels(self) -> None:
+        if self.quantizer != "fsq":
+            if self.fsq_levels is not None:
+                raise ConfigError(f"fsq_levels={list(self.fsq_levels)} needs quantizer='fsq'")
+            return
+        if self.fsq_levels is None:
+            raise ConfigError(
+                "quantizer='fsq' needs fsq_levels whose product is codebook_size, such as [8, 8, 4] for 256, "
+                "[8, 8, 8] for 512 or [8, 5, 5, 5] for 1000"
+            )
+        check_levels(self.fsq_levels)
+        if math.prod(self.fsq_levels) != self.codebook_size:
+            raise ConfigError(
+                f"fsq_levels={list(self.fsq_levels)} make {math.prod(self.fsq_levels)} codes but "
+                f"codebook_size={self.codebook_size}; set codebook_size={math.prod(self.fsq_levels)}, or other levels"
+            )
 
 
 class VQVAEOutput(NamedTuple):
@@ -141,16 +170,7 @@ class VQVAE(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.quantizer = SlicedQuantizer(
-            config.num_codebooks,
-            config.codebook_size,
-            config.code_width,
-            decay=config.ema_decay,
-            epsilon=config.ema_epsilon,
-            ema_init=config.ema_init,
-            dead_code=config.dead_code,
-            dead_code_threshold=config.dead_code_threshold,
-        )
+        self.quantizer = _quantizer(config)
         self.decoder = Decoder(config)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -223,8 +243,9 @@ class VQVAE(nn.Module):
         codes = torch.empty(len(frames), h, w, self.num_codebooks, dtype=torch.int64)
         for start, batch in _fixed_batches(frames, batch_size):
             images = _to_images(batch.to(self.device))
-            latents = self.encode_latents(images.to(self.encoder.down1.weight.dtype)).float()
-            part = self.quantizer.codes(latents)[: len(frames) - start].cpu()
+            with full_float32(self.device):
+                latents = self.encode_latents(images.to(self.encoder.down1.weight.dtype)).float()
+                part = self.quantizer.codes(latents)[: len(frames) - start].cpu()
             codes[start : start + len(part)] = part
         return codes
 
@@ -260,18 +281,63 @@ class VQVAE(nn.Module):
 def tokenizer_fingerprint(model: VQVAE) -> str:
     """Hash of everything that decides a frame's codes: encoder weights, codebook tables, their shape and precision.
 
-    The decoder and the EMA statistics do not enter: a fine-tuned decoder keeps every cached code valid.
+    Without tables (FSQ), the levels and the projections to them take their place. The decoder, the EMA statistics and
+    the projections that only the decoder sees do not enter: a fine-tuned decoder keeps every cached code valid.
     """
     weights = {f"encoder.{name}": value for name, value in model.encoder.state_dict().items()}
-    weights |= {f"table.{j}": book.table for j, book in enumerate(model.quantizer.codebooks)}
+    weights |= model.quantizer.deciding_weights()
     settings = to_plain(model.config)
-    shape = ("num_codebooks", "codebook_size", "code_width", "stem_width", "residual_width", "num_residual_blocks")
+    names = ["num_codebooks", "codebook_size", "code_width", "stem_width", "residual_width", "num_residual_blocks"]
+    names += ["residual"]
+    if model.config.quantizer == "fsq":
+        names += ["quantizer", "fsq_levels"]
     return fingerprint(
         {
-            "tokenizer": {name: settings[name] for name in (*shape, "residual")},
+            "tokenizer": {name: settings[name] for name in names},
             "precision": "float32",
             "weights": {name: _digest(value) for name, value in weights.items()},
         }
+    )
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Let convolutions and matrix products in the block keep all bits of float32, whatever the caller's autocast.
+
+    On a CUDA device torch lets cuDNN round the inputs of convolutions to TF32 (10 bits of mantissa) unless told
+    otherwise; a latent near the border of two codes then gets another code than on a CPU. The switches belong to the
+    process; after the block they are as before.
+    """
+    backends = torch.backends
+    switches: list[tuple[Any, str, str | bool]] = []
+    if device.type == "cuda" and hasattr(backends.cudnn, "conv"):  # torch 2.9 and later
+        switches = [(backends.cudnn.conv, "fp32_precision", "ieee"), (backends.cuda.matmul, "fp32_precision", "ieee")]
+    elif device.type == "cuda":
+        switches = [(backends.cudnn, "allow_tf32", False), (backends.cuda.matmul, "allow_tf32", False)]
+    before = [getattr(owner, name) for owner, name, _ in switches]
+    try:
+        for owner, name, value in switches:
+            setattr(owner, name, value)
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for (owner, name, _), value in zip(switches, before, strict=True):
+            setattr(owner, name, value)
+
+
+def _quantizer(config: VQVAEConfig) -> SlicedQuantizer | FSQuantizer:
+    if config.quantizer == "fsq":
+        assert config.fsq_levels is not None
+        return FSQuantizer(config.num_codebooks, config.fsq_levels, config.code_width)
+    return SlicedQuantizer(
+        config.num_codebooks,
+        config.codebook_size,
+        config.code_width,
+        decay=config.ema_decay,
+        epsilon=config.ema_epsilon,
+        ema_init=config.ema_init,
+        dead_code=config.dead_code,
+        dead_code_threshold=config.dead_code_threshold,
     )
 
 
