@@ -62,12 +62,7 @@ def vqvae(encoder: Path, decoder: Path, codebook: Path, out: Path, overwrite: bo
 @click.option("--subscale", metavar="T,H,W", callback=whole_numbers(3), help="Subscale factor. [read off the shapes]")
 @click.option("--frames", type=click.IntRange(min=1), help="Clip length. [read off the shapes]")
 @click.option(
-    "--grid",
-    metavar="H,W",
-    callback=whole_numbers(2),
-    default="16,16",
-    show_default=True,
-    help="Height and width of the codes.",
+    "--grid", metavar="H,W", callback=whole_numbers(2), help="Height and width of the codes. [read off the shapes]"
 )
 @out_option("Run directory to create.")
 @overwrite_option
@@ -76,7 +71,7 @@ def prior(
     weights: Path,
     subscale: tuple[int, int, int] | None,
     frames: int | None,
-    grid: tuple[int, int],
+    grid: tuple[int, int] | None,
     out: Path,
     overwrite: bool,
     as_json: bool,

@@ -79,7 +79,7 @@ def test_gradients_of_the_cpu_attention_agree_with_torch(causal: bool) -> None:
     found = [x.grad, *(parameter.grad for parameter in attention.parameters())]
 
     x2 = x.detach().clone().requires_grad_()
-    query, key, value = attention.project(x2)
+    query, key, value = attention.split(attention.project(x2))
     bias = attention.scores_bias()
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.expand(2, -1, -1, -1))
     output = attention.out(mixed.transpose(1, 2).flatten(2))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.one_hot_prior import OneHotPrior
 from lvt_pipeline.errors import CheckpointError
 from lvt_pipeline.models.official import (
     prior_from_official,
@@ -194,9 +195,50 @@ def test_a_grid_that_the_shapes_cannot_have_is_refused() -> None:
 
 
 def test_models_that_the_released_code_has_not_cannot_be_exported() -> None:
-    config, state = prior_state(attention="key-only")
-    with pytest.raises(CheckpointError, match="query-key attention"):
+    config, state = prior_state(attention="key-only", kernel_reach="past")
+    with pytest.raises(CheckpointError, match="no attention='key-only', kernel_reach='past'"):
         prior_to_official(config, state)
     textbook = VQVAEConfig(residual="textbook")
     with pytest.raises(CheckpointError, match="no residual='textbook' blocks"):
         vqvae_to_official(textbook, {})
+
+
+ORDERS: list[dict[str, Any]] = [
+    {},
+    {"subscale": (2, 2, 2), "kernel": (5, 3, 3)},
+    {"subscale": (1, 2, 2), "kernel": (1, 3, 3)},
+]
+VARIANTS: list[dict[str, Any]] = [{}, {"num_codebooks": 1}, {"num_classes": 5}, {"head": "shared"}, {"head": "tied"}]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("order", ORDERS)
+def test_imported_prior_has_the_logits_and_samples_of_the_plain_definition(
+    order: dict[str, Any], variant: dict[str, Any]
+) -> None:
+    config, state = prior_state(**order, **variant)
+    official = {name: value / 4 for name, value in prior_to_official(config, state).items()}
+    plain = OneHotPrior(official, config.subscale)
+    model = Prior(config)
+    model.load_state_dict(prior_from_official(official)[1])
+    model.eval()
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(0, 11, (2, 4, 4, 4, config.num_codebooks), generator=generator)
+    labels = torch.tensor([1, 3]) if config.num_classes else None
+    a, b, c = config.subscale
+    with torch.no_grad():
+        logits = model.logits(codes, labels)
+        for index in range(a * b * c):
+            at, ay, ax = plain.offset(index)
+            expected = plain.slice_logits(codes, index, labels)
+            assert torch.allclose(logits[:, at::a, ay::b, ax::c], expected, rtol=0, atol=2e-5)
+        uniforms = torch.rand(16, config.num_codebooks, 2, generator=generator, dtype=torch.float64)
+        expected = plain.sample(codes[:, :3], 4, uniforms, labels)
+    assert torch.equal(model.sample(codes[:, :3], frames=4, uniforms=uniforms, labels=labels), expected)
+    assert not torch.equal(expected[:, 3], codes[:, 3])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_geometry_is_read_off_the_shapes_of_every_order(order: dict[str, Any]) -> None:
+    config, state = prior_state(grid=(8, 6), **order)
+    assert prior_from_official(prior_to_official(config, state))[0] == config

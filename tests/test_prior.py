@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lvt_pipeline.errors import ConfigError, ShapeError
-from lvt_pipeline.models.prior import CausalConvolution, ContextConvolution, Prior, PriorConfig, count_parameters
+from lvt_pipeline.models.context import ContextConvolution
+from lvt_pipeline.models.decoder import CausalConvolution
+from lvt_pipeline.models.prior import Prior, PriorConfig, count_parameters
 from lvt_pipeline.models.subscale import Subscale
 
 TOY = PriorConfig(

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from lvt_pipeline.errors import ConfigError, ShapeError
+from lvt_pipeline.models.cached_decoder import PixelWeights
+from lvt_pipeline.models.drawing import draw
+from lvt_pipeline.models.lookahead import LookaheadDecoder
 from lvt_pipeline.models.prior import Prior, PriorConfig
-from lvt_pipeline.models.sampler import draw, sample, sample_by_recomputing
+from lvt_pipeline.models.sampler import sample, sample_by_recomputing
 
 TOY = PriorConfig(
     frames=4,
@@ -61,13 +64,183 @@ def test_cached_sampler_equals_the_recomputing_one(order: str, kind: str) -> Non
         assert torch.equal(model.sample(priming, frames=4, seed=5), sample_by_recomputing(model, priming, seed=5))
 
 
-@pytest.mark.parametrize("settings", [{"head": "shared"}, {"head": "tied"}, {"num_codebooks": 1}, {"num_classes": 2}])
-def test_cached_sampler_equals_the_recomputing_one_for_variants(settings: dict[str, Any]) -> None:
+VARIANTS: list[dict[str, Any]] = [
+    {"head": "shared"},
+    {"head": "tied"},
+    {"num_codebooks": 1},
+    {"num_classes": 2},
+    {"kernel_reach": "past", "encoder_position": True},
+    {"decoder_input": "adaptive", "head": "adaptive-tied", "cutoffs": (3, 7)},
+]
+
+
+@pytest.mark.parametrize("lookahead", [1, 3])
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_cached_samplers_equal_the_recomputing_one_for_variants(settings: dict[str, Any], lookahead: int) -> None:
     model = make_prior(**settings)
     priming = random_codes(2, 2, model)
     labels = [0, 1] if "num_classes" in settings else None
-    found = sample(model, priming, labels=labels, temperature=0.7)
+    found = sample(model, priming, labels=labels, temperature=0.7, lookahead=lookahead)
     assert torch.equal(found, sample_by_recomputing(model, priming, labels=labels, temperature=0.7))
+
+
+@pytest.mark.parametrize("lookahead", [2, 5, 40])
+@pytest.mark.parametrize("kind", ["query-key", "key-only", "distance-only"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_looking_ahead_draws_the_same_codes(order: str, kind: str, lookahead: int) -> None:
+    model = make_prior(**ORDERS[order], attention=kind)
+    for given in (1, 3):
+        priming = random_codes(3, given, model)
+        one_by_one = model.sample(priming, frames=4, seed=5)
+        assert torch.equal(model.sample(priming, frames=4, seed=5, lookahead=lookahead), one_by_one)
+
+
+def still_prior(**settings: Any) -> tuple[Prior, Tensor]:
+    """A toy prior that learnt a still picture, and the picture (1, 1, 4, 4, 3)."""
+    torch.manual_seed(0)
+    model = Prior(dataclasses.replace(TOY, frames=2, subscale=(2, 1, 1), qkv_init="standard", **settings))
+    picture = random_codes(1, 1, model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = model.slice_loss(picture.repeat(1, 2, 1, 1, 1), torch.tensor([1])).loss
+        assert loss is not None
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval(), picture
+
+
+def test_looking_ahead_needs_fewer_passes_where_codes_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, picture = still_prior()
+    passes = []
+    decode = LookaheadDecoder._decode
+    monkeypatch.setattr(LookaheadDecoder, "_decode", lambda *a: (passes.append(1), decode(*a))[1])
+    found = model.sample(picture, frames=2, lookahead=8, top_k=1)
+    assert torch.equal(found, model.sample(picture, frames=2, top_k=1))
+    assert torch.equal(found[:, 1], picture[:, 0])
+    assert len(passes) <= 4  # 16 pixels, 8 at a time, with room for two wrong guesses
+
+
+def test_greedy_sampling_is_exact_with_and_without_looking_ahead() -> None:
+    model = make_prior()
+    priming = random_codes(2, 1, model)
+    greedy = model.sample(priming, top_k=1, seed=1)
+    assert torch.equal(greedy, model.sample(priming, top_k=1, seed=2, lookahead=7))
+    with torch.no_grad():
+        likeliest = model.logits(greedy).argmax(-1)
+    assert torch.equal(greedy[:, 1:], likeliest[:, 1:])
+
+
+@pytest.mark.parametrize("lookahead", [1, 4])
+def test_drawn_codes_are_distributed_as_the_model_says(lookahead: int) -> None:
+    """Chi-square of the first drawn pixel's two codes, jointly, over 4,000 samples of one clip."""
+    model = make_prior(grid=(1, 2), codebook_size=3, num_codebooks=2)
+    priming = random_codes(1, 1, model)
+    count = 4000
+    drawn = sample(
+        model, priming.repeat(count, 1, 1, 1, 1), sample_ids=range(count), clip_ids=["a"] * count, lookahead=lookahead,
+        clips_per_pass=500,
+    )[:, 1, 0, 1].numpy()  # fmt: skip
+    # The probability of the second pixel's codes, summed over what the first pixel may be.
+    expected = np.zeros((3, 3))
+    videos = torch.zeros(81, 4, 1, 2, 2, dtype=torch.int64)
+    videos[:, 0] = priming[0, 0]
+    videos[:, 1] = torch.cartesian_prod(*[torch.arange(3)] * 4).reshape(81, 1, 2, 2)
+    with torch.no_grad():
+        log_p = model.logits(videos).double().log_softmax(-1).gather(-1, videos[..., None])[:, 1].sum((1, 2, 3, 4))
+    np.add.at(expected, (videos[:, 1, 0, 1, 0].numpy(), videos[:, 1, 0, 1, 1].numpy()), log_p.exp().numpy())
+    assert expected.sum() == pytest.approx(1)
+    found = np.zeros((3, 3))
+    np.add.at(found, (drawn[:, 0], drawn[:, 1]), 1)
+    chi_square = float(((found - count * expected) ** 2 / (count * expected)).sum())
+    assert chi_square < 26.1  # 8 degrees of freedom: one in a thousand is above
+    assert chi_square > 0.8  # nor is it too good to be random
+
+
+@pytest.mark.parametrize("lookahead", [1, 3])
+def test_guidance_equals_the_recomputing_sampler_and_changes_samples(lookahead: int) -> None:
+    model = make_prior(num_classes=2, class_dropout=0.1)
+    priming = random_codes(3, 2, model)
+    labels = [0, 1, 1]
+    guided = model.sample(priming, labels=labels, guidance=3.0, lookahead=lookahead)
+    assert torch.equal(guided, sample_by_recomputing(model, priming, labels=labels, guidance=3.0))
+    plain = model.sample(priming, labels=labels)
+    assert not torch.equal(guided, plain)
+    assert torch.equal(model.sample(priming, labels=labels, guidance=1.0), plain)
+    without = model.sample(priming)
+    assert torch.equal(model.sample(priming, labels=labels, guidance=0.0), without)
+    assert not torch.equal(without, plain)
+
+
+@pytest.mark.parametrize(
+    "rule", [{"top_k": 2}, {"top_p": 0.5}, {"temperature": (0.5, 1.0, 2.0)}, {"top_k": 5, "top_p": 0.9}]
+)
+def test_ways_of_drawing_equal_the_recomputing_sampler(rule: dict[str, Any]) -> None:
+    model = make_prior()
+    priming = random_codes(2, 2, model)
+    found = model.sample(priming, **rule)
+    assert torch.equal(found, sample_by_recomputing(model, priming, **rule))
+    assert torch.equal(found, model.sample(priming, lookahead=4, **rule))
+    assert not torch.equal(found, model.sample(priming))
+
+
+def test_guidance_needs_a_prior_that_learnt_without_classes() -> None:
+    model = make_prior(num_classes=2)
+    with pytest.raises(ShapeError, match=r"model\.class_dropout"):
+        model.sample(random_codes(1, 2, model), labels=[0], guidance=2.0)
+
+
+def test_number_of_temperatures_must_fit_the_codebooks() -> None:
+    with pytest.raises(ConfigError, match="2 values for 3 codebooks"):
+        model = make_prior()
+        model.sample(random_codes(1, 2, model), temperature=(1.0, 2.0))
+
+
+@pytest.mark.parametrize("lookahead", [1, 4])
+def test_decoder_outputs_of_a_clip_are_the_same_bits_in_any_group(
+    lookahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stronger than equal codes: what the codes are drawn from does not depend on the other clips."""
+    torch.manual_seed(0)
+    model = Prior(
+        PriorConfig(
+            frames=2,
+            grid=(8, 8),
+            subscale=(2, 1, 1),
+            num_codebooks=2,
+            codebook_size=64,
+            width=96,
+            head_width=16,
+            num_heads=4,
+            embedding_width=48,
+            encoder_layers=1,
+            decoder_layers=2,
+            qkv_init="standard",
+        )
+    ).eval()
+    seen: list[Tensor] = []
+    draw_codes = PixelWeights.draw
+    monkeypatch.setattr(
+        PixelWeights, "draw", lambda self, y, *rest: (seen.append(y.clone()), draw_codes(self, y, *rest))[1]
+    )
+    priming = random_codes(5, 1, model)
+    names = list("abcde")
+    alone = []
+    for clip, name in zip(priming, names, strict=True):
+        seen.clear()
+        model.sample(clip[None], clip_ids=[name], lookahead=lookahead)
+        alone.append(torch.stack(seen))
+    if lookahead == 1:
+        for order in ([0, 1, 2, 3, 4], [4, 2, 0]):
+            seen.clear()
+            model.sample(priming[order], clip_ids=[names[clip] for clip in order])
+            together = torch.stack(seen)
+            for place, clip in enumerate(order):
+                assert torch.equal(together[:, place], alone[clip][:, 0])  # the rows after the clips are fillers
+    else:  # clips go at their own pace: compare what the first pass of both saw
+        seen.clear()
+        model.sample(priming[[3, 1]], clip_ids=["d", "b"], lookahead=lookahead)
+        assert torch.equal(seen[0], torch.cat([alone[3][0], alone[1][0]]))
 
 
 @pytest.mark.parametrize("order", ORDERS)

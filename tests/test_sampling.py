@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from lvt_pipeline.data.codes import open_codes
 from lvt_pipeline.engine import sampling
 from lvt_pipeline.engine.sampling import SampleSettings, sample_clips
 from lvt_pipeline.errors import ConfigError, LVTError, MismatchError, Stopped
+from lvt_pipeline.provenance import read_record
 from lvt_pipeline.runs import load_prior
 from tests.toy_work import (
     BOOKS,
@@ -65,6 +68,40 @@ def test_samples_are_those_of_the_model_called_directly(work: ToyWork, tmp_path:
     priming = store.read(clip, 0, 2)[None].astype(np.int64)
     direct = load_prior(work.prior, device="cpu").sample(priming, frames=FRAMES, clip_ids=[clip.id], sample_ids=[0])
     assert np.array_equal(codes_of(tmp_path / "s.zarr")[clip.id], direct[0].numpy())
+
+
+def test_ways_of_drawing_reach_the_model_and_make_other_samples(work: ToyWork, tmp_path: Path) -> None:
+    run(work, tmp_path / "plain.zarr")
+    plain = codes_of(tmp_path / "plain.zarr")
+    store = open_codes(work.codes)
+    clip = store.split("test")[1]
+    priming = store.read(clip, 0, 2)[None].astype(np.int64)
+    ways: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"top_k": 1}, {"top_k": 1}),
+        ({"top_p": 0.5}, {"top_p": 0.5}),
+        ({"codebook_temperatures": (0.2, 3.0)}, {"temperature": (0.2, 3.0)}),
+    ]
+    for number, (settings, arguments) in enumerate(ways):
+        out = tmp_path / f"{number}.zarr"
+        run(work, out, replace(SETTINGS, **settings))
+        model = load_prior(work.prior, device="cpu")
+        direct = model.sample(priming, frames=FRAMES, clip_ids=[clip.id], sample_ids=[0], **arguments)
+        assert np.array_equal(codes_of(out)[clip.id], direct[0].numpy())
+        assert not same(codes_of(out), plain)
+
+
+def test_looking_ahead_changes_neither_samples_nor_what_counts_as_done(work: ToyWork, tmp_path: Path) -> None:
+    run(work, tmp_path / "plain.zarr")
+    run(work, tmp_path / "ahead.zarr", lookahead=5)
+    assert same(codes_of(tmp_path / "ahead.zarr"), codes_of(tmp_path / "plain.zarr"))
+    before = read_record(tmp_path / "plain.zarr")
+    again = sample_clips(work.prior, work.codes, tmp_path / "plain.zarr", SETTINGS, lookahead=3, device="cpu")
+    assert again == before
+
+
+def test_one_temperature_and_several_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="exclude each other"):
+        SampleSettings(temperature=0.5, codebook_temperatures=(1.0, 1.0))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from lvt_pipeline.data.codes import CodeStore
+
 USUAL_SHARE = 0.8  # figure 5 marks how many codes hold this share of all positions
+
+
+def count_codes(store: CodeStore, split: str) -> NDArray[np.int64]:
+    """How often each code of each codebook occurs in the clips of a split, int64 (n_c, K)."""
+    counts = np.zeros((store.num_codebooks, store.codebook_size), np.int64)
+    for clip in store.split(split):
+        codes = store.read(clip)
+        for j, row in enumerate(counts):
+            row += np.bincount(codes[..., j].ravel(), minlength=len(row))
+    return counts
 
 
 def entropy_bits(occurrences: NDArray[np.int64]) -> list[float]:

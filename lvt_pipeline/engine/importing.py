@@ -61,7 +61,7 @@ def import_prior(
     weights: Path,
     out: Path,
     *,
-    grid: tuple[int, int] = (16, 16),
+    grid: tuple[int, int] | None = None,
     frames: int | None = None,
     subscale: tuple[int, int, int] | None = None,
     overwrite: bool = False,

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.config import to_plain
-from lvt_pipeline.data.code_writer import CodeStoreWriter, PlannedClip, ShardPlan
+from lvt_pipeline.data.code_plan import PlannedClip, ShardPlan
+from lvt_pipeline.data.code_writer import CodeStoreWriter
 from lvt_pipeline.data.codes import CodeClip, CodeSchema, CodeStore, open_codes
 from lvt_pipeline.data.selection import clips_of_split
 from lvt_pipeline.errors import ConfigError
@@ -47,6 +48,10 @@ class SampleSettings:
     samples_per_clip: int = 1
     seed: int = 0
     temperature: float = 1.0  # below 1: safer, above 1: wilder
+    codebook_temperatures: tuple[float, ...] | None = None  # one per codebook, in place of `temperature`
+    top_k: int | None = None  # only the k likeliest codes
+    top_p: float | None = None  # only the likeliest codes that together hold this probability
+    guidance: float | None = None  # classifier-free guidance; for a prior trained with classes and class_dropout
 
     def __post_init__(self) -> None:
         if not 0 <= self.priming_frames < self.frames:
@@ -59,6 +64,16 @@ class SampleSettings:
                 raise ConfigError(f"{name}={value} must be at least 1")
         if not self.temperature > 0:
             raise ConfigError(f"temperature={self.temperature} must be above 0")
+        if self.codebook_temperatures is not None and self.temperature != 1:
+            raise ConfigError("temperature and codebook_temperatures exclude each other; give one of them")
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """Arguments of `Prior.sample` that change how a code is drawn, without those that are off."""
+        chosen = {"top_k": self.top_k, "top_p": self.top_p, "guidance": self.guidance}
+        drawing: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+        temperatures = self.codebook_temperatures
+        return {"temperature": self.temperature if temperatures is None else list(temperatures), **drawing}
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,9 @@ def sample_clips(
     out: Path,
     settings: SampleSettings = SampleSettings(),
     *,
+    generation: int | None = None,
     batch_size: int = 8,
+    lookahead: int = 1,
     device: str = "auto",
     overwrite: bool = False,
     progress: Progress = SILENT,
@@ -91,7 +108,9 @@ def sample_clips(
         prior: run directory.
         codes: code store that gives the priming frames.
         out: code store to create, resume or extend; its tokenizer is that of `codes`.
+        generation: which generation of `codes` is read; the current one by default.
         batch_size: samples drawn between two saves; it does not change them.
+        lookahead: pixels drawn per pass where guesses come true; it does not change the samples but for rounding.
 
     Raises:
         MismatchError: the prior was trained on other codes.
@@ -101,7 +120,7 @@ def sample_clips(
     from lvt_pipeline.models.sampler import check_priming  # torch loads only when there is something to sample
 
     started = time.monotonic()
-    store = open_codes(codes)
+    store = open_codes(codes, generation)
     model = load_prior(prior, device=device)
     check_prior(store, prior, model)
     check_frames_count(prior, model, settings.frames)
@@ -136,7 +155,7 @@ def sample_clips(
         finished: dict[str, NDArray[Any]] = {}
         with progress.bar("sample", len(samples), "clips", done=len(samples) - len(todo)) as bar:
             for batch in _batches(todo, batch_size):
-                drawn = _draw(model, store, batch, settings, progress)
+                drawn = _draw(model, store, batch, settings, lookahead, progress)
                 finished |= {sample.planned.id: codes for sample, codes in zip(batch, drawn, strict=True)}
                 shards = _write_complete(writer, shards, finished)
                 bar.advance(len(batch))
@@ -180,7 +199,7 @@ def _plan(
                 "frames": settings.frames,
                 "priming_frames": settings.priming_frames,
                 "seed": settings.seed,
-                "temperature": settings.temperature,
+                **settings.drawing,
             }
             planned = PlannedClip(
                 id=f"{clip.id}#{number}" if settings.samples_per_clip > 1 else clip.id,
@@ -201,7 +220,12 @@ def _batches(samples: Sequence[_Sample], size: int) -> Iterator[Sequence[_Sample
 
 
 def _draw(
-    model: Prior, store: CodeStore, batch: Sequence[_Sample], settings: SampleSettings, progress: Progress
+    model: Prior,
+    store: CodeStore,
+    batch: Sequence[_Sample],
+    settings: SampleSettings,
+    lookahead: int,
+    progress: Progress,
 ) -> NDArray[Any]:
     """Codes of a batch of samples, (len(batch), frames, h, w, n_c)."""
     priming = np.stack([store.read(sample.clip, 0, settings.priming_frames) for sample in batch])
@@ -209,7 +233,8 @@ def _draw(
         priming.astype(np.int64),
         frames=settings.frames,
         seed=settings.seed,
-        temperature=settings.temperature,
+        **settings.drawing,
+        lookahead=lookahead,
         labels=[sample.label for sample in batch if sample.label is not None] or None,
         clip_ids=[sample.clip.id for sample in batch],
         sample_ids=[sample.number for sample in batch],

@@ -126,36 +126,40 @@ class Attention(nn.Module):
         assert isinstance(self.mask, Tensor)
         return bias + self.mask if self.causal else bias
 
-    def project(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values (those the kind has, in this order), each (B, n_a, N, d_a), of x (B, N, width)."""
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values (those the kind has, in this order) of x (B, N, width), (B, N, parts*n_a*d_a)."""
         weights: list[Tensor] = [rearrange(self.get_parameter(name), "m d a -> (m a) d") for name in self.projections]
-        joined = F.linear(x, torch.cat(weights))
-        parts = rearrange(joined, "b n (p m a) -> p b m n a", p=len(weights), m=self.num_heads)
+        return F.linear(x, torch.cat(weights))
+
+    def split(self, projected: Tensor) -> tuple[Tensor, ...]:
+        """The parts of what `project` gave, each (B, n_a, N, d_a)."""
+        parts = rearrange(projected, "b n (p m a) -> p b m n a", p=len(self.projections), m=self.num_heads)
         return parts.unbind(0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend within blocks: (B, N, width) of whole blocks -> (B, N, width)."""
-        mixed = self.attend(self.project(x), self.scores_bias())
-        output: Tensor = self.out(rearrange(mixed, "b m n a -> b n (m a)"))
+        output: Tensor = self.out(self.attend(self.project(x), self.scores_bias()))
         return output
 
-    def attend(self, projected: tuple[Tensor, ...], bias: Tensor) -> Tensor:
-        """Weighted values (B, n_a, n, d_a) for what `project` gave and bias (n_a, n, N)."""
+    def attend(self, projected: Tensor, bias: Tensor) -> Tensor:
+        """Weighted values of all heads (B, N, n_a*d_a) for what `project` gave and bias (n_a, N, N)."""
         scale = 1 / math.sqrt(self.head_width)
-        value = projected[-1]
+        if self.kind == "query-key" and projected.device.type == "cpu" and projected.dtype == torch.float32:
+            mixed: Tensor = _CPUAttention.apply(projected, bias, self.num_heads, scale)  # type: ignore[no-untyped-call]
+            return mixed
+        parts = self.split(projected)
+        value = parts[-1]
         if self.kind == "distance-only":
             # The weights do not depend on the input: one softmax and one product for the whole batch.
-            weights = bias.softmax(-1).to(value.dtype)
             columns = rearrange(value, "b m n a -> m n (b a)")
-            return rearrange(weights @ columns, "m n (b a) -> b m n a", b=len(value))
+            weights = bias.softmax(-1).to(value.dtype)
+            return rearrange(weights @ columns, "m n (b a) -> b n (m a)", b=len(value))
         if self.kind == "key-only":
-            scores = torch.einsum("ma,bmna->bmn", self.u * scale, projected[0])[:, :, None, :] + bias
-            return scores.softmax(-1).to(value.dtype) @ value
-        query, key = projected[0], projected[1]
-        if query.device.type == "cpu" and query.dtype == torch.float32:
-            mixed: Tensor = _CPUAttention.apply(query, key, value, bias, scale)  # type: ignore[no-untyped-call]
-            return mixed
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+            scores = torch.einsum("ma,bmna->bmn", self.u * scale, parts[0])[:, :, None, :] + bias
+            by_head = scores.softmax(-1).to(value.dtype) @ value
+        else:
+            by_head = F.scaled_dot_product_attention(parts[0], parts[1], value, attn_mask=bias.to(value.dtype))
+        return rearrange(by_head, "b m n a -> b n (m a)")
 
 
 class Block(nn.Module):
@@ -239,36 +243,45 @@ class _CPUAttention(torch.autograd.Function):
 
     torch has no fused kernel on the CPU for a bias that needs a gradient; its fallback spends most of a training step
     on fresh memory for (B, n_a, N, N) tensors. The scores are computed again in the backward pass instead of kept.
+    Queries, keys and values stay in the one tensor that the projection made, and so do their gradients.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
-        mixed = torch.empty_like(query)
+    def forward(ctx: Any, projected: Tensor, bias: Tensor, num_heads: int, scale: float) -> Tensor:
+        ctx.num_heads, ctx.scale = num_heads, scale
+        batch, size, width = projected.shape
+        mixed = projected.new_empty(batch, size, width // 3)
         weights = torch.empty_like(bias)
-        for q, k, v, out in zip(query, key, value, mixed, strict=True):
-            torch.bmm(_weights(q, k, bias, scale, weights), v, out=out)
-        ctx.save_for_backward(query, key, value, bias, mixed)
+        for joined, out in zip(projected, mixed, strict=True):
+            q, k, v = _heads(joined, 3, num_heads)
+            _heads(out, 1, num_heads)[0].copy_(torch.bmm(_weights(q, k, bias, scale, weights), v))
+        ctx.save_for_backward(projected, bias, mixed)
         return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, bias, mixed = ctx.saved_tensors
-        to_query, to_key, to_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        to_bias = torch.zeros_like(bias)
+        projected, bias, mixed = ctx.saved_tensors
+        to_projected, to_bias = torch.empty_like(projected), torch.zeros_like(bias)
         weights, to_weights = torch.empty_like(bias), torch.empty_like(bias)
-        for index, g in enumerate(gradient):
-            q, k, v = query[index], key[index], value[index]
+        for joined, to_joined, given, made in zip(projected, to_projected, gradient, mixed, strict=True):
+            q, k, v = _heads(joined, 3, ctx.num_heads)
+            to_q, to_k, to_v = _heads(to_joined, 3, ctx.num_heads)
+            (g,), (out,) = _heads(given, 1, ctx.num_heads), _heads(made, 1, ctx.num_heads)
             _weights(q, k, bias, ctx.scale, weights)
-            torch.bmm(weights.transpose(1, 2), g, out=to_value[index])
+            to_v.copy_(torch.bmm(weights.transpose(1, 2), g))
             torch.bmm(g, v.transpose(1, 2), out=to_weights)
             # Of the softmax: ds = p * (dp - sum(dp * p)), and that sum is g . mixed.
-            to_weights.sub_((g * mixed[index]).sum(-1, keepdim=True)).mul_(weights)
+            to_weights.sub_((g * out).sum(-1, keepdim=True)).mul_(weights)
             to_bias += to_weights
-            torch.bmm(to_weights, k, out=to_query[index])
-            torch.bmm(to_weights.transpose(1, 2), q, out=to_key[index])
-        return to_query.mul_(ctx.scale), to_key.mul_(ctx.scale), to_value, to_bias, None
+            to_q.copy_(torch.bmm(to_weights, k).mul_(ctx.scale))
+            to_k.copy_(torch.bmm(to_weights.transpose(1, 2), q).mul_(ctx.scale))
+        return to_projected, to_bias, None, None
+
+
+def _heads(joined: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
+    """Views (n_a, N, d_a) of the parts of one clip's (N, parts*n_a*d_a)."""
+    return joined.view(len(joined), parts, num_heads, -1).permute(1, 2, 0, 3).unbind(0)
 
 
 def _weights(query: Tensor, key: Tensor, bias: Tensor, scale: float, out: Tensor) -> Tensor:

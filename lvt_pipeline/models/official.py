@@ -9,7 +9,7 @@ directions.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -77,8 +77,10 @@ def vqvae_to_official(config: VQVAEConfig, state: State) -> OfficialVQVAE:
     """The three released state dicts for a state dict of ours.
 
     Raises:
-        CheckpointError: a tensor is missing, or the residual blocks are not the released ones.
+        CheckpointError: a tensor is missing, or the residual blocks or the quantizer are not the released ones.
     """
+    if config.quantizer == "fsq":
+        raise CheckpointError("the released VQ-VAE has codebook tables; one with quantizer='fsq' cannot be exported")
     if config.residual != "reference":
         raise CheckpointError(f"the released VQ-VAE has no residual={config.residual!r} blocks")
     names = _vqvae_names(config)
@@ -91,17 +93,17 @@ def vqvae_to_official(config: VQVAEConfig, state: State) -> OfficialVQVAE:
 def prior_from_official(
     state: State,
     *,
-    grid: tuple[int, int] = (16, 16),
+    grid: tuple[int, int] | None = None,
     frames: int | None = None,
     subscale: Triple | None = None,
 ) -> tuple[PriorConfig, dict[str, Tensor]]:
     """Config and state dict of our prior for a released one.
 
     Args:
-        grid: (h, w) of the codes; shapes alone do not tell it.
-        frames: clip length; unset: what the attention block and the subscale factor make.
-        subscale: (s_t, s_h, s_w); unset: the one whose attention block spans rows and columns of the slice, as in every
-            released model.
+        grid: (h, w) of the codes; unset: what the attention block and the subscale factor make.
+        frames: clip length; unset: the same.
+        subscale: (s_t, s_h, s_w); unset: read off the number of slices and the context kernel, which in every released
+            model is one wider than the factor, and off the grid where that is given.
 
     Raises:
         CheckpointError: a tensor is missing, unknown or of the wrong shape (the first one is named), or the geometry
@@ -122,8 +124,9 @@ def prior_from_official(
     banks = [_shape(state, f"{layer}.{bank}", 2, where)[1] for bank in ("dt_bank", "dh_bank", "dw_bank")]
     block = tuple((bank + 1) // 2 for bank in banks)
     if subscale is None:
-        s_h, s_w = max(grid[0] // block[1], 1), max(grid[1] // block[2], 1)
-        subscale = (num_slices // (s_h * s_w), s_h, s_w)
+        subscale = _subscale_of(num_slices, kernel, block, grid)
+    if grid is None:
+        grid = (subscale[1] * block[1], subscale[2] * block[2])
     if subscale[0] * subscale[1] * subscale[2] != num_slices:
         raise CheckpointError(
             f"encoder.slice_embedding.weight has {num_slices} slices, which subscale {subscale} on a {grid} grid does "
@@ -164,11 +167,31 @@ def prior_to_official(config: PriorConfig, state: State) -> dict[str, Tensor]:
     Raises:
         CheckpointError: a tensor is missing, or the released code has no such model.
     """
-    if config.attention != "query-key" or config.encoder_position:
-        raise CheckpointError("the released prior has query-key attention and no encoder positions only")
+    extras = {
+        "attention": "query-key",
+        "encoder_position": False,
+        "kernel_reach": "centred",
+        "decoder_input": "embedding",
+        "class_dropout": 0.0,
+    }
+    foreign = [name for name, value in extras.items() if getattr(config, name) != value]
+    if config.head not in ("separate", "shared", "tied"):
+        foreign.append("head")
+    if foreign:
+        ours = ", ".join(f"{name}={getattr(config, name)!r}" for name in foreign)
+        raise CheckpointError(f"the released prior has no {ours}; only models without can be exported")
     shapes = _prior_shapes(config)
     names = _prior_names(config)
     return {theirs: _tensor(state, ours, "the prior").reshape(shapes[theirs]).clone() for ours, theirs in names.items()}
+
+
+def _subscale_of(num_slices: int, kernel: Sequence[int], block: Sequence[int], grid: tuple[int, int] | None) -> Triple:
+    """(s_t, s_h, s_w) of a released model."""
+    if grid is not None:  # the attention block spans rows and columns of the slice
+        s_h, s_w = (max(grid[0] // block[1], 1), max(grid[1] // block[2], 1))
+    else:
+        s_h, s_w = (max(size - 1, 1) for size in kernel[1:])
+    return max(num_slices // (s_h * s_w), 1), s_h, s_w
 
 
 def _vqvae_names(config: VQVAEConfig) -> dict[str, str]:

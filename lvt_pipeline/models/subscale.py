@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from itertools import product
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from lvt_pipeline.errors import ConfigError
 PAD = -1  # marks a context position outside the video or not generated yet
 
 Triple = tuple[int, int, int]
+Reach = Literal["centred", "past"]
+REACHES = ("centred", "past")
 
 
 class Subscale:
@@ -32,20 +35,29 @@ class Subscale:
         shape: (T, h, w) of the code video.
         factor: subscale factor (s_t, s_h, s_w).
         kernel: context kernel (k_t, k_h, k_w), odd.
+        reach: where the kernel lies in time. "centred" on the frame, so that with one frame per slice the taps on the
+            present and the future only meet padding; "past" puts all k_t taps (odd or even) on the frames before, for
+            which every frame must be a slice of its own.
 
     Raises:
         ConfigError: the factor does not divide the shape, or a kernel size is even.
     """
 
-    def __init__(self, shape: Triple, factor: Triple, kernel: Triple) -> None:
+    def __init__(self, shape: Triple, factor: Triple, kernel: Triple, reach: Reach = "centred") -> None:
         for axis, length, stride, size in zip(("frames", "rows", "columns"), shape, factor, kernel, strict=True):
             if length < 1 or stride < 1 or length % stride:
                 raise ConfigError(f"the subscale factor {stride} does not divide {length} {axis}")
-            if size < 1 or size % 2 == 0:
+            if size < 1 or (size % 2 == 0 and not (reach == "past" and axis == "frames")):
                 raise ConfigError(f"context kernel {kernel} must have odd sizes")
+        if reach == "past" and factor != (shape[0], 1, 1):
+            raise ConfigError(
+                f'kernel_reach="past" needs one frame per slice, subscale {(shape[0], 1, 1)}, found {factor}: other '
+                "orders also read the present frame"
+            )
         self.shape = shape
         self.factor = factor
         self.kernel = kernel
+        self.reach = reach
 
     @property
     def slice_shape(self) -> Triple:
@@ -81,6 +93,18 @@ class Subscale:
             return torch.stack([video[a::s_t, b::s_h, c::s_w].reshape(-1) for a, b, c in self.offsets])
 
     @cached_property
+    def guesses(self) -> Tensor:
+        """int64 (slices, pixels): flat video position whose code is a good guess for each pixel of each slice.
+
+        It lies in an earlier slice: the frame before, else the column or the row before. The first slice has none and
+        points at itself.
+        """
+        _, h, w = self.shape
+        back = [h * w if a else 1 if c else w if b else 0 for a, b, c in self.offsets]
+        with ordinary_tensors():
+            return self.positions - torch.tensor(back)[:, None]
+
+    @cached_property
     def taps(self) -> Tensor:
         """int64 (used,): flat indices of the kernel entries that meet a visible position for some slice.
 
@@ -99,9 +123,12 @@ class Subscale:
     def _all_context(self) -> Tensor:
         """int64 (slices, pixels, k_t*k_h*k_w): as `context`, for every kernel entry."""
         with ordinary_tensors():
+            before = [size // 2 for size in self.kernel]  # taps before the centre, along each axis
+            if self.reach == "past":
+                before[0] = self.kernel[0]
             coordinates = [
-                _window_coordinates(length, stride, size)
-                for length, stride, size in zip(self.shape, self.factor, self.kernel, strict=True)
+                _window_coordinates(length, stride, size, first)
+                for length, stride, size, first in zip(self.shape, self.factor, self.kernel, before, strict=True)
             ]
             tables = []
             for index, offset in enumerate(self.offsets):
@@ -133,15 +160,15 @@ def ordinary_tensors() -> Iterator[None]:
 
 
 @lru_cache(maxsize=16)
-def subscale(shape: Triple, factor: Triple, kernel: Triple) -> Subscale:
+def subscale(shape: Triple, factor: Triple, kernel: Triple, reach: Reach = "centred") -> Subscale:
     """The index tables, made once per geometry."""
-    return Subscale(shape, factor, kernel)
+    return Subscale(shape, factor, kernel, reach)
 
 
-def _window_coordinates(length: int, stride: int, size: int) -> Tensor:
-    """int64 (offsets, elements, taps) along one axis: o + j*stride + tap - size // 2, or `PAD` outside the video."""
+def _window_coordinates(length: int, stride: int, size: int, before: int) -> Tensor:
+    """int64 (offsets, elements, taps) along one axis: o + j*stride + tap - before, or `PAD` outside the video."""
     offset = torch.arange(stride)[:, None, None]
     element = torch.arange(length // stride)[None, :, None]
     tap = torch.arange(size)[None, None, :]
-    coordinate = offset + element * stride + tap - size // 2
+    coordinate = offset + element * stride + tap - before
     return torch.where((coordinate >= 0) & (coordinate < length), coordinate, PAD)
