@@ -5,33 +5,41 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lvt_pipeline.data.codes import is_unfinished, root_attributes
+from lvt_pipeline.data.code_root import read_root
+from lvt_pipeline.data.codes import is_unfinished
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance, missing_outputs, read_record, record_path, short
 from lvt_pipeline.runs import METRICS_NAME, RUN_NAME, read_run
 
+if TYPE_CHECKING:
+    from lvt_pipeline.data.codes import CodeStore
+
 INSPECTABLE = "give a manifest, frames, a run, a code store, videos or a work directory"
 
 
-def inspect_artefact(path: Path) -> dict[str, Any]:
+def inspect_artefact(path: Path, generation: int | None = None) -> dict[str, Any]:
     """Facts about any artefact of the pipeline.
+
+    Args:
+        generation: of a code store, which generation to tell about; the current one by default.
 
     Returns:
         kind, path, is_finished, `made_by` (the provenance record, if there is one), `contents` (by kind), `problems`.
 
     Raises:
-        ArtefactError: the path does not exist or is nothing that lvt makes.
+        ArtefactError: the path does not exist, is nothing that lvt makes, or has no such generation.
     """
-    if not path.exists():
-        raise ArtefactError(f"{path} does not exist; {INSPECTABLE}")
+    kind = kind_of(path)
     record = _record(path)
-    kind = record.kind if record else _guess(path)
     reader = _READERS.get(kind)
     if reader is None:
         raise ArtefactError(f"{path} is nothing that lvt makes; {INSPECTABLE}")
+    if generation is not None:
+        return _facts_at(path, kind, generation)
     problems = [f"{name} is missing or has another size" for name in missing_outputs(path, record)] if record else []
     return {
         "kind": kind,
@@ -43,10 +51,45 @@ def inspect_artefact(path: Path) -> dict[str, Any]:
     }
 
 
+def kind_of(path: Path) -> str:
+    """What kind of artefact lies at a path: "frames", "codes", ... or "unknown".
+
+    Raises:
+        ArtefactError: there is nothing.
+    """
+    if not path.exists():
+        raise ArtefactError(f"{path} does not exist; {INSPECTABLE}")
+    record = _record(path)
+    return record.kind if record else _guess(path)
+
+
+def _facts_at(path: Path, kind: str, generation: int) -> dict[str, Any]:
+    """Facts about one generation of a code store."""
+    from lvt_pipeline.data.codes import open_codes
+
+    if kind != "codes":
+        raise ArtefactError(f"{path} is no code store, so it has no generation {generation}; leave --at out")
+    store = open_codes(path, generation)
+    shards = [store.array.problem(index) and f"shard {index} {store.array.problem(index)}" for index in store.shards()]
+    return {
+        "kind": kind,
+        "path": str(path),
+        "is_finished": True,
+        "made_by": store.provenance.to_json(),
+        "contents": _facts_of_store(store),
+        "problems": [problem for problem in shards if problem],
+    }
+
+
 def describe(facts: dict[str, Any]) -> str:
     """The facts as a page of text for people."""
     lines = [f"{facts['path']}: {facts['kind']}" + ("" if facts["is_finished"] else " (unfinished)")]
-    lines += _table(facts["contents"])
+    history = facts["contents"].get("history", [])
+    lines += _table({name: value for name, value in facts["contents"].items() if name != "history"})
+    for info in history:
+        when = info["finished"] or "at a time that was not recorded"
+        lines.append(f"  generation {info['generation']:<3} {info['clips']} clips, {info['frames']} frames, "
+                     f"{short(info['fingerprint'])}, by lvt {info['stage']} {when}")  # fmt: skip
     made_by = facts["made_by"]
     if made_by:
         lines.append(f"made by lvt {made_by['stage']} (lvt {made_by['lvt_version']}), {made_by['finished']}, "
@@ -76,7 +119,7 @@ def _guess(path: Path) -> str:
     if (path / "pipeline.toml").exists():
         return "work-dir"
     if (path / ZARR_METADATA).exists():
-        root_attributes(path)  # names what is wrong with it
+        read_root(path)  # names what is wrong with it
         return "codes"
     if is_unfinished(path):
         return "codes"
@@ -123,8 +166,16 @@ def _codes(path: Path, record: Provenance | None) -> dict[str, Any]:
 
     if record is None:
         return {"generation": 0, "pending": (path / "pending").exists()}
-    store = open_codes(path)
-    stored = sum(file.stat().st_size for file in (path / "codes" / "c").rglob("*") if file.is_file())
+    return _facts_of_store(open_codes(path))
+
+
+def _facts_of_store(store: CodeStore) -> dict[str, Any]:
+    from lvt_pipeline.data.code_root import with_history
+    from lvt_pipeline.data.codes import shard_name
+
+    files = [store.path / shard_name(index) for index in store.shards()]
+    stored = sum(file.stat().st_size for file in files if file.exists())
+    root = with_history(store.path, store.root)
     num_codes = store.num_frames * store.grid[0] * store.grid[1] * store.num_codebooks
     lengths = [clip.length for clip in store.clips]
     return {
@@ -138,6 +189,7 @@ def _codes(path: Path, record: Provenance | None) -> dict[str, Any]:
         "splits": dict(Counter(clip.split for clip in store.clips)),
         "generation": store.generation,
         "generations": store.generations,
+        "history": [asdict(info) for info in root.generations],
         "bytes": stored,
         "bits_per_code": round(8 * stored / num_codes, 3) if num_codes else None,
     }

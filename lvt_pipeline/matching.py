@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lvt_pipeline.data.codes import CodeClip, CodeStore
 from lvt_pipeline.errors import MismatchError, ShapeError
 from lvt_pipeline.provenance import short
-from lvt_pipeline.runs import read_run
+from lvt_pipeline.runs import precision_of, read_run
 
 if TYPE_CHECKING:
     from lvt_pipeline.models.prior import Prior
@@ -25,7 +25,7 @@ def check_tokenizer(store: CodeStore, vqvae: Path, model: VQVAE) -> None:
     from lvt_pipeline.models.vqvae import tokenizer_fingerprint
 
     tokenizer = tokenizer_fingerprint(model)
-    if store.tokenizer != tokenizer:
+    if precision_of(store.tokenizer, tokenizer) is None:
         raise MismatchError(
             f"{store.path} was made by tokenizer {short(store.tokenizer)} but {vqvae} is {short(tokenizer)}; "
             "give the VQ-VAE run that made the codes, or encode again with this one"

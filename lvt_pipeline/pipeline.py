@@ -19,11 +19,9 @@ from typing import Any, Literal
 
 from lvt_pipeline import config
 from lvt_pipeline.data import manifest as manifest_stage
-from lvt_pipeline.data.code_writer import codes_fingerprint
-from lvt_pipeline.data.codes import open_codes
-from lvt_pipeline.data.frames import FrameShards
+from lvt_pipeline.data.locations import is_url
 from lvt_pipeline.data.manifest import ManifestSettings, build_manifest
-from lvt_pipeline.engine import decoding, encoding, prior_training, sampling, vqvae_training
+from lvt_pipeline.engine import clip_chain, decoding, encoding, prior_training, sampling, vqvae_training
 from lvt_pipeline.engine import ingest as ingest_stage
 from lvt_pipeline.engine.decoding import DecodeSettings, decode_store
 from lvt_pipeline.engine.encoding import EncodeSettings, encode_dataset
@@ -37,8 +35,8 @@ from lvt_pipeline.evaluation import report as report_stage
 from lvt_pipeline.evaluation.evaluate import EvaluateSettings, evaluate
 from lvt_pipeline.evaluation.report import write_report
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.provenance import Provenance, differences, missing_outputs, read_record, short
-from lvt_pipeline.runs import SPOKEN_KINDS, read_run
+from lvt_pipeline.provenance import Provenance, differences, missing_outputs, read_record
+from lvt_pipeline.runs import SPOKEN_KINDS, in_precision, read_run, read_tokenizer
 from lvt_pipeline.storage import exclusive_lock, write_bytes
 
 SETTINGS_NAME = "pipeline.toml"
@@ -48,7 +46,8 @@ SETTINGS_NAME = "pipeline.toml"
 class PipelineSettings:
     """Everything `pipeline.toml` may say. The tables `vqvae` and `prior` may start from a `preset` of their own."""
 
-    videos: str
+    videos: str  # folder, pattern, list or URL, as for `lvt manifest build`
+    media: str | None = None  # where the videos lie that a list names; none: beside the list
     work_dir: str = "."  # relative to the file
     max_failures: float = 0.5  # share of clips that may fail in ingest
     manifest: ManifestSettings = field(default_factory=ManifestSettings)
@@ -70,7 +69,8 @@ class PipelineSettings:
 def load_settings(
     *,
     file: Path | None = None,
-    videos: Path | None = None,
+    videos: Path | str | None = None,
+    media: Path | str | None = None,
     work_dir: Path | None = None,
     preset: str | None = None,
     overrides: tuple[str, ...] = (),
@@ -87,12 +87,12 @@ def load_settings(
     tables = config.read_toml(file) if file else {}
     preset = preset or tables.pop("preset", None) or ("tiny" if file is None else None)
     base = file.parent if file else Path()
-    for name in ("videos", "work_dir"):
-        if isinstance(tables.get(name), str):
+    for name in ("videos", "media", "work_dir"):
+        if isinstance(tables.get(name), str) and not is_url(tables[name]):
             tables[name] = str(base / tables[name])
     if file:
         tables.setdefault("work_dir", str(base))
-    options = {"videos": videos, "work_dir": work_dir}
+    options = {"videos": videos, "media": media, "work_dir": work_dir}
     given = {name: str(path) for name, path in options.items() if path is not None}
     layers = [
         config.read_preset("pipeline", preset) if preset else {},
@@ -240,8 +240,7 @@ class Pipeline:
 
     def _save_settings(self) -> None:
         # Absolute, so that the file means the same wherever it is read from; work_dir stays "here".
-        videos = str(Path(self.settings.videos).resolve())
-        text = config.to_toml(replace(self.settings, videos=videos, work_dir="."))
+        text = config.to_toml(replace(_located(self.settings), work_dir="."))
         path = self.work_dir / SETTINGS_NAME
         saved = load_settings(file=path) if path.exists() else None
         # A file that means the same stays as its author wrote it.
@@ -280,7 +279,9 @@ class Pipeline:
             manifest,
             settings.manifest,
             dict,
-            lambda is_stale: build_manifest(Path(settings.videos), manifest, settings.manifest, progress=progress),
+            lambda is_stale: build_manifest(
+                settings.videos, manifest, settings.manifest, media=settings.media, progress=progress
+            ),
             always=True,
         )
         yield stage(
@@ -315,7 +316,7 @@ class Pipeline:
             settings.encode,
             lambda: {
                 "frames": read_record(frames).fingerprint,
-                "tokenizer": str(read_record(vqvae).counts["tokenizer"]),
+                "tokenizer": in_precision(str(read_record(vqvae).counts["tokenizer"]), settings.encode.precision),
             },
             lambda is_stale: _encode(frames, vqvae, codes, settings.encode, device, progress),
         )
@@ -384,8 +385,15 @@ class Pipeline:
 
 def _located(settings: PipelineSettings) -> PipelineSettings:
     """The settings with absolute paths, for comparing."""
+
+    def resolved(location: str) -> str:
+        return location if is_url(location) else str(Path(location).resolve())
+
     return replace(
-        settings, videos=str(Path(settings.videos).resolve()), work_dir=str(Path(settings.work_dir).resolve())
+        settings,
+        videos=resolved(settings.videos),
+        media=None if settings.media is None else resolved(settings.media),
+        work_dir=resolved(settings.work_dir),
     )
 
 
@@ -419,33 +427,38 @@ def explain(path: Path) -> dict[str, list[str]]:
     return {state.name: state.reasons for state in states}
 
 
-def explain_clip(store: Path, clip_id: str) -> dict[str, list[str]]:
-    """What makes a clip of a code store in a work directory stale; an empty list means it is up to date.
+def explain_clip(
+    store: Path,
+    clip_id: str,
+    *,
+    frames: Path | None = None,
+    vqvae: Path | None = None,
+    generation: int | None = None,
+) -> dict[str, list[str]]:
+    """What makes a clip of a code store stale; an empty list means it is up to date.
+
+    Args:
+        frames, vqvae: what it should be made of; those of the work directory when neither is given.
+        generation: of the store, the current one by default.
 
     Raises:
-        ArtefactError: `store` is not the code store of a work directory.
+        ArtefactError: nothing was given, and `store` is not the code store of a work directory.
         StoreError: neither the store nor the frames have that clip.
     """
-    work_dir = _work_dir_of(store)
-    if store.absolute() != work_dir / "data.zarr":
-        raise ArtefactError(f"{store} is not the code store of {work_dir}; give {work_dir / 'data.zarr'}")
-    frames = FrameShards(work_dir / "frames")
-    tokenizer = str(read_record(work_dir / "runs" / "vqvae").counts["tokenizer"])
-    codes = open_codes(store)
-    wanted = {clip.id: clip for clip in frames.clips}.get(clip_id)
-    if wanted is None:
-        failure = next((failure for failure in frames.failures if failure.id == clip_id), None)
-        if failure is not None:
-            return {clip_id: [f"it has no frames: {failure.reason} ({failure.message})"]}
-        codes.clip(clip_id)  # names the closest id when the store does not know it either
-        return {clip_id: ["it is in the store but no longer in the frames"]}
-    if clip_id not in codes:
-        return {clip_id: ["it is in the frames but not in the store yet"]}
-    reasons = []
-    if codes.tokenizer != tokenizer:
-        reasons.append(f"tokenizer: {short(codes.tokenizer)} -> {short(tokenizer)}")
-    if codes.clip(clip_id).fingerprint != codes_fingerprint(wanted.fingerprint, codes.tokenizer):
-        reasons.append("frames: the source's content, time range, geometry or decoder changed")
+    manifest = None
+    if frames is None and vqvae is None:
+        work_dir = _work_dir_of(store)
+        if store.absolute() != work_dir / "data.zarr":
+            raise ArtefactError(
+                f"{store} is not the code store of {work_dir}; give {work_dir / 'data.zarr'}, or --frames and --vqvae"
+            )
+        frames, vqvae, manifest = work_dir / "frames", work_dir / "runs" / "vqvae", work_dir / "manifest.jsonl"
+    tokenizer = read_tokenizer(vqvae) if vqvae is not None else None
+    if manifest is not None and not manifest.exists():
+        manifest = None
+    reasons = clip_chain.explain_clip(
+        store, clip_id, frames=frames, tokenizer=tokenizer, manifest=manifest, generation=generation
+    )
     return {clip_id: reasons}
 
 
@@ -486,8 +499,14 @@ def _encode(
 ) -> Provenance:
     try:
         report = encode_dataset(frames, vqvae, codes, settings, device=device, reencode=True, progress=progress)
-    except StoreError as error:  # a store that lost its tables can be made again from the frames
-        progress.say(f"{error}; encoding everything anew")
-        report = encode_dataset(frames, vqvae, codes, settings, device=device, overwrite=True, progress=progress)
+    except StoreError as error:  # the frames are there, so a damaged store can be repaired, or else made again
+        try:
+            report = encode_dataset(
+                frames, vqvae, codes, settings, device=device, reencode=True, repair=True, progress=progress
+            )
+            progress.say(f"{error}; repaired {', '.join(report.repaired)}")
+        except StoreError:
+            progress.say(f"{error}; encoding everything anew")
+            report = encode_dataset(frames, vqvae, codes, settings, device=device, overwrite=True, progress=progress)
     assert report.provenance is not None, "only a dry run has no record"
     return report.provenance

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lvt_pipeline.config import build, read_toml
 from lvt_pipeline.errors import ArtefactError, CheckpointError, ConfigError, MismatchError
-from lvt_pipeline.provenance import RECORD_NAME, Provenance, read_record
+from lvt_pipeline.provenance import RECORD_NAME, Provenance, fingerprint, read_record
 from lvt_pipeline.storage import read_json
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ RUN_KEYS = ("kind", "status", "step", "max_steps", "started", "updated", "versio
 
 VQVAE_KIND = "vqvae-run"
 PRIOR_KIND = "prior-run"
+PRECISIONS = ("float32", "bfloat16")  # of a tokenizer's encoder
 SPOKEN_KINDS = {VQVAE_KIND: "VQ-VAE", PRIOR_KIND: "prior"}
 
 
@@ -106,6 +107,18 @@ def read_tokenizer(run: Path | str) -> str | None:
     _expect(Path(run), VQVAE_KIND)
     record = read_run_record(run)
     return None if record is None else str(record.counts["tokenizer"])
+
+
+def in_precision(tokenizer: str, precision: str | None) -> str:
+    """Fingerprint of a tokenizer whose encoder runs in this precision (None: float32): some codes are others."""
+    if precision in (None, PRECISIONS[0]):
+        return tokenizer
+    return fingerprint({"tokenizer": tokenizer, "precision": precision})
+
+
+def precision_of(made_by: str, tokenizer: str) -> str | None:
+    """The precision in which this tokenizer made codes whose store names `made_by`; None: it did not make them."""
+    return next((name for name in PRECISIONS if in_precision(tokenizer, name) == made_by), None)
 
 
 def run_fingerprint(run: Path | str) -> str:

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import click
 
-from stages.console import PATH, Console, clock, device_option, echo_facts, json_option, out_option, overwrite_option
+from stages.console import (
+    PATH,
+    Console,
+    at_option,
+    clock,
+    device_option,
+    echo_facts,
+    json_option,
+    out_option,
+    overwrite_option,
+)
 
 
 @click.command("decode")
@@ -20,6 +30,7 @@ from stages.console import PATH, Console, clock, device_option, echo_facts, json
 @click.option("--fps", type=click.FloatRange(min=0, min_open=True), help="Playing speed. [the clip's own]")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="Only clips of this split. [all]")
 @click.option("--clip", "clips", multiple=True, metavar="ID", help="Only this clip; may be repeated. [all]")
+@at_option
 @device_option
 @overwrite_option
 @json_option
@@ -32,6 +43,7 @@ def command(
     fps: float | None,
     split: str | None,
     clips: tuple[str, ...],
+    at: int | None,
     device: str,
     overwrite: bool,
     as_json: bool,
@@ -46,5 +58,7 @@ def command(
     settings = build(
         DecodeSettings, {"format": file_format, "scale": scale, "fps": fps, "split": split, "clips": list(clips)}
     )
-    record = decode_store(codes, vqvae, out, settings, device=device, overwrite=overwrite, progress=Console())
+    record = decode_store(
+        codes, vqvae, out, settings, generation=at, device=device, overwrite=overwrite, progress=Console()
+    )
     echo_facts(record.to_json(), as_json, f"{record.counts['clips']} clips -> {out} in {clock(record.seconds)}")

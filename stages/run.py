@@ -12,7 +12,8 @@ from stages.console import PATH, Console, closing_lines, device_option, json_opt
 
 @click.command("run")
 @click.argument("file", type=PATH, required=False, metavar="[PIPELINE.toml]")
-@click.option("--videos", type=PATH, help="Folder of videos, or a CSV that lists them.")
+@click.option("--videos", help="Folder of videos, a CSV that lists them, or what else `lvt manifest build` takes.")
+@click.option("--media", help="Folder or URL of the videos that a list names. [beside the list]")
 @click.option("--work-dir", type=PATH, help="Where everything goes. [the folder of the pipeline file]")
 @click.option(
     "--preset",
@@ -25,7 +26,8 @@ from stages.console import PATH, Console, closing_lines, device_option, json_opt
 @json_option
 def command(
     file: Path | None,
-    videos: Path | None,
+    videos: str | None,
+    media: str | None,
     work_dir: Path | None,
     preset: str | None,
     overrides: tuple[str, ...],
@@ -41,6 +43,8 @@ def command(
         raise click.UsageError("give a pipeline file, or --videos and --work-dir")
     from lvt_pipeline.pipeline import load_settings
 
-    settings = load_settings(file=file, videos=videos, work_dir=work_dir, preset=preset, overrides=overrides)
+    settings = load_settings(
+        file=file, videos=videos, media=media, work_dir=work_dir, preset=preset, overrides=overrides
+    )
     facts = run_pipeline(settings, Console(), device=device, workers=workers)
     click.echo(json.dumps(facts, indent=2) if as_json else closing_lines(facts))

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lvt_pipeline.data.code_writer import CodeStoreWriter, PlannedClip, codes_fingerprint
+from lvt_pipeline.data.code_plan import PlannedClip, codes_fingerprint
+from lvt_pipeline.data.code_writer import CodeStoreWriter
 from lvt_pipeline.data.codes import CodeSchema, CodeStore, open_codes
 from lvt_pipeline.data.frames import FrameSample, FrameShards, write_frames
 from lvt_pipeline.engine.run_directory import save_model_run

@@ -6,18 +6,21 @@ Stage 1 of the paper (section 3.1) turns frames into codes once; everything afte
     data.zarr/codes/                        array (frames, h, w, n_c), sharded; all clips one after another
     data.zarr/generations/000001/zarr.json  a clip table, never changed once it is there
     data.zarr/pending/zarr.json             what an unfinished encode is going to publish
+    data.zarr/codes/README.md               what the store is, for people
 
-Everything is plain zarr v3 with core codecs, so any reader opens it. This file reads; `code_writer.py` writes. A reader
-looks at one generation for as long as it lives, so a store can grow under it.
+Everything is plain zarr v3 with core codecs, so any reader opens it. This file reads; `code_writer.py` writes;
+`code_root.py` is the root's format. A reader looks at one generation for as long as it lives, so a store can grow under
+it.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
-import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,18 +30,38 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
+from lvt_pipeline.data.code_reading import read_frames
+from lvt_pipeline.data.code_root import (
+    ARRAY,
+    GENERATIONS,
+    PENDING,
+    SCHEMA_VERSION,
+    StoreRoot,
+    generation_name,
+    numbers_as_text,
+    read_attributes,
+    read_root,
+    table_name,
+)
+from lvt_pipeline.data.sources import kept_sources, opened_sources
 from lvt_pipeline.errors import ArtefactError, StoreError
-from lvt_pipeline.provenance import ZARR_METADATA, Provenance, fingerprint
-from lvt_pipeline.storage import read_json
+from lvt_pipeline.memory import paused_collection
+from lvt_pipeline.provenance import (
+    ZARR_METADATA,
+    Provenance,
+    canonical_json,
+    canonical_rows,
+    digest_file,
+    fingerprint_text,
+)
 
-SCHEMA_VERSION = 1
-CHUNK_FRAMES = 32  # frames that are compressed together: the least that a read decompresses
+CHUNK_FRAMES = 64  # frames that are compressed together: the least that a read decompresses
 SHARD_FRAMES = 4096  # frames in one file: the unit of writing and of resume
 MAX_CODEBOOK_SIZE = 2**16  # codes are uint16 at most
-# Level 3 and above gain nothing on codes that repeat from frame to frame; level 1 needs 2.6 bits for a 9-bit code.
-ZSTD_LEVEL = 1
+# `python -m benchmarks store_size` shows what other lengths and levels would give.
+ZSTD_LEVEL = 5
+OUR_GROUPS = {ARRAY, GENERATIONS, PENDING}
 DIMENSIONS = ("frame", "row", "column", "codebook")
-ARRAY, GENERATIONS, PENDING = "codes", "generations", "pending"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +74,7 @@ class CodeSchema:
         grid: (h, w), codes per frame and codebook.
         tokenizer: fingerprint of the encoder and codebooks that made the codes.
         shard_frames: frames in one shard of a new store; an existing store keeps its own.
+        chunk_frames: frames that are compressed together, likewise; None: what suits the shard (`chunk_size`).
         geometry: how the frames were cropped and scaled, as plain data.
     """
 
@@ -59,6 +83,7 @@ class CodeSchema:
     grid: tuple[int, int]
     tokenizer: str
     shard_frames: int = SHARD_FRAMES
+    chunk_frames: int | None = None
     geometry: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -69,6 +94,11 @@ class CodeSchema:
     def dtype(self) -> np.dtype[Any]:
         """The smallest unsigned type that holds K codes: uint8 up to 256, uint16 above."""
         return np.dtype(np.uint8 if self.codebook_size <= 256 else np.uint16)
+
+    @property
+    def frames_per_chunk(self) -> int:
+        """Frames that are compressed together."""
+        return self.chunk_frames or chunk_size(self.shard_frames)
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -84,11 +114,16 @@ class CodeSchema:
             "grid": list(self.grid),
             "tokenizer": self.tokenizer,
             "frames_geometry": dict(self.geometry),
+            "shard_frames": self.shard_frames,
+            "chunk_frames": self.frames_per_chunk,
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], shard_frames: int) -> CodeSchema:
+    def from_json(cls, data: Mapping[str, Any], shard_frames: int = 0, chunk_frames: int = 0) -> CodeSchema:
         """Rebuild what `to_json` wrote.
+
+        Args:
+            shard_frames, chunk_frames: of the array; a store of format 1 says them nowhere else.
 
         Raises:
             KeyError, TypeError, ValueError: it is something else.
@@ -99,7 +134,8 @@ class CodeSchema:
             num_codebooks=int(data["num_codebooks"]),
             grid=(int(height), int(width)),
             tokenizer=str(data["tokenizer"]),
-            shard_frames=shard_frames,
+            shard_frames=int(data.get("shard_frames", shard_frames)),
+            chunk_frames=int(data.get("chunk_frames", chunk_frames)),
             geometry=data.get("frames_geometry", {}),
         )
 
@@ -134,7 +170,6 @@ class CodeArray:
         self.path = path
         self._schema = schema
         self._sizes = sizes
-        self._array: zarr.Array[Any] | None = None
         self._sound: set[int] = set()
 
     def read(self, start: int, stop: int) -> NDArray[np.unsignedinteger[Any]]:
@@ -185,9 +220,7 @@ class CodeArray:
         self._sound.add(index)
 
     def _read(self, start: int, stop: int) -> NDArray[np.unsignedinteger[Any]]:
-        if self._array is None:
-            self._array = open_array(self.path)
-        return cast("NDArray[np.unsignedinteger[Any]]", self._array[start:stop])
+        return read_frames(lambda index: self.path / shard_name(index), self._schema, start, stop)
 
 
 class CodeStore:
@@ -199,6 +232,7 @@ class CodeStore:
     Attributes:
         path: the zarr group.
         schema: K, n_c, grid, tokenizer, ...
+        root: what the store says about all its generations and files.
         generation: the generation that is read; `generations` lists those that can be.
         clips: the clip table, in manifest order.
         fingerprint: hash of what is in this generation.
@@ -211,21 +245,26 @@ class CodeStore:
         self,
         path: Path,
         schema: CodeSchema,
+        root: StoreRoot,
         generation: int,
-        current: int,
         table: Mapping[str, Any],
         provenance: Provenance,
     ) -> None:
         self.path = path
         self.schema = schema
+        self.root = root
         self.generation = generation
-        self.generations: list[int] = list(range(1, current + 1))
+        self.generations: list[int] = root.numbers
         self.clips = clips_from_columns(table["clips"], path)
         self.fingerprint = str(table["fingerprint"])
         self.array_frames = int(table["array_frames"])
         self.provenance = provenance
-        self._by_id = {clip.id: clip for clip in self.clips}
-        self.array = CodeArray(path, schema, provenance.outputs)
+        # The root knows the sizes of shards that were repaired after this generation was published.
+        self.array = CodeArray(path, schema, {**provenance.outputs, **root.provenance["outputs"]})
+
+    @cached_property
+    def _by_id(self) -> dict[str, CodeClip]:
+        return {clip.id: clip for clip in self.clips}
 
     @property
     def codebook_size(self) -> int:
@@ -313,6 +352,7 @@ class CodeStore:
         return shards_of(self.clips, self.schema.shard_frames)
 
 
+@paused_collection()
 def open_codes(path: Path | str, generation: int | None = None) -> CodeStore:
     """Open a code store for reading.
 
@@ -323,54 +363,77 @@ def open_codes(path: Path | str, generation: int | None = None) -> CodeStore:
         StoreError: there is no finished store at `path`, it is damaged, or it has no such generation.
     """
     path = Path(path)
-    root = root_attributes(path)
+    root = read_root(path)
     if root is None:
         raise StoreError(_why_unreadable(path))
-    current = int(root["lvt"]["generation"])
-    chosen = current if generation is None else generation
-    if not 1 <= chosen <= current:
-        raise StoreError(f"{path} has no generation {chosen}; it has 1 to {current}")
-    source = path / generation_name(chosen) / ZARR_METADATA
+    chosen = root.generation if generation is None else generation
+    if chosen not in root.numbers:
+        gone = "; lvt gc has removed it" if 1 <= chosen < root.generation else ""
+        raise StoreError(f"{path} has no generation {chosen}{gone}; it has {numbers_as_text(root.numbers)}")
+    source = path / table_name(chosen)
     try:
-        table = read_attributes(source.parent)
-        schema = CodeSchema.from_json(table["lvt"], array_shard_frames(open_array(path)))
-        record = root["provenance"] if chosen == current else table["provenance"]
-        store = CodeStore(path, schema, chosen, current, table, Provenance.from_json(record, source))
+        table = _read_table(path, root, chosen)
+        shards, chunks = array_layout(open_array(path))
+        schema = CodeSchema.from_json(table["lvt"], shards, chunks)
+        record = root.provenance if chosen == root.generation else table["provenance"]
+        store = CodeStore(path, schema, root, chosen, table, Provenance.from_json(record, source))
     except (ArtefactError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, StoreError):
+            raise
         raise StoreError(f"{source} is damaged or not ours ({one_line(error)})") from error
-    if store.fingerprint != table_fingerprint(schema, store.clips):
-        raise StoreError(f"{source} is damaged: the clip table does not match its fingerprint; restore it from a copy")
+    if (schema.shard_frames, schema.frames_per_chunk) != (shards, chunks):
+        raise StoreError(
+            f"{path / ARRAY / ZARR_METADATA} is damaged: it has shards of {shards} frames in chunks of {chunks}, the "
+            f"store has {schema.shard_frames} and {schema.frames_per_chunk}; lvt encode-dataset --repair restores it"
+        )
+    # With digests the bytes have been compared already, which is many times faster for a long table.
+    if not root.has_digests and store.fingerprint != table_fingerprint(schema, store.clips):
+        raise StoreError(_wrong_table(source))
     return store
 
 
-def root_attributes(path: Path) -> dict[str, Any] | None:
-    """Attributes of a store's root group, None when nothing is published there.
+def read_table(path: Path, root: StoreRoot, generation: int) -> dict[str, Any]:
+    """Attributes of a generation: its clip table and what else is said about it.
 
     Raises:
-        StoreError: `path` holds something else, or a format of another version.
+        StoreError: it is missing or damaged.
     """
-    if not (path / ZARR_METADATA).is_file():
-        return None
     try:
-        attributes = read_attributes(path)
+        return _read_table(path, root, generation)
     except ArtefactError as error:
-        raise StoreError(str(error)) from error
-    about = attributes.get("lvt")
-    if not isinstance(about, Mapping) or not isinstance(about.get("generation"), int):
-        raise StoreError(
-            f"{path} is a zarr group but not a code store; give the output of lvt encode-dataset or sample"
-        )
-    if about.get("schema") != SCHEMA_VERSION:
-        raise StoreError(
-            f"{path} has code store format {about.get('schema')}, this version reads {SCHEMA_VERSION}; upgrade lvt"
-        )
-    return attributes
+        raise StoreError(f"{path / table_name(generation)} is missing or damaged ({one_line(error)})") from error
+
+
+def _read_table(path: Path, root: StoreRoot, generation: int) -> dict[str, Any]:
+    name = table_name(generation)
+    table = read_attributes(path / generation_name(generation))
+    expected = root.files.get(name)
+    if expected is not None and digest_file(path / name) != expected:
+        raise StoreError(_wrong_table(path / name))
+    return table
+
+
+def _wrong_table(source: Path) -> str:
+    return (
+        f"{source} is damaged: the clip table does not match its fingerprint; run lvt encode-dataset --repair, or "
+        "restore it from a copy"
+    )
+
+
+def is_published(path: Path) -> bool:
+    """Whether a folder is a store with something to read, sound or not."""
+    return (path / ZARR_METADATA).is_file()
 
 
 def is_unfinished(path: Path) -> bool:
     """Whether a folder holds what a first encode leaves when it is interrupted, and nothing else."""
+    return is_ours(path) and not is_published(path)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a folder holds only what belongs into a code store, and some of it beside the root."""
     names = {item.name for item in path.iterdir()} if path.is_dir() else set()
-    return bool(names) and names <= {ARRAY, GENERATIONS, PENDING}
+    return bool(names & OUR_GROUPS) and names <= {*OUR_GROUPS, ZARR_METADATA}
 
 
 def _why_unreadable(path: Path) -> str:
@@ -382,11 +445,6 @@ def _why_unreadable(path: Path) -> str:
 
 
 # What reader and writer share ---------------------------------------------------------------------------------------
-
-
-def generation_name(generation: int) -> str:
-    """Where a clip table lies, relative to the store."""
-    return f"{GENERATIONS}/{generation:06d}"
 
 
 def shard_name(index: int) -> str:
@@ -405,46 +463,37 @@ def shards_of(clips: Sequence[CodeClip], shard_frames: int) -> list[int]:
     )
 
 
-def read_attributes(group: Path) -> dict[str, Any]:
-    """Attributes of a zarr group on disk.
-
-    Raises:
-        ArtefactError: missing, or not a zarr group.
-    """
-    data = read_json(group / ZARR_METADATA)
-    if not isinstance(data, dict) or not isinstance(data.get("attributes"), dict):
-        raise ArtefactError(f"{group / ZARR_METADATA} is not the metadata of a zarr group")
-    return cast("dict[str, Any]", data["attributes"])
-
-
 def clips_from_columns(columns: Mapping[str, Sequence[Any]], path: Path) -> list[CodeClip]:
     """Rows of the clip table of the store at `path`; sources come back as paths that can be opened."""
-    base = os.path.abspath(path)
-    sources = [os.path.normpath(os.path.join(base, source)) if source else "" for source in columns["source"]]
-    columns = {**columns, "source": sources}
+    opened = opened_sources(path)
+    # Of a million clips most share these texts, so each text is kept once.
+    shared = {name: [text and sys.intern(text) for text in columns[name]] for name in ("split", "label")}
+    columns = {**columns, **shared, "source": [opened(source) for source in columns["source"]]}
     rows = zip(*(columns[name] for name in CLIP_COLUMNS), strict=True)
     return [CodeClip(**dict(zip(CLIP_COLUMNS, row, strict=True))) for row in rows]
 
 
 def clips_to_columns(clips: Sequence[CodeClip], path: Path) -> dict[str, list[Any]]:
     """Columns of the clip table of the store at `path`. Sources are kept relative to it, so both can move together."""
-    base = os.path.abspath(path)
+    kept = kept_sources(path)
     columns = {name: [getattr(clip, name) for clip in clips] for name in CLIP_COLUMNS}
-    columns["source"] = [Path(os.path.relpath(clip.source, base)).as_posix() if clip.source else "" for clip in clips]
+    columns["source"] = [kept(clip.source) for clip in clips]
     return columns
 
 
 def table_fingerprint(schema: CodeSchema, clips: Sequence[CodeClip]) -> str:
     """Hash of what a generation contains; where its codes lie in the array does not enter."""
-    return fingerprint(
+    about = canonical_json(
         {
             "codebook_size": schema.codebook_size,
             "num_codebooks": schema.num_codebooks,
             "grid": list(schema.grid),
             "tokenizer": schema.tokenizer,
-            "clips": [[clip.id, clip.split, clip.label, clip.fingerprint, clip.length] for clip in clips],
         }
     )
+    rows = canonical_rows([clip.id, clip.split, clip.label, clip.fingerprint, clip.length] for clip in clips)
+    # The fingerprint of one object with the rows under "clips", which its keys' order puts first.
+    return fingerprint_text(chain(['{"clips":'], rows, [",", about[1:]]))
 
 
 def open_array(path: Path) -> zarr.Array[Any]:
@@ -459,9 +508,9 @@ def open_array(path: Path) -> zarr.Array[Any]:
         raise StoreError(f"{path / ARRAY / ZARR_METADATA} is missing or damaged ({one_line(error)})") from error
 
 
-def array_shard_frames(array: zarr.Array[Any]) -> int:
-    """Frames in one shard of an array."""
-    return int((array.shards or array.chunks)[0])
+def array_layout(array: zarr.Array[Any]) -> tuple[int, int]:
+    """Frames in one shard and in one inner chunk of an array."""
+    return int((array.shards or array.chunks)[0]), int(array.chunks[0])
 
 
 def create_array(num_frames: int, schema: CodeSchema, chunk_frames: int) -> tuple[dict[str, Any], zarr.Array[Any]]:
@@ -503,12 +552,6 @@ def shard_bytes(codes: NDArray[Any], schema: CodeSchema, chunk_frames: int) -> b
     data = [value for name, value in files.items() if name != ZARR_METADATA]
     assert len(data) == 1, "a shard is one file"
     return cast("bytes", data[0].to_bytes())
-
-
-def group_metadata(attributes: Mapping[str, Any], indent: int | None = 2) -> bytes:
-    """The `zarr.json` of a group. Large tables go without `indent`."""
-    value = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode()
 
 
 def chunk_size(size: int) -> int:

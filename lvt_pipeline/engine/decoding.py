@@ -68,6 +68,7 @@ def decode_store(
     out: Path,
     settings: DecodeSettings = DecodeSettings(),
     *,
+    generation: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
     progress: Progress = SILENT,
@@ -79,6 +80,7 @@ def decode_store(
         vqvae: run directory of the tokenizer that made the codes.
         out: new folder, or one this function made: files that are still right stay as they are, others are replaced,
             and those no longer asked for are removed.
+        generation: which generation of `codes` is read; the current one by default.
         overwrite: make every file again.
 
     Raises:
@@ -87,7 +89,7 @@ def decode_store(
         Stopped: a signal came; finished files are kept.
     """
     started = time.monotonic()
-    store = open_codes(codes)
+    store = open_codes(codes, generation)
     model = load_vqvae(vqvae, device=device)
     check_tokenizer(store, vqvae, model)
     decoder = run_fingerprint(vqvae)

@@ -16,31 +16,31 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.config import to_plain
+from lvt_pipeline.data.code_plan import CodeChange, CodePlan, PlannedClip, ShardPlan, codes_fingerprint, plan_codes
+from lvt_pipeline.data.code_repair import mend_metadata
 from lvt_pipeline.data.code_usage import perplexity, usage
-from lvt_pipeline.data.code_writer import (
-    CodeChange,
-    CodeStoreWriter,
-    PlannedClip,
-    ShardPlan,
-    codes_fingerprint,
-    plan_codes,
-)
-from lvt_pipeline.data.codes import SHARD_FRAMES, CodeSchema
+from lvt_pipeline.data.code_verify import find_damaged_shards
+from lvt_pipeline.data.code_writer import CodeStoreWriter
+from lvt_pipeline.data.codes import SHARD_FRAMES, CodeSchema, is_published, shard_name
 from lvt_pipeline.data.frames import FrameClip, FrameShards
-from lvt_pipeline.errors import ConfigError, MismatchError
+from lvt_pipeline.engine.change_table import ChangeTable, change_table
+from lvt_pipeline.errors import ConfigError, LVTError, MismatchError
 from lvt_pipeline.interrupts import StopRequest, stop_requested
+from lvt_pipeline.memory import paused_collection
 from lvt_pipeline.progress import SILENT, Bar, Progress
 from lvt_pipeline.provenance import Provenance
-from lvt_pipeline.runs import load_vqvae
+from lvt_pipeline.runs import PRECISIONS, in_precision, load_vqvae
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lvt_pipeline.models.vqvae import VQVAE
 
 STAGE = "encode-dataset"
 VERSION = 1
@@ -48,7 +48,6 @@ VERSION = 1
 PIECE_BYTES = 2**24  # pixels read at a time
 PIECES_AHEAD = 4  # pieces read before they are needed
 READERS = 2
-SHARDS_BEHIND = 2  # shards encoded but not yet written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +55,16 @@ class EncodeSettings:
     """How frames pass through the encoder. The size of a pass can change the last bit of a sum, and so a rare code."""
 
     batch_size: int = 64
+    precision: Literal["float32", "bfloat16"] | None = None  # of the encoder; unset: float32. Codes differ, so it is
+    # part of the tokenizer's fingerprint; nearest codes are compared in float32 in any case
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size={self.batch_size} must be at least 1")
+        if self.precision not in (None, *PRECISIONS):
+            raise ConfigError(f"precision={self.precision!r} is not one of {', '.join(PRECISIONS)}")
+        if self.precision == PRECISIONS[0]:
+            object.__setattr__(self, "precision", None)  # one way to say it, so one fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,7 @@ class EncodeReport:
     Attributes:
         provenance: record of the store, None after a dry run.
         change: what became of each clip.
+        table: the same in numbers, with an estimate of the work; None when there was nothing to compare or to do.
         num_clips, num_frames: in the store now.
         generation: that readers see now.
         codebook_size: K.
@@ -78,6 +84,7 @@ class EncodeReport:
             other two.
         limited_by: the phase that took the most of the wall time: "read", "encode" or "write"; empty when no frame
             was encoded.
+        repaired: damaged files that were written again, relative to the store.
     """
 
     provenance: Provenance | None
@@ -86,11 +93,13 @@ class EncodeReport:
     num_frames: int
     generation: int
     codebook_size: int
+    table: ChangeTable | None = None
     perplexity: Sequence[float] = ()
     usage: Sequence[float] = ()
     seconds: float = 0.0
     phases: Mapping[str, float] = field(default_factory=dict)
     limited_by: str = ""
+    repaired: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -116,6 +125,7 @@ def encode_dataset(
     reencode: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
+    repair: bool = False,
     progress: Progress = SILENT,
 ) -> EncodeReport:
     """Make the code store at `out` hold the codes of exactly the clips in `frames`.
@@ -127,9 +137,10 @@ def encode_dataset(
         reencode: allow a store of another tokenizer; its clips are encoded again in a new generation.
         dry_run: only say what would be done.
         overwrite: start the store anew.
+        repair: check every byte of the store first, and make again what is damaged.
 
     Raises:
-        StoreError: `out` cannot be extended with these codes.
+        StoreError: `out` cannot be extended with these codes, or repaired.
         BusyError: another process is writing it.
         Stopped: a signal came; finished shards are kept.
     """
@@ -138,7 +149,8 @@ def encode_dataset(
     started = time.monotonic()
     source = FrameShards(frames)
     model = load_vqvae(vqvae, device=device)
-    tokenizer = tokenizer_fingerprint(model)
+    tokenizer = in_precision(tokenizer_fingerprint(model), settings.precision)
+    use_precision(model, settings.precision)
     schema = CodeSchema(
         codebook_size=model.codebook_size,
         num_codebooks=model.num_codebooks,
@@ -147,18 +159,34 @@ def encode_dataset(
         shard_frames=SHARD_FRAMES,
         geometry=source.record.settings.get("geometry", {}),
     )
-    clips = [_planned(clip, tokenizer) for clip in source.clips]
+    clips = _planned_clips(source, tokenizer)
+
+    def table_of(plan: CodePlan) -> ChangeTable:
+        return change_table(
+            plan, source, lambda pixels: _encode(model, pixels, settings.batch_size), settings.batch_size
+        )
+
     if dry_run:
-        plan = plan_codes(out, schema, clips, reencode=reencode, overwrite=overwrite)
+        damaged = find_damaged_shards(out) if repair else ()
+        plan = plan_codes(out, schema, clips, reencode=reencode, overwrite=overwrite, damaged=damaged)
         return EncodeReport(
             provenance=None,
             change=plan.change,
+            table=table_of(plan),
             num_clips=len(plan.clips),
             num_frames=sum(clip.length for clip in plan.clips),
             generation=plan.generation,
             codebook_size=schema.codebook_size,
             seconds=time.monotonic() - started,
         )
+    mended: list[str] = []
+
+    def look_for_damage() -> Sequence[int]:
+        if not repair or overwrite:
+            return ()
+        mended.extend(mend_metadata(out, schema, clips))
+        return find_damaged_shards(out) if is_published(out) else ()
+
     with (
         stop_requested() as stop,
         CodeStoreWriter.open(
@@ -168,8 +196,12 @@ def encode_dataset(
             settings={"stage": STAGE, "version": VERSION, **to_plain(settings)},
             reencode=reencode,
             overwrite=overwrite,
+            damaged=look_for_damage,
         ) as writer,
     ):
+        table = table_of(writer.plan) if is_published(out) and writer.change.frames else None
+        for line in table.lines() if table else ():
+            progress.say(line)
         tally = encode_shards(source, model, writer, batch_size=settings.batch_size, progress=progress, stop=stop)
         facts = {"perplexity": perplexity(tally.occurrences), "usage": usage(tally.occurrences)}
         change = writer.change
@@ -200,6 +232,7 @@ def encode_dataset(
         return EncodeReport(
             provenance=record,
             change=change,
+            table=table,
             num_clips=len(clips),
             num_frames=sum(clip.length for clip in clips),
             generation=writer.plan.generation,
@@ -209,7 +242,16 @@ def encode_dataset(
             seconds=time.monotonic() - started,
             phases=tally.phases(),
             limited_by=tally.limited_by(),
+            repaired=(*mended, *(shard_name(shard.index) for shard in writer.plan.repairs)),
         )
+
+
+def use_precision(model: VQVAE, precision: str | None) -> None:
+    """Let a tokenizer's encoder run in this precision from now on. Call it once its fingerprint is known."""
+    import torch
+
+    if precision == "bfloat16":
+        model.encoder.to(torch.bfloat16)
 
 
 @dataclass
@@ -279,17 +321,24 @@ def encode_shards(
     ):
         pieces = _read_ahead(frames, shards, readers, tally)
         codes = _encoded(_rebatched(pieces, batch_size), encoder, batch_size, tally, bar)
-        writing: deque[Future[None]] = deque()
+        writing: Future[None] | None = None
         for number, (shard, shard_codes) in enumerate(_by_shard(codes, shards, writer.schema), start=1):
             tally.count(shard_codes)
-            writing.append(writers.submit(_write, writer, shard, shard_codes, tally))
-            is_last = number == len(shards)
-            is_stopped = bool(stop) and not is_last
-            _wait_for(writing, 0 if is_last or is_stopped else SHARDS_BEHIND, tally)
-            if is_stopped:
+            # One shard is on its way to the disk while the next one is encoded: that is all a killed run can lose.
+            _wait_for(writing, tally)
+            writing = writers.submit(_write, writer, shard, shard_codes, tally)
+            is_last, is_stopped = number == len(shards), bool(stop)
+            if is_last or is_stopped:
+                _wait_for(writing, tally)
+            if is_stopped and not is_last:
                 assert stop is not None
                 stop.raise_if_set(f"{number + len(finished)} of {len(shards) + len(finished)} shards are finished")
     return tally
+
+
+@paused_collection()
+def _planned_clips(frames: FrameShards, tokenizer: str) -> list[PlannedClip]:
+    return [_planned(clip, tokenizer) for clip in frames.clips]
 
 
 def _planned(clip: FrameClip, tokenizer: str) -> PlannedClip:
@@ -301,6 +350,8 @@ def _planned(clip: FrameClip, tokenizer: str) -> PlannedClip:
         fingerprint=codes_fingerprint(clip.fingerprint, tokenizer),
         fps=clip.fps,
         source=clip.source,
+        source_digest=clip.digest,
+        decoder=clip.decoder,
     )
 
 
@@ -393,11 +444,24 @@ def _encoded(
 ) -> Iterator[NDArray[np.int64]]:
     for batch in batches:
         began = time.monotonic()
-        codes: NDArray[np.int64] = encoder.encode(batch, batch_size=batch_size).numpy()
+        codes = _encode(encoder, batch, batch_size)
         tally.encode += time.monotonic() - began
         tally.num_frames += len(batch)
         bar.advance(len(batch))
         yield codes
+
+
+def _encode(encoder: Encoder, batch: NDArray[np.uint8], batch_size: int) -> NDArray[np.int64]:
+    import torch
+
+    try:
+        codes: NDArray[np.int64] = encoder.encode(batch, batch_size=batch_size).numpy()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise LVTError(
+            f"there is not enough memory to encode {batch_size} frames at a time; run the same command again with a "
+            "smaller --batch-size. What was finished before is kept"
+        ) from error
+    return codes
 
 
 def _by_shard(
@@ -424,9 +488,9 @@ def _write(writer: CodeStoreWriter, shard: ShardPlan, codes: NDArray[Any], tally
     tally.write += time.monotonic() - began
 
 
-def _wait_for(writing: deque[Future[None]], behind: int, tally: EncodeTally) -> None:
-    """Wait until no more than `behind` shards are on their way to the disk."""
-    began = time.monotonic()
-    while len(writing) > behind:
-        writing.popleft().result()
-    tally.waited_for_write += time.monotonic() - began
+def _wait_for(writing: Future[None] | None, tally: EncodeTally) -> None:
+    """Wait until the shard that is being written is on the disk."""
+    if writing is not None:
+        began = time.monotonic()
+        writing.result()
+        tally.waited_for_write += time.monotonic() - began

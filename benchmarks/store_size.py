@@ -1,0 +1,63 @@
+"""Bits per code and speed of the layouts that a store could have: chunk length, zstd level, order of axes."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numcodecs import Zstd
+from numpy.typing import NDArray
+
+from benchmarks.real_codes import codes_to_measure, conditional_entropy
+from lvt_pipeline.data.codes import CHUNK_FRAMES, ZSTD_LEVEL
+
+CHUNKS, LEVELS = (16, 32, 64, 128), (1, 3, 5, 9)
+ORDERS = {"t h w n": (0, 1, 2, 3), "n t h w": (3, 0, 1, 2), "h w n t": (1, 2, 3, 0)}  # transpose is a core codec too
+OVERHEAD = 16 + 4  # a chunk's entry in the index, and its checksum
+
+
+def run() -> str:
+    """Codes compressed chunk by chunk, as they lie in a shard; one thread."""
+    parts = []
+    for name, (clips, codebook_size) in codes_to_measure().items():
+        codes = np.concatenate(clips)
+        entropy = conditional_entropy(clips, codebook_size)
+        lines = [
+            f"### Size of a store: {name}",
+            "",
+            f"{len(codes):,} frames of {codes.shape[1:]}, {codes.dtype}; a code takes {entropy:.3f} bits when the same "
+            "position of the previous frame is known. MB/s are uncompressed bytes of codes, one thread.",
+            "",
+            "| frames in a chunk | axes | level | bits per code | times the entropy | write MB/s | read MB/s |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for order, axes in ORDERS.items():
+            for chunk in CHUNKS if order == "t h w n" else (CHUNK_FRAMES,):
+                for level in LEVELS:
+                    bits, write, read = _measure(codes, chunk, level, axes)
+                    chosen = " (chosen)" if (chunk, level, order) == (CHUNK_FRAMES, ZSTD_LEVEL, "t h w n") else ""
+                    lines.append(
+                        f"| {chunk} | {order} | {level}{chosen} | {bits:.3f} | {bits / entropy:.3f} | {write:.0f} | "
+                        f"{read:.0f} |"
+                    )
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _measure(
+    codes: NDArray[np.unsignedinteger], chunk: int, level: int, axes: tuple[int, ...]
+) -> tuple[float, float, float]:
+    """Bits per code, MB/s compressing, MB/s decompressing."""
+    codec = Zstd(level=level)
+    began = time.thread_time()
+    packed = [
+        codec.encode(np.ascontiguousarray(codes[start : start + chunk].transpose(axes)))
+        for start in range(0, len(codes), chunk)
+    ]
+    write = time.thread_time() - began
+    began = time.thread_time()
+    for data in packed:
+        codec.decode(data)
+    read = time.thread_time() - began
+    bits = 8 * sum(len(data) + OVERHEAD for data in packed) / codes.size
+    return bits, codes.nbytes / 1e6 / write, codes.nbytes / 1e6 / read

@@ -1,0 +1,42 @@
+"""lvt compact: move live clips out of partly dead shards, so that `lvt gc` can delete those."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stages.console import PATH, Console, echo_facts, json_option
+
+
+@click.command("compact")
+@click.argument("store", type=PATH)
+@click.option(
+    "--min-dead",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Leave a shard alone of which no more than this share is dead.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be moved, and stop.")
+@json_option
+def command(store: Path, min_dead: float, dry_run: bool, as_json: bool) -> None:
+    """Write what is alive in partly dead shards into new ones and publish a generation. Other shards are not touched.
+
+    Older generations stay readable, and keep their space, until `lvt gc --apply`. Run again after an interruption.
+
+    Example: lvt compact data.zarr
+    """
+    from lvt_pipeline.data.code_maintenance import compact_store
+
+    report = compact_store(store, min_dead=min_dead, dry_run=dry_run, progress=Console())
+    if not report.shards:
+        line = f"{store} has no shard worth moving"
+    else:
+        done = "would move" if dry_run else "moved"
+        after = "" if dry_run else f" -> generation {report.generation}; lvt gc {store} --apply deletes the old shards"
+        line = (
+            f"{done} {report.clips} clips ({report.frames} frames) out of {len(report.shards)} shards with "
+            f"{report.dead_frames} dead frames{after}"
+        )
+    echo_facts(report.to_json(), as_json, line)

@@ -1,0 +1,238 @@
+"""kill -9 at any moment: the same command goes on, ends with the same bytes, and little is done twice.
+
+The commands run as real processes, forked from one that has imported everything, so that a run takes a fraction of a
+second. They are killed after random parts of the time that a whole run takes, so moments before, between, inside and
+after writes are all met. Each process logs how many frames it has encoded, or clips it has decoded.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lvt_pipeline.data.codes import open_codes
+from lvt_pipeline.data.manifest import build_manifest
+from lvt_pipeline.data.media import write_mp4
+from tests.forked_commands import SHARD_FRAMES, fork_server, run_command
+from tests.test_encoding import make_frames, make_model, make_run
+
+BATCH = 4
+LENGTHS = {f"train/{number}": 5 + 7 * number % 23 for number in range(16)}
+NUM_FRAMES = sum(LENGTHS.values())
+CLIPS_PER_SHARD, NUM_VIDEOS = 2, 16
+TIMES = ("seconds", "finished", "command", "digest")  # the digest is that of a root with its times
+
+
+# Killing -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    return fork_server()
+
+
+@dataclass
+class Killer:
+    """Runs one command again and again, killing it, and counts what was done twice.
+
+    Attributes:
+        command: of `lvt`, without the output.
+        total: units of work in a complete output.
+        finished: how many units of work are finished in an output, and the files they lie in.
+        check: what must hold for a complete output.
+        lost: by kill, units of work done by the killed process that the next one had to do again.
+        stages: by kill, how many units were finished.
+    """
+
+    context: ForkServerContext
+    folder: Path
+    command: list[str]
+    total: int
+    finished: Callable[[Path], tuple[int, dict[Path, int]]]
+    check: Callable[[Path], None] = lambda out: None
+    lost: list[int] = field(default_factory=list)
+    stages: list[int] = field(default_factory=list)
+
+    def start(self, out: Path) -> ForkServerProcess:
+        process = self.context.Process(target=run_command, args=([*self.command, "-o", str(out)], str(self.log)))
+        process.start()
+        return process
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    def done(self) -> int:
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def uninterrupted(self, out: Path) -> float:
+        """A run that nobody kills; its seconds."""
+        began = time.monotonic()
+        process = self.start(out)
+        process.join(120)
+        assert process.exitcode == 0
+        return time.monotonic() - began
+
+    def kill_often(self, out: Path, num_kills: int, seconds: float, seed: int) -> int:
+        """Kill the command at random moments of the time a whole run takes; when it ends first, begin a new output.
+
+        Returns:
+            how many outputs were completed on the way; the last one, at `out`, is complete too.
+        """
+        generator = np.random.default_rng(seed)
+        outputs = 0
+        while len(self.lost) < num_kills:
+            before, units, files = self.done(), *self.finished(out)
+            process = self.start(out)
+            if len(self.lost) % 2:
+                process.join(generator.uniform(0, seconds))
+            else:  # in the middle of the work, however long the start takes
+                wanted = before + int(generator.integers(1, self.total - units + 1)) if units < self.total else 0
+                while process.is_alive() and self.done() < wanted:
+                    time.sleep(0.0005)
+                process.join(generator.uniform(0, 0.02))
+            process.kill()
+            process.join()
+            if process.exitcode == 0:
+                outputs += 1
+                self.check(out)
+                shutil.rmtree(out)
+                seconds *= 0.9  # the run that was measured met a busier machine
+                continue
+            assert process.exitcode == -signal.SIGKILL
+            now, left = self.finished(out)
+            assert {file: left.get(file) for file in files} == files, "a finished file was touched again"
+            self.lost.append(self.done() - before - (now - units))
+            self.stages.append(now)
+        self.uninterrupted(out)
+        self.check(out)
+        return outputs + 1
+
+
+def contents(out: Path) -> dict[str, Any]:
+    """Every file, records without the times that they were made at."""
+    files: dict[str, Any] = {}
+    for file in sorted(out.rglob("*")):
+        if file.is_file():
+            data: Any = file.read_bytes()
+            if file in (out / "zarr.json", out / "provenance.json"):
+                data = timeless(json.loads(data))
+            elif file.name == "README.md":
+                data = None  # says when; `lvt verify` compares it with the digest in the root
+            files[file.relative_to(out).as_posix()] = data
+    return files
+
+
+def timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {key: timeless(item) for key, item in value.items() if key not in TIMES}
+        return {key: item for key, item in kept.items() if not key.endswith("README.md")}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def identities(files: Iterator[Path]) -> dict[Path, int]:
+    return {file: file.stat().st_mtime_ns for file in files}
+
+
+# Encode ---------------------------------------------------------------------------------------------------------------
+
+
+def finished_shards(out: Path) -> tuple[int, dict[Path, int]]:
+    """Frames in finished shards, and the shards."""
+    files = identities((out / "codes/c").glob("*/0/0/0"))
+    frames = sum(min(SHARD_FRAMES, NUM_FRAMES - SHARD_FRAMES * int(file.parts[-4])) for file in files)
+    return frames, files
+
+
+def kill_encodes(processes: ForkServerContext, folder: Path, num_kills: int) -> Killer:
+    frames = make_frames(folder / "frames", LENGTHS)
+    run = make_run(folder / "vqvae", make_model())
+    command = ["encode-dataset", "--frames", str(frames), "--vqvae", str(run), "--batch-size", str(BATCH)]
+    killer = Killer(processes, folder, [*command, "--device", "cpu"], NUM_FRAMES, finished_shards)
+    killer.uninterrupted(folder / "whole")  # the first process pays for what the others find loaded
+    shutil.rmtree(folder / "whole")
+    seconds = killer.uninterrupted(folder / "whole")
+    whole = contents(folder / "whole")
+
+    def check(out: Path) -> None:
+        assert contents(out) == whole
+        assert open_codes(out).generation == 1
+
+    killer.check = check
+    killer.kill_often(folder / "out", num_kills, seconds, seed=num_kills)
+    # What a kill costs: the shard on its way to the disk, and what was encoded of the next one.
+    assert max(killer.lost) <= 2 * SHARD_FRAMES
+    return killer
+
+
+def test_a_killed_encode_ends_with_the_same_bytes_and_redoes_little(
+    processes: ForkServerContext, tmp_path: Path
+) -> None:
+    killer = kill_encodes(processes, tmp_path, num_kills=6)
+    assert len(set(killer.stages)) >= 3  # kills at different stages of the work
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_an_encode_survives_200_kills(processes: ForkServerContext, tmp_path: Path) -> None:
+    killer = kill_encodes(processes, tmp_path, num_kills=200)
+    assert len(set(killer.stages)) >= 8
+    assert np.mean(killer.lost) <= SHARD_FRAMES
+
+
+# Ingest ---------------------------------------------------------------------------------------------------------------
+
+
+def finished_clips(out: Path) -> tuple[int, dict[Path, int]]:
+    """Clips in finished shards of frames, and their files."""
+    receipts = list(out.glob("train-*.json"))
+    clips = sum(len(json.loads(receipt.read_bytes())["clips"]) for receipt in receipts)
+    return clips, identities(iter([*receipts, *(receipt.with_suffix(".tar") for receipt in receipts)]))
+
+
+def kill_ingests(processes: ForkServerContext, folder: Path, num_kills: int, workers: int) -> Killer:
+    for number in range(NUM_VIDEOS):
+        noise = np.random.default_rng(number).integers(0, 256, (4, 20, 24, 3), np.uint8)
+        write_mp4(folder / "videos" / "train" / f"{number:02d}.mp4", noise, fps=10)
+    build_manifest(folder / "videos", folder / "m.jsonl")
+    command = ["ingest", "--manifest", str(folder / "m.jsonl"), "--workers", str(workers), "--size", "16"]
+    killer = Killer(
+        processes, folder, [*command, "--clips-per-shard", str(CLIPS_PER_SHARD)], NUM_VIDEOS, finished_clips
+    )
+    killer.uninterrupted(folder / "whole")
+    shutil.rmtree(folder / "whole")
+    seconds = killer.uninterrupted(folder / "whole")
+    whole = contents(folder / "whole")
+
+    def check(out: Path) -> None:
+        assert contents(out) == whole
+
+    killer.check = check
+    killer.kill_often(folder / "out", num_kills, seconds, seed=num_kills)
+    # Decoded and not yet in a shard: the shard being filled, and what workers were ahead.
+    assert max(killer.lost) <= 2 * CLIPS_PER_SHARD
+    return killer
+
+
+def test_a_killed_ingest_ends_with_the_same_bytes_and_redoes_little(
+    processes: ForkServerContext, tmp_path: Path
+) -> None:
+    killer = kill_ingests(processes, tmp_path, num_kills=6, workers=0)
+    assert len(set(killer.stages)) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_an_ingest_with_workers_survives_200_kills(processes: ForkServerContext, tmp_path: Path) -> None:
+    killer = kill_ingests(processes, tmp_path, num_kills=200, workers=2)
+    assert len(set(killer.stages)) >= 6
