@@ -1,15 +1,19 @@
-"""Windows of codes from memory and from the mapped file, against a bare NumPy gather and against reading zarr."""
+"""Windows of codes from memory, the mapped file and the stream, against a bare NumPy gather and against zarr."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.measuring import table, time_in_turn
-from lvt_pipeline.data.code_writer import CodeStoreWriter, PlannedClip
-from lvt_pipeline.data.codes import CodeSchema, open_codes
+from lvt_pipeline.data.batches import make_batches
+from lvt_pipeline.data.code_plan import PlannedClip
+from lvt_pipeline.data.code_writer import CodeStoreWriter
+from lvt_pipeline.data.codes import CodeSchema, CodeStore, open_array, open_codes
 from lvt_pipeline.data.windows import CodeWindows
 from lvt_pipeline.provenance import Provenance
 
@@ -33,15 +37,32 @@ def run() -> str:
                 "bare NumPy gather": lambda: [memory[s[:, None] + steps].astype(np.int64) for s in starts],
                 "CodeWindows ram": lambda: [ram.batch(batch) for batch in batches],
                 "CodeWindows mmap": lambda: [mapped.batch(batch) for batch in batches],
+                "stream, every clip once an epoch": streaming(store, 1),
+                "stream, 4 windows per clip": streaming(store, 4),
             },
             REPETITIONS,
         )
-        direct = time_in_turn({"zarr": lambda: [store.read_range(s, s + WINDOW) for s in starts[0]]}, 2)
-        seconds["direct zarr reads"] = direct["zarr"] * BATCHES
+        array = open_array(path)
+        direct = time_in_turn(
+            {
+                "windows one by one from the store": lambda: [store.read_range(s, s + WINDOW) for s in starts[0]],
+                "direct zarr reads": lambda: [array[s : s + WINDOW] for s in starts[0]],
+            },
+            2,
+        )
+        seconds |= {name: value * BATCHES for name, value in direct.items()}
     windows = BATCH * BATCHES
     rates = ", ".join(f"{name} {windows / value:,.0f}/s" for name, value in seconds.items())
     note = f"{windows} windows of {WINDOW}x16x16x4 uint16 as int64, {REPETITIONS} repetitions. Windows: {rates}."
     return table("Loading windows of codes", seconds, "bare NumPy gather", note)
+
+
+def streaming(store: CodeStore, windows_per_clip: int) -> Callable[[], object]:
+    """Take the next batches of an endless stream, so that what it reads ahead is paid for too."""
+    windows = CodeWindows(store, frames=WINDOW, cache="stream")
+    batches = make_batches([windows], BATCH, 0, shuffle="shards", windows_per_clip=windows_per_clip)
+    steps = count()
+    return lambda: [batches.read(next(steps), range(BATCH)) for _ in range(BATCHES)]
 
 
 def write_store(path: Path) -> None:

@@ -3,17 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from stages.console import PATH, Console, clock, dry_run_line, echo_facts, training_options, training_settings
+from stages.console import (
+    PATH,
+    Console,
+    at_option,
+    clock,
+    dry_run_line,
+    echo_facts,
+    training_options,
+    training_settings,
+)
+
+if TYPE_CHECKING:
+    from lvt_pipeline.data.window_cache import Cache
 
 
 @click.command("train-prior")
-@click.option("--codes", type=PATH, help="Code store from `lvt encode-dataset`. Not needed with --dry-run.")
+@click.option(
+    "--codes",
+    type=PATH,
+    multiple=True,
+    help="Code store from `lvt encode-dataset`; several are mixed. Not needed with --dry-run.",
+)
+@click.option(
+    "--mix", metavar="A,B,...", help="Shares of several code stores, such as 0.7,0.3. Same as --set training.mix=[A,B]."
+)
+@click.option(
+    "--cache",
+    type=click.Choice(["auto", "ram", "mmap", "stream"]),
+    default="auto",
+    show_default=True,
+    help="Where the codes are kept: in memory, in a mapped file beside the store, or read shard by shard.",
+)
+@at_option
 @training_options("prior", "small")
 def command(
-    codes: Path | None,
+    codes: tuple[Path, ...],
+    mix: str | None,
+    cache: Cache,
+    at: int | None,
     out: Path | None,
     preset: str | None,
     config: Path | None,
@@ -23,6 +55,8 @@ def command(
     device: str,
     dry_run: bool,
     overwrite: bool,
+    allow_config_change: bool,
+    track: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Train the latent video generator (paper, section 3.2). It opens no video, no pixels and no tokenizer.
@@ -31,17 +65,29 @@ def command(
     """
     from lvt_pipeline.engine.prior_training import PriorRunSettings, dry_run_prior, train_prior
 
+    if mix is not None:
+        overrides = (*overrides, f"training.mix=[{mix}]")
     settings = training_settings(
         PriorRunSettings, "prior", "small", preset=preset, config=config, overrides=overrides, max_steps=max_steps
     )
     if dry_run:
-        facts = dry_run_prior(settings, codes=codes, device=device)
+        facts = dry_run_prior(settings, codes=codes[0] if codes else None, device=device)
         echo_facts(facts, as_json, dry_run_line(facts))
         return
-    if codes is None or out is None:
+    if not codes or out is None:
         raise click.UsageError("--codes and -o/--out are needed, unless --dry-run is given")
     record = train_prior(
-        codes, out, settings, device=device, max_seconds=max_seconds, overwrite=overwrite, progress=Console()
+        codes,
+        out,
+        settings,
+        generation=at,
+        cache=cache,
+        device=device,
+        max_seconds=max_seconds,
+        overwrite=overwrite,
+        allow_config_change=allow_config_change,
+        track=track,
+        progress=Console(),
     )
     bits = record.counts.get("val_bits_per_dim")
     quality = f", {bits:.3f} bits/dim on val" if bits is not None else ""

@@ -23,6 +23,8 @@ def command(
     device: str,
     dry_run: bool,
     overwrite: bool,
+    allow_config_change: bool,
+    track: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Train the frame VQ-VAE (paper, section 3.1). Run the same command again to resume.
@@ -41,7 +43,15 @@ def command(
     if frames is None or out is None:
         raise click.UsageError("--frames and -o/--out are needed, unless --dry-run is given")
     record = train_vqvae(
-        frames, out, settings, device=device, max_seconds=max_seconds, overwrite=overwrite, progress=Console()
+        frames,
+        out,
+        settings,
+        device=device,
+        max_seconds=max_seconds,
+        overwrite=overwrite,
+        allow_config_change=allow_config_change,
+        track=track,
+        progress=Console(),
     )
     echo_facts(
         record.to_json(),

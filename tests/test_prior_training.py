@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lvt_pipeline.config import build, load, preset_names
-from lvt_pipeline.data.code_writer import CodeStoreWriter, PlannedClip
+from lvt_pipeline.data.code_plan import PlannedClip
+from lvt_pipeline.data.code_writer import CodeStoreWriter
 from lvt_pipeline.data.codes import CodeSchema, open_codes
 from lvt_pipeline.data.windows import CodeWindows
 from lvt_pipeline.engine import prior_training
@@ -35,6 +36,7 @@ from lvt_pipeline.engine.prior_training import (
 )
 from lvt_pipeline.engine.training import StepLoss, is_timing
 from lvt_pipeline.errors import ChangedRunError, ConfigError, LVTError, MismatchError, Stopped
+from lvt_pipeline.models.adaptive import cutoffs_by_mass, frequency_ranks
 from lvt_pipeline.models.prior import Prior, PriorConfig
 from lvt_pipeline.progress import SILENT
 from lvt_pipeline.provenance import Provenance, read_record
@@ -229,7 +231,7 @@ def test_evaluation_and_pictures_leave_the_model_unchanged(codes: Path) -> None:
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
     task.model.eval()
     with torch.no_grad():
-        assert set(task.evaluate(task.model)) == {"bits_per_dim", "bits_per_codebook"}
+        assert set(task.evaluate(task.model)) == {"bits_per_dim", "bits_per_codebook", "bits_per_slice"}
         task.picture(task.model)
     torch.testing.assert_close(dict(task.model.state_dict()), before, rtol=0, atol=0)
 
@@ -309,6 +311,53 @@ def test_class_conditional_prior_learns_from_labels(tmp_path: Path) -> None:
         train_prior(unlabelled, tmp_path / "other", settings_of({"num_classes": 3}), device="cpu")
 
 
+def test_adaptive_layers_take_cutoffs_and_ranks_from_the_training_codes(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "data.zarr")
+    changes = {"decoder_input": "adaptive", "head": "adaptive-tied"}
+    train_prior(store, tmp_path / "run", settings_of(changes), device="cpu")
+    codes = open_codes(store)
+    counts = np.zeros((codes.num_codebooks, codes.codebook_size), np.int64)
+    for clip in codes.split("train"):
+        for j in range(codes.num_codebooks):
+            np.add.at(counts[j], codes[clip.id][..., j].ravel(), 1)
+    model = load_prior(tmp_path / "run", device="cpu")
+    assert model.config.cutoffs == cutoffs_by_mass(counts)
+    ranks = frequency_ranks(counts)
+    assert not np.array_equal(ranks[0], np.arange(codes.codebook_size))
+    for j, (embedding, output) in enumerate(zip(model.decoder.embeddings, model.predictor.outputs, strict=True)):
+        assert np.array_equal(embedding.ranks, ranks[j])
+        assert np.array_equal(output.ranks, ranks[j])
+    stated = settings_of({**changes, "cutoffs": (2, 5)})
+    assert resolve_settings(stated, codes).model.cutoffs == (2, 5)
+
+
+def test_adaptive_prior_resumes_bit_for_bit(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "data.zarr")
+    settings = settings_of({"decoder_input": "adaptive", "head": "adaptive"})
+    train_prior(store, tmp_path / "whole", settings, device="cpu")
+    with pytest.raises(Stopped):
+        train_prior(store, tmp_path / "parts", settings, device="cpu", max_seconds=0)
+    record = train_prior(store, tmp_path / "parts", settings, device="cpu")
+    assert record.fingerprint == read_record(tmp_path / "whole").fingerprint
+
+
+def test_class_dropout_hides_that_share_of_the_classes_and_nothing_else(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "data.zarr", label="robot")
+    batches = {}
+    for share in (0.0, 0.25):
+        settings = resolve_settings(settings_of({"num_classes": 3, "class_dropout": share}), open_codes(store))
+        windows = CodeWindows(open_codes(store), frames=settings.model.frames, split="train")
+        task = PriorTask(Prior(settings.model), windows, settings.training, class_names=["robot"])
+        batches[share] = [task.batch(step, range(settings.training.batch_size)) for step in range(1, 201)]
+    hidden = torch.cat([batch["labels"] for batch in batches[0.25]])
+    assert set(hidden.tolist()) == {0, 3}
+    assert float((hidden == 3).float().mean()) == pytest.approx(0.25, abs=0.05)
+    assert set(torch.cat([batch["labels"] for batch in batches[0.0]]).tolist()) == {0}
+    for with_classes, without in zip(batches[0.0], batches[0.25], strict=True):
+        assert torch.equal(with_classes["codes"], without["codes"])
+        assert torch.equal(with_classes["slices"], without["slices"])
+
+
 IMPORTS = """
 import sys
 from pathlib import Path
@@ -346,7 +395,14 @@ def test_dry_run_measures_without_writing(codes: Path, tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize(
     ("preset", "parameters"),
-    [("single-frame", 49_872_384), ("spatiotemporal", 59_830_528), ("spatial-reference", 50_391_808)],
+    [
+        ("single-frame", 49_872_384),
+        ("single-frame-past", 49_872_384),
+        ("spatiotemporal", 59_830_528),
+        ("spatial-reference", 50_391_808),
+        ("table8-single-frame", 45_150_720),
+        ("table8-tied", 44_953_728),
+    ],
 )
 def test_paper_presets_have_the_papers_parameters(preset: str, parameters: int) -> None:
     settings = load(PriorRunSettings, "prior", preset=preset)

@@ -24,17 +24,10 @@ from torch import Tensor, nn
 
 from lvt_pipeline.engine.checkpoints import EMA_NAME, MODEL_NAME, find_checkpoint, list_checkpoints, load_weights
 from lvt_pipeline.engine.devices import Workers, choose_device, joined_workers
+from lvt_pipeline.engine.optimizers import learning_rate_at, make_optimizer
 from lvt_pipeline.engine.run_directory import RunPlan, open_run
-from lvt_pipeline.engine.training import (
-    HARMLESS_SETTINGS,
-    StepLoss,
-    TrainingSettings,
-    is_timing,
-    learning_rate_at,
-    make_optimizer,
-    step_seed,
-    train,
-)
+from lvt_pipeline.engine.training import StepLoss, is_timing, step_seed, train
+from lvt_pipeline.engine.training_settings import HARMLESS_SETTINGS, TrainingSettings
 from lvt_pipeline.errors import (
     ArtefactError,
     BusyError,
@@ -81,7 +74,7 @@ class ToyTask:
     """Learn y = -x from batches that depend on the step alone."""
 
     metric_names: tuple[str, ...] = ("absolute_error",)
-    unit = "rows"
+    unit = row_unit = "rows"
     score = "mse"
 
     def __init__(

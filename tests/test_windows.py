@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from lvt_pipeline.data import window_cache
 from lvt_pipeline.data import windows as windows_module
-from lvt_pipeline.data.code_writer import CodeStoreWriter, PlannedClip
+from lvt_pipeline.data.code_plan import PlannedClip
+from lvt_pipeline.data.code_writer import CodeStoreWriter
 from lvt_pipeline.data.codes import CodeSchema, open_codes
 from lvt_pipeline.data.order import batch_indices, clip_batch
 from lvt_pipeline.data.windows import CodeWindows, cache_file
@@ -110,7 +112,7 @@ def test_no_window_at_all_is_said_in_one_line(store: Path) -> None:
         CodeWindows(store, split="test")
     with pytest.raises(ConfigError, match="at least 1 frame"):
         CodeWindows(store, frames=0)
-    with pytest.raises(ConfigError, match="not one of auto, ram, mmap"):
+    with pytest.raises(ConfigError, match="not one of auto, ram, mmap, stream"):
         CodeWindows(store, cache="disk")  # type: ignore[arg-type]
 
 
@@ -163,7 +165,7 @@ def test_auto_takes_memory_when_there_is_plenty_and_a_file_when_there_is_not(
 ) -> None:
     assert CodeWindows(store).cache == "ram"
     num_bytes = 184 * 2 * 3 * 2 * 2
-    monkeypatch.setattr(windows_module, "available_memory", lambda: 4 * num_bytes)
+    monkeypatch.setattr(window_cache, "available_memory", lambda: 4 * num_bytes)
     assert CodeWindows(store).cache == "ram"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # each rank would hold a copy
     assert CodeWindows(store).cache == "mmap"

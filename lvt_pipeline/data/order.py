@@ -5,18 +5,23 @@ gap, so no item is left out of an epoch whatever the batch size. Because nothing
 resuming at step n gives the batches that never stopping gives. A batch is that of all ranks together; each takes its
 part of it, so the order does not depend on how many there are.
 
-The paper trains on one randomly placed window of every clip an epoch: `clip_batch`.
+The paper trains on one randomly placed window of every clip an epoch: `clip_batch`. `clip_sequence` is the same by
+position instead of step, for several stores at once: `mixture` says which position is whose.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 # What a generator is for, so that two uses of one seed never share numbers.
-_PERMUTATION, _STARTS = 0, 1
+# `data.shard_order` has 2 and 3.
+_PERMUTATION, _STARTS, _PLACES, _MIXTURE = 0, 1, 4, 5
+
+MIXTURE_BLOCK = 1000  # windows after which every store has had its share exactly
 
 
 def batch_indices(num_items: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
@@ -57,7 +62,70 @@ def clip_batch(
     return clips, np.random.default_rng([_STARTS, seed, step]).integers(0, num_starts[clips])
 
 
-@lru_cache(maxsize=4)  # a batch touches two epochs at most, unless there are fewer items than it holds
+def clip_sequence(
+    num_starts: NDArray[np.int64], seed: int, first: int, stop: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Clips and starts at positions [first, stop) of an endless sequence, every clip once an epoch.
+
+    Args:
+        num_starts: int64 (clips,), in how many places a window fits in each clip, at least 1.
+    """
+    num_items = len(num_starts)
+    clips, places = [np.zeros(0, np.int64)], [np.zeros(0)]
+    while first < stop:
+        epoch, begin = divmod(first, num_items)
+        end = min(begin + stop - first, num_items)
+        clips.append(_permutation(num_items, seed, epoch)[begin:end])
+        places.append(_places(num_items, seed, epoch)[begin:end])
+        first += end - begin
+    chosen = np.concatenate(clips)
+    return chosen, (np.concatenate(places) * num_starts[chosen]).astype(np.int64)
+
+
+def mixture(weights: Sequence[float], seed: int, first: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which store each position of a mixture belongs to.
+
+    Positions come in blocks of `MIXTURE_BLOCK`, of which every store has its share, at least one, in random places; so
+    how many windows a store has given so far is known without going through the steps before.
+
+    Args:
+        weights: above 0, one per store; only their ratios count.
+
+    Returns:
+        stores int64 (stop - first,), and int64 (stores,): how many positions before `first` each store has.
+    """
+    shares = np.asarray(weights, float) * (MIXTURE_BLOCK / float(np.sum(weights)))
+    counts = np.maximum(np.floor(shares), 1).astype(np.int64)
+    for _ in range(MIXTURE_BLOCK - int(counts.sum())):
+        counts[np.argmax(shares - counts)] += 1
+    while counts.sum() > MIXTURE_BLOCK:  # very small weights were raised to one
+        counts[np.argmax(counts)] -= 1
+    block, begin = divmod(first, MIXTURE_BLOCK)
+    parts = [np.zeros(0, np.int64)]
+    before = counts * block
+    if begin:
+        before = before + np.bincount(_assignment(tuple(counts), seed, block)[:begin], minlength=len(counts))
+    while first < stop:
+        block, begin = divmod(first, MIXTURE_BLOCK)
+        end = min(begin + stop - first, MIXTURE_BLOCK)
+        parts.append(_assignment(tuple(counts), seed, block)[begin:end])
+        first += end - begin
+    return np.concatenate(parts), before
+
+
+@lru_cache(maxsize=4)
+def _assignment(counts: tuple[int, ...], seed: int, block: int) -> NDArray[np.int64]:
+    stores = np.repeat(np.arange(len(counts)), counts)
+    return np.random.default_rng([_MIXTURE, seed, block]).permutation(stores)
+
+
+@lru_cache(maxsize=4)
+def _places(num_items: int, seed: int, epoch: int) -> NDArray[np.float64]:
+    """Where in its clip each window of an epoch begins, as shares in [0, 1)."""
+    return np.random.default_rng([_PLACES, seed, epoch]).random(num_items)
+
+
+@lru_cache(maxsize=8)  # a batch touches two epochs of each store, unless there are fewer items
 def _permutation(num_items: int, seed: int, epoch: int) -> NDArray[np.int64]:
     order = np.random.default_rng([_PERMUTATION, seed, epoch]).permutation(num_items)
     order.flags.writeable = False

@@ -2,16 +2,15 @@
 
 A window is `frames` consecutive frames of one clip (16 in the paper). Reading windows through zarr decompresses a
 chunk for each; so the codes of a split are brought into memory once, or into a memory-mapped file that all processes of
-a host share, and a batch is one gather.
+a host share, and a batch is one gather. A store that fits into neither is streamed: `data.batches` reads pools of
+windows ahead, shard by shard.
 """
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +19,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lvt_pipeline.data.codes import CodeClip, CodeStore, open_codes
-from lvt_pipeline.errors import BusyError, ConfigError, LVTError
+from lvt_pipeline.data.window_cache import Cache, Tier, cache_file, choose_tier, make_cache_file
+from lvt_pipeline.data.window_reading import read_windows
+from lvt_pipeline.errors import ConfigError, LVTError
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.storage import atomic_writer, exclusive_lock, remove_leftovers
-
-Cache = Literal["auto", "ram", "mmap"]
 
 READ_FRAMES = 4096  # frames in hand while a split is read
-WAIT_SECONDS = 0.2  # between looks at a cache file that another process is making
 
 
 class CodeWindows(Dataset[Tensor]):
@@ -41,7 +38,7 @@ class CodeWindows(Dataset[Tensor]):
         clips: the clips that hold at least one window, in order.
         num_starts: int64 (clips,), in how many places a window fits in each of them, whatever the stride.
         num_short_clips: clips of the split that are shorter than a window.
-        cache: "ram" or "mmap".
+        cache: "ram", "mmap" or "stream".
     """
 
     def __init__(
@@ -61,7 +58,9 @@ class CodeWindows(Dataset[Tensor]):
             frames: frames in a window.
             stride: frames from the beginning of one window to that of the next in the same clip.
             cache: where the codes are kept: "ram", "mmap" (a file in the folder `<store>.cache`, made once for each
-                content), or "auto": ram if they take less than a quarter of the memory that is available.
+                content), "stream" (nowhere: windows are read from the store, which is slow one by one and quick in the
+                order of `data.batches`), or "auto": ram if they take less than a quarter of the memory that is
+                available, mmap if the disk has room for the file, stream otherwise.
             generation: which generation of the store, the current one by default.
 
         Raises:
@@ -85,23 +84,27 @@ class CodeWindows(Dataset[Tensor]):
         self._first_frame = np.array(
             [position for position, clip in zip(positions, members, strict=True) if clip.length >= frames], np.int64
         )
+        self._offsets = np.array([clip.offset for clip in self.clips], np.int64)
         self.num_starts = np.array([clip.length - frames + 1 for clip in self.clips], np.int64)
         counts = -(-self.num_starts // stride)
         self._end_of_clip = np.cumsum(counts)  # windows up to and including each clip
 
         num_frames = sum(clip.length for clip in members)
         shape = (num_frames, *self.store.schema.frame_shape)
-        self.cache = _choose_cache(cache, int(np.prod(shape)) * self.store.dtype.itemsize)
-        self._file = cache_file(self.store, split) if self.cache == "mmap" else None
+        file = cache_file(self.store, split)
+        self.cache: Tier = choose_tier(cache, int(np.prod(shape)) * self.store.dtype.itemsize, file)
+        self._file = file if self.cache == "mmap" else None
         self._codes: NDArray[Any] | None = None
-        if self._file is None:
+        if self.cache == "ram":
             self._codes = np.empty(shape, self.store.dtype)
             end = 0
             for part in _read_clips(self.store, members, progress):
                 self._codes[end : end + len(part)] = part
                 end += len(part)
-        else:
-            _make_cache_file(self._file, shape, self.store.dtype, lambda: _read_clips(self.store, members, progress))
+        if self._file is not None:
+            make_cache_file(
+                self._file, self.store, members, lambda: _read_clips(self.store, members, progress), progress
+            )
 
     def __len__(self) -> int:
         return int(self._end_of_clip[-1])
@@ -132,10 +135,25 @@ class CodeWindows(Dataset[Tensor]):
         Returns:
             int64 (B, frames, h, w, n_c).
         """
+        return torch.from_numpy(self.read(clips, starts, np.dtype(np.int64)))
+
+    def read(
+        self,
+        clips: NDArray[np.integer[Any]],
+        starts: NDArray[np.integer[Any]],
+        dtype: np.dtype[Any] | None = None,
+    ) -> NDArray[Any]:
+        """As `at`, an array in any dtype, that of the store by default: (B, frames, h, w, n_c)."""
+        dtype = dtype or self.store.dtype
         if np.any(starts < 0) or np.any(starts >= self.num_starts[clips]):
             raise IndexError("a window would begin outside its clip or reach beyond the end of it")
-        rows = (self._first_frame[clips] + starts)[:, None] + np.arange(self.frames)
-        return torch.from_numpy(self.codes[rows].astype(np.int64))
+        if self.cache == "stream":
+            return read_windows(self.store, self._offsets[clips] + starts, self.frames).astype(dtype, copy=False)
+        codes, first = self.codes, self._first_frame[clips] + starts
+        windows = np.empty((len(first), self.frames, *codes.shape[1:]), dtype)
+        for window, row in zip(windows, first.tolist(), strict=True):
+            window[:] = codes[row : row + self.frames]
+        return windows
 
     def clip(self, index: int) -> CodeClip:
         """The clip that a window is cut from."""
@@ -147,9 +165,14 @@ class CodeWindows(Dataset[Tensor]):
 
     @property
     def codes(self) -> NDArray[Any]:
-        """Codes of all clips of the split, short ones too, one after another: (frames, h, w, n_c) uint8 or uint16."""
+        """Codes of all clips of the split, short ones too, one after another: (frames, h, w, n_c) uint8 or uint16.
+
+        Raises:
+            LVTError: they are streamed, so that they are nowhere together.
+        """
         if self._codes is None:
-            assert self._file is not None
+            if self._file is None:
+                raise LVTError(f"the codes of {self.store.path} are streamed; open the windows with cache='mmap'")
             self._codes = np.load(self._file, mmap_mode="r")
         return self._codes
 
@@ -157,15 +180,20 @@ class CodeWindows(Dataset[Tensor]):
         # A memory-mapped file is opened again by the process that receives the windows, never copied to it.
         return {**self.__dict__, "_codes": self._codes if self._file is None else None}
 
+    @property
+    def shards(self) -> NDArray[np.int64]:
+        """The shard in which each of `clips` begins, int64 (clips,)."""
+        return self._offsets // self.store.schema.shard_frames
+
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of a window in the dtype of the store."""
+        return self.frames * int(np.prod(self.store.schema.frame_shape)) * self.store.dtype.itemsize
+
     def _locate(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         clips = np.searchsorted(self._end_of_clip, indices, side="right")
         before = np.where(clips > 0, self._end_of_clip[clips - 1], 0)
         return clips, (indices - before) * self.stride
-
-
-def cache_file(store: CodeStore, split: str) -> Path:
-    """The memory-mapped file of a split, beside the store. Its name is the fingerprint of what is in it."""
-    return store.path.with_name(f"{store.path.name}.cache") / f"{split}-{store.fingerprint}.npy"
 
 
 def _why_empty(store: CodeStore, split: str, frames: int) -> str:
@@ -202,56 +230,3 @@ def _runs(clips: Sequence[CodeClip]) -> Iterator[tuple[int, int]]:
             start = clip.offset
         stop = clip.offset + clip.length
     yield start, stop
-
-
-def _choose_cache(cache: Cache, num_bytes: int) -> Literal["ram", "mmap"]:
-    if cache == "auto":
-        # Every rank of a host would hold its own copy in memory; torchrun says how many there are.
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return "ram" if num_bytes * ranks <= available_memory() / 4 else "mmap"
-    if cache in ("ram", "mmap"):
-        return cache
-    raise ConfigError(f"cache={cache!r} is not one of auto, ram, mmap")
-
-
-def available_memory() -> int:
-    """Bytes that this process may still take: what the kernel calls available, within the limit of its cgroup."""
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        if limit.isdecimal():
-            available = min(available, max(0, int(limit) - int((group / "memory.current").read_text())))
-    except (OSError, ValueError):
-        pass  # not Linux, or no limit: the estimate stands
-    return available
-
-
-def _make_cache_file(
-    file: Path, shape: tuple[int, ...], dtype: np.dtype[Any], parts: Callable[[], Iterator[NDArray[Any]]]
-) -> None:
-    """Write the memory-mapped file unless a whole one is there; one process of a host does it, the others wait."""
-    while not _is_whole(file, shape, dtype):
-        try:
-            with exclusive_lock(file.parent):
-                if _is_whole(file, shape, dtype):
-                    return
-                remove_leftovers(file.parent)
-                with atomic_writer(file) as stream:
-                    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-                    np.lib.format.write_array_header_1_0(stream, header)
-                    for part in parts():
-                        stream.write(np.ascontiguousarray(part).data)
-        except BusyError:
-            time.sleep(WAIT_SECONDS)
-
-
-def _is_whole(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
-    try:
-        codes = np.load(file, mmap_mode="r")
-    except (OSError, ValueError):  # absent, cut short, or not an array
-        return False
-    return bool(codes.shape == shape and codes.dtype == dtype)

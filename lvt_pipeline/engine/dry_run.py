@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lvt_pipeline.engine.training import StepLoss, TrainingSettings, make_optimizer
+from lvt_pipeline.engine.activation_checkpointing import checkpoint_activations
+from lvt_pipeline.engine.optimizers import make_optimizer
+from lvt_pipeline.engine.training import StepLoss
+from lvt_pipeline.engine.training_settings import TrainingSettings
 
 CPU_BATCH_SIZE = 2  # a paper-size batch would not fit into the memory of a laptop
 
@@ -47,6 +50,8 @@ def measure_step(
     micro_batch_size = settings.batch_size // settings.gradient_accumulation_steps
     measured = micro_batch_size if device.type == "cuda" else min(micro_batch_size, CPU_BATCH_SIZE)
     optimizer = make_optimizer(model, settings)
+    if settings.activation_checkpointing:
+        checkpoint_activations(model)
     model.train()
     batch = {name: value.to(device) for name, value in make_batch(measured).items()}
     kept_bytes = _take_step(model, settings, optimizer, batch, loss, device)

@@ -5,6 +5,8 @@
     run/metrics.jsonl        one JSON object a line: what the training and the validation said
     run/pictures/step-*.png  what the model could do at that step
     run/checkpoints/         see `engine.checkpoints`
+    run/breakdown/           what a training broke down with, see `engine.breakdown`
+    run/tensorboard/         the metrics for TensorBoard, when asked for
     run/provenance.json      written last: the run is finished
 
 The reading side is `lvt_pipeline.runs`.
@@ -25,6 +27,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lvt_pipeline.config import to_plain, to_toml
+from lvt_pipeline.engine.breakdown import BREAKDOWN_NAME
 from lvt_pipeline.engine.checkpoints import (
     CHECKPOINTS_NAME,
     FILES_NAME,
@@ -38,7 +41,9 @@ from lvt_pipeline.engine.checkpoints import (
     verify_checkpoint,
     weights_digest,
 )
+from lvt_pipeline.engine.trackers import TENSORBOARD_NAME
 from lvt_pipeline.errors import ArtefactError, ChangedRunError, CheckpointError
+from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import (
     RECORD_NAME,
     Provenance,
@@ -50,7 +55,12 @@ from lvt_pipeline.provenance import (
 from lvt_pipeline.runs import CONFIG_NAME, METRICS_NAME, PICTURES_NAME, RUN_NAME, read_run, read_run_record
 from lvt_pipeline.storage import describe_os_error, exclusive_lock, read_json, write_bytes, write_json
 
-OUR_NAMES = (RECORD_NAME, CHECKPOINTS_NAME, METRICS_NAME, PICTURES_NAME, CONFIG_NAME, RUN_NAME)
+OUR_NAMES = (
+    *(RECORD_NAME, CHECKPOINTS_NAME, METRICS_NAME, PICTURES_NAME, BREAKDOWN_NAME, TENSORBOARD_NAME),
+    *(CONFIG_NAME, RUN_NAME),
+)
+# Settings of a training that decide what a checkpoint holds: with others it could not be gone on from.
+FIXED_SETTINGS = frozenset({"optimizer", "ema_decay"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +97,7 @@ class RunDirectory:
         self.record = record  # set when the run is finished and nothing is left to do
         self.is_writer = is_writer
         self.started = started
+        self.config_changes: list[dict[str, Any]] = []  # {"step", "changes"}, oldest first
 
     def latest_checkpoint(self) -> Checkpoint | None:
         """The checkpoint to go on from, None when there is none yet."""
@@ -144,6 +155,7 @@ class RunDirectory:
             "settings": to_plain(plan.resolved),
             "inputs": dict(plan.inputs),
             "facts": dict(plan.facts),
+            **({"config_changes": self.config_changes} if self.config_changes else {}),
         }
         write_json(self.path / RUN_NAME, facts)
 
@@ -170,7 +182,7 @@ class RunDirectory:
             inputs=dict(plan.inputs),
             fingerprint=weights_digest(weights),
             outputs={name: (self.path / name).stat().st_size for name in names},
-            counts=dict(counts),
+            counts={**counts, **({"config_changes": self.config_changes} if self.config_changes else {})},
             seconds=round(seconds, 3),
             finished=_now(),
         )
@@ -182,7 +194,14 @@ class RunDirectory:
 
 @contextmanager
 def open_run(
-    path: Path, plan: RunPlan, *, max_steps: int, overwrite: bool = False, is_writer: bool = True
+    path: Path,
+    plan: RunPlan,
+    *,
+    max_steps: int,
+    overwrite: bool = False,
+    is_writer: bool = True,
+    allow_config_change: bool = False,
+    progress: Progress = SILENT,
 ) -> Iterator[RunDirectory]:
     """Create or reopen a run directory and own it until the block ends.
 
@@ -192,6 +211,7 @@ def open_run(
         max_steps: how long the run is meant to be; more than before makes a finished run go on.
         overwrite: start again from nothing, whatever is there.
         is_writer: False in the worker processes that only read; call it once the writer is inside.
+        allow_config_change: go on although settings of the training changed; `run.json` and the record list them.
 
     Raises:
         ArtefactError: `path` holds something else.
@@ -210,7 +230,7 @@ def open_run(
             _clear(path)
         run = RunDirectory(path, plan, is_writer=True, record=None, started=_now())
         if (path / RUN_NAME).exists():
-            _reopen(run, max_steps)
+            _reopen(run, max_steps, allow_config_change, progress)
         else:
             run.set_status("running", 0, max_steps)
             write_bytes(path / CONFIG_NAME, to_toml(plan.resolved).encode())
@@ -258,10 +278,11 @@ def save_model_run(
         return opened.finish(weights, counts, steps=0, max_steps=0, seconds=0.0)
 
 
-def _reopen(run: RunDirectory, max_steps: int) -> None:
+def _reopen(run: RunDirectory, max_steps: int, allow_config_change: bool, progress: Progress) -> None:
     path, plan = run.path, run.plan
     state = read_run(path)
-    _compare(path, plan, state)
+    run.config_changes = list(state.get("config_changes", []))
+    changes = _compare(path, plan, state, allow_config_change)
     run.started = str(state.get("started", ""))
     checkpoint = run.latest_checkpoint()
     step = checkpoint.step if checkpoint is not None else 0
@@ -280,7 +301,18 @@ def _reopen(run: RunDirectory, max_steps: int) -> None:
         if lost and checkpoint is not None:  # what is left is good, or named as damaged
             verify_checkpoint(checkpoint)
             record = None
-    if record is not None and max_steps == step:
+    is_done = max_steps == step or (
+        record is not None and bool(record.counts.get("stopped_early")) and _ends_alike(plan, state, max_steps)
+    )
+    if changes and is_done:
+        raise ChangedRunError(
+            f"{path} has taken its {step} steps with other settings ({'; '.join(changes)}); raise training.max_steps "
+            "to go on with these, or train into a new directory"
+        )
+    if changes:
+        run.config_changes.append({"step": step, "changes": changes})
+        progress.say(f"{path} goes on from step {step} with other settings: {'; '.join(changes)}")
+    if record is not None and is_done:
         if record.settings != to_plain(plan.settings):  # harmless changes only: the record follows
             record = replace(record, settings=to_plain(plan.settings))
             write_bytes(path / CONFIG_NAME, to_toml(plan.resolved).encode())
@@ -290,14 +322,25 @@ def _reopen(run: RunDirectory, max_steps: int) -> None:
         run.record = record
         return
     (path / RECORD_NAME).unlink(missing_ok=True)
+    shutil.rmtree(path / BREAKDOWN_NAME, ignore_errors=True)
     drop_checkpoints_after(path, step)
     _cut_log(path / METRICS_NAME, step, keep_final=max_steps == step)
     write_bytes(path / CONFIG_NAME, to_toml(plan.resolved).encode())
     run.set_status("running", step, max_steps)
 
 
-def _compare(path: Path, plan: RunPlan, state: Mapping[str, Any]) -> None:
-    """Refuse to go on with other settings or inputs than the run was started with."""
+def _ends_alike(plan: RunPlan, state: Mapping[str, Any], max_steps: int) -> bool:
+    """Whether a run that patience ended would end there again."""
+    patience = to_plain(plan.resolved)["training"].get("patience")
+    return bool(state["max_steps"] == max_steps and state["settings"]["training"].get("patience") == patience)
+
+
+def _compare(path: Path, plan: RunPlan, state: Mapping[str, Any], allow_config_change: bool) -> list[str]:
+    """Refuse to go on with other settings or inputs than the run has had so far.
+
+    Returns:
+        the changes of settings that were allowed.
+    """
     for role, digest in plan.inputs.items():
         before = state["inputs"].get(role, "")
         if before != digest:
@@ -319,11 +362,26 @@ def _compare(path: Path, plan: RunPlan, state: Mapping[str, Any]) -> None:
         fingerprint="",
     )
     changes = differences(old, plan.version, without_harmless(to_plain(plan.resolved)), {})
-    if changes:
+    if not changes:
+        return []
+    fixed = [change for change in changes if _is_fixed(change)]
+    if allow_config_change and not fixed:
+        return changes
+    if allow_config_change:
         raise ChangedRunError(
-            f"{path} was started with other settings ({'; '.join(changes)}); "
+            f"{path} was started with other settings that its checkpoints depend on ({'; '.join(fixed)}); "
             "use those, train into a new directory, or start again with --overwrite"
         )
+    allowed = "" if fixed else "go on with these by --allow-config-change, "
+    raise ChangedRunError(
+        f"{path} was started with other settings ({'; '.join(changes)}); "
+        f"use those, {allowed}train into a new directory, or start again with --overwrite"
+    )
+
+
+def _is_fixed(change: str) -> bool:
+    name = change.removeprefix("setting ").partition(":")[0]
+    return not name.startswith("training.") or name.removeprefix("training.") in FIXED_SETTINGS
 
 
 def _refuse_strangers(path: Path, kind: str) -> None:

@@ -11,87 +11,35 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import os
+import resource
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lvt_pipeline.config import to_plain
 from lvt_pipeline.data.pictures import png_bytes
+from lvt_pipeline.engine.activation_checkpointing import checkpoint_activations
+from lvt_pipeline.engine.batch_loader import BatchLoader
+from lvt_pipeline.engine.breakdown import LossWatch, keep_breakdown
 from lvt_pipeline.engine.checkpoints import EMA_NAME, MODEL_NAME, load_state, load_weights, verify_checkpoint
 from lvt_pipeline.engine.devices import Workers
+from lvt_pipeline.engine.optimizers import learning_rate_at, make_optimizer
 from lvt_pipeline.engine.run_directory import RunDirectory
+from lvt_pipeline.engine.trackers import Tracker, open_trackers
+from lvt_pipeline.engine.training_settings import TrainingSettings
 from lvt_pipeline.errors import ConfigError, TrainingError
 from lvt_pipeline.interrupts import StopRequest, interrupt_requested, stop_requested
 from lvt_pipeline.progress import SILENT, Bar, Progress
 
-PREFETCHED_BATCHES = 2
 NAMED_CLIPS = 8  # clips of a bad batch that an error names
-HARMLESS_SETTINGS = frozenset(  # they change when a run looks at itself, never its weights
-    {"max_steps", "log_every", "eval_every", "eval_items", "picture_every", "checkpoint_every", "keep_checkpoints"}
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """How a model is trained. Each stage overrides the defaults with its own."""
-
-    max_steps: int = 1000
-    batch_size: int = 32  # per step, over all workers and accumulation steps
-    gradient_accumulation_steps: int = 1  # parts a step's batch is cut into, to save memory
-    optimizer: Literal["adamw", "adam", "rmsprop"] = "adamw"
-    learning_rate: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)  # adam, adamw
-    alpha: float = 0.95  # rmsprop: decay of the squared gradients
-    momentum: float = 0.9  # rmsprop
-    eps: float = 1e-8
-    weight_decay: float = 0.0  # of matrices and kernels; biases, norms and other vectors never decay
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = 0  # linear, from 0
-    min_lr_ratio: float = 0.0  # where the cosine ends, as a share of learning_rate
-    grad_clip: float | None = None  # largest norm of the gradient
-    ema_decay: float | None = None  # moving average of the weights, used for evaluation and by later stages
-    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast, weights stay float32
-    compile: bool = False  # torch.compile
-    seed: int = 0
-    log_every: int = 50
-    eval_every: int = 500
-    eval_items: int = 256  # validation frames or windows, always the same ones
-    picture_every: int = 500
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2  # the newest ones; the best one is kept as well
-
-    def __post_init__(self) -> None:
-        positive = (
-            *("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "eval_every", "eval_items"),
-            *("picture_every", "checkpoint_every", "keep_checkpoints"),
-        )
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"training.{name}={getattr(self, name)} must be at least 1")
-        if self.seed < 0:
-            raise ConfigError(f"training.seed={self.seed} must not be negative")
-        if self.batch_size % self.gradient_accumulation_steps:
-            raise ConfigError(
-                f"training.batch_size={self.batch_size} does not divide into "
-                f"gradient_accumulation_steps={self.gradient_accumulation_steps}"
-            )
-        if not self.learning_rate > 0:
-            raise ConfigError(f"training.learning_rate={self.learning_rate} must be above 0")
-        if self.warmup_steps < 0:
-            raise ConfigError(f"training.warmup_steps={self.warmup_steps} must not be negative")
-        if self.grad_clip is not None and not self.grad_clip > 0:
-            raise ConfigError(f"training.grad_clip={self.grad_clip} must be above 0; leave it out for no clipping")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"training.ema_decay={self.ema_decay} must be at least 0 and below 1")
 
 
 class StepLoss(NamedTuple):
@@ -114,8 +62,9 @@ class Task(Protocol):
     Attributes:
         model: on the device it is trained on.
         metric_names: what `loss` reports beside the loss.
-        unit: what speed is counted in, such as "frames".
+        unit: what speed is counted in, such as "codes".
         units_per_step: how many of them a whole step handles.
+        row_unit: what one row of a batch is, such as "windows".
         score: the evaluation metric that decides which checkpoint is best; lower is better.
     """
 
@@ -123,6 +72,7 @@ class Task(Protocol):
     metric_names: tuple[str, ...]
     unit: str
     units_per_step: int
+    row_unit: str
     score: str
 
     def batch(self, step: int, rows: range) -> dict[str, Tensor]:
@@ -141,35 +91,6 @@ class Task(Protocol):
         """Ids of the clips in the batch of a step, for error messages."""
 
 
-def learning_rate_at(step: int, settings: TrainingSettings) -> float:
-    """Learning rate of a step counted from 1: linear warm-up, then constant or half a cosine down to the minimum."""
-    if step <= settings.warmup_steps:
-        return settings.learning_rate * step / settings.warmup_steps
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    # The last step still learns a little: the cosine reaches its end one step later.
-    progress = (step - settings.warmup_steps - 1) / max(1, settings.max_steps - settings.warmup_steps)
-    share = settings.min_lr_ratio + (1 - settings.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return settings.learning_rate * share
-
-
-def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """The optimizer over two groups of parameters: those that decay (two axes or more) and those that do not."""
-    parameters = [value for value in model.parameters() if value.requires_grad]
-    groups = [
-        {"params": [value for value in parameters if value.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [value for value in parameters if value.ndim < 2], "weight_decay": 0.0},
-    ]
-    rate, betas, eps = settings.learning_rate, settings.betas, settings.eps
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=eps)
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=rate, betas=betas, eps=eps)
-    if settings.optimizer == "rmsprop":
-        return torch.optim.RMSprop(groups, lr=rate, alpha=settings.alpha, momentum=settings.momentum, eps=eps)
-    raise ConfigError(f"training.optimizer={settings.optimizer!r} is not one of adamw, adam, rmsprop")
-
-
 def step_seed(seed: int, step: int) -> int:
     """A number below 2**63 for everything random in a step; steps and seeds do not resemble each other."""
     digest = hashlib.sha256(f"lvt step {seed} {step}".encode()).digest()
@@ -186,8 +107,8 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def is_timing(name: str) -> bool:
-    """Whether a field of a metrics line tells about speed, so that it differs between equal runs."""
-    return name in ("seconds", "data_wait_share") or name.endswith("_per_second")
+    """Whether a field of a metrics line tells about speed or memory, so that it differs between equal runs."""
+    return name in ("seconds", "data_wait_share", "memory_bytes") or name.endswith("_per_second")
 
 
 @dataclass(frozen=True)
@@ -199,12 +120,18 @@ class TrainingResult:
         seconds: wall time of those, in seconds.
         evaluation: metrics of the last evaluation, {} when there was nothing to validate on.
         weights: tensors by name for each weights file, on the device.
+        is_early: whether `patience` ended it before `max_steps`.
     """
 
     steps: int
     seconds: float
     evaluation: dict[str, Any]
     weights: dict[str, dict[str, Tensor]]
+    is_early: bool = False
+
+    def counts(self) -> dict[str, Any]:
+        """What every record of a run says about its training."""
+        return {"steps": self.steps, **({"stopped_early": True} if self.is_early else {})}
 
 
 def train(
@@ -214,28 +141,62 @@ def train(
     workers: Workers,
     *,
     max_seconds: float | None = None,
+    track: Sequence[str] = (),
     progress: Progress = SILENT,
 ) -> TrainingResult:
-    """Train until `max_steps`, going on from the latest checkpoint of the run if it has one.
+    """Train until `max_steps` or until `patience` is at its end.
+
+    It goes on from the latest checkpoint of the run if there is one.
 
     Args:
         run: an open run directory. Worker 0 writes to it, the others read their checkpoint from it.
         max_seconds: save and stop after this time, as if a signal had asked.
+        track: where lines of the log go as well, see `trackers.open_trackers`.
 
     Raises:
+        ConfigError: something of `track` is not installed.
         Stopped: a signal or the time limit asked; the step is saved.
         KeyboardInterrupt: Ctrl-C; the step is saved.
-        TrainingError: the loss or the weights are not finite any more.
+        TrainingError: the loss or the weights are not finite any more, or the loss has exploded.
         CheckpointError: the checkpoint to go on from is damaged.
     """
     with (
         seeded(settings.seed, workers.device),
+        _determinism(settings.deterministic),
         stop_requested() as stop,
         interrupt_requested() as interrupt,
     ):
         loop = _Loop(task, settings, run, workers, progress)
         loop.restore()
-        return loop.run_steps(stop, interrupt, max_seconds)
+        names = track if run.is_writer else ()
+        identity = f"{run.path.absolute()} {run.started}"
+        with open_trackers(names, run.path, loop.step, to_plain(settings), identity) as loop.trackers:
+            return loop.run_steps(stop, interrupt, max_seconds)
+
+
+@contextmanager
+def _determinism(is_wanted: bool) -> Iterator[None]:
+    """Only algorithms that give the same bits every time; torch raises where it has none."""
+    if not is_wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it before its first product
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """The most memory that this process has held: of the GPU if it has one, of the host otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @dataclass
@@ -273,12 +234,12 @@ class _Clock:
         yield
         self.elsewhere += time.perf_counter() - start
 
-    def facts(self, unit: str, units_per_step: int) -> dict[str, float]:
+    def facts(self, units_per_step: Mapping[str, int]) -> dict[str, float]:
         training = max(time.perf_counter() - self.start - self.elsewhere, 1e-9)
         rate = self.steps / training
         return {
             "steps_per_second": round(rate, 4),
-            f"{unit}_per_second": round(rate * units_per_step, 1),
+            **{f"{unit}_per_second": round(rate * count, 1) for unit, count in units_per_step.items()},
             "data_wait_share": round(min(1.0, self.waiting / training), 4),
         }
 
@@ -300,6 +261,8 @@ class _Loop:
         self.parameters = [value for value in self.model.parameters() if value.requires_grad]
         self.optimizer = make_optimizer(self.model, settings)
         self.average = copy.deepcopy(self.model) if settings.ema_decay is not None else None
+        if settings.activation_checkpointing:
+            checkpoint_activations(self.model)
         self.loss: Callable[[nn.Module, Mapping[str, Tensor]], StepLoss] = (
             torch.compile(task.loss) if settings.compile else task.loss
         )
@@ -316,6 +279,12 @@ class _Loop:
         self.evaluation: dict[str, Any] = {}
         self.evaluated_step = -1
         self.best: dict[str, Any] | None = None
+        self.watch = LossWatch(settings.explosion_factor)
+        self.lowest_score: float | None = None
+        self.num_worse = 0  # evaluations since the lowest score
+        self.is_over = False  # patience is at its end
+        self.shown: dict[str, Any] = {}  # beside the bar
+        self.trackers: list[Tracker] = []
 
     @property
     def seconds(self) -> float:
@@ -333,11 +302,19 @@ class _Loop:
         if self.average is not None:
             self.average.load_state_dict(load_weights(checkpoint, EMA_NAME, device))
         state = load_state(checkpoint)
+        fresh = [{**group} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, wanted in zip(self.optimizer.param_groups, fresh, strict=True):
+            # The settings decide, which may have been changed on purpose; the checkpoint holds those of before.
+            group.update({name: value for name, value in wanted.items() if name != "params"})
         self.step = self.saved_step = state["step"]
         self.window = _Window(state["window"]["sums"], state["window"]["steps"])
         self.earlier_seconds = state["seconds"]
         self.evaluation, self.best = state["evaluation"], state["best"]
+        if "watch" in state:  # checkpoints of earlier versions have none
+            self.watch.restore(state["watch"])
+            self.lowest_score, self.num_worse = state["lowest_score"], state["num_worse"]
+        self.is_over = self._is_patience_over()
         if self.step < self.settings.max_steps:
             self.progress.say(f"going on from step {self.step} of {self.settings.max_steps} in {self.run.path}")
 
@@ -345,16 +322,19 @@ class _Loop:
         """Take the steps that are left."""
         settings = self.settings
         with (
-            _Loader(self.task, self._parts(), self.workers.device) as loader,
+            BatchLoader(self.task.batch, self._parts(), self.workers.device) as loader,
             self.progress.bar("train", settings.max_steps, "step", done=self.step) as bar,
         ):
-            while self.step < settings.max_steps:
+            while self.step < settings.max_steps and not self.is_over:
                 if max_seconds is not None and time.perf_counter() - self.began >= max_seconds and not stop:
                     stop.signal_name = "the time limit"
                 self._stop_if_asked(stop, interrupt)
                 self._take_step(loader)
                 self._look_back(bar)
-        return TrainingResult(self.step, self.seconds, self.evaluation, self._weights())
+            is_early = self.step < settings.max_steps
+            if is_early:
+                self._end_early()
+        return TrainingResult(self.step, self.seconds, self.evaluation, self._weights(), is_early)
 
     def _parts(self) -> Iterator[tuple[int, range]]:
         """This worker's parts of all the batches to come: (step, rows)."""
@@ -363,7 +343,7 @@ class _Loop:
                 start = (part * self.workers.size + self.workers.rank) * self.part_size
                 yield step, range(start, start + self.part_size)
 
-    def _take_step(self, loader: _Loader) -> None:
+    def _take_step(self, loader: BatchLoader) -> None:
         settings, step = self.settings, self.step + 1
         torch.manual_seed(step_seed(settings.seed, step))
         self.model.train()
@@ -439,6 +419,9 @@ class _Loop:
             bad = next((name for name, number in numbers.items() if not math.isfinite(number)), None)
             if bad is not None:
                 self._fail(f"{bad} is {numbers[bad]} at step {step}", step)
+            wrong = self.watch.add(numbers["loss"])
+            if wrong:
+                self._fail(f"{wrong} at step {step}", step)
             self.window.add(numbers)
         self.pending = []
 
@@ -449,8 +432,14 @@ class _Loop:
         )
         kept = f"step {self.saved_step} is saved in {self.run.path}" if self.saved_step > 0 else "no step was saved yet"
         self.run.set_status("failed", max(self.saved_step, 0), self.settings.max_steps)
+        facts = {"what": what, "step": step, "weights_after_step": self.step, "clips": clips}
+        looked_at = ""
+        if self.run.is_writer:
+            batch = self.task.batch(step, range(self.settings.batch_size))
+            path = keep_breakdown(self.run.path, facts, self._weights(), batch)
+            looked_at = f" Its batch and the weights after step {self.step} are in {path} to look at."
         raise TrainingError(
-            f"training broke down: {what}. Its batch holds {named}. {kept[0].upper()}{kept[1:]}; "
+            f"training broke down: {what}. Its batch holds {named}.{looked_at} {kept[0].upper()}{kept[1:]}; "
             "lower training.learning_rate or set training.grad_clip, and train with --overwrite"
         )
 
@@ -458,13 +447,12 @@ class _Loop:
         """Write, evaluate, draw and save, whichever is due after this step."""
         settings, step = self.settings, self.step
         is_last = step == settings.max_steps
-        facts = {}
         if step % settings.log_every == 0 or is_last:
             self._collect()
-            facts = self._log(is_scheduled=step % settings.log_every == 0)
+            self._log(is_scheduled=step % settings.log_every == 0)
         elif self.workers.device.type == "cpu" and self.window.steps:
-            facts = {"loss": self.window.means()["loss"]}
-        bar.advance(1, **facts)
+            self.shown |= {"loss": self.window.means()["loss"]}
+        bar.advance(1, **self.shown)
         with self.clock.paused():
             if step % settings.eval_every == 0 or is_last:
                 self._evaluate(is_scheduled=step % settings.eval_every == 0)
@@ -473,19 +461,32 @@ class _Loop:
             if step % settings.checkpoint_every == 0 or is_last:
                 self._save("running")
 
-    def _log(self, is_scheduled: bool) -> dict[str, Any]:
+    def _log(self, is_scheduled: bool) -> None:
         if not self.window.steps:
-            return {}
+            return
         means = self.window.means()
-        line = {"step": self.step, "split": "train", **means}
+        line: dict[str, Any] = {"step": self.step, "split": "train", **means}
         line |= {"learning_rate": learning_rate_at(self.step, self.settings), "seconds": round(self.seconds, 3)}
-        line |= self.clock.facts(self.task.unit, self.task.units_per_step)
-        # A line that only the end of the run caused is marked: it goes, and its window stays open, if the run grows.
-        self.run.log(line if is_scheduled else {**line, "final": True})
+        rows, device = self.task.row_unit, self.workers.device
+        speed = self.clock.facts({self.task.unit: self.task.units_per_step, rows: self.settings.batch_size})
+        line |= {**speed, "memory_bytes": _memory_bytes(device)}
+        self._tell(line, is_scheduled)
+        self.shown = {
+            **{name: means[name] for name in ("loss", "bits_per_dim") if name in means},
+            f"{rows}/s": speed[f"{rows}_per_second"],
+            "data wait": f"{speed['data_wait_share']:.1%}",
+            "memory": f"{line['memory_bytes'] / 2**20:,.0f} MiB",
+        }
         if is_scheduled:
             self.window = _Window()
         self.clock.restart()
-        return {"loss": means["loss"]}
+
+    def _tell(self, line: dict[str, Any], is_scheduled: bool) -> None:
+        """Write a line of metrics."""
+        # A line that only the end of the run caused is marked: it goes, and its window stays open, if the run grows.
+        self.run.log(line if is_scheduled else {**line, "final": True})
+        for tracker in self.trackers:
+            tracker.log(line)
 
     @property
     def _shown(self) -> nn.Module:
@@ -498,9 +499,30 @@ class _Loop:
                 self.evaluation = self.task.evaluate(self._shown)
             if self.evaluation:
                 line = {"step": self.step, "split": "val", **self.evaluation, "seconds": round(self.seconds, 3)}
-                self.run.log(line if is_scheduled else {**line, "final": True})
+                self._tell(line, is_scheduled)
             self.evaluated_step = self.step
+            score = self.evaluation.get(self.task.score)
+            if is_scheduled and score is not None:
+                is_better = self.lowest_score is None or score < self.lowest_score
+                self.lowest_score = score if is_better else self.lowest_score
+                self.num_worse = 0 if is_better else self.num_worse + 1
         self.workers.wait()
+        if self.settings.patience is not None:  # worker 0 knows
+            self.is_over = self.workers.agree([self._is_patience_over()])[0]
+
+    def _is_patience_over(self) -> bool:
+        return self.settings.patience is not None and self.num_worse >= self.settings.patience
+
+    def _end_early(self) -> None:
+        """Leave a run that patience has ended as one that has come to its last step."""
+        self.progress.say(
+            f"{self.task.score} has not become better in {self.settings.patience} evaluations: "
+            f"the training ends at step {self.step} of {self.settings.max_steps}"
+        )
+        self._collect()
+        self._log(is_scheduled=False)
+        self._draw()
+        self._save("running")
 
     def _draw(self) -> None:
         if self.workers.rank == 0:
@@ -531,6 +553,9 @@ class _Loop:
                 "seconds": self.seconds,
                 "evaluation": self.evaluation,
                 "best": self.best,
+                "watch": self.watch.state(),
+                "lowest_score": self.lowest_score,
+                "num_worse": self.num_worse,
             }
             self.run.save(self.step, self._weights(), state, keep=self.settings.keep_checkpoints, best=self.best)
             self.saved_step = self.step
@@ -547,39 +572,3 @@ class _Loop:
         if not stop:
             stop.signal_name = "a signal to another worker"
         stop.raise_if_set(f"step {self.step} is saved in {self.run.path}")
-
-
-class _Loader:
-    """Prepares the next parts of batches in a thread while the model works on this one."""
-
-    def __init__(self, task: Task, parts: Iterator[tuple[int, range]], device: torch.device) -> None:
-        self._task, self._parts, self._device = task, parts, device
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lvt-batches")
-        self._queue: deque[Future[dict[str, Tensor]]] = deque()
-
-    def __enter__(self) -> _Loader:
-        for _ in range(PREFETCHED_BATCHES):
-            self._request()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
-
-    def _request(self) -> None:
-        part = next(self._parts, None)
-        if part is not None:
-            self._queue.append(self._thread.submit(self._load, *part))
-
-    def _load(self, step: int, rows: range) -> dict[str, Tensor]:
-        batch = self._task.batch(step, rows)
-        return {name: value.pin_memory() for name, value in batch.items()} if self._device.type == "cuda" else batch
-
-    def next(self) -> tuple[dict[str, Tensor], float]:
-        """The next part on the device, and the seconds spent waiting for it."""
-        start = time.perf_counter()
-        batch = self._queue.popleft().result()
-        waited = time.perf_counter() - start
-        self._request()
-        return {name: value.to(self._device, non_blocking=True) for name, value in batch.items()}, waited

@@ -1,0 +1,317 @@
+"""Batches of windows: one order for every tier and any number of processes, in bounded memory, from several stores."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lvt_pipeline.data import code_reading, window_cache
+from lvt_pipeline.data.batches import ClipBatches, make_batches
+from lvt_pipeline.data.codes import CodeStore
+from lvt_pipeline.data.order import MIXTURE_BLOCK, clip_sequence, mixture
+from lvt_pipeline.data.shard_order import ShardOrder
+from lvt_pipeline.data.window_cache import cache_file, remove_cache
+from lvt_pipeline.data.windows import CodeWindows
+from lvt_pipeline.errors import ConfigError, LVTError, StoreError
+from lvt_pipeline.progress import SILENT
+from tests.code_stores import make_store
+
+LENGTHS = {f"train/{i}": 4 + (i * 7) % 23 for i in range(40)}
+FRAMES = 5
+POOL = 8 * FRAMES * 4 * 3 * 2 * 2  # bytes of eight windows
+
+
+class Lines:
+    """Progress that remembers what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.bar = SILENT.bar
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CodeStore:
+    return make_store(tmp_path / "a.zarr", LENGTHS)
+
+
+def windows_of(store: CodeStore, cache: str) -> CodeWindows:
+    return CodeWindows(store, frames=FRAMES, cache=cache)  # type: ignore[arg-type]
+
+
+def test_every_tier_gives_the_batches_of_the_shard_order_bit_for_bit(store: CodeStore) -> None:
+    tiers = [
+        make_batches([windows_of(store, cache)], 6, seed=3, shuffle="shards", pool_bytes=POOL)
+        for cache in ("ram", "mmap", "stream")
+    ]
+    for step in (0, 1, 2, 30, 31, 5):  # forward, far ahead, and back
+        drawn = tiers[0].draw(step)
+        expected = np.stack(
+            [store[clip.id][start : start + FRAMES] for clip, start in zip(drawn.clips, drawn.starts, strict=True)]
+        )
+        for batches in tiers:
+            assert batches.draw(step) == drawn
+            batch = batches.read(step, range(6))
+            assert batch.dtype == torch.int64
+            assert np.array_equal(batch.numpy(), expected)
+
+
+def test_parts_of_a_batch_are_rows_of_it_whoever_reads_them(store: CodeStore) -> None:
+    whole = make_batches([windows_of(store, "stream")], 8, seed=1, shuffle="shards", pool_bytes=POOL)
+    for ranks in (2, 4):
+        size = 8 // ranks
+        for rank in range(ranks):
+            own = make_batches([windows_of(store, "stream")], 8, seed=1, shuffle="shards", pool_bytes=POOL)
+            for step in range(12):
+                rows = range(rank * size, (rank + 1) * size)
+                assert torch.equal(own.read(step, rows), whole.read(step, range(8))[rows.start : rows.stop])
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_every_clip_comes_equally_often_in_an_epoch_of_shards(store: CodeStore, repeats: int) -> None:
+    windows = windows_of(store, "stream")
+    order = ShardOrder(windows.shards, windows.num_starts, 0, pool_windows=20, windows_per_clip=repeats)
+    assert order.num_items == windows.num_clips * repeats
+    for epoch in range(3):
+        clips, starts = order.items(epoch * order.num_items, (epoch + 1) * order.num_items)
+        assert np.array_equal(np.bincount(clips), np.full(windows.num_clips, repeats))
+        assert np.all((starts >= 0) & (starts < windows.num_starts[clips]))
+
+
+def test_the_shard_order_depends_on_position_and_seed_alone(store: CodeStore) -> None:
+    windows = windows_of(store, "stream")
+
+    def order(seed: int) -> ShardOrder:
+        return ShardOrder(windows.shards, windows.num_starts, seed, pool_windows=15)
+
+    forward = order(0)
+    parts = [forward.items(first, first + 7) for first in range(0, 210, 7)]
+    whole = order(0).items(0, 210)
+    for index in (0, 1):
+        assert np.array_equal(np.concatenate([part[index] for part in parts]), whole[index])
+    assert np.array_equal(order(0).items(203, 210)[0], whole[0][203:])
+    assert (order(1).items(0, 210)[0] == whole[0]).mean() < 0.2
+    epochs = whole[0][: 3 * forward.num_items].reshape(3, -1)
+    assert (epochs[0] == epochs[1]).mean() < 0.3
+
+
+def test_pools_hold_no_more_windows_than_asked_unless_a_shard_does() -> None:
+    shards = np.repeat(np.arange(30), [3, 4, 5] * 10)
+    order = ShardOrder(shards, np.ones(len(shards), np.int64), 0, pool_windows=16)
+    position = 0
+    while position < 3 * order.num_items:
+        pool = order.pool_at(position)
+        assert pool.first == position
+        assert 12 <= len(pool.clips) <= 16 or pool.stop % order.num_items == 0
+        assert len({*shards[pool.clips]}) >= 1
+        position = pool.stop
+    big = ShardOrder(np.zeros(50, np.int64), np.ones(50, np.int64), 0, pool_windows=16)
+    assert len(big.pool_at(0).clips) == 50
+    first, second = big.items(0, 50)[0], big.items(50, 100)[0]
+    assert (first == second).mean() < 0.3  # one pool, but another order in every epoch
+
+
+def test_the_order_of_shards_never_changes() -> None:
+    # Runs that are resumed with a later version must see the order they began with.
+    order = ShardOrder(np.repeat(np.arange(5), 2), np.full(10, 9), 0, pool_windows=4)
+    clips, starts = order.items(0, 10)
+    assert clips.tolist() == [9, 8, 5, 4, 7, 1, 6, 0, 2, 3]
+    assert starts.tolist() == [1, 7, 7, 5, 0, 5, 7, 8, 1, 8]
+
+
+def test_streamed_windows_may_begin_anywhere(store: CodeStore) -> None:
+    streamed, resident = windows_of(store, "stream"), windows_of(store, "ram")
+    indices = np.random.default_rng(0).integers(0, len(resident), 200)
+    assert torch.equal(streamed.batch(indices), resident.batch(indices))
+    assert torch.equal(streamed[7], resident[7])
+    with pytest.raises(LVTError, match="are streamed"):
+        _ = streamed.codes
+
+
+def test_streaming_names_a_missing_shard(store: CodeStore) -> None:
+    batches = make_batches([windows_of(store, "stream")], 6, seed=3, shuffle="shards", pool_bytes=POOL)
+    (store.path / "codes/c/3/0/0/0").unlink()
+    with pytest.raises(StoreError, match=r"codes/c/3/0/0/0 is missing"):
+        for step in range(10):
+            batches.read(step, range(6))
+
+
+def test_an_order_that_cannot_be_streamed_is_refused(store: CodeStore) -> None:
+    with pytest.raises(ConfigError, match=r"is streamed, which gives training.shuffle=shards only"):
+        make_batches([windows_of(store, "stream")], 4, seed=0)
+    with pytest.raises(ConfigError, match="not one of clips, shards"):
+        make_batches([windows_of(store, "ram")], 4, seed=0, shuffle="frames")
+
+
+# Mixing ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_mixture_has_the_shares_asked_for_and_remembers_nothing() -> None:
+    weights = [0.7, 0.2, 0.1]
+    stores, before = mixture(weights, 0, 0, 5 * MIXTURE_BLOCK)
+    assert before.tolist() == [0, 0, 0]
+    assert np.bincount(stores).tolist() == [3500, 1000, 500]
+    for first, stop in ((0, 1), (999, 1003), (1234, 3210)):
+        part, counts = mixture(weights, 0, first, stop)
+        assert np.array_equal(part, stores[first:stop])
+        assert np.array_equal(counts, np.bincount(stores[:first], minlength=3))
+    assert np.bincount(mixture([1e-9, 1.0], 0, 0, MIXTURE_BLOCK)[0]).tolist() == [1, MIXTURE_BLOCK - 1]
+    assert np.bincount(mixture([1, 1, 1], 0, 0, MIXTURE_BLOCK)[0]).tolist() == [334, 333, 333]
+
+
+def test_a_sequence_of_clips_is_the_same_in_any_pieces() -> None:
+    num_starts = np.array([3, 1, 50, 7])
+    clips, starts = clip_sequence(num_starts, 5, 0, 40)
+    assert all(sorted(clips[i : i + 4]) == [0, 1, 2, 3] for i in range(0, 40, 4))
+    assert np.all((starts >= 0) & (starts < num_starts[clips]))
+    assert len(set(starts[clips == 2])) > 5
+    for first, stop in ((0, 3), (3, 4), (17, 40)):
+        part = clip_sequence(num_starts, 5, first, stop)
+        assert np.array_equal(part[0], clips[first:stop])
+        assert np.array_equal(part[1], starts[first:stop])
+
+
+@pytest.mark.parametrize(("shuffle", "cache"), [("clips", "ram"), ("clips", "mmap"), ("shards", "stream")])
+def test_stores_are_mixed_by_weight_and_each_goes_through_its_own_epochs(
+    store: CodeStore, tmp_path: Path, shuffle: str, cache: str
+) -> None:
+    other = make_store(tmp_path / "b.zarr", {f"train/other{i}": 9 for i in range(6)})
+    stores = [windows_of(store, cache), windows_of(other, cache)]
+    batches = make_batches(stores, 10, seed=0, shuffle=shuffle, mix=[3, 1], pool_bytes=POOL)
+    seen: list[str] = []
+    for step in range(MIXTURE_BLOCK // 10):
+        drawn = batches.draw(step)
+        batch = torch.cat([batches.read(step, range(4)), batches.read(step, range(4, 10))])
+        for clip, start, window in zip(drawn.clips, drawn.starts, batch.numpy(), strict=True):
+            codes = (other if "other" in clip.id else store)[clip.id]
+            assert np.array_equal(codes[start : start + FRAMES], window)
+            seen.append(clip.id)
+    ours, theirs = [name for name in seen if "other" not in name], [name for name in seen if "other" in name]
+    assert (len(ours), len(theirs)) == (750, 250)
+    assert all(len(set(theirs[i : i + 6])) == 6 for i in range(0, 246, 6))
+    num_clips = stores[0].num_clips
+    assert len(set(ours[:num_clips])) == num_clips
+
+
+def test_weights_that_do_not_fit_the_stores_are_refused(store: CodeStore) -> None:
+    windows = windows_of(store, "ram")
+    with pytest.raises(ConfigError, match=r"has 3 weights for 2 code stores"):
+        make_batches([windows, windows], 4, seed=0, mix=[1, 2, 3])
+    with pytest.raises(ConfigError, match="needs weights above 0"):
+        make_batches([windows, windows], 4, seed=0, mix=[1, 0])
+
+
+def test_one_store_has_the_order_it_always_had(store: CodeStore) -> None:
+    assert isinstance(make_batches([windows_of(store, "ram")], 4, seed=0), ClipBatches)
+
+
+# The mapped file ---------------------------------------------------------------------------------------------------
+
+
+def test_auto_streams_what_fits_neither_memory_nor_disk(store: CodeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(window_cache, "available_memory", lambda: 0)
+    monkeypatch.setattr(window_cache, "free_disk_bytes", lambda folder: 2**20)
+    assert windows_of(store, "auto").cache == "stream"
+    monkeypatch.undo()
+    windows_of(store, "mmap")
+    monkeypatch.setattr(window_cache, "available_memory", lambda: 0)
+    monkeypatch.setattr(window_cache, "free_disk_bytes", lambda folder: 0)
+    assert windows_of(store, "auto").cache == "mmap"  # the file is there already
+
+
+def test_a_mapped_file_of_other_codes_is_found_and_made_again(store: CodeStore) -> None:
+    expected = windows_of(store, "mmap").batch(range(30))
+    file = cache_file(store, "train")
+    data = bytearray(file.read_bytes())
+    data[-300:] = bytes(300)  # pages that never reached the disk
+    file.write_bytes(data)
+    lines = Lines()
+    again = CodeWindows(store, frames=FRAMES, cache="mmap", progress=lines)
+    assert len(lines.said) == 1
+    assert "is made again" in lines.said[0]
+    assert torch.equal(again.batch(range(30)), expected)
+    assert np.array_equal(np.load(file), windows_of(store, "ram").codes)
+
+
+def test_the_mapped_file_may_be_removed_at_any_time(store: CodeStore) -> None:
+    windows = windows_of(store, "mmap")
+    expected = windows.batch(range(20))
+    file = cache_file(store, "train")
+    size = file.stat().st_size
+    assert remove_cache(store.path) == size
+    assert not file.parent.exists()
+    assert torch.equal(windows.batch(range(20)), expected)  # what has it open keeps it
+    assert remove_cache(store.path) == 0
+    assert torch.equal(windows_of(store, "mmap").batch(range(20)), expected)
+
+
+# Bounded memory ----------------------------------------------------------------------------------------------------
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from lvt_pipeline.data.batches import make_batches
+from lvt_pipeline.data.codes import open_codes
+from lvt_pipeline.data.windows import CodeWindows
+
+path, cache, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+store = open_codes(path)
+used = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData"))
+resource.setrlimit(resource.RLIMIT_DATA, (used + limit, used + limit))
+try:
+    windows = CodeWindows(store, frames=16, cache=cache)
+    batches = make_batches([windows], 64, 0, shuffle="shards", pool_bytes=limit // 10)
+    seen = 0
+    for step in range(windows.num_clips // 64):
+        seen += int(batches.read(step, range(64)).shape[0])
+    print("windows", seen)
+except MemoryError:
+    print("out of memory")
+"""
+
+
+@pytest.mark.slow
+def test_a_store_five_times_the_memory_limit_is_streamed_within_it(tmp_path: Path) -> None:
+    limit = 96 * 2**20
+    frames = 5 * limit // (16 * 16 * 4 * 2)
+    store = make_store(
+        tmp_path / "big.zarr",
+        {f"train/{i}": 40 for i in range(frames // 40)},
+        frame_shape=(16, 16, 4),
+        shard_frames=4096,
+        content={f"train/{i}": f"{i % 8}" for i in range(frames // 40)},
+    )
+    assert store.num_frames * 2048 >= 5 * limit - 40 * 2048
+    for cache, expected in (("stream", f"windows {len(store) // 64 * 64}"), ("ram", "out of memory")):
+        result = subprocess.run(
+            [sys.executable, "-c", LIMITED, str(store.path), cache, str(limit)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "MALLOC_ARENA_MAX": "2"},
+        )
+        assert result.stdout.strip() == expected, result.stderr
+
+
+def test_a_pool_is_read_with_every_chunk_decompressed_about_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path / "s.zarr", {f"train/{i}": 40 for i in range(200)}, shard_frames=1024)
+    decoded = []
+    decode = code_reading._decode
+
+    def counting(*arguments: object) -> None:
+        decoded.append(arguments[1])
+        decode(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(code_reading, "_decode", counting)
+    windows = CodeWindows(store, frames=16, cache="stream")
+    windows.read(np.arange(200), np.zeros(200, np.int64))
+    assert len(decoded) <= 1.1 * 200 * 40 / store.schema.frames_per_chunk
