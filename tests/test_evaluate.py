@@ -17,10 +17,12 @@ from lvt_pipeline.engine.sampling import SampleSettings, sample_clips
 from lvt_pipeline.errors import ConfigError, LVTError, MismatchError
 from lvt_pipeline.evaluation import evaluate as stage
 from lvt_pipeline.evaluation.evaluate import EvaluateSettings, evaluate, summary_line
-from lvt_pipeline.provenance import Provenance, read_record
+from lvt_pipeline.models.prior import Prior
+from lvt_pipeline.provenance import Provenance, digest_file, read_record
 from lvt_pipeline.runs import load_prior, load_vqvae
 from lvt_pipeline.storage import read_json
-from tests.toy_work import BOOKS, CODES, FRAMES, GRID, ToyWork, make_tokenizer, make_toy_work
+from tests.scripted_networks import ToyDistance, save_scripted
+from tests.toy_work import BOOKS, CODES, FRAMES, GRID, PriorSettings, ToyWork, make_tokenizer, make_toy_work
 
 SETTINGS = EvaluateSettings(frames=FRAMES)
 
@@ -58,6 +60,98 @@ def test_bits_per_dim_is_the_mean_over_teacher_forced_logits(work: ToyWork, resu
     assert results["prior"]["bits_per_dim"] == pytest.approx(counted.mean().item(), abs=1e-5)
     assert results["prior"]["per_codebook"] == pytest.approx(counted.mean((0, 1, 2, 3)).tolist(), abs=1e-5)
     assert results["prior"]["uniform_bits"] == math.log2(CODES)
+
+
+def test_bits_by_frame_and_by_slice_are_means_over_teacher_forced_logits(work: ToyWork, results: dict) -> None:
+    codes = torch.from_numpy(evaluated_codes(work, 0).astype(np.int64))
+    logits = load_prior(work.prior, device="cpu").logits(codes)
+    bits = -logits.log_softmax(-1).gather(-1, codes[..., None])[..., 0].double() / math.log(2)
+    expected = [None, *bits[:, 1:].mean((0, 2, 3, 4)).tolist()]
+    assert results["prior"]["per_frame"][0] is None is results["prior"]["per_slice"][0]
+    assert results["prior"]["per_frame"][1:] == pytest.approx(expected[1:], abs=1e-5)
+    assert results["prior"]["per_slice"][1:] == pytest.approx(expected[1:], abs=1e-5)  # one frame per slice here
+    by_clip = results["per_clip"]["evaluated"]["bits"]
+    assert by_clip == pytest.approx(bits[:, 1:].mean((1, 2, 3, 4)).tolist(), abs=1e-5)
+
+
+def test_bits_of_slices_that_cross_frames_leave_the_priming_frames_out() -> None:
+    torch.manual_seed(0)
+    config = replace(PriorSettings().model, subscale=(2, 1, 2), kernel=(3, 1, 3))
+    model = Prior(config).eval()
+    codes = torch.randint(0, CODES, (2, FRAMES, GRID, GRID, BOOKS))
+    bits = -model.logits(codes).log_softmax(-1).gather(-1, codes[..., None])[..., 0].double() / math.log(2)
+
+    class Store:
+        codebook_size, num_codebooks, grid = CODES, BOOKS, (GRID, GRID)
+
+        def read(self, clip: int, start: int, stop: int) -> np.ndarray:
+            return codes[clip, start:stop].numpy()
+
+    found, _ = stage.measure_prior(Store(), [0, 1], model, None, SETTINGS)  # type: ignore[arg-type]
+    slices = [bits[:, a::2, :, c::2] for a in range(2) for c in range(2)]
+    without_frame_0 = [part[:, 1:] if a == 0 else part for part, a in zip(slices, (0, 0, 1, 1), strict=True)]
+    assert found["per_slice"] == pytest.approx([part.mean().item() for part in without_frame_0], abs=1e-5)
+    assert found["bits_per_dim"] == pytest.approx(bits[:, 1:].mean().item(), abs=1e-5)
+
+
+def test_values_of_single_clips_average_to_the_results(results: dict) -> None:
+    own = results["per_clip"]["evaluated"]
+    assert own["clip"] == ["test/0", "test/1", "test/2"]
+    for name, value in {
+        "bits": results["prior"]["bits_per_dim"],
+        "unigram_bits": results["baselines"]["unigram_bits"],
+        "previous_frame_bits": results["baselines"]["previous_frame_bits"],
+        "reconstruction_mse": results["reconstruction"]["mse"],
+        "reconstruction_ssim": results["reconstruction"]["ssim"],
+    }.items():
+        assert len(own[name]) == 3
+        assert np.mean(own[name]) == pytest.approx(value), name
+    sampled = results["per_clip"]["samples"]
+    assert sampled["clip"] == ["test/0", "test/1"]
+    assert np.mean(sampled["sample_mse"]) == pytest.approx(results["samples"]["mse"])
+
+
+def test_diversity_compares_the_samples_of_one_clip(work: ToyWork, results: dict) -> None:
+    store, tokenizer = open_codes(work.samples), load_vqvae(work.vqvae, device="cpu")
+    of_codes, of_pixels = [], []
+    for name in ("test/0", "test/1"):
+        one, other = (store[f"{name}#{number}"][2:] for number in range(2))
+        of_codes.append((one != other).mean())
+        difference = tokenizer.decode(one).numpy() / 255.0 - tokenizer.decode(other).numpy() / 255.0
+        of_pixels.append((difference**2).mean())
+    found = results["samples"]["diversity"]
+    assert found == {"clips": 2, "codes": pytest.approx(np.mean(of_codes)), "mse": pytest.approx(np.mean(of_pixels))}
+
+
+def test_ssim_over_the_horizon_is_that_of_each_frame_index(work: ToyWork, results: dict) -> None:
+    metrics = pytest.importorskip("skimage.metrics")
+    frames, store, tokenizer = FrameShards(work.frames), open_codes(work.samples), load_vqvae(work.vqvae, device="cpu")
+    values = [
+        metrics.structural_similarity(
+            frames.read(clip.id[:-2])[4],
+            tokenizer.decode(store[clip.id]).numpy()[4],
+            channel_axis=-1,
+            data_range=255,
+            gaussian_weights=True,
+            use_sample_covariance=False,
+        )
+        for clip in store.clips
+    ]
+    assert results["samples"]["ssim_by_frame"][4] == pytest.approx(np.mean(values))
+    assert results["samples"]["copy_ssim_by_frame"][:2] == [pytest.approx(1)] * 2
+
+
+def test_lpips_is_added_with_a_network_and_missing_without(work: ToyWork, tmp_path: Path, results: dict) -> None:
+    assert "lpips" not in results["reconstruction"]
+    assert results["missing"]["LPIPS"] == "needs a TorchScript network (--lpips)"
+    record = run(work, tmp_path / "eval.json", lpips=save_scripted(ToyDistance(), tmp_path / "lpips.pt"))
+    measured = read_json(tmp_path / "eval.json")
+    assert measured["reconstruction"]["lpips"] == pytest.approx(np.mean(measured["reconstruction"]["lpips_by_frame"]))
+    assert measured["samples"]["copy_lpips_by_frame"][:2] == [0, 0]
+    assert "LPIPS" not in measured["missing"]
+    assert record.inputs["lpips"] == digest_file(tmp_path / "lpips.pt")
+    without = {key: value for key, value in results["reconstruction"].items() if "lpips" not in key}
+    assert without == {key: value for key, value in measured["reconstruction"].items() if "lpips" not in key}
 
 
 def test_prior_and_baselines_count_the_same_codes(results: dict) -> None:
@@ -124,6 +218,7 @@ def test_code_usage_is_that_of_the_training_codes(work: ToyWork, results: dict) 
     codes = np.concatenate([store[clip.id] for clip in store.split("train")])
     used = [len(np.unique(codes[..., book])) / CODES for book in range(BOOKS)]
     assert results["codes"]["usage"] == pytest.approx(used)
+    assert results["codes"]["dead_codes"] == [round(CODES * (1 - share)) for share in used]
 
 
 def test_results_do_not_depend_on_the_batch_size(work: ToyWork, tmp_path: Path, results: dict) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from lvt_pipeline.errors import ShapeError
 from lvt_pipeline.evaluation.metrics import (
     CodeCounts,
     PreviousFrameBaseline,
+    mean_pairwise_squared_error,
     mean_squared_error,
     pool,
     psnr,
+    share_of_differing_pairs,
 )
 
 CLIPS = hnp.arrays(
@@ -170,3 +173,28 @@ def test_repeating_codes_cost_less_than_their_unigram_entropy() -> None:
     counts = CodeCounts.of(codes, 8, first_frame=1)
     bits = PreviousFrameBaseline.fit(CodeCounts.of(sticky_codes(3, 0.9, np.full(8, 1 / 8)), 8)).bits(counts)
     assert bits.sum() / counts.num_codes < entropy_bits(counts.occurrences)[0] / 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 5), st.integers(0, 1000))
+def test_diversity_agrees_with_a_loop_over_pairs(count: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    videos = generator.integers(0, 256, (count, 2, 3, 3, 3), dtype=np.uint8)
+    codes = generator.integers(0, 3, (count, 2, 3, 3, 2), dtype=np.uint16)
+    pairs = [(a, b) for a in range(count) for b in range(a)]
+    squared = np.mean([mean_squared_error(videos[a], videos[b]) for a, b in pairs])
+    assert mean_pairwise_squared_error(videos) == pytest.approx(squared)
+    assert share_of_differing_pairs(codes) == pytest.approx(np.mean([(codes[a] != codes[b]).mean() for a, b in pairs]))
+
+
+@pytest.mark.parametrize("measure", [mean_pairwise_squared_error, share_of_differing_pairs])
+def test_equal_videos_have_no_diversity_and_one_video_has_none_to_measure(measure: Callable[..., float]) -> None:
+    assert measure(np.ones((3, 2, 2), np.uint8)) == 0
+    with pytest.raises(ShapeError, match="two videos"):
+        measure(np.ones((1, 2, 2), np.uint8))
+
+
+def test_dead_codes_are_those_that_never_occur() -> None:
+    codes = np.zeros((3, 1, 1, 2), np.uint16)
+    codes[1, 0, 0, 1] = 4
+    assert CodeCounts.of(codes, 5).dead_codes == [4, 3]

@@ -263,6 +263,15 @@ def test_codes_of_another_tokenizer_are_not_decoded(work: ToyWork) -> None:
     assert "was made by tokenizer" in text
 
 
+def test_a_codebook_that_collapsed_is_a_visible_warning(work: ToyWork, finished: ToyWork) -> None:
+    assert "collapsed" not in Elements((finished.root / "report.html").read_text()).text
+    record = read_record(work.vqvae)
+    for collapsed, named in (([1], "Codebook 1 has collapsed"), ([0, 1], "Codebooks 0, 1 have collapsed")):
+        counts = {**record.counts, "collapsed": collapsed}
+        write_record(work.vqvae, record.__class__(**{**record.__dict__, "counts": counts}))
+        assert named in Elements(page(work)).text
+
+
 def test_names_from_files_cannot_inject_markup(work: ToyWork) -> None:
     record = read_record(work.frames)
     write_record(

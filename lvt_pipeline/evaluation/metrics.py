@@ -56,6 +56,38 @@ def psnr(mse: float) -> float:
     return math.inf if mse == 0 else -10.0 * math.log10(mse)
 
 
+def mean_pairwise_squared_error(videos: NDArray[np.uint8]) -> float:
+    """Mean over all pairs of different videos of their mean squared difference, in [0, 1]: diversity in pixels.
+
+    Args:
+        videos: uint8 (N, ...) with N at least 2.
+
+    Raises:
+        ShapeError: fewer than two videos.
+    """
+    if len(videos) < 2:
+        raise ShapeError(f"pairs need at least two videos, found {len(videos)}")
+    # The squared differences of all ordered pairs of numbers add up to 2 n times their sum of squared deviations.
+    scaled = videos / 255.0
+    return float(2 * scaled.var(axis=0, ddof=1).mean())
+
+
+def share_of_differing_pairs(codes: NDArray[Any]) -> float:
+    """Mean over all pairs of different videos of the share of their codes that differ: diversity in codes.
+
+    Args:
+        codes: integers (N, ...) with N at least 2.
+
+    Raises:
+        ShapeError: fewer than two videos.
+    """
+    if len(codes) < 2:
+        raise ShapeError(f"pairs need at least two videos, found {len(codes)}")
+    differing = sum(int((codes[number + 1 :] != codes[number]).sum()) for number in range(len(codes) - 1))
+    num_pairs = len(codes) * (len(codes) - 1) // 2
+    return differing / (num_pairs * int(codes[0].size))
+
+
 @dataclass(frozen=True)
 class CodeCounts:
     """How often each code occurs, split by what the same place held one frame earlier.
@@ -118,6 +150,11 @@ class CodeCounts:
     def num_codes(self) -> int:
         """How many codes were counted, over all codebooks."""
         return int(self.occurrences.sum())
+
+    @property
+    def dead_codes(self) -> list[int]:
+        """Per codebook, how many of its K codes never occur."""
+        return [int(count) for count in (self.occurrences == 0).sum(1)]
 
     @property
     def share_same_as_previous_frame(self) -> list[float]:

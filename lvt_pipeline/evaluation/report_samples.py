@@ -18,10 +18,11 @@ from lvt_pipeline.data.media import mp4_bytes
 from lvt_pipeline.data.pictures import png_bytes
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.evaluation.charts import Series, line_chart
-from lvt_pipeline.evaluation.evaluate import original_of, real_frames
 from lvt_pipeline.evaluation.figures import code_strips, strip
 from lvt_pipeline.evaluation.metrics import psnr
+from lvt_pipeline.evaluation.pixels import real_frames
 from lvt_pipeline.evaluation.report_parts import Figure, data_uri
+from lvt_pipeline.evaluation.samples import original_of
 from lvt_pipeline.evaluation.work_dir import WorkDir
 from lvt_pipeline.matching import check_tokenizer
 

@@ -101,6 +101,7 @@ class TokenizerSection:
     pairs: Sequence[Pair]
     pairs_split: str
     note: str
+    warning: str = ""
     is_problem: bool = False
 
 
@@ -152,7 +153,21 @@ def tokenizer_section(work: WorkDir) -> TokenizerSection:
         pairs, split = _reconstructions(work)
     except LVTError as problem:
         note = f"No reconstructions: {problem}"
-    return TokenizerSection(_run_facts(run), charts, pairs, split, note)
+    return TokenizerSection(_run_facts(run), charts, pairs, split, note, _collapse_warning(run))
+
+
+def _collapse_warning(run: Path) -> str:
+    """What to say when the finished run lists codebooks that collapsed; empty when it lists none."""
+    record = record_of(run)
+    collapsed = list(record.counts.get("collapsed", [])) if record is not None else []
+    if not collapsed:
+        return ""
+    which = ", ".join(map(str, collapsed))
+    named = f"Codebook {which} has" if len(collapsed) == 1 else f"Codebooks {which} have"
+    return (
+        f"{named} collapsed: validation frames use less than a tenth of the codes they could use, and everything after "
+        "this tokenizer works with what is left. Train a new run; when it happened, lvt train-vqvae said what to try."
+    )
 
 
 def _reconstructions(work: WorkDir) -> tuple[list[Pair], str]:

@@ -1,0 +1,85 @@
+"""lvt compare: several evaluations in a table with intervals. Reads eval.json files; writes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from stages.console import PATH, echo_facts, json_option
+
+if TYPE_CHECKING:
+    from lvt_pipeline.evaluation.comparing import Comparison, Difference, Measured
+
+
+@click.command("compare")
+@click.argument("results", type=PATH, nargs=-1, required=True)
+@click.option(
+    "--level",
+    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+    default=0.95,
+    show_default=True,
+    help="Level of the intervals.",
+)
+@json_option
+def command(results: tuple[Path, ...], level: float, as_json: bool) -> None:
+    """Evaluations side by side, with bootstrap intervals over clips, and which differences are more than noise.
+
+    RESULTS are work directories or files that `lvt evaluate` wrote. All are compared with the first.
+
+    Example: lvt compare work_a work_b
+    """
+    from lvt_pipeline.evaluation.comparing import compare
+
+    if len(results) < 2:
+        raise click.UsageError("give at least two work directories or result files")
+    found = compare(results, level=level)
+    echo_facts(found.to_json(), as_json, _page(found))
+
+
+def _page(found: Comparison) -> str:
+    """The table, then what differs."""
+    from lvt_pipeline.evaluation.comparing import METRICS
+
+    titles = {metric.key: metric.title for metric in METRICS}
+    rows = [["", *(evaluation.name for evaluation in found.evaluations)]]
+    rows.append(["clips", *(f"{e.results['clips']} {e.results['split']}" for e in found.evaluations)])
+    rows += [[titles[key], *(_cell(measured) for measured in row)] for key, row in found.table.items()]
+    lines = _aligned(rows)
+    lines.append(f"[low, high]: {found.level:.0%} bootstrap interval over clips; of FVD over runs")
+    for evaluation in found.evaluations[1:]:
+        own = [difference for difference in found.differences if difference.of == evaluation.name]
+        lines += ["", f"{evaluation.name} against {found.evaluations[0].name}"]
+        lines += _aligned([[f"  {titles[difference.metric]}", *_told(difference)] for difference in own])
+        if not own:
+            lines.append("  nothing was measured in both")
+    if any(key.startswith("sample_") for key in found.table):
+        lines += [
+            "",
+            "Sample errors are against the one future that happened: colder samples come closer, also bad ones.",
+        ]
+    return "\n".join(lines)
+
+
+def _cell(measured: Measured | None) -> str:
+    if measured is None:
+        return "–"
+    if measured.low is None or measured.high is None:
+        return f"{measured.mean:.4g}"
+    return f"{measured.mean:.4g} [{measured.low:.4g}, {measured.high:.4g}]"
+
+
+def _told(difference: Difference) -> list[str]:
+    if difference.mean is None or difference.low is None or difference.high is None:
+        return ["", f"{difference.verdict}: {difference.reason}"]
+    of_what = "runs" if difference.metric.startswith("fvd") else "clips"
+    how = f"{'paired, ' if difference.is_paired else ''}{difference.values} {of_what}"
+    note = f"; {difference.reason}" if difference.reason else ""
+    numbers = f"{difference.mean:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]"
+    return [numbers, f"{difference.verdict} ({how}{note})"]
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
