@@ -8,13 +8,36 @@ import sys
 
 import torch
 
-from benchmarks import encode, loader, nothing_to_do, sampler
+from benchmarks import (
+    codebooks,
+    codecs,
+    context,
+    encode,
+    ingest,
+    loader,
+    lookahead,
+    nothing_to_do,
+    one_hot,
+    read_back,
+    replan,
+    sampler,
+    store_size,
+)
 
 BENCHMARKS = {
+    "codebooks": codebooks.run,
+    "codecs": codecs.run,
+    "context": context.run,
     "encode": encode.run,
+    "ingest": ingest.run,
     "loader": loader.run,
+    "lookahead": lookahead.run,
     "nothing_to_do": nothing_to_do.run,
+    "one_hot": one_hot.run,
+    "read_back": read_back.run,
+    "replan": replan.run,
     "sampler": sampler.run,
+    "store_size": store_size.run,
 }
 
 

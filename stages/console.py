@@ -46,6 +46,17 @@ def device_option(command: Command) -> Command:
     )(command)
 
 
+def at_option(command: Command) -> Command:
+    """`--at`: which generation of a code store is read."""
+    return click.option(
+        "--at",
+        "at",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Read generation N of the code store; lvt inspect lists them. [the current one]",
+    )(command)
+
+
 def overwrite_option(command: Command) -> Command:
     """`--overwrite`: throw the existing output away first. Never the default."""
     return click.option("--overwrite", is_flag=True, help="Start again: delete the existing output first.")(command)
@@ -72,6 +83,17 @@ def training_options(family: str, preset: str) -> Callable[[Command], Command]:
         device_option,
         click.option("--dry-run", is_flag=True, help="Build the model, time one step, print the facts, write nothing."),
         overwrite_option,
+        click.option(
+            "--allow-config-change",
+            is_flag=True,
+            help="Go on with a run although settings of its training changed; the run lists the changes.",
+        ),
+        click.option(
+            "--track",
+            type=click.Choice(["tensorboard", "wandb"]),
+            multiple=True,
+            help="Show the metrics there too (an extra to install); metrics.jsonl is always written.",
+        ),
         json_option,
     ]
 

@@ -187,7 +187,7 @@ def test_every_inline_command_and_its_options_exist() -> None:
 def test_every_option_named_in_prose_exists() -> None:
     known = {"--help", "--version"} | {name for command in all_commands(cli.lvt) for name in options_of(command)}
     for page in PAGES:
-        for word in re.findall(r"`(--[a-z][a-z-]*)[^`]*`", prose(page)):
+        for word in re.findall(r"`(--[a-z][a-z0-9-]*)[^`]*`", prose(page)):
             assert word in known, f"{page.name}: no command has the option {word}"
 
 
@@ -299,7 +299,7 @@ def test_snippets_of_readme_and_formats_run(block: Block, work: Path, monkeypatc
 
 
 def test_documented_byte_layouts_give_what_lvt_reads(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lvt_pipeline.data.codes import open_codes
+    from lvt_pipeline.data.codes import CHUNK_FRAMES, open_codes
     from lvt_pipeline.data.frames import FrameShards
 
     monkeypatch.chdir(work.parent)
@@ -315,16 +315,19 @@ def test_documented_byte_layouts_give_what_lvt_reads(work: Path, monkeypatch: py
     store = open_codes(work / "data.zarr")
     assert np.array_equal(values["codes"], store[store.split("train")[0].id])
     first = values["first_frames"]
-    assert len(first) == 32
-    assert np.array_equal(first[: store.num_frames], store.read_range(0, min(32, store.num_frames)))
+    assert len(first) == CHUNK_FRAMES
+    assert np.array_equal(first[: store.num_frames], store.read_range(0, min(CHUNK_FRAMES, store.num_frames)))
+    assert np.array_equal(values["first_clip"], store[store.clips[0].id])
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Frames, codes of more than 256 values, a tokenizer and a prior that were never trained."""
-    from lvt_pipeline.data.code_writer import CodeStoreWriter, PlannedClip, codes_fingerprint
+    from lvt_pipeline.data.code_plan import PlannedClip, codes_fingerprint
+    from lvt_pipeline.data.code_writer import CodeStoreWriter
     from lvt_pipeline.data.codes import CodeSchema
     from lvt_pipeline.data.frames import FrameSample, FrameShards, write_frames
+    from lvt_pipeline.engine.exporting import ExportSettings, export_codes
     from lvt_pipeline.engine.run_directory import save_model_run
     from lvt_pipeline.models.prior import Prior
     from lvt_pipeline.models.vqvae import VQVAE, tokenizer_fingerprint
@@ -333,11 +336,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("docs") / "work"
     generator = np.random.default_rng(0)
     ids = [("train", "train/ü.1"), ("train", "train/b"), ("test", "test/c")]
-    samples = [
-        FrameSample.from_array(name, generator.integers(0, 256, (18, 16, 16, 3), np.uint8), split=split)
-        for split, name in ids
-    ]
-    write_frames(root / "frames", samples, stage="ingest", settings={}, inputs={"manifest": "0" * 64})
+    pixels = [generator.integers(0, 256, (18, 16, 16, 3), np.uint8) for _ in ids]
+    for folder, codec in ((root / "frames", "raw"), (root.parent / "packed", "webp")):
+        samples = [
+            FrameSample.from_array(name, clip, split=split, codec=codec)
+            for (split, name), clip in zip(ids, pixels, strict=True)
+        ]
+        write_frames(folder, samples, stage="ingest", settings={}, inputs={"manifest": "0" * 64})
     torch.manual_seed(0)
     tokenizer = VQVAE(TokenizerSettings().model)
     fingerprint = tokenizer_fingerprint(tokenizer)
@@ -366,6 +371,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for shard in writer.pending_shards():
             writer.write_shard(shard.index, generator.integers(0, 300, (shard.num_frames, *schema.frame_shape)))
         writer.publish(record)
+    export_codes(root / "data.zarr", root.parent / "exported", ExportSettings(format="memmap"))
     return root
 
 
