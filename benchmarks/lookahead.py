@@ -7,16 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.measuring import time_in_turn
 from lvt_pipeline.data.codes import open_codes
-from lvt_pipeline.models.sampler import sample
+from lvt_pipeline.models.prior import Prior
+from lvt_pipeline.models.sampler import clip_generator, sample
 from lvt_pipeline.runs import load_prior
 
 WORK = Path(os.environ.get("LVT_WORK", "demo/work"))
 REPETITIONS = 3
 LOOKAHEADS = (1, 4, 8, 16, 32)
 GIVEN, FRAMES = 5, 16
+ROUNDING = 1e-6  # float32 logits of another product shape move a cumulative probability by less
 
 
 def run() -> str:
@@ -28,9 +31,12 @@ def run() -> str:
     clips = [clip for clip in [*store.split("test"), *store.clips] if clip.length >= FRAMES][:8]
     codes = np.stack([store.read(clip, 0, GIVEN) for clip in clips]).astype(np.int64)
     lines = []
+    same = compared = 0
     for batch in (1, len(codes)):
         found = {ahead: sample(model, codes[:batch], frames=FRAMES, lookahead=ahead) for ahead in LOOKAHEADS}
-        assert all(torch.equal(found[1], other) for other in found.values()), "the codes differ"
+        for other in list(found.values())[1:]:
+            compared += batch
+            same += sum(_is_same(model, *pair, number) for number, pair in enumerate(zip(found[1], other, strict=True)))
         seconds = time_in_turn(
             {
                 str(ahead): lambda ahead=ahead, batch=batch: sample(
@@ -48,7 +54,8 @@ def run() -> str:
             "### Looking ahead",
             "",
             f"{FRAMES} frames from {GIVEN} with the prior of {WORK}, float32, {torch.get_num_threads()} threads, "
-            f"{REPETITIONS} repetitions; in brackets, times as fast as one pixel per pass. Same codes.",
+            f"{REPETITIONS} repetitions; in brackets, times as fast as one pixel per pass. {same} of {compared} "
+            f"continuations are the same codes; the others met a random number within {ROUNDING} of a code's border.",
             "",
             f"| clips at a time | {' | '.join(heads)} |",
             f"|---|{'---|' * len(heads)}",
@@ -56,3 +63,20 @@ def run() -> str:
             "",
         ]
     )
+
+
+def _is_same(model: Prior, first: Tensor, second: Tensor, number: int) -> bool:
+    """Whether two continuations (T, h, w, n_c) of the same clip are equal; if not, rounding must explain it."""
+    differ = (first != second).flatten().nonzero()
+    if not len(differ):
+        return True
+    pixels = first.shape[1] * first.shape[2]
+    place, codebook = divmod(int(differ[0]), first.shape[3])
+    with torch.no_grad():
+        logits = model.logits(first[None])[0].flatten(0, 2)[place, codebook]
+    shape = ((FRAMES - GIVEN) * pixels, first.shape[3])
+    drawn = torch.rand(shape, generator=clip_generator(0, str(number), 0), dtype=torch.float64)
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    distance = float((cumulative - drawn[place - GIVEN * pixels, codebook]).abs().min())
+    assert distance < ROUNDING, f"the codes differ where the random number is {distance} from a border"
+    return False

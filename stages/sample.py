@@ -75,8 +75,8 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> t
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Pixels of a clip drawn per pass where guesses come true: the same samples, sooner for one or a few clips "
-    "(try 16).",
+    help="Pixels of a clip drawn per pass where guesses come true: the same samples but for rounding, sooner for one "
+    "or a few clips (try 16).",
 )
 @at_option
 @device_option
