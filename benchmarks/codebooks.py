@@ -16,7 +16,8 @@ import numpy as np
 
 from lvt_pipeline.config import build, merge, read_preset
 from lvt_pipeline.data.demo import DemoSettings, demo_clip
-from lvt_pipeline.data.frames import FrameSample, write_frames
+from lvt_pipeline.data.frame_clips import FrameSample
+from lvt_pipeline.data.frame_writing import write_frames
 from lvt_pipeline.data.squares import lanczos_square
 from lvt_pipeline.engine.vqvae_training import VQVAERunSettings, train_vqvae
 from lvt_pipeline.provenance import read_record
@@ -42,7 +43,7 @@ def run() -> str:
     results: dict[str, list[Mapping[str, Any]]] = {name: [] for name in RULES}
     with tempfile.TemporaryDirectory() as folder:
         frames = Path(folder) / "frames"
-        _write_demo_frames(frames)
+        write_demo_frames(frames)
         for seed in SEEDS:
             for number, (name, rule) in enumerate(RULES.items()):
                 out = Path(folder) / f"run-{number}-{seed}"
@@ -73,7 +74,7 @@ def _settings(rule: Mapping[str, Any], seed: int) -> VQVAERunSettings:
     return replace(settings, training=replace(training, checkpoint_every=STEPS))
 
 
-def _write_demo_frames(root: Path) -> None:
+def write_demo_frames(root: Path) -> None:
     """Pictures of the demo, cut and scaled as `lvt ingest` does, without the detour over video files."""
     settings = DemoSettings(num_clips=CLIPS, num_frames=FRAMES)
 

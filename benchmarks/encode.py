@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import table, time_in_turn
-from lvt_pipeline.data.frames import FrameSample, FrameShards, write_frames
+from lvt_pipeline.data.frame_clips import FrameSample
+from lvt_pipeline.data.frame_writing import write_frames
+from lvt_pipeline.data.frames import FrameShards
 from lvt_pipeline.engine.encoding import EncodeSettings, encode_dataset, use_precision
 from lvt_pipeline.engine.run_directory import save_model_run
 from lvt_pipeline.engine.vqvae_training import VQVAERunSettings

@@ -22,7 +22,8 @@ from PIL import Image
 from benchmarks.real_videos import videos_to_measure
 from lvt_pipeline.data.manifest import build_manifest
 from lvt_pipeline.data.videos import GeometrySettings
-from lvt_pipeline.engine.ingest import IngestSettings, ingest
+from lvt_pipeline.engine.ingest import ingest
+from lvt_pipeline.engine.ingest_settings import IngestSettings
 
 SIZE, REPETITIONS = 64, 3
 PROCESSES = len(os.sched_getaffinity(0))

@@ -19,17 +19,15 @@ from benchmarks.measuring import time_in_turn
 from lvt_pipeline.data.code_plan import PlannedClip, codes_fingerprint
 from lvt_pipeline.data.code_writer import CodeStoreWriter
 from lvt_pipeline.data.codes import CodeSchema
-from lvt_pipeline.data.frames import (
+from lvt_pipeline.data.frame_clips import (
     FORMAT_VERSION,
     FrameClip,
     FrameSample,
     content_fingerprint,
-    output_sizes,
     receipt_path,
     shard_name,
-    write_failures,
-    write_frames,
 )
+from lvt_pipeline.data.frame_writing import output_sizes, write_failures, write_frames
 from lvt_pipeline.engine.run_directory import save_model_run
 from lvt_pipeline.engine.vqvae_training import VQVAERunSettings
 from lvt_pipeline.models.vqvae import VQVAE, VQVAEConfig, tokenizer_fingerprint

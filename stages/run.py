@@ -39,7 +39,7 @@ def command(
 
     Example: lvt run --videos my_videos --work-dir work --preset tiny
     """
-    if file is None and (videos is None or work_dir is None):
+    if file is None and work_dir is None:
         raise click.UsageError("give a pipeline file, or --videos and --work-dir")
     from lvt_pipeline.pipeline import load_settings
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lvt_pipeline.data.demo import FENCE, GRIPPER_RADIUS, REACH, DemoSettings, _Scene, demo_clip, write_demo_videos
+from lvt_pipeline.data.demo import DemoSettings, demo_clip, write_demo_videos
+from lvt_pipeline.data.demo_scene import FENCE, GRIPPER_RADIUS, REACH, Scene
 from lvt_pipeline.data.videos import GeometrySettings, decode_clip
 from lvt_pipeline.errors import ArtefactError, ConfigError
 
@@ -71,7 +72,7 @@ def test_most_of_the_picture_stands_still_and_some_moves() -> None:
 
 @pytest.mark.parametrize("index", range(8))
 def test_objects_stay_on_the_table_and_outside_each_other_and_the_gripper(index: int) -> None:
-    scene = _Scene(np.random.default_rng(index), fps=10)
+    scene = Scene(np.random.default_rng(index), fps=10)
     for _ in range(60):
         scene.advance()
         discs = [(thing.position, thing.radius) for thing in scene.things]
@@ -90,7 +91,7 @@ def test_objects_stay_on_the_table_and_outside_each_other_and_the_gripper(index:
 def test_objects_move_only_when_pushed_and_most_scenes_push_some() -> None:
     num_pushed = 0
     for seed in range(12):
-        scene = _Scene(np.random.default_rng(seed), fps=10)
+        scene = Scene(np.random.default_rng(seed), fps=10)
         start = [thing.position for thing in scene.things]
         for _ in range(40):
             scene.advance()

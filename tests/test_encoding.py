@@ -20,7 +20,9 @@ import torch
 from lvt_pipeline.data import code_writer
 from lvt_pipeline.data.code_usage import perplexity, usage
 from lvt_pipeline.data.codes import CodeSchema, open_codes
-from lvt_pipeline.data.frames import FrameSample, FrameShards, write_frames
+from lvt_pipeline.data.frame_clips import FrameSample
+from lvt_pipeline.data.frame_writing import write_frames
+from lvt_pipeline.data.frames import FrameShards
 from lvt_pipeline.engine import encoding
 from lvt_pipeline.engine.decoding import decode_store
 from lvt_pipeline.engine.encoding import EncodeReport, EncodeSettings, encode_dataset

@@ -17,16 +17,11 @@ from einops import rearrange
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lvt_pipeline.data.frame_clips import ClipFailure, FrameSample
 from lvt_pipeline.data.frame_codecs import decode_frames, encode_frames, lossy_version
-from lvt_pipeline.data.frames import (
-    ClipFailure,
-    FrameSample,
-    FrameShards,
-    read_receipt,
-    tar_key,
-    write_frames,
-    write_shard,
-)
+from lvt_pipeline.data.frame_writing import write_frames, write_shard
+from lvt_pipeline.data.frames import FrameShards, read_receipt
+from lvt_pipeline.data.tars import tar_key
 from lvt_pipeline.errors import ArtefactError, ShapeError
 
 

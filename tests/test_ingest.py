@@ -22,8 +22,10 @@ from lvt_pipeline.data.frames import FrameShards
 from lvt_pipeline.data.manifest import build_manifest
 from lvt_pipeline.data.media import write_mp4
 from lvt_pipeline.data.videos import GeometrySettings, decode_clip
-from lvt_pipeline.engine import ingest as ingest_module
-from lvt_pipeline.engine.ingest import DecodedPayload, DecodeTask, IngestSettings, decode_task, ingest
+from lvt_pipeline.engine import ingest_job
+from lvt_pipeline.engine.ingest import ingest
+from lvt_pipeline.engine.ingest_settings import IngestSettings
+from lvt_pipeline.engine.ingest_tasks import DecodedPayload, DecodeTask, decode_task
 from lvt_pipeline.errors import ArtefactError, BusyError, LVTError, OverBudget
 from lvt_pipeline.storage import exclusive_lock
 
@@ -74,13 +76,13 @@ class Decodes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.names: list[str] = []
-        original = ingest_module.decode_task
+        original = ingest_job.decode_task
 
         def remember(task: Any) -> Any:
             self.names.append(Path(task.clip.source).stem)
             return original(task)
 
-        monkeypatch.setattr(ingest_module, "decode_task", remember)
+        monkeypatch.setattr(ingest_job, "decode_task", remember)
 
 
 @pytest.fixture
@@ -197,7 +199,7 @@ def test_an_interrupted_update_leaves_the_old_frames_readable_and_can_be_finishe
     for index in range(5):
         video(videos / "train" / f"{index}.mp4", 30 + index)
     listed(videos)
-    original, calls = ingest_module.write_shard, []
+    original, calls = ingest_job.write_shard, []
 
     def breaks(*arguments: Any, **options: Any) -> Any:
         calls.append(arguments)
@@ -206,7 +208,7 @@ def test_an_interrupted_update_leaves_the_old_frames_readable_and_can_be_finishe
         return original(*arguments, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ingest_module, "write_shard", breaks)
+        patch.setattr(ingest_job, "write_shard", breaks)
         ingest(manifest, out, SETTINGS, num_workers=0)
     assert FrameShards(out).fingerprint == before.fingerprint
     assert len(list((out / "next").glob("*.tar"))) == 2
@@ -308,7 +310,7 @@ def test_clips_that_hang_or_crash_are_recorded_and_can_be_retried(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(ingest_module, "decode_task", hangs_or_crashes_on_some)
+        patch.setattr(ingest_job, "decode_task", hangs_or_crashes_on_some)
         record = ingest(manifest, tmp_path / "frames", SETTINGS, num_workers=2, clip_seconds=2.0, worker_memory=4 << 30)
     assert record.counts["clips"] == 4
     failures = {failure.id: failure for failure in FrameShards(tmp_path / "frames").failures}
@@ -384,7 +386,9 @@ RUN = """
 import sys
 from pathlib import Path
 from lvt_pipeline.data.videos import GeometrySettings
-from lvt_pipeline.engine.ingest import DecodedPayload, DecodeTask, IngestSettings, decode_task, ingest
+from lvt_pipeline.engine.ingest import ingest
+from lvt_pipeline.engine.ingest_settings import IngestSettings
+from lvt_pipeline.engine.ingest_tasks import DecodedPayload, DecodeTask, decode_task
 from lvt_pipeline.errors import LVTError
 try:
     settings = IngestSettings(geometry=GeometrySettings(size=16), clips_per_shard=1)

@@ -14,10 +14,10 @@ import pytest
 from lvt_pipeline.data.frames import FrameShards
 from lvt_pipeline.data.media import write_mp4
 from lvt_pipeline.data.videos import GeometrySettings, decode_clip
-from lvt_pipeline.engine import disk_space
-from lvt_pipeline.engine import ingest as ingest_module
+from lvt_pipeline.engine import disk_space, ingest_job
 from lvt_pipeline.engine.clip_chain import _changed_source
-from lvt_pipeline.engine.ingest import IngestSettings, ingest
+from lvt_pipeline.engine.ingest import ingest
+from lvt_pipeline.engine.ingest_settings import IngestSettings
 from lvt_pipeline.errors import ConfigError, LVTError
 from tests.test_ingest import Decodes, contents, listed, video
 
@@ -119,7 +119,7 @@ def test_an_update_that_was_broken_off_is_finished_to_the_same_bytes(
     before = ingest(listed(videos), out, settings, num_workers=0)
     for index in range(5):
         video(videos / "train" / f"{index}.mp4", 30 + index, 8 + 2 * index)
-    original, calls = ingest_module.write_shard, []
+    original, calls = ingest_job.write_shard, []
 
     def breaks(*arguments: Any, **options: Any) -> Any:
         calls.append(arguments)
@@ -128,7 +128,7 @@ def test_an_update_that_was_broken_off_is_finished_to_the_same_bytes(
         return original(*arguments, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ingest_module, "write_shard", breaks)
+        patch.setattr(ingest_job, "write_shard", breaks)
         ingest(listed(videos), out, settings, num_workers=0)
     assert FrameShards(out).fingerprint == before.fingerprint
     waiting = len(list((out / "next").glob("*.tar")))

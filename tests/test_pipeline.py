@@ -68,6 +68,22 @@ def test_second_run_does_nothing_and_says_so(work_dir: Path, lvt: Lvt) -> None:
     assert before == after
 
 
+def test_status_of_a_file_asks_for_its_folder(work_dir: Path, lvt: Lvt) -> None:
+    code, _, err = lvt("status", work_dir / "pipeline.toml")
+    assert code == 1
+    assert "is a file; give the work directory" in err
+
+
+def test_work_dir_alone_goes_on_with_its_own_settings(work_dir: Path, tmp_path: Path, lvt: Lvt) -> None:
+    code, out, _ = lvt("run", "--work-dir", work_dir)
+    assert code == 0
+    assert "nothing to do" in out
+    code, _, err = lvt("run", "--work-dir", tmp_path / "new")
+    assert code == 1
+    assert "no videos were named" in err
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("lost", "made"),
     [

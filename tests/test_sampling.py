@@ -104,6 +104,22 @@ def test_one_temperature_and_several_exclude_each_other() -> None:
         SampleSettings(temperature=0.5, codebook_temperatures=(1.0, 1.0))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"codebook_temperatures": (1.0, 1.0, 1.0)}, "3 values for 2 codebooks"),
+        ({"guidance": 2.0}, "guidance needs"),
+        ({"top_k": 0}, "top_k=0"),
+    ],
+)
+def test_drawing_that_the_prior_cannot_do_is_refused_before_anything_is_written(
+    work: ToyWork, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(LVTError, match=message):
+        run(work, tmp_path / "s.zarr", replace(SETTINGS, **settings))
+    assert not (tmp_path / "s.zarr").exists()
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_samples_do_not_depend_on_the_batch_size(work: ToyWork, tmp_path: Path, batch_size: int) -> None:
     run(work, tmp_path / "a.zarr", batch_size=batch_size)

@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from lvt_pipeline.data.codes import open_codes
-from lvt_pipeline.data.frames import FrameSample, FrameShards, write_frames
+from lvt_pipeline.data.frame_clips import FrameSample
+from lvt_pipeline.data.frame_writing import write_frames
+from lvt_pipeline.data.frames import FrameShards
 from lvt_pipeline.data.media import enlarge
 from lvt_pipeline.evaluation.contact_sheet import GIVEN, ShownClip, contact_sheet, film, show
 

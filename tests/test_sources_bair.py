@@ -16,8 +16,9 @@ from lvt_pipeline.data.frames import FrameShards
 from lvt_pipeline.data.manifest import Clip, ManifestSettings, build_manifest, read_manifest
 from lvt_pipeline.data.tfrecords import index_records, read_record
 from lvt_pipeline.data.videos import GeometrySettings
-from lvt_pipeline.engine import ingest as ingest_module
-from lvt_pipeline.engine.ingest import IngestSettings, ingest
+from lvt_pipeline.engine import ingest_job
+from lvt_pipeline.engine.ingest import ingest
+from lvt_pipeline.engine.ingest_settings import IngestSettings
 from lvt_pipeline.errors import ManifestError
 from tests.listener import Listener
 from tests.record_files import example, feature, flip, solid, trajectory, write_records
@@ -163,8 +164,8 @@ def test_an_update_reads_new_records_only_and_keeps_the_arrays(
     (dataset / "train" / "traj_3_to_3.tfrecords").unlink()
     write_records(dataset / "train" / "all.tfrecords", [trajectory(seed) for seed in (3, 4, 0, 1, 2)])
     read: list[str] = []
-    original = ingest_module.decode_task
-    monkeypatch.setattr(ingest_module, "decode_task", lambda task: read.append(task.clip.id) or original(task))
+    original = ingest_job.decode_task
+    monkeypatch.setattr(ingest_job, "decode_task", lambda task: read.append(task.clip.id) or original(task))
     listed(dataset, tmp_path / "m.jsonl")
     ingest(tmp_path / "m.jsonl", tmp_path / "frames", SETTINGS, num_workers=0)
     assert read == ["train/all/001"]

@@ -15,7 +15,8 @@ from lvt_pipeline.data.manifest import Clip, ManifestSettings, build_manifest, r
 from lvt_pipeline.data.media import write_gif
 from lvt_pipeline.data.squares import lanczos_square
 from lvt_pipeline.data.videos import GeometrySettings
-from lvt_pipeline.engine.ingest import IngestSettings, ingest
+from lvt_pipeline.engine.ingest import ingest
+from lvt_pipeline.engine.ingest_settings import IngestSettings
 from lvt_pipeline.errors import ManifestError
 from tests.conftest import moving_square
 from tests.listener import Listener

@@ -14,7 +14,8 @@ from lvt_pipeline.data.frames import FrameShards
 from lvt_pipeline.data.manifest import Clip, ManifestSettings, build_manifest, read_manifest
 from lvt_pipeline.data.media import write_mp4
 from lvt_pipeline.data.videos import GeometrySettings
-from lvt_pipeline.engine.ingest import IngestSettings, ingest
+from lvt_pipeline.engine.ingest import ingest
+from lvt_pipeline.engine.ingest_settings import IngestSettings
 from lvt_pipeline.errors import ManifestError
 from tests.conftest import moving_square
 from tests.listener import Listener

@@ -16,7 +16,9 @@ from lvt_pipeline.data.locations import absolute, local_copy, parent_of
 from lvt_pipeline.data.manifest import Clip, ManifestSettings, build_manifest, manifest_fingerprint, read_manifest
 from lvt_pipeline.data.media import write_mp4
 from lvt_pipeline.data.videos import GeometrySettings
-from lvt_pipeline.engine.ingest import DOWNLOADS_NAME, IngestSettings, ingest
+from lvt_pipeline.engine.ingest import ingest
+from lvt_pipeline.engine.ingest_job import DOWNLOADS_NAME
+from lvt_pipeline.engine.ingest_settings import IngestSettings
 from lvt_pipeline.errors import DecodeError, LVTError, ManifestError
 from lvt_pipeline.provenance import digest_file
 from tests.conftest import moving_square

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lvt_pipeline.data.frames import FrameSample, write_frames
+from lvt_pipeline.data.frame_clips import FrameSample
+from lvt_pipeline.data.frame_writing import write_frames
 from lvt_pipeline.data.manifest import build_manifest
 from lvt_pipeline.data.media import write_mp4
 from lvt_pipeline.data.videos import GeometrySettings
 from lvt_pipeline.engine.clip_chain import explain_clip
 from lvt_pipeline.engine.encoding import EncodeSettings, encode_dataset
-from lvt_pipeline.engine.ingest import IngestSettings, ingest
+from lvt_pipeline.engine.ingest import ingest
+from lvt_pipeline.engine.ingest_settings import IngestSettings
 from lvt_pipeline.errors import StoreError
 from lvt_pipeline.models.vqvae import tokenizer_fingerprint
 from lvt_pipeline.provenance import fingerprint, short

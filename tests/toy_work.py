@@ -14,7 +14,9 @@ import torch
 from lvt_pipeline.data.code_plan import PlannedClip, codes_fingerprint
 from lvt_pipeline.data.code_writer import CodeStoreWriter
 from lvt_pipeline.data.codes import CodeSchema, CodeStore, open_codes
-from lvt_pipeline.data.frames import FrameSample, FrameShards, write_frames
+from lvt_pipeline.data.frame_clips import FrameSample
+from lvt_pipeline.data.frame_writing import write_frames
+from lvt_pipeline.data.frames import FrameShards
 from lvt_pipeline.engine.run_directory import save_model_run
 from lvt_pipeline.models.prior import Prior, PriorConfig
 from lvt_pipeline.models.vqvae import VQVAE, VQVAEConfig, tokenizer_fingerprint

@@ -19,7 +19,7 @@ from typing import Any
 
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.data.clips import Clip, check_clip
-from lvt_pipeline.data.frames import SPLITS
+from lvt_pipeline.data.frame_clips import SPLITS
 from lvt_pipeline.data.listing import SPOKEN_KINDS, list_source, location_of, recognise
 from lvt_pipeline.data.listing.draft import Draft, ManifestSettings, some
 from lvt_pipeline.data.locations import absolute, digest_of_url, is_url

@@ -16,7 +16,8 @@ import numpy as np
 from einops import rearrange, repeat
 from PIL import Image
 
-from lvt_pipeline.data.frames import Frames, check_frames
+from lvt_pipeline.data.frame_clips import check_frames
+from lvt_pipeline.data.frames import Frames
 from lvt_pipeline.data.pictures import png_bytes
 from lvt_pipeline.errors import ShapeError
 from lvt_pipeline.storage import write_bytes

@@ -18,11 +18,12 @@ from lvt_pipeline.config import build
 from lvt_pipeline.data.clips import Clip
 from lvt_pipeline.data.code_plan import codes_fingerprint
 from lvt_pipeline.data.codes import CodeClip, CodeStore, open_codes, read_table, shards_of
-from lvt_pipeline.data.frames import FrameClip, FrameShards
+from lvt_pipeline.data.frame_clips import FrameClip
+from lvt_pipeline.data.frames import FrameShards
 from lvt_pipeline.data.manifest import read_manifest
 from lvt_pipeline.data.reading import reader_version, readers_of
 from lvt_pipeline.data.videos import GeometrySettings
-from lvt_pipeline.engine.ingest import IngestSettings, line_fingerprint
+from lvt_pipeline.engine.ingest_settings import IngestSettings, line_fingerprint
 from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.provenance import SHORT, canonical_json, short
 from lvt_pipeline.runs import precision_of

@@ -28,7 +28,8 @@ from lvt_pipeline.data.code_usage import perplexity, usage
 from lvt_pipeline.data.code_verify import find_damaged_shards
 from lvt_pipeline.data.code_writer import CodeStoreWriter
 from lvt_pipeline.data.codes import SHARD_FRAMES, CodeSchema, is_published, shard_name
-from lvt_pipeline.data.frames import FrameClip, FrameShards
+from lvt_pipeline.data.frame_clips import FrameClip
+from lvt_pipeline.data.frames import FrameShards
 from lvt_pipeline.engine.change_table import ChangeTable, change_table
 from lvt_pipeline.errors import ConfigError, LVTError, MismatchError
 from lvt_pipeline.interrupts import StopRequest, stop_requested

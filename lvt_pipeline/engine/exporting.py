@@ -18,7 +18,7 @@ from typing import Literal, get_args
 
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.data.codes import CodeClip, CodeStore, open_codes
-from lvt_pipeline.data.frames import SPLITS
+from lvt_pipeline.data.frame_clips import SPLITS
 from lvt_pipeline.engine.exchange.memmap import memmap_units
 from lvt_pipeline.engine.exchange.npy import clip_units, frame_units
 from lvt_pipeline.engine.exchange.parquet import parquet_units

@@ -24,7 +24,7 @@ from lvt_pipeline.config import to_plain
 from lvt_pipeline.data.code_plan import PlannedClip
 from lvt_pipeline.data.code_writer import CodeStoreWriter
 from lvt_pipeline.data.codes import SHARD_FRAMES, CodeSchema
-from lvt_pipeline.data.frames import SPLITS
+from lvt_pipeline.data.frame_clips import SPLITS
 from lvt_pipeline.engine.exchange.npy import CLIPS_NAME, from_released
 from lvt_pipeline.engine.exporting import KIND as EXPORT_KIND
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError, MismatchError

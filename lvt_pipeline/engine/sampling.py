@@ -117,7 +117,9 @@ def sample_clips(
         LVTError: no clip has enough frames.
         Stopped: a signal came; finished samples are kept.
     """
-    from lvt_pipeline.models.sampler import check_priming  # torch loads only when there is something to sample
+    # torch loads only when there is something to sample
+    from lvt_pipeline.models.drawing import as_rule
+    from lvt_pipeline.models.sampler import check_priming, check_rule
 
     started = time.monotonic()
     store = open_codes(codes, generation)
@@ -125,6 +127,7 @@ def sample_clips(
     check_prior(store, prior, model)
     check_frames_count(prior, model, settings.frames)
     check_priming(model, settings.priming_frames, settings.frames)
+    check_rule(model, as_rule(**settings.drawing))
     prior_fingerprint = run_fingerprint(prior)
     clips, num_short = clips_of_split(store, settings.split, max(settings.priming_frames, 1), progress=progress)
     clips = clips[: settings.num_clips]

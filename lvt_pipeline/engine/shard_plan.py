@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lvt_pipeline.data.clips import Clip
-from lvt_pipeline.data.frames import SPLITS, shard_name
+from lvt_pipeline.data.frame_clips import SPLITS, shard_name
 
 
 @dataclass(frozen=True)

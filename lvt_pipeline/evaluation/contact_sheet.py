@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lvt_pipeline.artefacts import kind_of
 from lvt_pipeline.data.codes import CodeClip, CodeStore, open_codes
-from lvt_pipeline.data.frames import FrameClip, Frames, FrameShards
+from lvt_pipeline.data.frame_clips import FrameClip
+from lvt_pipeline.data.frames import Frames, FrameShards
 from lvt_pipeline.data.media import enlarge, write_gif, write_mp4
 from lvt_pipeline.data.pictures import colour_codes, png_bytes
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError

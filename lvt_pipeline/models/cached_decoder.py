@@ -7,7 +7,7 @@ the channel predictor. Weights are arranged once for single pixels, and all buff
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ from lvt_pipeline.models.adaptive import code_table
 from lvt_pipeline.models.attention import Attention, Block, sinusoidal_positions, split_blocks
 from lvt_pipeline.models.decoder import embed
 from lvt_pipeline.models.drawing import DrawingRule
-from lvt_pipeline.models.prior import Prior
 from lvt_pipeline.models.subscale import Subscale, Triple
+
+if TYPE_CHECKING:
+    from lvt_pipeline.models.prior import Prior
 
 # The operators torch's own compiler uses for packed weights; they have no public name.
 _CAN_PACK: bool = torch.backends.mkldnn.is_available() and hasattr(  # type: ignore[no-untyped-call]

@@ -86,7 +86,10 @@ def draw(
 
 
 def as_rule(
-    temperature: float | Sequence[float], top_k: int | None, top_p: float | None, guidance: float | None
+    temperature: float | Sequence[float] = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    guidance: float | None = None,
 ) -> DrawingRule:
     """The rule of a call's arguments.
 

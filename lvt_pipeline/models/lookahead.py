@@ -12,6 +12,8 @@ Every clip goes at its own pace.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -20,8 +22,10 @@ from torch import Tensor
 from lvt_pipeline.models.attention import MASKED_SCORE, Block
 from lvt_pipeline.models.cached_decoder import PackedLayer, PixelWeights, block_places
 from lvt_pipeline.models.drawing import DrawingRule
-from lvt_pipeline.models.prior import Prior
 from lvt_pipeline.models.subscale import Subscale
+
+if TYPE_CHECKING:
+    from lvt_pipeline.models.prior import Prior
 
 # Beside the P pixels of a slice, buffers have a row that stays 0 (outside the slice) and one for finished clips.
 _EXTRA_ROWS = 2

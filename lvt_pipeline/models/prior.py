@@ -22,6 +22,7 @@ from lvt_pipeline.models.context import Encoder
 from lvt_pipeline.models.decoder import Decoder
 from lvt_pipeline.models.prior_config import PriorConfig
 from lvt_pipeline.models.quantize import integer_codes
+from lvt_pipeline.models.sampler import sample
 from lvt_pipeline.models.subscale import Subscale, Triple, ordinary_tensors, subscale
 from lvt_pipeline.progress import SILENT, Progress
 
@@ -227,8 +228,6 @@ class Prior(nn.Module):
         progress: Progress = SILENT,
     ) -> Tensor:
         """Continue clips; see `sampler.sample`."""
-        from lvt_pipeline.models.sampler import sample  # the sampler imports this module
-
         return sample(
             self,
             priming,

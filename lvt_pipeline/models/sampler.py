@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,10 +22,12 @@ from lvt_pipeline.errors import ShapeError
 from lvt_pipeline.models.cached_decoder import CachedDecoder
 from lvt_pipeline.models.drawing import DrawingRule, as_rule
 from lvt_pipeline.models.lookahead import LookaheadDecoder
-from lvt_pipeline.models.prior import Codes, Labels, Prior
 from lvt_pipeline.models.quantize import integer_codes
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import fingerprint
+
+if TYPE_CHECKING:
+    from lvt_pipeline.models.prior import Codes, Labels, Prior
 
 ROWS_PER_PASS = 8  # pixels, of all clips of a group together, that go through the decoder at once
 
@@ -159,12 +162,7 @@ class _Request:
         sample_ids: Sequence[int] | None,
     ) -> None:
         config = model.config
-        rule.check_codebooks(config.num_codebooks)
-        if rule.guidance is not None and not config.class_dropout:
-            raise ShapeError(
-                "guidance needs a prior that also learnt clips without their class; train one with model.num_classes "
-                "and model.class_dropout=0.1"
-            )
+        check_rule(model, rule)
         self.rule = rule
         priming = integer_codes(priming, "(B, T0, h, w, n_c)", 5, config.num_codebooks, config.codebook_size).cpu()
         batch, given = priming.shape[:2]
@@ -256,6 +254,21 @@ def check_priming(model: Prior, given: int, frames: int) -> None:
         raise ShapeError(
             f"this prior needs at least {model.config.priming_frames} priming frames, found {given}: with one frame "
             "per slice it never learnt to draw the first ones"
+        )
+
+
+def check_rule(model: Prior, rule: DrawingRule) -> None:
+    """Refuse a drawing rule that this prior cannot follow.
+
+    Raises:
+        ConfigError: the rule has another number of temperatures than the prior has codebooks.
+        ShapeError: guidance, from a prior that never learnt clips without their class.
+    """
+    rule.check_codebooks(model.config.num_codebooks)
+    if rule.guidance is not None and not model.config.class_dropout:
+        raise ShapeError(
+            "guidance needs a prior that also learnt clips without their class; train one with model.num_classes "
+            "and model.class_dropout=0.1"
         )
 
 

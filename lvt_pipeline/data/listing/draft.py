@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from lvt_pipeline.data.clips import ClipKind
-from lvt_pipeline.data.frames import SPLITS
+from lvt_pipeline.data.frame_clips import SPLITS
 from lvt_pipeline.errors import ConfigError, ManifestError
 
 SourceKind = Literal["folder", "csv", "jsonl", "kinetics", "bair", "ucf101", "frames"]

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from lvt_pipeline.data.codes import CodeClip, CodeStore
-from lvt_pipeline.data.frames import TarWriter, shard_name, tar_key
+from lvt_pipeline.data.frame_clips import shard_name
+from lvt_pipeline.data.tars import TarWriter, tar_key
 from lvt_pipeline.engine.exchange.units import Unit, by_split, described, unit_fingerprint
 from lvt_pipeline.storage import atomic_writer
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lvt_pipeline.data.codes import CodeClip, CodeStore
-from lvt_pipeline.data.frames import SPLITS
+from lvt_pipeline.data.frame_clips import SPLITS
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.provenance import fingerprint
 
