@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -21,16 +22,34 @@ from stages.console import PATH, echo_facts, json_option
 )
 @click.option("--keep", type=int, multiple=True, metavar="N", help="Generation N stays readable too; may be repeated.")
 @click.option("--drop-pending", is_flag=True, help="Also what an interrupted encode could go on with.")
+@click.option(
+    "--cache",
+    "only_cache",
+    is_flag=True,
+    help="Only the copies that `lvt train-prior --cache mmap` made beside the store, of all generations.",
+)
 @json_option
 def command(
-    store: Path, apply: bool, keep_generations: int, keep: tuple[int, ...], drop_pending: bool, as_json: bool
+    store: Path,
+    apply: bool,
+    keep_generations: int,
+    keep: tuple[int, ...],
+    drop_pending: bool,
+    only_cache: bool,
+    as_json: bool,
 ) -> None:
     """Old generations, shards without a live clip, leftovers of killed runs, and caches of what is gone.
 
-    A training that was interrupted goes on with the generation it was started on: keep that one with --keep.
+    A training that was interrupted goes on with the generation it was started on: keep that one with --keep. A cache
+    may go at any time: a training that has it open keeps it, and the space comes back when that ends.
 
     Example: lvt gc data.zarr --apply
     """
+    if only_cache:
+        if keep or drop_pending or keep_generations > 1:
+            raise click.UsageError("--cache touches nothing in the store; leave out what says what to keep of it")
+        _collect_cache(store, apply, as_json)
+        return
     from lvt_pipeline.data.code_maintenance import collect_garbage, find_garbage
 
     work = collect_garbage if apply else find_garbage
@@ -53,3 +72,25 @@ def command(
     else:
         lines.append(f"{size} can be given back with --apply")
     echo_facts({**garbage.to_json(), "applied": apply}, as_json, "\n".join(lines))
+
+
+def _collect_cache(store: Path, apply: bool, as_json: bool) -> None:
+    from lvt_pipeline.data.codes import open_codes
+    from lvt_pipeline.data.window_cache import cache_files, remove_cache
+
+    sizes = {}
+    for file in cache_files(store):
+        with suppress(FileNotFoundError):  # a half-written one that is finished by now
+            sizes[file] = file.stat().st_size
+    if not sizes:
+        open_codes(store)  # a mistyped name is no store without a cache
+    files = remove_cache(store) if apply else list(sizes)
+    num_bytes = sum(sizes.get(file, 0) for file in files)
+    lines = [f"{file}: copy for --cache mmap" for file in files]
+    if not files:
+        lines.append(f"{store} has no cache")
+    elif apply:
+        lines.append(f"{num_bytes / 2**20:,.1f} MiB given back")
+    else:
+        lines.append(f"{num_bytes / 2**20:,.1f} MiB can be given back with --apply")
+    echo_facts({"caches": list(map(str, files)), "bytes": num_bytes, "applied": apply}, as_json, "\n".join(lines))

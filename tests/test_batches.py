@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from lvt_pipeline.data import code_reading, window_cache
-from lvt_pipeline.data.batches import ClipBatches, make_batches
+from lvt_pipeline.data import code_reading, window_cache, window_reading
+from lvt_pipeline.data.batches import ClipBatches, as_tensor, make_batches
 from lvt_pipeline.data.codes import CodeStore
-from lvt_pipeline.data.order import MIXTURE_BLOCK, clip_sequence, mixture
+from lvt_pipeline.data.order import MIXTURE_BLOCK, clip_sequence, mixture, mixture_positions
 from lvt_pipeline.data.shard_order import ShardOrder
 from lvt_pipeline.data.window_cache import cache_file, remove_cache
 from lvt_pipeline.data.windows import CodeWindows
@@ -47,6 +49,28 @@ def windows_of(store: CodeStore, cache: str) -> CodeWindows:
     return CodeWindows(store, frames=FRAMES, cache=cache)  # type: ignore[arg-type]
 
 
+def order_of(windows: CodeWindows, seed: int, batch_size: int = 6, **options: int) -> ShardOrder:
+    return ShardOrder(
+        windows.offsets,
+        windows.num_starts,
+        seed,
+        shard_frames=windows.store.schema.shard_frames,
+        rows=lambda first, stop: np.arange(first, stop) % batch_size,
+        **options,
+    )
+
+
+def order_of_clips(shards: np.ndarray, pool_windows: int, num_starts: int = 1, batch_size: int = 6) -> ShardOrder:
+    return ShardOrder(
+        shards * 1000 + np.arange(len(shards)),
+        np.full(len(shards), num_starts),
+        0,
+        shard_frames=1000,
+        pool_windows=pool_windows,
+        rows=lambda first, stop: np.arange(first, stop) % batch_size,
+    )
+
+
 def test_every_tier_gives_the_batches_of_the_shard_order_bit_for_bit(store: CodeStore) -> None:
     tiers = [
         make_batches([windows_of(store, cache)], 6, seed=3, shuffle="shards", pool_bytes=POOL)
@@ -60,8 +84,37 @@ def test_every_tier_gives_the_batches_of_the_shard_order_bit_for_bit(store: Code
         for batches in tiers:
             assert batches.draw(step) == drawn
             batch = batches.read(step, range(6))
-            assert batch.dtype == torch.int64
+            assert batch.dtype == torch.int16  # K=512: as narrow as the codes are stored
             assert np.array_equal(batch.numpy(), expected)
+
+
+def test_streamed_batches_stay_what_they_are_while_others_are_read(store: CodeStore) -> None:
+    streamed, resident = (
+        make_batches([windows_of(store, cache)], 6, seed=3, shuffle="shards", pool_bytes=POOL)
+        for cache in ("stream", "ram")
+    )
+    # Several threads, as when a training breaks down while batches are prepared. Pools follow one another in memory.
+    steps = np.random.default_rng(0).permutation(60).tolist()
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda step: streamed.read(step, range(6)), steps))
+    for step, batch in zip(steps, found, strict=True):
+        assert torch.equal(batch, resident.read(step, range(6)))
+
+
+def test_the_processes_of_a_host_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert window_reading._own_cores() == 8
+    for processes, cores in ((4, 2), (16, 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert window_reading._own_cores() == cores
+
+
+def test_codes_too_large_for_int16_keep_their_values() -> None:
+    codes = np.array([0, 40_000, 65_535], np.uint16)
+    assert as_tensor(codes, 2**16).tolist() == codes.tolist()
+    assert as_tensor(codes[:1], 2**15).dtype == torch.int16
+    assert as_tensor(codes[:1].astype(np.uint8), 256).dtype == torch.uint8
 
 
 def test_parts_of_a_batch_are_rows_of_it_whoever_reads_them(store: CodeStore) -> None:
@@ -78,7 +131,7 @@ def test_parts_of_a_batch_are_rows_of_it_whoever_reads_them(store: CodeStore) ->
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_every_clip_comes_equally_often_in_an_epoch_of_shards(store: CodeStore, repeats: int) -> None:
     windows = windows_of(store, "stream")
-    order = ShardOrder(windows.shards, windows.num_starts, 0, pool_windows=20, windows_per_clip=repeats)
+    order = order_of(windows, 0, pool_windows=20, windows_per_clip=repeats)
     assert order.num_items == windows.num_clips * repeats
     for epoch in range(3):
         clips, starts = order.items(epoch * order.num_items, (epoch + 1) * order.num_items)
@@ -90,7 +143,7 @@ def test_the_shard_order_depends_on_position_and_seed_alone(store: CodeStore) ->
     windows = windows_of(store, "stream")
 
     def order(seed: int) -> ShardOrder:
-        return ShardOrder(windows.shards, windows.num_starts, seed, pool_windows=15)
+        return order_of(windows, seed, pool_windows=15)
 
     forward = order(0)
     parts = [forward.items(first, first + 7) for first in range(0, 210, 7)]
@@ -105,26 +158,40 @@ def test_the_shard_order_depends_on_position_and_seed_alone(store: CodeStore) ->
 
 def test_pools_hold_no_more_windows_than_asked_unless_a_shard_does() -> None:
     shards = np.repeat(np.arange(30), [3, 4, 5] * 10)
-    order = ShardOrder(shards, np.ones(len(shards), np.int64), 0, pool_windows=16)
+    order = order_of_clips(shards, 16)
     position = 0
     while position < 3 * order.num_items:
         pool = order.pool_at(position)
         assert pool.first == position
         assert 12 <= len(pool.clips) <= 16 or pool.stop % order.num_items == 0
-        assert len({*shards[pool.clips]}) >= 1
         position = pool.stop
-    big = ShardOrder(np.zeros(50, np.int64), np.ones(50, np.int64), 0, pool_windows=16)
+    big = order_of_clips(np.zeros(50, np.int64), 16)
     assert len(big.pool_at(0).clips) == 50
     first, second = big.items(0, 50)[0], big.items(50, 100)[0]
     assert (first == second).mean() < 0.3  # one pool, but another order in every epoch
 
 
+def test_every_batch_spans_its_pool_and_rows_keep_to_their_part_of_it() -> None:
+    order = order_of_clips(np.repeat(np.arange(40), 8), 160, batch_size=16)
+    for position in (0, 160):
+        pool = order.pool_at(position)
+        batches = pool.clips.reshape(10, 16)
+        shards = list(dict.fromkeys(sorted(pool.clips // 8)))
+        for row in range(16):  # ten neighbours in whatever order the shards have
+            assert len(set(batches[:, row] // 8)) <= 3
+            assert not np.array_equal(np.argsort(batches[:, row]), np.arange(10))
+        for batch in batches:
+            assert len(set(batch // 8)) >= 0.7 * min(16, len(shards))
+    groups = [frozenset(order.items(first, first + 16)[0]) for first in range(0, 10 * order.num_items, 16)]
+    assert len(set(groups)) == len(groups)  # no two batches of ten epochs are alike
+
+
 def test_the_order_of_shards_never_changes() -> None:
     # Runs that are resumed with a later version must see the order they began with.
-    order = ShardOrder(np.repeat(np.arange(5), 2), np.full(10, 9), 0, pool_windows=4)
+    order = order_of_clips(np.repeat(np.arange(5), 2), 4, num_starts=9, batch_size=3)
     clips, starts = order.items(0, 10)
-    assert clips.tolist() == [9, 8, 5, 4, 7, 1, 6, 0, 2, 3]
-    assert starts.tolist() == [1, 7, 7, 5, 0, 5, 7, 8, 1, 8]
+    assert clips.tolist() == [8, 9, 4, 5, 1, 7, 0, 6, 3, 2]
+    assert starts.tolist() == [0, 2, 3, 5, 2, 4, 0, 7, 1, 0]
 
 
 def test_streamed_windows_may_begin_anywhere(store: CodeStore) -> None:
@@ -132,6 +199,9 @@ def test_streamed_windows_may_begin_anywhere(store: CodeStore) -> None:
     indices = np.random.default_rng(0).integers(0, len(resident), 200)
     assert torch.equal(streamed.batch(indices), resident.batch(indices))
     assert torch.equal(streamed[7], resident[7])
+    assert streamed.batch([]).shape == (0, FRAMES, 4, 3, 2)
+    long = [CodeWindows(store, frames=22, cache=cache) for cache in ("ram", "stream")]  # over three chunks and shards
+    assert torch.equal(long[0].batch(range(len(long[0]))), long[1].batch(range(len(long[1]))))
     with pytest.raises(LVTError, match="are streamed"):
         _ = streamed.codes
 
@@ -163,6 +233,11 @@ def test_a_mixture_has_the_shares_asked_for_and_remembers_nothing() -> None:
         part, counts = mixture(weights, 0, first, stop)
         assert np.array_equal(part, stores[first:stop])
         assert np.array_equal(counts, np.bincount(stores[:first], minlength=3))
+    positions = [mixture_positions(weights, 0, number, 0, 1000) for number in range(3)]
+    for number, found in enumerate(positions):
+        assert np.array_equal(found[: len(np.flatnonzero(stores == number))], np.flatnonzero(stores == number)[:1000])
+        assert np.array_equal(mixture_positions(weights, 0, number, 137, 452), found[137:452])
+    assert np.array_equal(mixture_positions([1.0], 0, 0, 990, 2010), np.arange(990, 2010))
     assert np.bincount(mixture([1e-9, 1.0], 0, 0, MIXTURE_BLOCK)[0]).tolist() == [1, MIXTURE_BLOCK - 1]
     assert np.bincount(mixture([1, 1, 1], 0, 0, MIXTURE_BLOCK)[0]).tolist() == [334, 333, 333]
 
@@ -227,30 +302,42 @@ def test_auto_streams_what_fits_neither_memory_nor_disk(store: CodeStore, monkey
     assert windows_of(store, "auto").cache == "mmap"  # the file is there already
 
 
-def test_a_mapped_file_of_other_codes_is_found_and_made_again(store: CodeStore) -> None:
+def test_a_mapped_file_with_a_single_wrong_bit_is_found_and_made_again(store: CodeStore) -> None:
     expected = windows_of(store, "mmap").batch(range(30))
     file = cache_file(store, "train")
-    data = bytearray(file.read_bytes())
-    data[-300:] = bytes(300)  # pages that never reached the disk
-    file.write_bytes(data)
-    lines = Lines()
-    again = CodeWindows(store, frames=FRAMES, cache="mmap", progress=lines)
-    assert len(lines.said) == 1
-    assert "is made again" in lines.said[0]
-    assert torch.equal(again.batch(range(30)), expected)
-    assert np.array_equal(np.load(file), windows_of(store, "ram").codes)
+    good = file.read_bytes()
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 1  # far from the ends of any clip
+    for bad in (flipped, good[:-300] + bytes(300), good[:-10], good[:-4], good + b"more", b"", b"\x93NUMPY\x01"):
+        file.write_bytes(bad)
+        lines = Lines()
+        again = CodeWindows(store, frames=FRAMES, cache="mmap", progress=lines)
+        assert lines.said == [f"{file} is damaged and is made again"]
+        assert torch.equal(again.batch(range(30)), expected)
+        assert file.read_bytes() == good
+        assert np.array_equal(np.load(file), windows_of(store, "ram").codes)
 
 
 def test_the_mapped_file_may_be_removed_at_any_time(store: CodeStore) -> None:
-    windows = windows_of(store, "mmap")
-    expected = windows.batch(range(20))
+    windows, late = windows_of(store, "mmap"), pickle.dumps(windows_of(store, "mmap"))
     file = cache_file(store, "train")
-    size = file.stat().st_size
-    assert remove_cache(store.path) == size
+    assert remove_cache(store.path) == [file]
     assert not file.parent.exists()
-    assert torch.equal(windows.batch(range(20)), expected)  # what has it open keeps it
-    assert remove_cache(store.path) == 0
+    expected = windows_of(store, "ram").batch(range(20))
+    assert torch.equal(windows.batch(range(20)), expected)  # what has it open keeps it, even before its first read
+    assert remove_cache(store.path) == []
+    with pytest.raises(LVTError, match="is gone; run the same command again"):
+        pickle.loads(late).batch(range(20))
     assert torch.equal(windows_of(store, "mmap").batch(range(20)), expected)
+    assert torch.equal(pickle.loads(late).batch(range(20)), expected)
+
+
+def test_a_disk_that_does_not_keep_what_is_written_is_said_and_not_tried_for_ever(
+    store: CodeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(window_cache, "is_sound", lambda *arguments: False)
+    with pytest.raises(LVTError, match="is not what was just written into it; use --cache ram"):
+        windows_of(store, "mmap")
 
 
 # Bounded memory ----------------------------------------------------------------------------------------------------

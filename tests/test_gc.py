@@ -27,6 +27,7 @@ from lvt_pipeline.data.code_writer import CodeStoreWriter
 from lvt_pipeline.data.codes import open_codes, shard_name
 from lvt_pipeline.data.windows import CodeWindows, cache_file
 from lvt_pipeline.errors import BusyError, StoreError
+from lvt_pipeline.storage import exclusive_lock
 from tests.toy_codes import SCHEMA, codes_of, files_of, planned, shards_of, write
 
 Lvt = Callable[..., tuple[int, str, str]]
@@ -117,12 +118,61 @@ def test_gc_removes_orphans_leftovers_and_caches_of_what_is_gone(store: Path) ->
     orphan.write_bytes(b"abandoned")
     (store / "codes/c/1/0/0/.0.77.partial").write_bytes(b"half")
     (store / "codes/.staged").mkdir()
+    half = old.with_name(f".{old.name}.77.partial")
+    half.write_bytes(b"half")
+    assert set(find_garbage(store).caches) == {str(old), str(half)}
     collect_garbage(store)
-    assert (old.exists(), new.exists()) == (False, True)
+    assert (old.exists(), half.exists(), new.exists()) == (False, False, True)
     assert not orphan.exists()
     assert not (store / "codes/c/17").exists()
     assert not list(store.rglob(".*"))
     assert holds(store, LEFT)
+
+
+def test_gc_cache_removes_the_mapped_files_and_nothing_of_the_store(store: Path, lvt: Lvt) -> None:
+    windows = [CodeWindows(store, frames=4, cache="mmap", generation=generation) for generation in (1, 2)]
+    files = sorted(cache_file(open_codes(store, generation), "train") for generation in (1, 2))
+    folder, half, before = files[0].parent, files[0].with_name(".train-0.npy.77.partial"), files_of(store)
+    half.write_bytes(b"half")
+    size = sum(file.stat().st_size for file in [*files, half])
+    code, out, _ = lvt("gc", store, "--cache")
+    assert code == 0
+    assert out.splitlines() == [
+        *(f"{file}: copy for --cache mmap" for file in [half, *files]),
+        f"{size / 2**20:,.1f} MiB can be given back with --apply",
+    ]
+    assert all(file.exists() for file in files)
+    with exclusive_lock(folder):  # a training makes a file just now
+        code, _, errors = lvt("gc", store, "--cache", "--apply")
+        assert (code, errors.count("\n")) == (1, 1)
+        assert f"another process is writing {folder}" in errors
+        with pytest.raises(BusyError):
+            collect_garbage(store)
+    assert all(file.exists() for file in files)
+    code, out, _ = lvt("gc", store, "--cache", "--apply", "--json")
+    assert (code, json.loads(out)) == (
+        0,
+        {"caches": [str(half), *map(str, files)], "bytes": size, "applied": True},
+    )
+    assert not folder.exists()
+    assert files_of(store) == before
+    for number, one in enumerate(windows, 1):  # what has a file open keeps it
+        again = CodeWindows(store, frames=4, cache="ram", generation=number)
+        assert np.array_equal(one.batch(range(50)), again.batch(range(50)))
+    assert lvt("gc", store, "--cache")[1] == f"{store} has no cache\n"
+    code, _, errors = lvt("gc", store, "--cache", "--keep", 1)
+    assert code == 2
+    assert "--cache touches nothing in the store" in errors
+    code, _, errors = lvt("gc", store.with_name("typo.zarr"), "--cache", "--apply")
+    assert (code, errors.count("\n")) == (1, 1)
+    assert not store.with_name("typo.zarr").exists()
+
+
+def test_gc_cache_works_when_the_store_is_gone(store: Path, lvt: Lvt) -> None:
+    file = cache_file(CodeWindows(store, frames=4, cache="mmap").store, "train")
+    shutil.rmtree(store)
+    assert lvt("gc", store, "--cache", "--apply")[0] == 0
+    assert not file.parent.exists()
 
 
 def test_an_interrupted_encode_can_go_on_after_gc_unless_it_is_dropped(store: Path, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from lvt_pipeline.data import batches as batches_module
 from lvt_pipeline.data.codes import open_codes
 from lvt_pipeline.engine import prior_training
 from lvt_pipeline.engine.checkpoints import find_checkpoint, load_weights
-from lvt_pipeline.engine.prior_training import PriorTask, train_prior
+from lvt_pipeline.engine.prior_task import PriorTask
+from lvt_pipeline.engine.prior_training import train_prior
 from lvt_pipeline.engine.training import StepLoss
 from lvt_pipeline.errors import ChangedRunError, ConfigError, MismatchError, Stopped
 from lvt_pipeline.models.adaptive import frequency_ranks
@@ -88,6 +91,26 @@ def test_streamed_prior_is_that_of_the_mapped_file_and_resumes_bit_for_bit(
         train_prior(store, tmp_path / "parts", settings, cache="stream", device="cpu")
     train_prior(store, tmp_path / "parts", settings, cache="ram", device="cpu")
     assert_same_training(tmp_path / "mapped", tmp_path / "parts")
+
+
+def test_the_share_of_time_that_waits_for_data_is_logged(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shares_of(run: Path) -> list[float]:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [line["data_wait_share"] for line in lines if line["split"] == "train"]
+
+    train_prior(store, tmp_path / "quick", settings_of(shuffle="shards"), cache="stream", device="cpu")
+    batch = PriorTask.batch
+
+    def slow(self: PriorTask, step: int, rows: range) -> Any:
+        time.sleep(0.3)  # many times what a step takes
+        return batch(self, step, rows)
+
+    monkeypatch.setattr(PriorTask, "batch", slow)
+    train_prior(store, tmp_path / "slow", settings_of(shuffle="shards"), cache="stream", device="cpu")
+    assert len(shares_of(tmp_path / "quick")) == 3
+    assert min(shares_of(tmp_path / "slow")) > 0.5 > shares_of(tmp_path / "quick")[-1] >= 0
 
 
 def test_a_run_keeps_the_order_it_was_started_with(store: Path, tmp_path: Path) -> None:

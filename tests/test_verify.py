@@ -19,13 +19,15 @@ from lvt_pipeline.data.code_shards import chunks_of, damaged_frames, decode_chun
 from lvt_pipeline.data.code_verify import VerifyReport, find_damaged_shards, verify_store
 from lvt_pipeline.data.code_writer import CodeStoreWriter
 from lvt_pipeline.data.codes import open_codes, shard_name
-from lvt_pipeline.data.frames import FrameSample, FrameShards, write_frames
+from lvt_pipeline.data.frame_clips import FrameSample
+from lvt_pipeline.data.frame_writing import write_frames
+from lvt_pipeline.data.frames import FrameShards
 from lvt_pipeline.data.windows import CodeWindows, cache_file
 from lvt_pipeline.engine.encoding import EncodeSettings, encode_dataset
 from lvt_pipeline.engine.verifying import verify_codes
 from lvt_pipeline.errors import ConfigError, MismatchError, StoreError
 from lvt_pipeline.models.vqvae import tokenizer_fingerprint
-from lvt_pipeline.pipeline import _encode
+from lvt_pipeline.pipeline import encode_up_to_date
 from lvt_pipeline.progress import SILENT
 from tests.toy_codes import FIVE, SCHEMA, codes_of, files_of, planned, record, shards_of, write
 from tests.toy_work import ToyWork, make_tokenizer, make_toy_work, moving_square
@@ -170,11 +172,13 @@ def test_a_damaged_cache_is_found(store: Path) -> None:
     CodeWindows(store, frames=4, cache="mmap")
     assert verify_store(store).problems == ()
     file = cache_file(open_codes(store), "train")
-    flip(file, file.stat().st_size - 1)
-    (problem,) = verify_store(store).problems
-    assert problem.file == str(file)
-    assert "delete it" in problem.message
-    assert problem.clips == ("g",)
+    for distance, clips in ((5, ("g",)), (1, ())):  # the last code, and the checksum behind it
+        flip(file, file.stat().st_size - distance)
+        (problem,) = verify_store(store).problems
+        flip(file, file.stat().st_size - distance)
+        assert problem.file == str(file)
+        assert "delete it" in problem.message
+        assert problem.clips == clips
 
 
 def test_one_generation_can_be_verified_alone(store: Path) -> None:
@@ -349,7 +353,7 @@ def test_a_run_repairs_a_damaged_store_and_keeps_its_older_generations(work: Toy
     encode_dataset(work.frames, work.root / "other", work.codes, settings, device="cpu", reencode=True)
     flip(work.codes / "zarr.json", 700)
     said: list[str] = []
-    _encode(work.frames, work.root / "other", work.codes, settings, "cpu", Saying(said))
+    encode_up_to_date(work.frames, work.root / "other", work.codes, settings, "cpu", Saying(said))
     assert "repaired zarr.json" in said[0]
     assert open_codes(work.codes).generations == [1, 2]
     assert open_codes(work.codes).tokenizer == tokenizer_fingerprint(other)

@@ -43,6 +43,7 @@ from lvt_pipeline.data.code_root import (
 )
 from lvt_pipeline.data.code_writer import CodeStoreWriter
 from lvt_pipeline.data.codes import CodeClip, CodeStore, array_metadata, open_codes, read_table, shard_name
+from lvt_pipeline.data.window_cache import cache_files, remove_cache
 from lvt_pipeline.errors import StoreError
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.progress import SILENT, Progress
@@ -262,7 +263,7 @@ class Garbage:
         kept, dropped: generations.
         shards: files of shards in which nothing is alive, those of abandoned plans included; paths in the store.
         leftovers: half-written files, and clip tables that nothing refers to; paths in the store.
-        caches: memory-mapped copies of generations that are dropped or gone, beside the store.
+        caches: memory-mapped copies of generations that are dropped or gone, and half-written ones, beside the store.
         pending: shards of an interrupted encode; they are kept unless asked otherwise.
         bytes: what deleting everything but `pending` gives back.
         partly_dead: shards with dead ranges; `compact_store` moves what is alive in them.
@@ -330,8 +331,7 @@ def find_garbage(
     if (path / PENDING).exists() and (drop_pending or not has_pending):
         leftovers.append(PENDING)
     fingerprints = {info.fingerprint for info in root.generations if info.generation in kept}
-    cache = path.with_name(f"{path.name}.cache")
-    caches = [file for file in sorted(cache.glob("*.npy")) if file.stem.rpartition("-")[2] not in fingerprints]
+    caches = cache_files(path, fingerprints)
     dropped = [number for number in root.numbers if number not in kept]
     gone = [path / name for name in (*shards, *leftovers, *map(generation_name, dropped))] + caches
     return Garbage(
@@ -355,11 +355,13 @@ def collect_garbage(
         what was deleted.
 
     Raises:
-        BusyError: another process is writing the store.
+        BusyError: another process is writing the store, or a memory-mapped copy of it.
     """
     open_codes(path)  # before the lock, which would create a folder
     with exclusive_lock(path):
         garbage = find_garbage(path, keep_generations=keep_generations, keep=keep, drop_pending=drop_pending)
+        # First, because a training that makes such a file just now is the one thing that may refuse.
+        remove_cache(path, {open_codes(path, number).fingerprint for number in garbage.kept})
         if garbage.dropped:
             store = open_codes(path)
             root = with_digests(path, store.root)
@@ -379,8 +381,6 @@ def collect_garbage(
             remove_group(path, path / generation_name(number))
         for name in garbage.shards:
             _unlink(path / name, path / SHARDS)
-        for file in map(Path, garbage.caches):
-            file.unlink(missing_ok=True)
         for file in (path / ARRAY).rglob(f".*{TEMPORARY_SUFFIX}"):
             file.unlink(missing_ok=True)
         remove_temporary_files(path)

@@ -8,7 +8,7 @@ it, since decompression does not hold Python's lock. Checksums are compared as z
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,31 +82,62 @@ def _split(parts: list[tuple[Path, int, int, int]], chunk: int, threads: int) ->
     return pieces
 
 
+def read_chunks(file: Path, schema: CodeSchema, numbers: Sequence[int]) -> Iterator[NDArray[Any]]:
+    """The codes of some chunks of a shard, one after another in the same memory: each is gone when the next comes.
+
+    Args:
+        numbers: which chunks of the shard, ascending. They are fetched with one read, so they should lie together.
+
+    Yields:
+        (frames_per_chunk, h, w, n_c) in the schema's dtype. Frames that nobody wrote are 0.
+
+    Raises:
+        StoreError: a checksum does not match, or the bytes are no codes of this schema.
+        OSError: the shard cannot be read.
+    """
+    per_chunk = schema.frames_per_chunk
+    codes = np.empty((per_chunk, *schema.frame_shape), schema.dtype)
+    first, stop = numbers[0] * per_chunk, (numbers[-1] + 1) * per_chunk
+    found = {chunk.first_frame // per_chunk: (chunk, data) for chunk, data in _fetch(file, schema, first, stop)}
+    for number in numbers:
+        if number in found:
+            chunk, data = found[number]
+            _decode(data, chunk, schema, chunk.first_frame, chunk.first_frame + per_chunk, codes)
+        else:
+            codes[:] = 0
+        yield codes
+
+
 def _read_from_shard(file: Path, schema: CodeSchema, first: int, stop: int, out: NDArray[Any]) -> None:
     """Put frames [first, stop) of one shard into `out`."""
+    per_chunk = schema.frames_per_chunk
+    chunks = _fetch(file, schema, first, stop)
+    if len(chunks) < -(-stop // per_chunk) - first // per_chunk:
+        out[:] = 0  # some chunks hold nothing
+    for chunk, data in chunks:
+        _decode(data, chunk, schema, first, stop, out)
+
+
+def _fetch(file: Path, schema: CodeSchema, first: int, stop: int) -> list[tuple[Chunk, memoryview]]:
+    """The chunks of a shard that hold some of the frames [first, stop), as they are compressed."""
     descriptor = os.open(file, os.O_RDONLY)
     try:
         num_bytes = os.fstat(descriptor).st_size
         tail = index_bytes(schema)
         index = os.pread(descriptor, tail, max(num_bytes - tail, 0))
-        per_chunk = schema.frames_per_chunk
         chunks = [
             chunk
             for chunk in chunks_of(index, schema, num_bytes)
-            if chunk.first_frame < stop and chunk.first_frame + per_chunk > first
+            if chunk.first_frame < stop and chunk.first_frame + schema.frames_per_chunk > first
         ]
         if not chunks:
-            out[:] = 0
-            return
+            return []
         begin = min(chunk.offset for chunk in chunks)
         end = max(chunk.offset + chunk.size for chunk in chunks)
         data = memoryview(os.pread(descriptor, end - begin, begin))
     finally:
         os.close(descriptor)
-    if len(chunks) < -(-stop // per_chunk) - first // per_chunk:
-        out[:] = 0  # some chunks hold nothing
-    for chunk in chunks:
-        _decode(data[chunk.offset - begin : chunk.offset - begin + chunk.size], chunk, schema, first, stop, out)
+    return [(chunk, data[chunk.offset - begin : chunk.offset - begin + chunk.size]) for chunk in chunks]
 
 
 def _decode(data: memoryview, chunk: Chunk, schema: CodeSchema, first: int, stop: int, out: NDArray[Any]) -> None:

@@ -41,6 +41,7 @@ from lvt_pipeline.data.codes import (
     shard_name,
     table_fingerprint,
 )
+from lvt_pipeline.data.window_cache import is_sound, map_file
 from lvt_pipeline.errors import ArtefactError, LVTError, StoreError
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import ZARR_METADATA
@@ -352,11 +353,8 @@ def _end(clip: CodeClip) -> int:
 
 def _wrong_in_cache(file: Path, store: CodeStore, clips: Sequence[CodeClip]) -> list[str] | None:
     """Ids of clips that a cache file has wrong, [] when it is no such file, None when it is right."""
-    try:
-        codes = np.load(file, mmap_mode="r")
-    except (OSError, ValueError):
-        return []
-    if codes.shape != (sum(clip.length for clip in clips), *store.schema.frame_shape) or codes.dtype != store.dtype:
+    codes = map_file(file, (sum(clip.length for clip in clips), *store.schema.frame_shape), store.dtype)
+    if codes is None:
         return []
     wrong, start = [], 0
     for clip in clips:
@@ -366,4 +364,4 @@ def _wrong_in_cache(file: Path, store: CodeStore, clips: Sequence[CodeClip]) -> 
         except StoreError:
             pass  # the shard has been reported
         start += clip.length
-    return wrong or None
+    return wrong or (None if is_sound(file) else [])

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
-from lvt_pipeline.data.code_reading import read_frames
+from lvt_pipeline.data.code_reading import read_chunks, read_frames
 from lvt_pipeline.data.code_root import (
     ARRAY,
     GENERATIONS,
@@ -192,11 +192,20 @@ class CodeArray:
                 try:
                     self._read(max(start, index * size), min(stop, (index + 1) * size))
                 except Exception as error:
-                    raise StoreError(
-                        f"{self.path / shard_name(index)} is damaged ({one_line(error)}); "
-                        "delete this file and run the command that made the store again"
-                    ) from error
+                    raise self._damage(index, error) from error
             raise
+
+    def read_chunks(self, index: int, numbers: Sequence[int]) -> Iterator[NDArray[np.unsignedinteger[Any]]]:
+        """Some chunks of a shard, each in the memory of the one before. See `code_reading.read_chunks`.
+
+        Raises:
+            StoreError: the shard is missing or damaged; it is named.
+        """
+        self._check(index)
+        try:
+            yield from read_chunks(self.path / shard_name(index), self._schema, numbers)
+        except (StoreError, OSError) as error:
+            raise self._damage(index, error) from error
 
     def problem(self, index: int) -> str:
         """What is wrong with a shard's file as far as its size tells, empty when nothing is."""
@@ -218,6 +227,12 @@ class CodeArray:
                 f"{self.path / shard_name(index)} {problem}; run the command that made the store again to restore it"
             )
         self._sound.add(index)
+
+    def _damage(self, index: int, error: Exception) -> StoreError:
+        return StoreError(
+            f"{self.path / shard_name(index)} is damaged ({one_line(error)}); "
+            "delete this file and run the command that made the store again"
+        )
 
     def _read(self, start: int, stop: int) -> NDArray[np.unsignedinteger[Any]]:
         return read_frames(lambda index: self.path / shard_name(index), self._schema, start, stop)

@@ -94,23 +94,49 @@ def mixture(weights: Sequence[float], seed: int, first: int, stop: int) -> tuple
     Returns:
         stores int64 (stop - first,), and int64 (stores,): how many positions before `first` each store has.
     """
+    counts = _counts_of_block(weights)
+    block, begin = divmod(first, MIXTURE_BLOCK)
+    parts = [np.zeros(0, np.int64)]
+    before = np.array(counts) * block
+    if begin:
+        before = before + np.bincount(_assignment(counts, seed, block)[:begin], minlength=len(counts))
+    while first < stop:
+        block, begin = divmod(first, MIXTURE_BLOCK)
+        end = min(begin + stop - first, MIXTURE_BLOCK)
+        parts.append(_assignment(counts, seed, block)[begin:end])
+        first += end - begin
+    return np.concatenate(parts), before
+
+
+def mixture_positions(weights: Sequence[float], seed: int, store: int, first: int, stop: int) -> NDArray[np.int64]:
+    """Where in a mixture windows [first, stop) of one of its stores are: what `mixture` says, the other way round.
+
+    Args:
+        store: which one, counted from 0.
+
+    Returns:
+        int64 (stop - first,), ascending.
+    """
+    counts = _counts_of_block(weights)
+    parts = [np.zeros(0, np.int64)]
+    while first < stop:
+        block, begin = divmod(first, counts[store])
+        end = min(begin + stop - first, counts[store])
+        places = np.flatnonzero(_assignment(counts, seed, block) == store)
+        parts.append(block * MIXTURE_BLOCK + places[begin:end])
+        first += end - begin
+    return np.concatenate(parts)
+
+
+def _counts_of_block(weights: Sequence[float]) -> tuple[int, ...]:
+    """How many positions of a block each store has."""
     shares = np.asarray(weights, float) * (MIXTURE_BLOCK / float(np.sum(weights)))
     counts = np.maximum(np.floor(shares), 1).astype(np.int64)
     for _ in range(MIXTURE_BLOCK - int(counts.sum())):
         counts[np.argmax(shares - counts)] += 1
     while counts.sum() > MIXTURE_BLOCK:  # very small weights were raised to one
         counts[np.argmax(counts)] -= 1
-    block, begin = divmod(first, MIXTURE_BLOCK)
-    parts = [np.zeros(0, np.int64)]
-    before = counts * block
-    if begin:
-        before = before + np.bincount(_assignment(tuple(counts), seed, block)[:begin], minlength=len(counts))
-    while first < stop:
-        block, begin = divmod(first, MIXTURE_BLOCK)
-        end = min(begin + stop - first, MIXTURE_BLOCK)
-        parts.append(_assignment(tuple(counts), seed, block)[begin:end])
-        first += end - begin
-    return np.concatenate(parts), before
+    return tuple(counts.tolist())
 
 
 @lru_cache(maxsize=4)

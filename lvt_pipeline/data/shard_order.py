@@ -1,21 +1,25 @@
-"""An order of windows that a store can be read in without holding it: a function of (seed, position) and nothing else.
+"""An order of windows that a store can be read in without holding it: a function of (seed, position, batch size) alone.
 
 An epoch passes through the shards of the store in a new random order. As many of them as make up a pool of windows are
-taken together, and the windows of a pool come in random order, each at a random place of its clip. So memory holds one
-pool and the next, and every clip still comes once an epoch (or `windows_per_clip` times). Pools of thousands of windows
-from dozens of random shards mix as well as training needs; only clips that were neighbours on disk meet more often.
+taken together, each window at a random place of its clip. So memory holds one pool and the next, and every clip still
+comes once an epoch (or `windows_per_clip` times).
+
+Within a pool the windows are shared out to the rows of the batches in the order in which they lie: the first rows take
+theirs from the beginning of the pool, the last rows from its end, each in random order. So every batch spans the whole
+pool, and the rows that one of several processes takes come from a part of the pool of their size: each process
+decompresses its own part and no more, although none of them enters into the order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-# What a generator is for, so that two uses of one seed never share numbers (`data.order` has 0 and 1).
+# What a generator is for, so that two uses of one seed never share numbers (`data.order` has 0, 1, 4 and 5).
 _SHARDS, _POOL = 2, 3
 
 
@@ -28,6 +32,7 @@ class Pool:
         first: position of its first window in the endless sequence.
         clips: int64 (N,), clips of its windows in the order they are used.
         starts: int64 (N,), first frame of each within its clip.
+        rows: int64 (N,), the row of its batch that each window is.
     """
 
     epoch: int
@@ -35,6 +40,7 @@ class Pool:
     first: int
     clips: NDArray[np.int64]
     starts: NDArray[np.int64]
+    rows: NDArray[np.int64]
 
     @property
     def stop(self) -> int:
@@ -47,31 +53,36 @@ class ShardOrder:
 
     def __init__(
         self,
-        shards: NDArray[np.int64],
+        offsets: NDArray[np.int64],
         num_starts: NDArray[np.int64],
         seed: int,
         *,
+        shard_frames: int,
         pool_windows: int,
+        rows: Callable[[int, int], NDArray[np.int64]],
         windows_per_clip: int = 1,
     ) -> None:
         """
         Args:
-            shards: int64 (clips,), the shard in which each clip begins.
+            offsets: int64 (clips,), where each clip begins in the code array.
             num_starts: int64 (clips,), in how many places a window fits in each clip, at least 1.
+            shard_frames: frames of the code array in a shard.
             pool_windows: windows that make up a pool, at most, unless a single shard has more.
+            rows: the rows of their batches that positions [first, stop) of the sequence are, int64 (stop - first,).
             windows_per_clip: how often a clip comes in an epoch, each time at another random place.
         """
-        if not len(shards) or pool_windows < 1 or windows_per_clip < 1:
-            raise ValueError(f"no order of {len(shards)} clips in pools of {pool_windows}, {windows_per_clip} each")
+        if not len(offsets) or pool_windows < 1 or windows_per_clip < 1:
+            raise ValueError(f"no order of {len(offsets)} clips in pools of {pool_windows}, {windows_per_clip} each")
         self._num_starts = num_starts
         self._seed = seed
         self._pool_windows = pool_windows
         self._windows_per_clip = windows_per_clip
-        self._by_shard = np.argsort(shards, kind="stable")
-        _, counts = np.unique(shards, return_counts=True)
-        self._ends = np.cumsum(counts)  # clips up to and including each shard, in the order of `_by_shard`
+        self._rows = rows
+        self._by_place = np.argsort(offsets, kind="stable")
+        _, counts = np.unique(offsets // shard_frames, return_counts=True)
+        self._ends = np.cumsum(counts)  # clips up to and including each shard, in the order of `_by_place`
         self._counts = counts
-        self.num_items = len(shards) * windows_per_clip
+        self.num_items = len(offsets) * windows_per_clip
         self._layout = lru_cache(maxsize=4)(self._new_layout)
         self._pool = lru_cache(maxsize=4)(self._new_pool)
 
@@ -110,11 +121,16 @@ class ShardOrder:
 
     def _new_pool(self, epoch: int, number: int) -> Pool:
         groups, ends = self._layout(epoch)
-        clips = np.concatenate(
-            [self._by_shard[self._ends[shard] - self._counts[shard] : self._ends[shard]] for shard in groups[number]]
+        lying = np.concatenate(
+            [self._by_place[self._ends[shard] - self._counts[shard] : self._ends[shard]] for shard in groups[number]]
         )
-        generator = np.random.default_rng([_POOL, self._seed, epoch, number])
-        clips = generator.permutation(np.repeat(clips, self._windows_per_clip))
-        starts = generator.integers(0, self._num_starts[clips])
+        lying = np.repeat(lying, self._windows_per_clip)
         first = epoch * self.num_items + int(ends[number - 1] if number else 0)
-        return Pool(epoch, number, first, clips, starts)
+        rows = self._rows(first, first + len(lying))
+        generator = np.random.default_rng([_POOL, self._seed, epoch, number])
+        # Where the pool's first row finds its windows is random too, or the same clips would share rows in every epoch.
+        lying = np.roll(lying, generator.integers(len(lying)))
+        clips = np.empty_like(lying)
+        clips[np.lexsort((generator.random(len(lying)), rows))] = lying
+        starts = generator.integers(0, self._num_starts[clips])
+        return Pool(epoch, number, first, clips, starts, rows)

@@ -1,8 +1,9 @@
 """Where the codes of a split are kept while a prior trains: which tier, and the memory-mapped file of one of them.
 
-The file holds the codes of all clips of a split one after another, as a plain `.npy`. It is made once for each content,
-whole or not at all, by one process of a host while the others wait; it is looked at before it is used, and deleting it
-is always safe: what has it open keeps it, and the next training makes it again. `lvt verify` compares every byte of it.
+The file holds the codes of all clips of a split one after another, as a `.npy` with the CRC-32C of all its bytes behind
+it. It is made once for each content, whole or not at all, by one process of a host while the others wait. All of it is
+compared with its checksum before it is used, which also brings it from the disk; `lvt verify` compares it with the
+store. Deleting it is always safe: what has it open keeps it, and the next training makes it again.
 """
 
 from __future__ import annotations
@@ -10,23 +11,27 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from google_crc32c import extend
 from numpy.typing import NDArray
 
 from lvt_pipeline.data.codes import CodeClip, CodeStore
-from lvt_pipeline.errors import BusyError, ConfigError
-from lvt_pipeline.progress import Progress
+from lvt_pipeline.errors import BusyError, ConfigError, LVTError
+from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.storage import atomic_writer, exclusive_lock, remove_leftovers
 
 Cache = Literal["auto", "ram", "mmap", "stream"]
 Tier = Literal["ram", "mmap", "stream"]
 
 WAIT_SECONDS = 0.2  # between looks at a cache file that another process is making
-COMPARED_CLIPS = 16  # clips of a cache file whose ends are compared with the store before it is used
+CHECKSUM_BYTES = 4
+PIECE_BYTES = 2**20  # of a cache file, in hand while its checksum is computed
 SPARE_DISK_BYTES = 2**30  # left free on the disk when `auto` makes a file
 
 
@@ -79,53 +84,115 @@ def cache_file(store: CodeStore, split: str) -> Path:
     return cache_folder(store.path) / f"{split}-{store.fingerprint}.npy"
 
 
-def remove_cache(store: Path) -> int:
-    """Delete the mapped files of a store, all generations; returns the bytes that were freed.
+def cache_files(store: Path, kept: Collection[str] = ()) -> list[Path]:
+    """The mapped files of a store, half-written ones too.
 
-    Raises:
-        BusyError: a process is making one.
+    Args:
+        store: it may be gone.
+        kept: fingerprints of generations whose files are left out.
     """
     folder = cache_folder(store)
-    if not folder.is_dir():
-        return 0
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [file for file in files if file.stem.rpartition("-")[2] not in kept]
+
+
+def remove_cache(store: Path, kept: Collection[str] = ()) -> list[Path]:
+    """Delete what `cache_files` lists, one file after another; returns it. What has a file open keeps it.
+
+    Raises:
+        BusyError: a process is making one; nothing was deleted.
+    """
+    folder = cache_folder(store)
+    if not cache_files(store, kept):
+        return []
     with exclusive_lock(folder):
-        freed = sum(file.stat().st_size for file in folder.iterdir())
-        shutil.rmtree(folder)
-    return freed
+        files = cache_files(store, kept)
+        for file in files:
+            file.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    return files
 
 
-def make_cache_file(
+def open_cache_file(
     file: Path,
     store: CodeStore,
     clips: Sequence[CodeClip],
     read: Callable[[], Iterator[NDArray[Any]]],
     progress: Progress,
-) -> None:
-    """Write the mapped file of some clips unless a good one is there; one process of a host does it, the others wait.
+) -> NDArray[Any]:
+    """The codes of some clips out of their mapped file, which is made unless a good one is there.
+
+    One process of a host makes it, the others wait.
 
     Args:
         read: gives the codes of the clips one after another, in pieces.
+
+    Returns:
+        (frames, h, w, n_c) in the dtype of the store, mapped.
+
+    Raises:
+        LVTError: what was written is not what is read back.
+        StoreError: a shard is damaged.
     """
     shape = (sum(clip.length for clip in clips), *store.schema.frame_shape)
-    while not _is_whole(file, shape, store.dtype):
+
+    def look() -> NDArray[Any] | None:
+        # In this order: nobody replaces a file once it is sound.
+        return map_file(file, shape, store.dtype) if is_sound(file, progress) else None
+
+    is_ours = False
+    while (codes := look()) is None:
+        if is_ours and file.exists():
+            raise LVTError(f"{file} is not what was just written into it; use --cache ram, or stream, on this disk")
         try:
             with exclusive_lock(file.parent):
-                if _is_whole(file, shape, store.dtype):
-                    break
-                _write(file, shape, store.dtype, read)
-                return
-        except BusyError:
-            time.sleep(WAIT_SECONDS)
-    if _agrees(file, store, clips):
-        return
-    progress.say(f"{file} is not a copy of {store.path} any more and is made again")
-    while not _agrees(file, store, clips):
-        try:
-            with exclusive_lock(file.parent):
-                if not _agrees(file, store, clips):
+                if look() is None:
+                    if file.exists():
+                        progress.say(f"{file} is damaged and is made again")
                     _write(file, shape, store.dtype, read)
+                    is_ours = True
         except BusyError:
             time.sleep(WAIT_SECONDS)
+    return codes
+
+
+def map_file(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | None:
+    """The mapped codes in a file, None if it is absent, cut short, or holds something else."""
+    header = _header(shape, dtype)
+    try:
+        with open(file, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if stream.read(len(header)) != header:
+                return None
+            # A plain view: slices of the subclass take several times as long to make.
+            codes = np.memmap(stream, dtype, "r", len(header), shape).view(np.ndarray)
+    except (OSError, ValueError):
+        return None
+    return codes if size == len(header) + codes.nbytes + CHECKSUM_BYTES else None
+
+
+def is_sound(file: Path, progress: Progress = SILENT) -> bool:
+    """Whether a mapped file ends in the checksum of all that is before; all of it is read."""
+    checksum = 0
+    try:
+        with open(file, "rb") as stream:
+            left = os.fstat(stream.fileno()).st_size - CHECKSUM_BYTES
+            with progress.bar("checking mapped codes", -(-left // PIECE_BYTES), "MiB") as bar:
+                while left > 0 and (piece := stream.read(min(left, PIECE_BYTES))):
+                    checksum = extend(checksum, piece)
+                    left -= len(piece)
+                    bar.advance()
+            return left == 0 and stream.read() == checksum.to_bytes(CHECKSUM_BYTES, "little")
+    except OSError:
+        return False  # removed meanwhile
+
+
+def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """What a `.npy` of such an array begins with."""
+    stream = BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+    return stream.getvalue()
 
 
 def _write(
@@ -133,31 +200,8 @@ def _write(
 ) -> None:
     remove_leftovers(file.parent)
     with atomic_writer(file) as stream:
-        header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(stream, header)
-        for part in read():
-            stream.write(np.ascontiguousarray(part).data)
-
-
-def _is_whole(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
-    try:
-        codes = np.load(file, mmap_mode="r")
-    except (OSError, ValueError):  # absent, cut short, or not an array
-        return False
-    return bool(codes.shape == shape and codes.dtype == dtype)
-
-
-def _agrees(file: Path, store: CodeStore, clips: Sequence[CodeClip]) -> bool:
-    """Whether the first and last frames of clips spread over the file are those of the store.
-
-    A whole comparison would read the file and the store, which for large ones takes minutes; this finds a file of other
-    codes, and pages that a power cut left as zeros. `lvt verify` compares all of it.
-    """
-    codes = np.load(file, mmap_mode="r")
-    positions = np.cumsum([0, *(clip.length for clip in clips)])
-    for index in np.unique(np.linspace(0, len(clips) - 1, COMPARED_CLIPS).astype(int)):
-        clip = clips[index]
-        for frame in {0, clip.length - 1}:
-            if not np.array_equal(codes[positions[index] + frame], store.read(clip, frame, frame + 1)[0]):
-                return False
-    return True
+        checksum = 0
+        for piece in chain([_header(shape, dtype)], (part.tobytes() for part in read())):
+            checksum = extend(checksum, piece)
+            stream.write(piece)
+        stream.write(checksum.to_bytes(CHECKSUM_BYTES, "little"))

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lvt_pipeline.data.codes import CodeClip, CodeStore, open_codes
-from lvt_pipeline.data.window_cache import Cache, Tier, cache_file, choose_tier, make_cache_file
+from lvt_pipeline.data.window_cache import Cache, Tier, cache_file, choose_tier, map_file, open_cache_file
 from lvt_pipeline.data.window_reading import read_windows
 from lvt_pipeline.errors import ConfigError, LVTError
 from lvt_pipeline.progress import SILENT, Progress
@@ -36,6 +36,7 @@ class CodeWindows(Dataset[Tensor]):
     Attributes:
         store: the generation of the code store that is read.
         clips: the clips that hold at least one window, in order.
+        offsets: int64 (clips,), where each of them begins in the store's code array.
         num_starts: int64 (clips,), in how many places a window fits in each of them, whatever the stride.
         num_short_clips: clips of the split that are shorter than a window.
         cache: "ram", "mmap" or "stream".
@@ -84,7 +85,7 @@ class CodeWindows(Dataset[Tensor]):
         self._first_frame = np.array(
             [position for position, clip in zip(positions, members, strict=True) if clip.length >= frames], np.int64
         )
-        self._offsets = np.array([clip.offset for clip in self.clips], np.int64)
+        self.offsets = np.array([clip.offset for clip in self.clips], np.int64)
         self.num_starts = np.array([clip.length - frames + 1 for clip in self.clips], np.int64)
         counts = -(-self.num_starts // stride)
         self._end_of_clip = np.cumsum(counts)  # windows up to and including each clip
@@ -102,9 +103,10 @@ class CodeWindows(Dataset[Tensor]):
                 self._codes[end : end + len(part)] = part
                 end += len(part)
         if self._file is not None:
-            make_cache_file(
+            self._codes = open_cache_file(
                 self._file, self.store, members, lambda: _read_clips(self.store, members, progress), progress
             )
+        self._shape = shape
 
     def __len__(self) -> int:
         return int(self._end_of_clip[-1])
@@ -135,25 +137,28 @@ class CodeWindows(Dataset[Tensor]):
         Returns:
             int64 (B, frames, h, w, n_c).
         """
-        return torch.from_numpy(self.read(clips, starts, np.dtype(np.int64)))
+        windows = np.empty((len(clips), self.frames, *self.store.schema.frame_shape), np.int64)
+        return torch.from_numpy(self.read(clips, starts, windows))
 
     def read(
-        self,
-        clips: NDArray[np.integer[Any]],
-        starts: NDArray[np.integer[Any]],
-        dtype: np.dtype[Any] | None = None,
+        self, clips: NDArray[np.integer[Any]], starts: NDArray[np.integer[Any]], out: NDArray[Any] | None = None
     ) -> NDArray[Any]:
-        """As `at`, an array in any dtype, that of the store by default: (B, frames, h, w, n_c)."""
-        dtype = dtype or self.store.dtype
+        """As `at`, an array (B, frames, h, w, n_c).
+
+        Args:
+            out: where they are put, in any integer dtype that holds them; by default a new array in that of the store.
+        """
         if np.any(starts < 0) or np.any(starts >= self.num_starts[clips]):
             raise IndexError("a window would begin outside its clip or reach beyond the end of it")
+        if out is None:
+            out = np.empty((len(clips), self.frames, *self.store.schema.frame_shape), self.store.dtype)
         if self.cache == "stream":
-            return read_windows(self.store, self._offsets[clips] + starts, self.frames).astype(dtype, copy=False)
+            read_windows(self.store, self.offsets[clips] + starts, out)
+            return out
         codes, first = self.codes, self._first_frame[clips] + starts
-        windows = np.empty((len(first), self.frames, *codes.shape[1:]), dtype)
-        for window, row in zip(windows, first.tolist(), strict=True):
+        for window, row in zip(out, first.tolist(), strict=True):
             window[:] = codes[row : row + self.frames]
-        return windows
+        return out
 
     def clip(self, index: int) -> CodeClip:
         """The clip that a window is cut from."""
@@ -168,22 +173,20 @@ class CodeWindows(Dataset[Tensor]):
         """Codes of all clips of the split, short ones too, one after another: (frames, h, w, n_c) uint8 or uint16.
 
         Raises:
-            LVTError: they are streamed, so that they are nowhere together.
+            LVTError: they are streamed, so that they are nowhere together; or another process has removed the mapped
+                file before this one opened it.
         """
         if self._codes is None:
             if self._file is None:
                 raise LVTError(f"the codes of {self.store.path} are streamed; open the windows with cache='mmap'")
-            self._codes = np.load(self._file, mmap_mode="r")
+            self._codes = map_file(self._file, self._shape, self.store.dtype)
+            if self._codes is None:
+                raise LVTError(f"{self._file} is gone; run the same command again, which makes it again")
         return self._codes
 
     def __getstate__(self) -> dict[str, Any]:
         # A memory-mapped file is opened again by the process that receives the windows, never copied to it.
         return {**self.__dict__, "_codes": self._codes if self._file is None else None}
-
-    @property
-    def shards(self) -> NDArray[np.int64]:
-        """The shard in which each of `clips` begins, int64 (clips,)."""
-        return self._offsets // self.store.schema.shard_frames
 
     @property
     def window_bytes(self) -> int:
