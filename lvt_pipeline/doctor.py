@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import shutil
@@ -12,10 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 PACKAGES = ("torch", "webdataset", "zarr", "numcodecs", "decord", "av", "numpy", "einops", "pillow", "safetensors")
+DECODERS: tuple[Literal["decord", "pyav"], ...] = ("decord", "pyav")
 LOW_DISK_BYTES = 10 * 2**30
 LOW_SHARED_MEMORY_BYTES = 256 * 2**20
 
@@ -39,7 +42,8 @@ def examine(folder: Path) -> list[Check]:
         ("python", _python),
         ("packages", _packages),
         ("torch", _torch),
-        ("mp4 through decord", _decord),
+        ("devices", _devices),
+        ("decoders", _decoders),
         ("code store", _code_store),
         ("webdataset", _webdataset),
         ("worker processes", _workers),
@@ -72,13 +76,29 @@ def _torch() -> str:
     product = torch.ones(64, 64) @ torch.ones(64, 64)
     if float(product[0, 0]) != 64.0:
         raise RuntimeError("a matrix product came out wrong")
+    backends = [name for name in ("gloo", "nccl") if torch.distributed.is_backend_available(name)]
+    return f"{torch.__version__}, several processes through {' and '.join(backends) or 'nothing: torchrun fails'}"
+
+
+def _devices() -> str:
+    import torch
+
     if not torch.cuda.is_available():
-        return f"{torch.__version__}, no GPU: training runs on {torch.get_num_threads()} CPU threads"
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return f"{torch.__version__}, {', '.join(names)}"
+        return f"no GPU: training runs on {torch.get_num_threads()} CPU threads"
+    found = []
+    for index in range(torch.cuda.device_count()):
+        product = torch.ones(64, 64, device=f"cuda:{index}", dtype=torch.bfloat16) @ torch.ones(
+            64, 64, device=f"cuda:{index}", dtype=torch.bfloat16
+        )
+        if float(product[0, 0]) != 64.0:
+            raise RuntimeError(f"a matrix product in bfloat16 came out wrong on cuda:{index}")
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        found.append(f"cuda:{index} {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+    return "; ".join(found)
 
 
-def _decord() -> str:
+def _decoders() -> str:
     from lvt_pipeline.data.media import write_mp4
     from lvt_pipeline.data.videos import GeometrySettings, decode_clip
 
@@ -86,10 +106,11 @@ def _decord() -> str:
         frames = np.zeros((8, 64, 64, 3), np.uint8)
         frames[:, :, :32] = 255
         write_mp4(Path(folder) / "clip.mp4", frames, fps=10)
-        clip = decode_clip(str(Path(folder) / "clip.mp4"), None, None, GeometrySettings())
-    if clip.frames.shape != frames.shape or np.abs(clip.frames.astype(int) - frames).mean() > 8:
-        raise RuntimeError("frames came back changed")
-    return f"wrote and read H.264 with {clip.decoder}"
+        for decoder in DECODERS:
+            clip = decode_clip(str(Path(folder) / "clip.mp4"), None, None, GeometrySettings(decoder=decoder))
+            if clip.frames.shape != frames.shape or np.abs(clip.frames.astype(int) - frames).mean() > 8:
+                raise RuntimeError(f"{decoder} gave back changed frames")
+    return f"{' and '.join(DECODERS)} read H.264 that was just written"
 
 
 def _code_store() -> str:
@@ -110,7 +131,8 @@ def _code_store() -> str:
 def _webdataset() -> str:
     import webdataset
 
-    from lvt_pipeline.data.frames import FrameSample, write_shard
+    from lvt_pipeline.data.frame_clips import FrameSample
+    from lvt_pipeline.data.frame_writing import write_shard
 
     with tempfile.TemporaryDirectory() as folder:
         shard = Path(folder) / "train-000000.tar"
@@ -128,11 +150,19 @@ def _workers() -> str:
     answers = list(run_isolated(abs, [-1], num_workers=1, deadline_seconds=lambda task: 30.0))
     if answers != [(0, 1)]:
         raise RuntimeError(f"a worker answered {answers}")
-    return f"a decoding worker answered in {time.monotonic() - started:.1f} s"
+    return (
+        f"a fresh interpreter answered in {time.monotonic() - started:.1f} s; Python's own start method here is "
+        f"{multiprocessing.get_start_method()}, which lvt does not use"
+    )
+
+
+def shared_memory_bytes() -> int:
+    """What processes may still share; 0 where there is no such file system."""
+    return shutil.disk_usage("/dev/shm").free if Path("/dev/shm").exists() else 0
 
 
 def _shared_memory() -> str:
-    free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").exists() else 0
+    free = shared_memory_bytes()
     note = " (low: data loading workers may fail)" if free < LOW_SHARED_MEMORY_BYTES else ""
     return f"{free / 2**20:,.0f} MiB free{note}"
 

@@ -5,7 +5,6 @@ Importing this module is cheap; torch loads when a model does. The writing side 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,21 +66,6 @@ def read_run_record(run: Path | str) -> Provenance | None:
     """
     path = Path(run)
     return read_record(path) if (path / RECORD_NAME).exists() else None
-
-
-def live_position(run: Path | str) -> str:
-    """How far an unfinished run is, for people; "" when there is no run at this path."""
-    try:
-        state = read_run(run)
-    except CheckpointError:
-        return ""
-    step = state["step"]
-    try:
-        last = (Path(run) / METRICS_NAME).read_bytes().splitlines()[-1]
-        step = max(step, json.loads(last)["step"])
-    except (OSError, IndexError, KeyError, ValueError):
-        pass  # no line yet, or one being written
-    return f"step {step} of {state['max_steps']}, {state['step']} saved ({state['status']})"
 
 
 def read_run_config(run: Path | str) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -72,6 +75,11 @@ def training_options(family: str, preset: str) -> Callable[[Command], Command]:
     options = [
         out_option("Run directory to create or resume. Not needed with --dry-run.", required=False),
         click.option("--preset", help=f"Settings that ship with lvt (lvt_pipeline/presets/{family}). [{preset}]"),
+        click.option(
+            "--recipe",
+            help="How to learn: default, or paper. Replaces what the preset or the file says about optimizer, rates "
+            "and clipping. [that of the preset]",
+        ),
         click.option("--config", type=PATH, help="TOML file of settings."),
         click.option(
             "--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change one setting; may be repeated."
@@ -105,12 +113,34 @@ def training_options(family: str, preset: str) -> Callable[[Command], Command]:
     return add
 
 
+def listing_settings(module: str, name: str) -> type[click.Command]:
+    """A command whose `--help` ends with all keys of a settings dataclass.
+
+    Args:
+        module, name: where it is; only loaded for the help, since torch comes with it.
+    """
+
+    class WithSettings(click.Command):
+        def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+            from lvt_pipeline.settings_list import list_settings
+
+            rows = [
+                (f"{one.name} = {one.default}", ": ".join(filter(None, (" | ".join(one.choices), one.meaning))))
+                for one in list_settings(getattr(import_module(module), name))
+            ]
+            with formatter.section("Settings, for --set and --config, as they are without a preset"):
+                formatter.write_dl(rows)
+
+    return WithSettings
+
+
 def training_settings(
     cls: type[Settings],
     family: str,
     default_preset: str,
     *,
     preset: str | None,
+    recipe: str | None,
     config: Path | None,
     overrides: tuple[str, ...],
     max_steps: int | None,
@@ -119,12 +149,13 @@ def training_settings(
     if max_steps is not None:
         overrides = (*overrides, f"training.max_steps={max_steps}")
     chosen = preset or (None if config else default_preset)
-    return load(cls, family, preset=chosen, config=config, overrides=overrides)
+    return load(cls, family, preset=chosen, recipe=recipe, config=config, overrides=overrides)
 
 
 def echo_facts(facts: Mapping[str, Any], as_json: bool, line: str) -> None:
-    """Print `facts` as JSON, or the one summary line for people."""
-    click.echo(json.dumps(facts, indent=2, default=str) if as_json else line)
+    """Print `facts` as JSON, or the one summary line for people; once, however many processes there are."""
+    if _is_first_process():
+        click.echo(json.dumps(facts, indent=2, default=str) if as_json else line)
 
 
 class Console:
@@ -133,7 +164,7 @@ class Console:
     seconds_between_lines = 15.0
 
     def __init__(self, quiet: bool = False) -> None:
-        self._quiet = quiet
+        self._quiet = quiet or not _is_first_process()
         self._on_terminal = sys.stderr.isatty()
 
     def say(self, line: str) -> None:
@@ -182,6 +213,11 @@ class _Lines:
         self._console.say(f"  {self._task}: {self._done}{of_total} {self._unit}, {rate:.1f}/s{left}{shown}")
 
 
+def _is_first_process() -> bool:
+    """Whether this is the process of a group, started by `torchrun`, that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _spoken(facts: Mapping[str, Any]) -> str:
     """Facts beside a bar: loss 0.0123, 1.52 bits."""
     return ", ".join(
@@ -201,9 +237,11 @@ def clock(seconds: float) -> str:
 
 def dry_run_line(facts: Mapping[str, Any]) -> str:
     """The summary of a dry run for people."""
+    end = datetime.now() + timedelta(seconds=facts["total_seconds"])
     return (
         f"{facts['parameters']:,} parameters, about {facts['memory_bytes'] / 2**20:,.0f} MiB, "
-        f"{facts['step_seconds']:.3f} s for one step"
+        f"{facts['steps_per_second']:.3g} steps/s ({facts['step_seconds']:.3f} s each): {facts['max_steps']:,} steps "
+        f"take {clock(facts['total_seconds'])}, until {end:%Y-%m-%d %H:%M}"
     )
 
 
@@ -214,7 +252,7 @@ def run_pipeline(settings: PipelineSettings, console: Console, *, device: str, w
     started = time.monotonic()
 
     def on_end(result: StageResult) -> None:
-        console.say(f"{result.name:15} {_told(result)}")
+        console.say(f"{result.name:15} {told(result)}")
 
     pipeline = Pipeline(settings, device=device, num_workers=workers)
     results = pipeline.run(progress=console, on_end=on_end)
@@ -248,7 +286,8 @@ def closing_lines(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _told(result: StageResult) -> str:
+def told(result: StageResult) -> str:
+    """What became of a stage, for people."""
     if not result.was_made:
         return "unchanged"
     return f"{spoken_counts(result.record.counts)} -> {result.output} in {clock(result.seconds)}"

@@ -22,12 +22,12 @@ from stages.console import PATH, Console, at_option, clock, device_option, echo_
     type=click.Choice(["train", "val", "test"]),
     default="test",
     show_default=True,
-    help="Which clips; the next split with clips is taken when this one is empty.",
+    help="Which clips; when it has none, test or val. train needs --allow-training-clips.",
 )
 @click.option("--num-frames", type=click.IntRange(min=2), default=16, show_default=True, help="First frames of a clip.")
 @click.option("--priming-frames", type=click.IntRange(min=1), default=1, show_default=True, help="Frames not counted.")
 @click.option("--max-clips", type=click.IntRange(min=1), help="Only the first clips of the split. [all]")
-@click.option("--i3d", type=PATH, help="TorchScript network of FVD: with --samples, --frames and --vqvae, adds FVD.")
+@click.option("--i3d", type=PATH, help="TorchScript network of FVD: with --frames and --vqvae, adds FVD.")
 @click.option("--lpips", type=PATH, help="TorchScript network of LPIPS: adds it to every error in pixels.")
 @click.option(
     "--resize",
@@ -47,6 +47,11 @@ from stages.console import PATH, Console, at_option, clock, device_option, echo_
     "--protocol",
     type=click.Choice(["bair", "kinetics600"]),
     help="The paper's: 16 frames, 5 given, and several runs of samples, which it draws itself. Needs --prior.",
+)
+@click.option(
+    "--allow-training-clips",
+    is_flag=True,
+    help="Measure clips that the models have learnt from, which is refused otherwise; the result says so.",
 )
 @click.option("--runs", type=click.IntRange(min=1), help="Runs of the protocol, each with its own seed. [10]")
 @at_option
@@ -68,6 +73,7 @@ def command(
     resize: str,
     priming_pixels: str,
     protocol: str | None,
+    allow_training_clips: bool,
     runs: int | None,
     at: int | None,
     device: str,
@@ -128,6 +134,7 @@ def command(
         samples=samples,
         i3d=i3d,
         lpips=lpips,
+        allow_training_clips=allow_training_clips,
         generation=at,
         device=device,
         progress=Console(),
@@ -139,6 +146,6 @@ def command(
 def _refuse_beside_protocol() -> None:
     """A protocol sets these itself; a value that would be ignored is a mistake."""
     context = click.get_current_context()
-    for name in ("samples", "num_frames", "priming_frames"):
+    for name in ("samples", "num_frames", "priming_frames", "allow_training_clips"):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name.replace('_', '-')} and --protocol exclude each other")

@@ -14,6 +14,7 @@ from stages.console import (
     clock,
     dry_run_line,
     echo_facts,
+    listing_settings,
     training_options,
     training_settings,
 )
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from lvt_pipeline.data.window_cache import Cache
 
 
-@click.command("train-prior")
+@click.command("train-prior", cls=listing_settings("lvt_pipeline.engine.prior_settings", "PriorRunSettings"))
 @click.option(
     "--codes",
     type=PATH,
@@ -48,6 +49,7 @@ def command(
     at: int | None,
     out: Path | None,
     preset: str | None,
+    recipe: str | None,
     config: Path | None,
     overrides: tuple[str, ...],
     max_steps: int | None,
@@ -63,15 +65,23 @@ def command(
 
     Example: lvt train-prior --codes data.zarr -o runs/prior --preset single-frame
     """
-    from lvt_pipeline.engine.prior_training import PriorRunSettings, dry_run_prior, train_prior
+    from lvt_pipeline.engine.prior_settings import PriorRunSettings
+    from lvt_pipeline.engine.prior_training import dry_run_prior, train_prior
 
     if mix is not None:
         overrides = (*overrides, f"training.mix=[{mix}]")
     settings = training_settings(
-        PriorRunSettings, "prior", "small", preset=preset, config=config, overrides=overrides, max_steps=max_steps
+        PriorRunSettings,
+        "prior",
+        "small",
+        preset=preset,
+        recipe=recipe,
+        config=config,
+        overrides=overrides,
+        max_steps=max_steps,
     )
     if dry_run:
-        facts = dry_run_prior(settings, codes=codes[0] if codes else None, device=device)
+        facts = dry_run_prior(settings, codes=codes or None, generation=at, device=device)
         echo_facts(facts, as_json, dry_run_line(facts))
         return
     if not codes or out is None:

@@ -6,16 +6,26 @@ from pathlib import Path
 
 import click
 
-from stages.console import PATH, Console, clock, dry_run_line, echo_facts, training_options, training_settings
+from stages.console import (
+    PATH,
+    Console,
+    clock,
+    dry_run_line,
+    echo_facts,
+    listing_settings,
+    training_options,
+    training_settings,
+)
 
 
-@click.command("train-vqvae")
+@click.command("train-vqvae", cls=listing_settings("lvt_pipeline.engine.vqvae_training", "VQVAERunSettings"))
 @click.option("--frames", type=PATH, help="Frame shards from `lvt ingest`. Not needed with --dry-run.")
 @training_options("vqvae", "small")
 def command(
     frames: Path | None,
     out: Path | None,
     preset: str | None,
+    recipe: str | None,
     config: Path | None,
     overrides: tuple[str, ...],
     max_steps: int | None,
@@ -34,7 +44,14 @@ def command(
     from lvt_pipeline.engine.vqvae_training import VQVAERunSettings, dry_run_vqvae, train_vqvae
 
     settings = training_settings(
-        VQVAERunSettings, "vqvae", "small", preset=preset, config=config, overrides=overrides, max_steps=max_steps
+        VQVAERunSettings,
+        "vqvae",
+        "small",
+        preset=preset,
+        recipe=recipe,
+        config=config,
+        overrides=overrides,
+        max_steps=max_steps,
     )
     if dry_run:
         facts = dry_run_vqvae(settings, frames=frames, device=device)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 
 from lvt_pipeline.data.codes import open_codes
 from lvt_pipeline.data.frames import FrameShards
+from lvt_pipeline.data.trained_clips import write_trained_clips
 from lvt_pipeline.engine.sampling import SampleSettings, sample_clips
 from lvt_pipeline.errors import ConfigError, LVTError, MismatchError
 from lvt_pipeline.evaluation import evaluate as stage
@@ -302,3 +305,72 @@ def test_no_clip_of_enough_frames_is_one_clear_line(work: ToyWork, tmp_path: Pat
 def test_settings_that_leave_nothing_to_count_are_refused() -> None:
     with pytest.raises(ConfigError, match="priming_frames"):
         EvaluateSettings(frames=4, priming_frames=4)
+
+
+# Training clips ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(work: ToyWork, tmp_path: Path) -> Path:
+    """A prior that has learnt from the training clips, and from the content of `test/1` under another name."""
+    prior = Path(shutil.copytree(work.prior, tmp_path / "trained"))
+    store = open_codes(work.codes)
+    write_trained_clips(prior, [*store.split("train"), replace(store.clip("test/1"), id="mine/7", split="train")])
+    return prior
+
+
+def test_training_clips_are_not_evaluated_unless_that_is_asked_for(work: ToyWork, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, split="train")
+    for options in ({}, {"prior": None, "samples": None}):
+        with pytest.raises(
+            LVTError, match=r"4 of these clips of .* are in the train split.*\(train/0, train/1, .*"
+        ) as e:
+            run(work, tmp_path / "eval.json", settings, **options)
+        assert "--allow-training-clips" in str(e.value)
+        assert "--test-share" in str(e.value)
+    assert not (tmp_path / "eval.json").exists()
+    record = run(work, tmp_path / "eval.json", settings, allow_training_clips=True)
+    results = read_json(tmp_path / "eval.json")
+    assert (results["split"], results["clips"], results["training_clips"]) == ("train", 4, 4)
+    assert "4 clips of the training measured" in str(record.counts["summary"])
+    with pytest.raises(LVTError, match="train split"):  # the finished result is no answer either
+        run(work, tmp_path / "eval.json", settings)
+
+
+def test_content_that_the_prior_has_learnt_from_is_found_in_the_test_split(
+    work: ToyWork, trained: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(LVTError, match=r"1 of these clips .* or .*trained has learnt from their content \(test/1\)"):
+        run(work, tmp_path / "eval.json", prior=trained)
+    run(work, tmp_path / "eval.json", prior=trained, allow_training_clips=True)
+    assert read_json(tmp_path / "eval.json")["training_clips"] == 1
+    run(work, tmp_path / "first.json", replace(SETTINGS, max_clips=1), prior=trained, samples=None)
+    assert "training_clips" not in read_json(tmp_path / "first.json")
+
+
+def test_samples_that_continue_training_clips_are_refused(work: ToyWork, tmp_path: Path) -> None:
+    sampled = tmp_path / "samples.zarr"
+    settings = SampleSettings(frames=FRAMES, priming_frames=2, num_clips=1, samples_per_clip=2, split="train")
+    sample_clips(work.prior, work.codes, sampled, settings, device="cpu")
+    with pytest.raises(LVTError, match=r"1 of the clips that the samples continue .*\(train/0\)"):
+        run(work, tmp_path / "eval.json", samples=sampled)
+    run(work, tmp_path / "eval.json", samples=sampled, allow_training_clips=True)
+    assert read_json(tmp_path / "eval.json")["training_clips"] == 1
+
+
+def test_held_out_clips_leave_no_mark(results: dict) -> None:
+    assert "training_clips" not in results
+
+
+def test_the_command_refuses_training_clips_with_one_line(
+    work: ToyWork, tmp_path: Path, lvt: Callable[..., tuple[int, str, str]]
+) -> None:
+    command = ["evaluate", "--codes", work.codes, "-o", tmp_path / "eval.json", "--split", "train"]
+    command += ["--num-frames", FRAMES, "--device", "cpu"]
+    code, _, errors = lvt(*command)
+    assert code == 1
+    assert len(errors.strip().splitlines()) == 1
+    code, out, errors = lvt(*command, "--allow-training-clips")
+    assert code == 0, errors
+    assert "clips of the training measured" in out
+    assert lvt(*command, "--allow-training-clips", "--protocol", "bair", "--prior", work.prior)[0] == 2

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,13 @@ from lvt_pipeline.config import build, load, preset_names
 from lvt_pipeline.data.code_plan import PlannedClip
 from lvt_pipeline.data.code_writer import CodeStoreWriter
 from lvt_pipeline.data.codes import CodeSchema, open_codes
+from lvt_pipeline.data.trained_clips import find_trained_clips
 from lvt_pipeline.data.windows import CodeWindows
 from lvt_pipeline.engine import prior_training
 from lvt_pipeline.engine.checkpoints import find_checkpoint, load_weights
-from lvt_pipeline.engine.prior_training import (
-    PriorModelSettings,
-    PriorRunSettings,
-    PriorTask,
-    dry_run_prior,
-    resolve_settings,
-    train_prior,
-)
+from lvt_pipeline.engine.prior_settings import FROM_STORE, PriorModelSettings, PriorRunSettings, resolve_settings
+from lvt_pipeline.engine.prior_task import PriorTask
+from lvt_pipeline.engine.prior_training import dry_run_prior, train_prior
 from lvt_pipeline.engine.training import StepLoss, is_timing
 from lvt_pipeline.errors import ChangedRunError, ConfigError, LVTError, MismatchError, Stopped
 from lvt_pipeline.models.adaptive import cutoffs_by_mass, frequency_ranks
@@ -179,6 +175,11 @@ def test_record_says_what_was_trained_on_what(codes: Path, finished: Path) -> No
     # The settings are those that were given, so that the same settings always lead to the same record.
     assert record.settings["model"]["codebook_size"] is None
     assert load_prior(finished, device="cpu").config.codebook_size == K
+
+
+def test_run_knows_the_clips_it_has_learnt_from(codes: Path, finished: Path) -> None:
+    clips = find_trained_clips([replace(clip, split="test") for clip in open_codes(codes).clips], finished)
+    assert [clip.id for clip in clips] == ["a", "b", "c"]  # d is shorter than a window
 
 
 def test_validation_bits_are_those_of_the_teacher_forced_logits(codes: Path, finished: Path) -> None:
@@ -361,7 +362,8 @@ def test_class_dropout_hides_that_share_of_the_classes_and_nothing_else(tmp_path
 IMPORTS = """
 import sys
 from pathlib import Path
-from lvt_pipeline.engine.prior_training import PriorRunSettings, train_prior
+from lvt_pipeline.engine.prior_settings import PriorRunSettings
+from lvt_pipeline.engine.prior_training import train_prior
 print([name for name in sys.modules if name in (
     "decord", "av", "webdataset", "lvt_pipeline.data.frames", "lvt_pipeline.data.videos", "lvt_pipeline.models.vqvae")])
 """
@@ -377,7 +379,7 @@ def test_model_settings_are_those_of_the_prior() -> None:
     theirs = {item.name: item.default for item in fields(PriorConfig)}
     left_open = {name: theirs[name] for name, default in ours.items() if default != theirs[name]}
     assert list(ours) == list(theirs)
-    assert left_open == prior_training.FROM_STORE
+    assert left_open == FROM_STORE
 
 
 def test_dry_run_measures_without_writing(codes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from lvt_pipeline.config import build, read_toml
-from lvt_pipeline.data.frames import FrameSample, write_frames
+from lvt_pipeline.data.frame_clips import FrameSample
+from lvt_pipeline.data.frame_writing import write_frames
 from lvt_pipeline.engine.checkpoints import EMA_NAME, MODEL_NAME, find_checkpoint, load_weights
-from lvt_pipeline.engine.prior_training import ResolvedPriorSettings
+from lvt_pipeline.engine.prior_settings import ResolvedPriorSettings
 from lvt_pipeline.engine.run_directory import save_model_run
 from lvt_pipeline.engine.vqvae_training import VQVAERunSettings, train_vqvae
 from lvt_pipeline.errors import ArtefactError, CheckpointError, MismatchError, Stopped
@@ -24,7 +25,6 @@ from lvt_pipeline.models.prior import Prior
 from lvt_pipeline.models.vqvae import VQVAE, tokenizer_fingerprint
 from lvt_pipeline.provenance import missing_outputs, read_record
 from lvt_pipeline.runs import (
-    live_position,
     load_prior,
     load_vqvae,
     read_run,
@@ -206,14 +206,6 @@ def test_damaged_description_is_an_expected_error(vqvae_run: Path) -> None:
     (vqvae_run / "run.json").write_text("{")
     with pytest.raises(CheckpointError, match="damaged run directory"):
         read_run(vqvae_run)
-
-
-def test_position_of_a_run_is_told_to_people(vqvae_run: Path, tmp_path: Path) -> None:
-    assert live_position(vqvae_run) == "step 4 of 4, 4 saved (finished)"
-    assert live_position(tmp_path / "nowhere") == ""
-    with open(vqvae_run / "metrics.jsonl", "a") as stream:
-        stream.write('{"step": 9')  # being written
-    assert live_position(vqvae_run) == "step 4 of 4, 4 saved (finished)"
 
 
 def test_saved_model_comes_back_as_it_was(tmp_path: Path) -> None:

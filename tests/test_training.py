@@ -37,8 +37,9 @@ from lvt_pipeline.errors import (
     Stopped,
     TrainingError,
 )
+from lvt_pipeline.live_run import read_live_run
 from lvt_pipeline.provenance import Provenance
-from lvt_pipeline.runs import live_position, read_run
+from lvt_pipeline.runs import read_run
 
 CPU = Workers(0, 1, torch.device("cpu"))
 WIDTH = 6
@@ -115,6 +116,9 @@ class ToyTask:
             return {}
         torch.rand(3)  # whatever an evaluation draws must not reach the training
         return {"mse": float((model(torch.eye(WIDTH)) + torch.eye(WIDTH)).square().mean())}
+
+    def remember(self, evaluation: Mapping[str, Any]) -> None:
+        self.remembered = dict(evaluation)
 
     def picture(self, model: nn.Module) -> NDArray[np.uint8]:
         return np.full((4, 4, 3), 7, np.uint8)
@@ -246,7 +250,8 @@ def test_signal_saves_the_step_and_says_how_to_go_on(tmp_path: Path, number: int
     assert caught.value.exit_code == 75
     assert find_checkpoint(tmp_path).step == 3
     assert read_run(tmp_path)["status"] == "stopped"
-    assert live_position(tmp_path) == "step 3 of 12, 3 saved (stopped)"
+    live = read_live_run(tmp_path)
+    assert (live.status, live.step, live.saved_step, live.max_steps) == ("stopped", 3, 3, 12)
 
 
 def test_interrupt_from_the_keyboard_saves_the_step(tmp_path: Path) -> None:
@@ -443,6 +448,15 @@ def test_best_checkpoint_is_the_one_with_the_lowest_score(tmp_path: Path) -> Non
     run_toy(tmp_path, toy_settings(learning_rate=0.5, eval_every=1, checkpoint_every=1, keep_checkpoints=1))
     scores = {line["step"]: line["mse"] for line in metrics_of(tmp_path) if line["split"] == "val"}
     assert find_checkpoint(tmp_path, "best").step == min(scores, key=lambda step: scores[step])
+
+
+def test_best_checkpoint_does_not_depend_on_when_others_are_saved(tmp_path: Path) -> None:
+    often, seldom = tmp_path / "often", tmp_path / "seldom"
+    for path, every in ((often, 1), (seldom, 7)):
+        run_toy(path, toy_settings(learning_rate=0.5, eval_every=2, checkpoint_every=every, keep_checkpoints=1))
+    assert find_checkpoint(seldom, "best").step == find_checkpoint(often, "best").step
+    scores = {line["step"]: line["mse"] for line in metrics_of(seldom) if line["split"] == "val"}
+    assert find_checkpoint(seldom, "best").step == min(scores, key=lambda step: scores[step])
 
 
 def test_run_without_validation_has_no_best_checkpoint(tmp_path: Path) -> None:

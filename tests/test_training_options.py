@@ -24,17 +24,20 @@ from lvt_pipeline.engine.breakdown import SMOOTHED_STEPS, LossWatch
 from lvt_pipeline.engine.checkpoints import find_checkpoint, load_state
 from lvt_pipeline.engine.dry_run import measure_step
 from lvt_pipeline.engine.optimizers import learning_rate_at
-from lvt_pipeline.engine.prior_training import prior_loss
+from lvt_pipeline.engine.prior_task import prior_loss
+from lvt_pipeline.engine.prior_training import train_prior
 from lvt_pipeline.engine.run_directory import open_run
 from lvt_pipeline.engine.training import StepLoss, train
 from lvt_pipeline.engine.training_settings import OTHER_NAMES, TrainingSettings
-from lvt_pipeline.engine.vqvae_training import vqvae_loss
+from lvt_pipeline.engine.vqvae_training import train_vqvae, vqvae_loss
 from lvt_pipeline.errors import ChangedRunError, ConfigError, Stopped, TrainingError
 from lvt_pipeline.models.prior import Prior, PriorConfig
 from lvt_pipeline.models.vqvae import VQVAE, VQVAEConfig
 from lvt_pipeline.progress import SILENT
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs import read_run
+from tests.test_prior_training import make_store
+from tests.test_prior_training import settings_of as prior_settings
 from tests.test_training import (
     CPU,
     ToyTask,
@@ -48,6 +51,7 @@ from tests.test_training import (
     toy_plan,
     toy_settings,
 )
+from tests.test_vqvae_training import make_frames, tiny
 
 
 class Watched:
@@ -193,6 +197,23 @@ def test_activation_checkpointing_keeps_fewer_activations(kind: str, at_most: fl
     assert kept[1] < at_most * kept[0]
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch warns about what it does not compile
+@pytest.mark.parametrize("kind", ["prior", "vqvae"])
+def test_compiled_training_takes_the_steps_of_the_other(kind: str, tmp_path: Path) -> None:
+    for name, is_on in (("plain", False), ("compiled", True)):
+        if kind == "prior":
+            codes = make_store(tmp_path / f"{name}.zarr")
+            # Adam would make steps of what rounding leaves of gradients that are zero.
+            calm = {"optimizer": "rmsprop", "eps": 1e-2, "max_steps": 4}
+            train_prior(codes, tmp_path / name, prior_settings(compile=is_on, **calm), device="cpu")
+        else:
+            frames = make_frames(tmp_path / f"frames-{name}")
+            train_vqvae(frames, tmp_path / name, tiny(compile=is_on, max_steps=4), device="cpu")
+    weights = [final_weights(tmp_path / name) for name in ("plain", "compiled")]
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-3, atol=1e-4)
+
+
 # The end -----------------------------------------------------------------------------------------------------------
 
 NAMES = ("early", "short")
@@ -250,7 +271,7 @@ def test_an_explosion_is_told_from_noise_and_from_a_slow_rise() -> None:
 
 
 def test_exploding_loss_stops_with_step_clips_and_something_to_look_at(tmp_path: Path) -> None:
-    settings = toy_settings(max_steps=200, explosion_factor=5.0, checkpoint_every=60)
+    settings = toy_settings(max_steps=200, explosion_factor=5.0, eval_every=60, checkpoint_every=60)
     with pytest.raises(TrainingError, match=r"the loss has exploded .* at step 1\d\d. Its batch holds clip0") as caught:
         run_planned(tmp_path, settings, scaled_from=100, scale=1000.0)
     assert read_run(tmp_path)["status"] == "failed"
@@ -264,7 +285,7 @@ def test_exploding_loss_stops_with_step_clips_and_something_to_look_at(tmp_path:
     batch = load_file(tmp_path / "breakdown" / "batch.safetensors")
     torch.testing.assert_close(batch["x"], PlannedTask(settings).batch(facts["step"], range(4))["x"])
     # The settings that decide when to stop may change, and a run that goes on leaves nothing of the breakdown.
-    calm = toy_settings(max_steps=200, explosion_factor=None, checkpoint_every=60)
+    calm = toy_settings(max_steps=200, explosion_factor=None, eval_every=60, checkpoint_every=60)
     assert run_planned(tmp_path, calm, scaled_from=100, scale=1000.0).counts["steps"] == 200
     assert not (tmp_path / "breakdown").exists()
 

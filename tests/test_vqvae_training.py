@@ -16,7 +16,9 @@ import torch
 from PIL import Image
 
 from lvt_pipeline.config import build, load, preset_names
-from lvt_pipeline.data.frames import FrameSample, FrameShards, write_frames
+from lvt_pipeline.data.frame_clips import FrameSample
+from lvt_pipeline.data.frame_writing import write_frames
+from lvt_pipeline.data.frames import FrameShards
 from lvt_pipeline.engine import vqvae_training
 from lvt_pipeline.engine.checkpoints import find_checkpoint, load_weights
 from lvt_pipeline.engine.training import StepLoss, is_timing
@@ -221,6 +223,30 @@ def test_collapse_is_said_once_and_recorded(frames: Path, tmp_path: Path) -> Non
     assert record.counts["collapsed"] == [0, 1]
     evaluations = [line for line in metrics_of(tmp_path / "run") if line["split"] == "val"]
     assert [line["collapsed"] for line in evaluations] == [[0], [0], [0, 1], [0, 1]]
+
+
+def test_collapse_is_not_said_again_when_a_run_is_resumed(
+    frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = Lines()
+    model = replace(tiny().model, ema_decay=0.0, dead_code="none", ema_init="reference", codebook_size=64)
+    settings = replace(tiny(eval_every=2), model=model)
+    loss, calls = VQVAETask.loss, 0
+
+    def stopping_loss(self: VQVAETask, model: Any, batch: Any) -> StepLoss:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, model, batch)
+
+    monkeypatch.setattr(VQVAETask, "loss", stopping_loss)
+    with pytest.raises(Stopped, match="step 3 is saved"):
+        train_vqvae(frames, tmp_path / "run", settings, device="cpu", progress=lines)
+    assert [line.split(" (")[0] for line in lines.said] == ["codebook 0 has collapsed"]
+    train_vqvae(frames, tmp_path / "run", settings, device="cpu", progress=lines)
+    said = [line.split(" (")[0] for line in lines.said if "collapsed" in line]
+    assert said == ["codebook 0 has collapsed", "codebook 1 has collapsed"]
 
 
 def test_healthy_codebooks_are_not_called_collapsed(finished: Path) -> None:

@@ -12,8 +12,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """The children, with parts of their own, of every list of modules that are alike."""
+    blocks: list[nn.Module] = []
+    for parent in model.modules():
+        if not isinstance(parent, nn.ModuleList | nn.Sequential):
+            continue
+        children = list(parent)
+        if len({type(child) for child in children}) == 1 and len(list(children[0].children())) > 1:
+            blocks += children
+    return blocks
+
+
 def checkpoint_activations(model: nn.Module) -> int:
-    """Make the children of every list of two or more modules that are alike compute their activations twice.
+    """Make the repeated blocks of a model compute their activations twice.
 
     Names of weights stay, and so does what the model computes. Do it after copying a model: a copy would share the
     original's blocks.
@@ -21,16 +33,10 @@ def checkpoint_activations(model: nn.Module) -> int:
     Returns:
         how many blocks there are.
     """
-    count = 0
-    for parent in list(model.modules()):
-        if not isinstance(parent, nn.ModuleList | nn.Sequential):
-            continue
-        children = list(parent)
-        if len({type(child) for child in children}) == 1 and len(list(children[0].children())) > 1:
-            for child in children:
-                _wrap(child)
-                count += 1
-    return count
+    blocks = repeated_blocks(model)
+    for block in blocks:
+        _wrap(block)
+    return len(blocks)
 
 
 def _wrap(block: nn.Module) -> None:

@@ -8,6 +8,8 @@ most of its codes back only when the moving averages have forgotten it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,6 +42,10 @@ class CodebookWatch:
         self._config = config
         self._progress = progress
         self._collapsed: set[int] = set()
+
+    def remember(self, collapsed: Iterable[int]) -> None:
+        """Codebooks whose collapse was said before the training was interrupted."""
+        self._collapsed = set(collapsed)
 
     def look(self, occurrences: NDArray[np.int64], is_settled: bool) -> list[int]:
         """Collapsed codebooks, in order; news about them is said.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from lvt_pipeline.errors import ConfigError
 
-Opened = TypeVar("Opened")
+Value = TypeVar("Value")
+
+_MEETINGS = itertools.count()
 
 
 def choose_device(name: str) -> torch.device:
@@ -57,7 +60,7 @@ class Workers:
         return [value > 0 for value in values.tolist()]
 
     @contextmanager
-    def in_turn(self, opening: Callable[[bool], AbstractContextManager[Opened]]) -> Iterator[Opened]:
+    def in_turn(self, opening: Callable[[bool], AbstractContextManager[Value]]) -> Iterator[Value]:
         """Enter a context in worker 0, as the one that writes, and only then in the others."""
         if self.rank > 0:
             self.wait()
@@ -65,6 +68,14 @@ class Workers:
             if self.rank == 0:
                 self.wait()
             yield opened
+
+    def share(self, value: Value) -> Value:
+        """What worker 0 has, in every worker: any plain data."""
+        if self.size == 1:
+            return value
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0)
+        return values[0]
 
     def wait(self) -> None:
         """Return when every worker has come here."""
@@ -88,7 +99,17 @@ def joined_workers(device: str = "auto") -> Iterator[Workers]:
     if chosen.type == "cuda":
         chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)
-    torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://"))
+    torch.distributed.init_process_group(
+        "nccl" if chosen.type == "cuda" else "gloo",
+        # A script may train several times: what the processes told each other to meet before is not read again.
+        store=PrefixStore(f"lvt/{next(_MEETINGS)}", store),
+        rank=rank,
+        world_size=size,
+    )
     try:
         yield Workers(rank, size, chosen)
     finally:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvt_pipeline.engine.prior_training import PriorTraining, ResolvedPriorSettings
+from lvt_pipeline.engine.prior_settings import PriorTraining, ResolvedPriorSettings
 from lvt_pipeline.engine.run_directory import save_model_run
 from lvt_pipeline.engine.vqvae_training import VQVAERunSettings
 from lvt_pipeline.errors import CheckpointError

@@ -5,6 +5,7 @@
     run/metrics.jsonl        one JSON object a line: what the training and the validation said
     run/pictures/step-*.png  what the model could do at that step
     run/checkpoints/         see `engine.checkpoints`
+    run/trained_clips.txt    what a prior learns from, see `data.trained_clips`
     run/breakdown/           what a training broke down with, see `engine.breakdown`
     run/tensorboard/         the metrics for TensorBoard, when asked for
     run/provenance.json      written last: the run is finished
@@ -27,6 +28,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lvt_pipeline.config import to_plain, to_toml
+from lvt_pipeline.data.trained_clips import TRAINED_CLIPS_NAME
 from lvt_pipeline.engine.breakdown import BREAKDOWN_NAME
 from lvt_pipeline.engine.checkpoints import (
     CHECKPOINTS_NAME,
@@ -57,7 +59,7 @@ from lvt_pipeline.storage import describe_os_error, exclusive_lock, read_json, w
 
 OUR_NAMES = (
     *(RECORD_NAME, CHECKPOINTS_NAME, METRICS_NAME, PICTURES_NAME, BREAKDOWN_NAME, TENSORBOARD_NAME),
-    *(CONFIG_NAME, RUN_NAME),
+    *(TRAINED_CLIPS_NAME, CONFIG_NAME, RUN_NAME),
 )
 # Settings of a training that decide what a checkpoint holds: with others it could not be gone on from.
 FIXED_SETTINGS = frozenset({"optimizer", "ema_decay"})

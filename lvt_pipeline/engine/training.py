@@ -12,11 +12,10 @@ import copy
 import hashlib
 import math
 import os
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -31,8 +30,18 @@ from lvt_pipeline.engine.batch_loader import BatchLoader
 from lvt_pipeline.engine.breakdown import LossWatch, keep_breakdown
 from lvt_pipeline.engine.checkpoints import EMA_NAME, MODEL_NAME, load_state, load_weights, verify_checkpoint
 from lvt_pipeline.engine.devices import Workers
+from lvt_pipeline.engine.meters import Averages, Clock, memory_bytes
 from lvt_pipeline.engine.optimizers import learning_rate_at, make_optimizer
 from lvt_pipeline.engine.run_directory import RunDirectory
+from lvt_pipeline.engine.sharding import (
+    load_whole_optimizer_state,
+    load_whole_weights,
+    local_part,
+    shard,
+    whole_optimizer_state,
+    whole_tensor,
+    whole_weights,
+)
 from lvt_pipeline.engine.trackers import Tracker, open_trackers
 from lvt_pipeline.engine.training_settings import TrainingSettings
 from lvt_pipeline.errors import ConfigError, TrainingError
@@ -60,7 +69,7 @@ class Task(Protocol):
     """What is trained, on what.
 
     Attributes:
-        model: on the device it is trained on.
+        model: on the device it is trained on, or on the CPU if it is to be sharded.
         metric_names: what `loss` reports beside the loss.
         unit: what speed is counted in, such as "codes".
         units_per_step: how many of them a whole step handles.
@@ -83,6 +92,9 @@ class Task(Protocol):
 
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
         """Validation metrics as plain data, {} when there is nothing to validate on. The model is in eval mode."""
+
+    def remember(self, evaluation: Mapping[str, Any]) -> None:
+        """What the last evaluation found before the training was interrupted."""
 
     def picture(self, model: nn.Module) -> NDArray[np.uint8] | None:
         """What the model does now, uint8 (H, W, 3), if there is something to see. The model is in eval mode."""
@@ -119,7 +131,7 @@ class TrainingResult:
         steps: steps taken, over all the times the run was resumed.
         seconds: wall time of those, in seconds.
         evaluation: metrics of the last evaluation, {} when there was nothing to validate on.
-        weights: tensors by name for each weights file, on the device.
+        weights: tensors by name for each weights file; of a sharded model on the CPU, and in worker 0 only.
         is_early: whether `patience` ended it before `max_steps`.
     """
 
@@ -192,58 +204,6 @@ def _determinism(is_wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
-def _memory_bytes(device: torch.device) -> int:
-    """The most memory that this process has held: of the GPU if it has one, of the host otherwise."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@dataclass
-class _Window:
-    """Averages of the metrics since the last line of the log."""
-
-    sums: dict[str, float] = field(default_factory=dict)
-    steps: int = 0
-
-    def add(self, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.steps += 1
-
-    def means(self) -> dict[str, float]:
-        return {name: total / self.steps for name, total in self.sums.items()}
-
-
-class _Clock:
-    """Wall time of the training steps since the last line of the log, and how much of it went into waiting for data."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self.start = time.perf_counter()
-        self.elsewhere = 0.0
-        self.waiting = 0.0
-        self.steps = 0
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time spent in the block is not training."""
-        start = time.perf_counter()
-        yield
-        self.elsewhere += time.perf_counter() - start
-
-    def facts(self, units_per_step: Mapping[str, int]) -> dict[str, float]:
-        training = max(time.perf_counter() - self.start - self.elsewhere, 1e-9)
-        rate = self.steps / training
-        return {
-            "steps_per_second": round(rate, 4),
-            **{f"{unit}_per_second": round(rate * count, 1) for unit, count in units_per_step.items()},
-            "data_wait_share": round(min(1.0, self.waiting / training), 4),
-        }
-
-
 class _Loop:
     """One training under way: what changes from step to step."""
 
@@ -258,11 +218,17 @@ class _Loop:
             )
         self.task, self.settings, self.run, self.workers, self.progress = task, settings, run, workers, progress
         self.model = task.model
-        self.parameters = [value for value in self.model.parameters() if value.requires_grad]
-        self.optimizer = make_optimizer(self.model, settings)
+        self.is_sharded = settings.parallel == "fsdp" and workers.size > 1
         self.average = copy.deepcopy(self.model) if settings.ema_decay is not None else None
+        # Worker 0 looks at a sharded model, and draws with it, by giving its weights to this one.
+        self.whole = copy.deepcopy(self.model) if self.is_sharded and workers.rank == 0 else None
         if settings.activation_checkpointing:
             checkpoint_activations(self.model)
+        if self.is_sharded:
+            for model in (self.model, *([] if self.average is None else [self.average])):
+                shard(model, workers)
+        self.parameters = [value for value in self.model.parameters() if value.requires_grad]
+        self.optimizer = make_optimizer(self.model, settings)
         self.loss: Callable[[nn.Module, Mapping[str, Tensor]], StepLoss] = (
             torch.compile(task.loss) if settings.compile else task.loss
         )
@@ -271,9 +237,9 @@ class _Loop:
         self.is_joint = parts > 1
         self.step = 0
         self.saved_step = -1
-        self.window = _Window()
+        self.window = Averages()
         self.pending: list[tuple[int, Tensor]] = []  # numbers still on the device
-        self.clock = _Clock()
+        self.clock = Clock()
         self.earlier_seconds = 0.0
         self.began = time.perf_counter()
         self.evaluation: dict[str, Any] = {}
@@ -297,20 +263,21 @@ class _Loop:
         if checkpoint is None:
             return
         verify_checkpoint(checkpoint)
-        device = str(self.workers.device)
-        self.model.load_state_dict(load_weights(checkpoint, MODEL_NAME, device))
+        device = "cpu" if self.is_sharded else str(self.workers.device)
+        load_whole_weights(self.model, load_weights(checkpoint, MODEL_NAME, device))
         if self.average is not None:
-            self.average.load_state_dict(load_weights(checkpoint, EMA_NAME, device))
+            load_whole_weights(self.average, load_weights(checkpoint, EMA_NAME, device))
         state = load_state(checkpoint)
         fresh = [{**group} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_whole_optimizer_state(self.optimizer, state["optimizer"])
         for group, wanted in zip(self.optimizer.param_groups, fresh, strict=True):
             # The settings decide, which may have been changed on purpose; the checkpoint holds those of before.
             group.update({name: value for name, value in wanted.items() if name != "params"})
         self.step = self.saved_step = state["step"]
-        self.window = _Window(state["window"]["sums"], state["window"]["steps"])
+        self.window = Averages(state["window"]["sums"], state["window"]["steps"])
         self.earlier_seconds = state["seconds"]
         self.evaluation, self.best = state["evaluation"], state["best"]
+        self.task.remember(self.evaluation)
         if "watch" in state:  # checkpoints of earlier versions have none
             self.watch.restore(state["watch"])
             self.lowest_score, self.num_worse = state["lowest_score"], state["num_worse"]
@@ -357,6 +324,7 @@ class _Loop:
             ):
                 result = self.loss(self.model, batch)
             if result.loss is None:
+                assert not self.is_sharded, "sharded workers compute every part together"
                 continue
             # Parts are summed by weight and divided below, so the gradient is that of the mean over the whole batch.
             (result.loss * result.weight if self.is_joint else result.loss).backward()  # type: ignore[no-untyped-call]
@@ -378,25 +346,31 @@ class _Loop:
     def _join_parts(self, totals: Tensor) -> Tensor | None:
         """Make the gradient that of the whole batch; returns its norm (no number without clipping), None if empty."""
         if self.workers.size > 1:
-            for value in self.parameters:
-                if value.grad is None:
-                    value.grad = torch.zeros_like(value)
-            gradients = [value.grad for value in self.parameters if value.grad is not None]
-            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            self.workers.sum_(flat)
             self.workers.sum_(totals)
-            parts = torch.split(flat, [gradient.numel() for gradient in gradients])
-            for gradient, part in zip(gradients, parts, strict=True):
-                gradient.copy_(part.view_as(gradient))
+            if not self.is_sharded:  # then the backward pass has done it
+                self._sum_gradients()
         gradients = [value.grad for value in self.parameters if value.grad is not None]
         if not gradients or (self.workers.size > 1 and totals[0].item() == 0):
             return None
         if self.is_joint:
             for gradient in gradients:
-                gradient.div_(totals[0])
+                local_part(gradient).div_(totals[0])
         if self.settings.grad_clip is None:
             return totals.new_zeros(0)
-        return nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip).double().reshape(1)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip)
+        return whole_tensor(norm).double().reshape(1)
+
+    def _sum_gradients(self) -> None:
+        """Add up the gradients of workers that hold all weights, in one message."""
+        for value in self.parameters:
+            if value.grad is None:
+                value.grad = torch.zeros_like(value)
+        gradients = [value.grad for value in self.parameters if value.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        self.workers.sum_(flat)
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     @torch.no_grad()
     def _move_average(self) -> None:
@@ -404,7 +378,7 @@ class _Loop:
             return
         assert self.settings.ema_decay is not None
         for average, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
-            average.lerp_(value, 1 - self.settings.ema_decay)
+            local_part(average).lerp_(local_part(value), 1 - self.settings.ema_decay)
         for copied, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
             copied.copy_(buffer)
 
@@ -434,9 +408,10 @@ class _Loop:
         self.run.set_status("failed", max(self.saved_step, 0), self.settings.max_steps)
         facts = {"what": what, "step": step, "weights_after_step": self.step, "clips": clips}
         looked_at = ""
+        weights = self._weights()
         if self.run.is_writer:
             batch = self.task.batch(step, range(self.settings.batch_size))
-            path = keep_breakdown(self.run.path, facts, self._weights(), batch)
+            path = keep_breakdown(self.run.path, facts, weights, batch)
             looked_at = f" Its batch and the weights after step {self.step} are in {path} to look at."
         raise TrainingError(
             f"training broke down: {what}. Its batch holds {named}.{looked_at} {kept[0].upper()}{kept[1:]}; "
@@ -454,11 +429,12 @@ class _Loop:
             self.shown |= {"loss": self.window.means()["loss"]}
         bar.advance(1, **self.shown)
         with self.clock.paused():
+            is_best = False
             if step % settings.eval_every == 0 or is_last:
-                self._evaluate(is_scheduled=step % settings.eval_every == 0)
+                is_best = self._evaluate(is_scheduled=step % settings.eval_every == 0)
             if step % settings.picture_every == 0 or is_last:
                 self._draw()
-            if step % settings.checkpoint_every == 0 or is_last:
+            if step % settings.checkpoint_every == 0 or is_best or is_last:
                 self._save("running")
 
     def _log(self, is_scheduled: bool) -> None:
@@ -469,7 +445,7 @@ class _Loop:
         line |= {"learning_rate": learning_rate_at(self.step, self.settings), "seconds": round(self.seconds, 3)}
         rows, device = self.task.row_unit, self.workers.device
         speed = self.clock.facts({self.task.unit: self.task.units_per_step, rows: self.settings.batch_size})
-        line |= {**speed, "memory_bytes": _memory_bytes(device)}
+        line |= {**speed, "memory_bytes": memory_bytes(device)}
         self._tell(line, is_scheduled)
         self.shown = {
             **{name: means[name] for name in ("loss", "bits_per_dim") if name in means},
@@ -478,7 +454,7 @@ class _Loop:
             "memory": f"{line['memory_bytes'] / 2**20:,.0f} MiB",
         }
         if is_scheduled:
-            self.window = _Window()
+            self.window = Averages()
         self.clock.restart()
 
     def _tell(self, line: dict[str, Any], is_scheduled: bool) -> None:
@@ -488,27 +464,46 @@ class _Loop:
         for tracker in self.trackers:
             tracker.log(line)
 
-    @property
-    def _shown(self) -> nn.Module:
-        return self.model if self.average is None else self.average
-
-    def _evaluate(self, is_scheduled: bool) -> None:
-        if self.workers.rank == 0:
-            self._shown.eval()
+    @contextmanager
+    def _shown(self) -> Iterator[nn.Module | None]:
+        """The model to look at, whole and in eval mode, in worker 0; None in the others."""
+        model = self.model if self.average is None else self.average
+        if self.is_sharded:
+            weights = whole_weights(model, is_kept=self.workers.rank == 0)
+            if self.whole is None:
+                yield None
+                return
+            self.whole.load_state_dict(weights)
+            del weights
+            model = self.whole.to(self.workers.device)
+        model.eval()
+        try:
             with torch.no_grad():
-                self.evaluation = self.task.evaluate(self._shown)
+                yield model if self.workers.rank == 0 else None
+        finally:
+            if self.whole is not None:
+                self.whole.cpu()  # the device has no room for it while it trains
+
+    def _evaluate(self, is_scheduled: bool) -> bool:
+        """Measure the model; whether its score is the best so far."""
+        is_best = False
+        with self._shown() as model:
+            if model is not None:
+                self.evaluation = self.task.evaluate(model)
+        if self.workers.rank == 0:
             if self.evaluation:
                 line = {"step": self.step, "split": "val", **self.evaluation, "seconds": round(self.seconds, 3)}
                 self._tell(line, is_scheduled)
             self.evaluated_step = self.step
             score = self.evaluation.get(self.task.score)
+            is_best = score is not None and (self.best is None or score < self.best["value"])
             if is_scheduled and score is not None:
                 is_better = self.lowest_score is None or score < self.lowest_score
                 self.lowest_score = score if is_better else self.lowest_score
                 self.num_worse = 0 if is_better else self.num_worse + 1
-        self.workers.wait()
-        if self.settings.patience is not None:  # worker 0 knows
-            self.is_over = self.workers.agree([self._is_patience_over()])[0]
+        # Worker 0 knows; the others wait for it here.
+        self.is_over, is_best = self.workers.agree([self._is_patience_over(), is_best])
+        return is_best
 
     def _is_patience_over(self) -> bool:
         return self.settings.patience is not None and self.num_worse >= self.settings.patience
@@ -525,30 +520,35 @@ class _Loop:
         self._save("running")
 
     def _draw(self) -> None:
-        if self.workers.rank == 0:
-            self._shown.eval()
-            with torch.no_grad():
-                picture = self.task.picture(self._shown)
-            if picture is not None:
-                self.run.write_picture(self.step, png_bytes(picture))
+        with self._shown() as model:
+            picture = self.task.picture(model) if model is not None else None
+        if picture is not None:
+            self.run.write_picture(self.step, png_bytes(picture))
 
     def _weights(self) -> dict[str, dict[str, Tensor]]:
-        weights = {MODEL_NAME: dict(self.model.state_dict())}
-        return weights if self.average is None else {**weights, EMA_NAME: dict(self.average.state_dict())}
+        """Weights to save, by file; of sharded ones, worker 0 gets them and the others have no tensors."""
+        models = {MODEL_NAME: self.model, **({} if self.average is None else {EMA_NAME: self.average})}
+        return {name: whole_weights(model, is_kept=self._keeps_whole) for name, model in models.items()}
+
+    @property
+    def _keeps_whole(self) -> bool:
+        return self.workers.rank == 0 or not self.is_sharded
 
     def _save(self, status: str) -> None:
         self._collect()
         if self.saved_step != self.step:
-            broken = [name for name, value in self.model.named_parameters() if not bool(value.isfinite().all())]
-            if broken:
-                self._fail(f"the weights of {broken[0]} are not finite after step {self.step}", self.step)
+            names, values = zip(*self.model.named_parameters(), strict=True)
+            are_broken = self.workers.agree([not bool(local_part(value).isfinite().all()) for value in values])
+            if any(are_broken):
+                broken = names[are_broken.index(True)]
+                self._fail(f"the weights of {broken} are not finite after step {self.step}", self.step)
             score = self.evaluation.get(self.task.score)
             is_scored = self.evaluated_step == self.step and score is not None
-            if is_scored and (self.best is None or score < self.best["value"]):
+            if is_scored and (self.best is None or score < self.best["value"]):  # as `_evaluate` has found
                 self.best = {"step": self.step, "score": self.task.score, "value": score}
             state = {
                 "step": self.step,
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": whole_optimizer_state(self.optimizer, self._keeps_whole),
                 "window": {"sums": self.window.sums, "steps": self.window.steps},
                 "seconds": self.seconds,
                 "evaluation": self.evaluation,

@@ -9,10 +9,11 @@ from typing import Any, ClassVar, Literal
 from lvt_pipeline.config import LATER
 from lvt_pipeline.errors import ConfigError
 
-HARMLESS_SETTINGS = frozenset(  # they change when a run looks at itself or ends, never what a step does
+# They change when a run looks at itself or ends, or who computes what, never what a step does.
+HARMLESS_SETTINGS = frozenset(
     {
         *("max_steps", "log_every", "eval_every", "eval_items", "picture_every", "checkpoint_every"),
-        *("keep_checkpoints", "patience", "explosion_factor"),
+        *("keep_checkpoints", "patience", "explosion_factor", "parallel"),
     }
 )
 # What other trainers (nanoGPT, litgpt) call our settings, and what to write here.
@@ -38,6 +39,7 @@ OTHER_NAMES = {
     "save_interval": "checkpoint_every",
     "gradient_checkpointing": "activation_checkpointing",
     "early_stopping": "patience",
+    "strategy": "parallel (ddp or fsdp)",
 }
 
 
@@ -64,8 +66,10 @@ class TrainingSettings:
     grad_clip: float | None = None  # largest norm of the gradient
     ema_decay: float | None = None  # moving average of the weights, used for evaluation and by later stages
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast, weights stay float32
-    compile: bool = False  # torch.compile
+    compile: bool = False  # torch.compile; the first step takes minutes
     activation_checkpointing: bool = field(default=False, metadata=LATER)  # compute activations twice to keep fewer
+    # Under torchrun every process holds all weights (ddp), or its part of every weight (fsdp, for large priors).
+    parallel: Literal["ddp", "fsdp"] = field(default="ddp", metadata=LATER)
     deterministic: bool = field(default=False, metadata=LATER)  # the same bits on a GPU too, at some cost in speed
     seed: int = 0
     log_every: int = 50
@@ -75,7 +79,8 @@ class TrainingSettings:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2  # the newest ones; the best one is kept as well
     patience: int | None = field(default=None, metadata=LATER)  # evaluations without a better score before it ends
-    explosion_factor: float | None = field(default=100.0, metadata=LATER)  # see `engine.breakdown`; none: never stop
+    # Stop when the average loss is so many times its lowest, see `engine.breakdown`; none: never.
+    explosion_factor: float | None = field(default=100.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         positive = (
@@ -93,6 +98,8 @@ class TrainingSettings:
                 f"training.batch_size={self.batch_size} does not divide into "
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps}"
             )
+        if self.compile and self.parallel == "fsdp":
+            raise ConfigError("training.compile does not go with training.parallel=fsdp; leave one of them out")
         if not self.learning_rate > 0:
             raise ConfigError(f"training.learning_rate={self.learning_rate} must be above 0")
         if self.warmup_steps < 0:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lvt_pipeline.data.code_usage import perplexity, usage
-from lvt_pipeline.data.frames import FrameClip, FrameShards
+from lvt_pipeline.data.frame_clips import FrameClip
+from lvt_pipeline.data.frames import FrameShards
 from lvt_pipeline.data.order import clip_batch
 from lvt_pipeline.data.window_cache import available_memory
 from lvt_pipeline.engine.checkpoints import EMA_NAME, MODEL_NAME
@@ -31,7 +32,7 @@ from lvt_pipeline.engine.pictures import picture_grid
 from lvt_pipeline.engine.run_directory import RunDirectory, RunPlan, open_run
 from lvt_pipeline.engine.training import StepLoss, seeded, step_seed, train
 from lvt_pipeline.engine.training_settings import HARMLESS_SETTINGS, TrainingSettings
-from lvt_pipeline.errors import LVTError, ShapeError
+from lvt_pipeline.errors import ConfigError, LVTError, ShapeError
 from lvt_pipeline.models.quantize import SlicedQuantizer
 from lvt_pipeline.models.vqvae import VQVAE, VQVAEConfig, tokenizer_fingerprint
 from lvt_pipeline.progress import SILENT, Progress
@@ -60,6 +61,14 @@ class VQVAETraining(TrainingSettings):
     eval_every: int = 2_000
     picture_every: int = 2_000
     checkpoint_every: int = 2_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.parallel == "fsdp":
+            raise ConfigError(
+                "training.parallel=fsdp splits the weights of a prior; a VQ-VAE is small and every process keeps its "
+                "codebooks whole: use ddp"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +156,10 @@ def train_vqvae(
                 **{f"val_{name}": evaluation[name] for name in ("mse", "psnr") if name in evaluation},
                 **{name: evaluation[name] for name in ("perplexity", "usage", "collapsed") if name in evaluation},
             }
-            return run.finish(
+            record = run.finish(
                 result.weights, counts, steps=result.steps, max_steps=training.max_steps, seconds=result.seconds
             )
+            return workers.share(record)  # only worker 0 has looked at the validation clips
 
 
 def dry_run_vqvae(
@@ -158,7 +168,7 @@ def dry_run_vqvae(
     """Size, memory and speed of a training, writing nothing.
 
     Args:
-        frames: where the picture size comes from; 64x64 when not given.
+        frames: what would be trained on; random frames of 64x64 when not given.
 
     Returns:
         "parameters", "parameters_by_part", "batch_size", "frame_size", "grid", "codes_per_step", and what
@@ -167,14 +177,22 @@ def dry_run_vqvae(
     settings = settings or VQVAERunSettings()
     chosen = choose_device(device)
     size = (DRY_RUN_SIZE, DRY_RUN_SIZE)
-    if frames is not None:
-        size = _frame_size(FrameShards(frames).split("train"), frames)
+    shards = FrameShards(frames) if frames is not None else None
+    if shards is not None:
+        size = _frame_size(shards.split("train"), shards.root)
+
+    def make_batch(count: int) -> dict[str, Tensor]:
+        if shards is None:
+            return {"frames": torch.randint(0, 256, (count, *size, 3), dtype=torch.uint8)}
+        found = _spread_frames(shards, shards.split("train"), count)
+        return {"frames": torch.from_numpy(np.resize(found, (count, *size, 3)))}  # repeated where there are too few
+
     with seeded(settings.training.seed, chosen):
         model = VQVAE(settings.model).to(chosen)
         facts = measure_step(
             model,
             settings.training,
-            lambda count: {"frames": torch.randint(0, 256, (count, *size, 3), dtype=torch.uint8)},
+            make_batch,
             vqvae_loss,
             chosen,
         )
@@ -323,6 +341,10 @@ class VQVAETask:
             "usage": usage(counts.numpy()),
             "collapsed": self._watch.look(counts.numpy(), model.quantizer.is_settled),
         }
+
+    def remember(self, evaluation: Mapping[str, Any]) -> None:
+        """Codebooks that were called collapsed before are not called so again."""
+        self._watch.remember(evaluation.get("collapsed", []))
 
     def picture(self, model: nn.Module) -> NDArray[np.uint8]:
         """A row of frames above their reconstructions, uint8 (H, W, 3)."""

@@ -18,6 +18,8 @@ bits and both baselines on exactly the same codes. The result is one JSON file:
   that of repeating the last priming frame; and how much samples of one clip differ. A sample is one possible future, so
   the error is a sanity check, not a score.
 - `fvd`: distances between sets of videos, with the card of the protocol. See `evaluation.sampled_fvd`.
+- `training_clips`: how many of the measured clips the models have learnt from, which has to be asked for; absent when
+  there is none.
 - `missing`: what was not measured, and what it needs.
 - `per_clip`: the values of single clips that the means above are means of, for `lvt compare`.
 """
@@ -30,21 +32,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.data.code_usage import codes_holding, perplexity, usage
 from lvt_pipeline.data.codes import CodeClip, CodeStore, open_codes
 from lvt_pipeline.data.frames import FrameShards
 from lvt_pipeline.data.selection import clips_of_split
-from lvt_pipeline.errors import ArtefactError, ConfigError
+from lvt_pipeline.data.trained_clips import find_trained_clips
+from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
 from lvt_pipeline.evaluation.code_bits import baselines_by_clip, measure_baselines, measure_prior
 from lvt_pipeline.evaluation.fvd import FeatureCache, FeatureNetwork, ResizeRule
 from lvt_pipeline.evaluation.metrics import CodeCounts
 from lvt_pipeline.evaluation.networks import PerceptualDistance, load_scripted
 from lvt_pipeline.evaluation.pixels import measure_reconstruction
-from lvt_pipeline.evaluation.sampled_fvd import PrimingPixels, measure_fvd
-from lvt_pipeline.evaluation.samples import check_samples, measure_samples
+from lvt_pipeline.evaluation.sampled_fvd import PrimingPixels, measure_fvd, measure_reconstruction_fvd
+from lvt_pipeline.evaluation.samples import check_samples, measure_samples, original_of
 from lvt_pipeline.matching import check_frames_count, check_prior, check_tokenizer, label_numbers
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import (
@@ -93,6 +96,7 @@ def evaluate(
     samples: Path | None = None,
     i3d: Path | None = None,
     lpips: Path | None = None,
+    allow_training_clips: bool = False,
     generation: int | None = None,
     batch_size: int = 8,
     device: str = "auto",
@@ -105,14 +109,16 @@ def evaluate(
         prior: adds bits/dim beside the baselines.
         frames, vqvae: together they add the reconstruction.
         samples: store made by `lvt sample`; with `frames` and `vqvae` its error is measured in pixels too.
-        i3d: TorchScript network of FVD; adds it where there are samples, frames and a VQ-VAE run.
+        i3d: TorchScript network of FVD; with frames and a VQ-VAE run it adds that of the samples, or, without
+            samples, that of the reconstruction alone.
         lpips: TorchScript network of LPIPS; adds it to every error in pixels.
+        allow_training_clips: measure clips although the models have learnt from them; the result says how many.
         generation: which generation of `codes` is read; the current one by default.
         batch_size: clips per pass; it does not change the result.
 
     Raises:
         MismatchError: the artefacts do not belong together.
-        LVTError: no clip has enough frames.
+        LVTError: no clip has enough frames; or clips, of the split or of the samples, were for training.
     """
     started = time.monotonic()
     store = open_codes(codes, generation)
@@ -141,18 +147,26 @@ def evaluate(
     if lpips is not None:
         perceptual = PerceptualDistance(load_scripted(lpips, device))
         inputs["lpips"] = perceptual.network.sha256
+    clips, num_short = clips_of_split(store, settings.split, settings.frames, progress=progress)
+    clips = clips[: settings.max_clips]
+    trained = _trained_ids(store, clips, sampled, prior)
+    if trained and not allow_training_clips:
+        _refuse_training_clips(store, trained, clips, prior)
+    if trained:
+        progress.say(
+            f"{len(trained)} of the clips that are measured were trained on: this does not tell what was learnt"
+        )
     old = finished(out)
     if old is not None and not differences(old, VERSION, to_plain(settings), inputs):
         return old
     if (shards is None) != (tokenizer is None):
         progress.say("reconstruction is not measured: it needs both the frames and the VQ-VAE run")
 
-    clips, num_short = clips_of_split(store, settings.split, settings.frames, progress=progress)
-    clips = clips[: settings.max_clips]
     results: dict[str, Any] = {
         "split": clips[0].split,
         "clips": len(clips),
         "short_clips": num_short,
+        **({"training_clips": len(trained)} if trained else {}),
         "frames": settings.frames,
         "priming_frames": settings.priming_frames,
     }
@@ -186,11 +200,16 @@ def evaluate(
     }
     if sampled is not None:
         results["samples"], by_sampled_clip = measure_samples(sampled, store, shards, tokenizer, progress, perceptual)
-    if sampled is not None and shards is not None and tokenizer is not None and features is not None:
+    if shards is not None and tokenizer is not None and features is not None:
         cache = FeatureCache(out.parent / CACHE)
-        results["fvd"] = measure_fvd(
-            sampled, store, shards, tokenizer, features, cache, settings.priming_pixels, progress
-        )
+        if sampled is not None:
+            results["fvd"] = measure_fvd(
+                sampled, store, shards, tokenizer, features, cache, settings.priming_pixels, progress
+            )
+        else:
+            results["fvd"] = measure_reconstruction_fvd(
+                store, clips, shards, tokenizer, features, cache, settings.frames, progress
+            )
     has_pixels = shards is not None and tokenizer is not None
     results["missing"] = _missing(has_pixels, sampled is not None, i3d is not None, lpips is not None)
     results["per_clip"] = {"evaluated": by_clip, "samples": by_sampled_clip}
@@ -215,6 +234,8 @@ def evaluate(
 def summary_line(results: Mapping[str, Any]) -> str:
     """The main numbers of an `eval.json` in one line."""
     parts = [f"{results['clips']} {results['split']} clips"]
+    if "training_clips" in results:
+        parts.append(f"{results['training_clips']} clips of the training measured: this says little")
     baselines = results["baselines"]
     named = f"unigram {baselines['unigram_bits']:.3f}, previous frame {baselines['previous_frame_bits']:.3f}"
     if "prior" in results:
@@ -243,9 +264,33 @@ def spoken_fvd(found: Mapping[str, Any]) -> str:
     if not label.startswith("FVD"):
         name = "Fréchet distance (not FVD)" if label.startswith("not") else "FVD, if the network is I3D,"
     kinds = [(kind, found[f"{kind}_priming"]) for kind in ("real", "reconstructed") if f"{kind}_priming" in found]
+    if not kinds:
+        return f"{name} of the reconstruction {found['reconstruction']:.5g}"
     values = " or ".join(f"{value:.5g} ({kind} priming frames)" for kind, value in kinds)
     against = [f"{kind} {found[kind]:.5g}" for kind in ("reconstruction", "copy") if kind in found]
     return f"{name} {values} against {', '.join(against)}"
+
+
+def _trained_ids(
+    store: CodeStore, clips: Sequence[CodeClip], sampled: CodeStore | None, prior: Path | None
+) -> list[str]:
+    """Ids of training clips among those that are measured and those that samples continue."""
+    continued = [] if sampled is None else [original_of(sample, store) for sample in sampled.clips]
+    looked_at = {clip.id: clip for clip in (*clips, *continued) if clip is not None}
+    return [clip.id for clip in find_trained_clips(list(looked_at.values()), prior)]
+
+
+def _refuse_training_clips(
+    store: CodeStore, trained: Sequence[str], clips: Sequence[CodeClip], prior: Path | None
+) -> NoReturn:
+    measured = {clip.id for clip in clips}
+    where = "of these clips" if trained[0] in measured else "of the clips that the samples continue"
+    learnt = "are in the train split" + (f", or {prior} has learnt from their content" if prior is not None else "")
+    raise LVTError(
+        f"{len(trained)} {where} of {store.path} {learnt} ({', '.join(trained[:3])}): a result would not say what was "
+        "learnt; give a store with test clips (lvt manifest build --test-share makes a split), or measure them all the "
+        "same by --allow-training-clips"
+    )
 
 
 def _missing(has_pixels: bool, has_samples: bool, has_i3d: bool, has_lpips: bool) -> dict[str, str]:
@@ -254,7 +299,7 @@ def _missing(has_pixels: bool, has_samples: bool, has_i3d: bool, has_lpips: bool
     needs = {
         "reconstruction": pixels,
         "LPIPS": pixels + ([] if has_lpips else ["a TorchScript network (--lpips)"]),
-        "FVD": pixels
+        "FVD of samples" if has_pixels and has_i3d else "FVD": pixels
         + ([] if has_samples else ["samples (--samples)"])
         + ([] if has_i3d else ["a TorchScript I3D (--i3d)"]),
     }

@@ -181,10 +181,15 @@ class EMACodebook(nn.Module):
         threshold = self.dead_code_threshold * self.size.mean()
         dead = self.size < threshold
         generator = torch.Generator().manual_seed(int(self.updates))
-        picked = torch.randint(len(flat), (self.codebook_size,), generator=generator).to(flat.device)
-        candidates = flat[picked].to(self.total.dtype)
-        if _is_distributed():
-            torch.distributed.broadcast(candidates, src=0)
+        workers, rank = (
+            (torch.distributed.get_world_size(), torch.distributed.get_rank()) if _is_distributed() else (1, 0)
+        )
+        # Latents of the whole batch, each of which one worker has, so that their number makes no difference.
+        picked = torch.randint(workers * len(flat), (self.codebook_size,), generator=generator).to(flat.device)
+        owner, row = picked // len(flat), picked % len(flat)
+        candidates = torch.where((owner == rank)[:, None], flat[row].to(self.total.dtype), 0.0)
+        if workers > 1:
+            torch.distributed.all_reduce(candidates)
         count = RESAMPLED_COUNT * threshold
         self.size.copy_(torch.where(dead, count, self.size))
         self.total.copy_(torch.where(dead[:, None], candidates * count, self.total))
