@@ -15,17 +15,18 @@ import numpy as np
 
 from lvt_pipeline.config import build, read_preset
 from lvt_pipeline.data.codes import open_codes
-from lvt_pipeline.engine.prior_training import PriorRunSettings, train_prior
+from lvt_pipeline.engine.prior_settings import PriorRunSettings
+from lvt_pipeline.engine.prior_training import train_prior
 from lvt_pipeline.models.prior import count_parameters
 from lvt_pipeline.runs import load_prior
 
 CODES = Path(os.environ.get("LVT_CODES", "demo/work/data.zarr"))
 SEEDS = (0, 1)
 VARIANTS = {
-    "centred (`single-frame`)": {"kernel_reach": "centred"},
+    "centred (`single-frame`)": {"kernel_reach": "centred", "encoder_position": False},
     "centred, encoder positions": {"kernel_reach": "centred", "encoder_position": True},
-    "past": {"kernel_reach": "past"},
-    "past, encoder positions (`single-frame-past`)": {"kernel_reach": "past", "encoder_position": True},
+    "past": {"kernel_reach": "past", "encoder_position": False},
+    "past, encoder positions (`single-frame-past`, `tiny`)": {"kernel_reach": "past", "encoder_position": True},
 }
 
 

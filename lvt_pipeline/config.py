@@ -161,36 +161,88 @@ def load(
     family: str,
     *,
     preset: str | None = None,
+    recipe: str | None = None,
     config: Path | None = None,
     overrides: Iterable[str] = (),
     defaults: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Settings of a stage: defaults, then a preset, then a file, then `--set`; later wins.
+    """Settings of a stage: defaults, then a preset, then a file, then a recipe, then `--set`; later wins.
 
     Args:
         family: folder of the presets: "vqvae", "prior" or "pipeline".
+        recipe: how to learn, in place of what preset and file say about it.
     """
-    layers = [
-        dict(defaults or {}),
+    tables = merge(
+        defaults or {},
         read_preset(family, preset) if preset else {},
         read_toml(config) if config else {},
-        parse_overrides(overrides),
-    ]
-    return build(cls, merge(*layers), where=str(config) if config else "settings")
+    )
+    if recipe:
+        tables = with_recipe(family, tables, recipe, preset)
+    return build(cls, merge(tables, parse_overrides(overrides)), where=str(config) if config else "settings")
 
 
 def read_preset(family: str, name: str) -> dict[str, Any]:
     """The tables of a preset that ships with the package.
 
+    One with `recipe = "NAME"` starts from the settings of that recipe and may change some of them for its size.
+
     Raises:
         ConfigError: there is no such preset (the known ones are named).
     """
-    known = preset_names(family)
+    tables = _read_shipped(family, name, f"{family} preset")
+    recipe = tables.pop("recipe", None)
+    return merge(read_recipe(family, recipe), tables) if recipe else tables
+
+
+def read_recipe(family: str, name: str) -> dict[str, Any]:
+    """A recipe: optimizer, rates, clipping and moving average, in a table `training` that says nothing else.
+
+    How long, on how much at a time and with what network is left to presets.
+
+    Raises:
+        ConfigError: there is no such recipe (the known ones are named).
+    """
+    return _read_shipped(_recipe_folder(family), name, f"{family} recipe")
+
+
+def with_recipe(family: str, tables: Mapping[str, Any], name: str, preset: str | None = None) -> dict[str, Any]:
+    """Tables with all that any recipe speaks of replaced by what this one says.
+
+    Args:
+        preset: what the tables started from. One that learns by this recipe already, perhaps with rates for its size,
+            is left as it is.
+
+    Raises:
+        ConfigError: there is no such recipe.
+    """
+    recipe = read_recipe(family, name)
+    if preset is not None and _read_shipped(family, preset, f"{family} preset").get("recipe") == name:
+        return dict(tables)
+    spoken_of = {key for other in recipe_names(family) for key in read_recipe(family, other)["training"]}
+    training = tables.get("training", {})
+    if not isinstance(training, Mapping):
+        return dict(tables)  # whoever builds settings of it says what is wrong
+    kept = {key: value for key, value in training.items() if key not in spoken_of}
+    return merge({**tables, "training": kept}, recipe)
+
+
+def recipe_names(family: str) -> list[str]:
+    """Names of the recipes that ship with the package, sorted."""
+    return preset_names(_recipe_folder(family))
+
+
+def _recipe_folder(family: str) -> str:
+    return f"{family}-recipes"
+
+
+def _read_shipped(folder: str, name: str, what: str) -> dict[str, Any]:
+    known = preset_names(folder)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
+        close = difflib.get_close_matches(str(name), known, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise ConfigError(f"there is no {family} preset {name!r}; {hint}known: {', '.join(known)}")
-    return tomllib.loads((files("lvt_pipeline") / "presets" / family / f"{name}.toml").read_text())
+        raise ConfigError(f"there is no {what} {name!r}; {hint}known: {', '.join(known)}")
+    return tomllib.loads((files("lvt_pipeline") / "presets" / folder / f"{name}.toml").read_text())
 
 
 def preset_names(family: str) -> list[str]:
