@@ -226,6 +226,7 @@ _READERS: dict[str, Callable[[Path, Provenance | None], dict[str, Any]]] = {
     "videos": _videos,
     "evaluation": _videos,
     "report": _videos,
+    "figures": _videos,
     "work-dir": _work_dir,
 }
 
