@@ -54,6 +54,9 @@ def _page(found: Comparison) -> str:
         lines += _aligned([[f"  {titles[difference.metric]}", *_told(difference)] for difference in own])
         if not own:
             lines.append("  nothing was measured in both")
+    labels = {str(evaluation.fact("fvd.label")) for evaluation in found.evaluations if evaluation.fact("fvd.label")}
+    if any(key.startswith("fvd_") for key in found.table):
+        lines += ["", *(f"FVD here: {label}" for label in sorted(labels))]
     if any(key.startswith("sample_") for key in found.table):
         lines += [
             "",

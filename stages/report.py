@@ -1,4 +1,4 @@
-"""lvt report: one page about a work directory. Reads its artefacts; writes a self-contained HTML file."""
+"""lvt report: one page about one or several work directories. Reads their artefacts; writes one HTML file."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ from stages.console import PATH, Console, echo_facts, json_option, out_option
 
 
 @click.command("report")
-@click.argument("work_dir", type=PATH)
-@out_option("HTML file to write. [WORK_DIR/report.html]", required=False)
+@click.argument("work_dirs", type=PATH, nargs=-1, required=True, metavar="WORK_DIR...")
+@out_option("HTML file to write. [WORK_DIR/report.html; of several: comparison.html]", required=False)
 @json_option
-def command(work_dir: Path, out: Path | None, as_json: bool) -> None:
+def command(work_dirs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     """Curves, reconstructions, samples, metrics and provenance in one file that opens anywhere.
+
+    Several work directories are shown side by side, each compared with the first.
 
     Example: lvt report work
     """
-    from lvt_pipeline.evaluation.report import write_report
+    from lvt_pipeline.evaluation.report import write_comparison, write_report
 
-    target = out or work_dir / "report.html"
-    record = write_report(work_dir, target, progress=Console())
+    if len(work_dirs) == 1:
+        target = out or work_dirs[0] / "report.html"
+        record = write_report(work_dirs[0], target, progress=Console())
+    else:
+        target = out or Path("comparison.html")
+        record = write_comparison(work_dirs, target, progress=Console())
     echo_facts(record.to_json(), as_json, f"{target} ({target.stat().st_size / 1e6:.1f} MB): open it in a browser")

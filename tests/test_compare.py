@@ -218,6 +218,15 @@ def test_work_directories_are_compared_clip_by_clip(works: list[ToyWork], lvt: L
     assert bits["mean"] == pytest.approx(own[1] - own[0])
 
 
+def test_the_table_says_what_network_its_distances_are_of(tmp_path: Path, lvt: Lvt) -> None:
+    label = "not FVD: the network gives 8 features, I3D gives 400; for tests only"
+    first, second = (
+        result(tmp_path / f"{name}.json", list(HARD), runs=[1.0, 2.0], fvd__label=label) for name in ("a", "b")
+    )
+    _, said, _ = lvt("compare", first, second)
+    assert f"FVD here: {label}\n" in said
+
+
 def test_one_result_is_a_wrong_use(works: list[ToyWork], lvt: Lvt) -> None:
     assert lvt("compare", works[0].root)[0] == 2
     with pytest.raises(ConfigError, match="at least two"):
@@ -228,6 +237,8 @@ def test_what_is_no_evaluation_is_one_clear_line(works: list[ToyWork], tmp_path:
     good = works[0].root
     with pytest.raises(ArtefactError, match="run lvt evaluate -o"):
         compare([good, tmp_path])
+    with pytest.raises(ArtefactError, match="no\\.json does not exist; give a work directory"):
+        compare([good, tmp_path / "no.json"])
     write_json(tmp_path / "other.json", {"some": "thing"})
     with pytest.raises(ArtefactError, match="not a result of lvt evaluate"):
         compare([good, tmp_path / "other.json"])

@@ -34,6 +34,7 @@ class Series:
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    style: int | None = None  # which colour and marker; its place among the series by default
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def line_chart(
     y_label: str,
     references: Sequence[Reference] = (),
     shaded_until: float | None = None,
+    always_named: bool = False,
 ) -> str:
     """Lines over a common axis, as an inline SVG text.
 
@@ -61,18 +63,20 @@ def line_chart(
     Args:
         title: what a reader who cannot see the chart is told first.
         shaded_until: the part of the horizontal axis up to here is shaded (priming frames).
+        always_named: a single line has a legend too, because its name is not what the vertical axis says.
     """
-    lines = [line for line in (_finite(item) for item in series) if len(line.x)]
+    lines = [line for line in (_finite(item, number) for number, item in enumerate(series)) if len(line.x)]
     references = [item for item in references if math.isfinite(item.value)]
     if not lines:
         return ""
     values = np.concatenate([np.asarray(line.y) for line in lines] + [np.array([item.value for item in references])])
     steps = np.concatenate([np.asarray(line.x) for line in lines])
     is_log = bool(values.min() > 0 and values.max() / values.min() > LOG_RATIO)
-    legend, legend_height = _legend([line.name for line in lines], references)
-    x_axis = _Axis.linear(float(steps.min()), float(steps.max()), 58, CHART_SIZE[0] - 20)
+    legend, legend_height = _legend(lines, references, always_named)
     bottom = legend_height + CHART_SIZE[1] - 40
     y_axis = _Axis.fitting(float(values.min()), float(values.max()), bottom, legend_height + 8, is_log)
+    label_width = 0.6 * FONT_SIZE * max((len(spoken_number(tick)) for tick in y_axis.ticks), default=0)
+    x_axis = _Axis.linear(float(steps.min()), float(steps.max()), max(58, 28 + label_width), CHART_SIZE[0] - 20)
 
     parts = [legend, *_grid(x_axis, y_axis, x_label, y_label + (", log scale" if is_log else ""))]
     if shaded_until is not None:
@@ -88,8 +92,9 @@ def line_chart(
             f'<line x1="{x_axis.start:.1f}" x2="{x_axis.end:.1f}" y1="{height:.1f}" y2="{height:.1f}" '
             f'stroke-width="1.5" {_reference_stroke(number)} />'
         )
-    for number, line in enumerate(lines):
-        parts += _drawn_line(line, number, x_axis, y_axis, x_label)
+    for line in lines:
+        parts += _drawn_line(line, x_axis, y_axis, x_label)
+    parts.append(_reader(x_axis, y_axis, x_label))
     last = "; ".join(f"{line.name} ends at {spoken_number(line.y[-1])}" for line in lines)
     against = "".join(f"; {item.name} is {spoken_number(item.value)}" for item in references)
     return _svg(f"{title}. {last}{against}.", legend_height + CHART_SIZE[1], parts)
@@ -202,12 +207,15 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [tick for tick in ticks if low <= tick <= high]
 
 
-def _finite(series: Series) -> Series:
+def _finite(series: Series, number: int) -> Series:
+    """Without what cannot be drawn, and with a style: that of its place when it has none."""
     points = [(x, y) for x, y in zip(series.x, series.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
-    return Series(series.name, [x for x, _ in points], [y for _, y in points])
+    style = number if series.style is None else series.style
+    return Series(series.name, [x for x, _ in points], [y for _, y in points], style)
 
 
-def _drawn_line(line: Series, number: int, x_axis: _Axis, y_axis: _Axis, x_label: str) -> list[str]:
+def _drawn_line(line: Series, x_axis: _Axis, y_axis: _Axis, x_label: str) -> list[str]:
+    number = line.style or 0
     colour = _series_colour(number)
     xs, ys = np.asarray(line.x, float), np.asarray(line.y, float)
     parts = []
@@ -220,12 +228,25 @@ def _drawn_line(line: Series, number: int, x_axis: _Axis, y_axis: _Axis, x_label
     if len(xs) > 1:
         points = " ".join(_positions(xs, ys, x_axis, y_axis))
         style = 'fill="none" stroke-width="1.8" stroke-linejoin="round" stroke-linecap="round"'
-        parts.append(f'<polyline points="{points}" stroke="{colour}" {style} />')
+        parts.append(f'<polyline points="{points}" data-name="{escape(line.name)}" stroke="{colour}" {style} />')
     if len(xs) <= MOST_MARKERS:
         for x, y in zip(xs, ys, strict=True):
             name = escape(f"{line.name}, {x_label} {spoken_number(x)}: {spoken_number(y)}")
             parts.append(_marker(number, x_axis.at(x), y_axis.at(y), name))
     return parts
+
+
+def _reader(x_axis: _Axis, y_axis: _Axis, x_label: str) -> str:
+    """An invisible mark of where the values lie, from which a page can read a position back as numbers."""
+
+    def told(axis: _Axis) -> str:
+        return f"{axis.start:.1f} {axis.end:.1f} {axis.low:.9g} {axis.high:.9g} {int(axis.is_log)}"
+
+    return (
+        f'<rect class="reader" x="{x_axis.start:.1f}" y="{y_axis.end:.1f}" width="{x_axis.end - x_axis.start:.1f}" '
+        f'height="{y_axis.start - y_axis.end:.1f}" fill="none" data-x="{told(x_axis)}" data-y="{told(y_axis)}" '
+        f'data-label="{escape(x_label)}" />'
+    )
 
 
 def _positions(xs: Iterable[float], ys: Iterable[float], x_axis: _Axis, y_axis: _Axis) -> list[str]:
@@ -242,11 +263,11 @@ def _marker(number: int, x: float, y: float, name: str = "") -> str:
     return f'<path d="{path}" transform="{place}" fill="{_series_colour(number)}">{tooltip}</path>'
 
 
-def _legend(names: Sequence[str], references: Sequence[Reference]) -> tuple[str, float]:
+def _legend(lines: Sequence[Series], references: Sequence[Reference], always_named: bool) -> tuple[str, float]:
     """Samples and names above the chart, wrapped by an estimate of their width. Returns the drawing and its height."""
     entries = [
-        (_sample(f'stroke="{_series_colour(number)}"') + _marker(number, 10, 0), name)
-        for number, name in enumerate(names)
+        (_sample(f'stroke="{_series_colour(line.style or 0)}"') + _marker(line.style or 0, 10, 0), line.name)
+        for line in lines
     ]
     entries += [
         (
@@ -255,7 +276,7 @@ def _legend(names: Sequence[str], references: Sequence[Reference]) -> tuple[str,
         )
         for number, item in enumerate(references)
     ]
-    if len(entries) == 1 and not references:
+    if len(entries) == 1 and not references and not always_named:
         return "", 0.0  # the vertical axis already names it
     parts, x, y = [], 12.0, 12.0
     for drawing, name in entries:

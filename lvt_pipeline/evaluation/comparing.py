@@ -125,6 +125,13 @@ class Evaluation:
         return Measured(found.mean, found.low, found.high, len(values))
 
 
+def values_of_clips(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Finite values of single clips, by key of the metric and id of the clip; metrics without any are left out."""
+    evaluation = Evaluation("", Path(), results)
+    found = {metric.key: evaluation.values(metric) for metric in METRICS if metric.part != "runs"}
+    return {key: values for key, values in found.items() if values}
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Everything `lvt compare` shows."""
@@ -169,9 +176,23 @@ def compare(paths: Sequence[Path], *, level: float = LEVEL) -> Comparison:
     """
     if len(paths) < 2:
         raise ConfigError(f"comparing needs at least two evaluations, found {len(paths)}")
-    evaluations = [
-        Evaluation(name, path, _read(path)) for name, path in zip(_names(paths), map(_result_file, paths), strict=True)
-    ]
+    return compare_evaluations(
+        [read_evaluation(name, path) for name, path in zip(names_of(paths), paths, strict=True)], level
+    )
+
+
+def read_evaluation(name: str, path: Path) -> Evaluation:
+    """The evaluation of a result file or a work directory.
+
+    Raises:
+        ArtefactError: there is none, or one of a version without values of single clips.
+    """
+    path = _result_file(path)
+    return Evaluation(name, path, _read(path))
+
+
+def compare_evaluations(evaluations: Sequence[Evaluation], level: float = LEVEL) -> Comparison:
+    """Each evaluation against the first, metric by metric; there may be a single one."""
     table: dict[str, Sequence[Measured | None]] = {}
     differences = []
     for metric in METRICS:
@@ -239,6 +260,8 @@ def _result_file(path: Path) -> Path:
         path = path / RESULT_NAME
         if not path.exists():
             raise ArtefactError(f"{path.parent} has no {RESULT_NAME}; run lvt evaluate -o {path} first")
+    if not path.exists():
+        raise ArtefactError(f"{path} does not exist; give a work directory or a result of lvt evaluate")
     return path
 
 
@@ -254,7 +277,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     return results
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
+def names_of(paths: Sequence[Path]) -> list[str]:
     """Short names when they tell the results apart, else what was given."""
     short = [path.stem if path.suffix == ".json" else path.resolve().name for path in paths]
     return short if len(set(short)) == len(short) else [str(path) for path in paths]

@@ -1,4 +1,6 @@
-"""What the sections of a report hold, gathered from a work directory. See `report`; samples are in `report_samples`.
+"""What the sections of a report hold, gathered from a work directory. See `report`.
+
+Samples are in `report_samples`, single clips in `report_clips`, the numbers of `eval.json` in `report_evaluation`.
 
 Every function takes the work directory and returns plain values for the template; it raises `MissingPart` when there is
 nothing to show yet, and any other `LVTError` when what is there cannot be used.
@@ -18,20 +20,27 @@ from einops import rearrange
 from markupsafe import Markup
 
 from lvt_pipeline.data.code_usage import codes_holding, perplexity, usage
-from lvt_pipeline.data.frames import FrameClip
+from lvt_pipeline.data.frame_clips import FrameClip
 from lvt_pipeline.data.pictures import png_bytes
 from lvt_pipeline.errors import ArtefactError, LVTError
 from lvt_pipeline.evaluation.charts import Reference, Series, line_chart, usage_charts
 from lvt_pipeline.evaluation.metrics import CodeCounts
-from lvt_pipeline.evaluation.report_parts import Card, Figure, data_uri, series_of
+from lvt_pipeline.evaluation.report_evaluation import EvaluationSection, evaluation_cards
+from lvt_pipeline.evaluation.report_parts import Card, Figure, Problem, data_uri, problems_of, series_of
 from lvt_pipeline.evaluation.report_samples import SamplesSection
-from lvt_pipeline.evaluation.wording import spoken_change, spoken_decibels, spoken_range, spoken_seconds
-from lvt_pipeline.evaluation.work_dir import MissingPart, WorkDir, read_metrics, record_of
+from lvt_pipeline.evaluation.wording import spoken_range, spoken_seconds
+from lvt_pipeline.evaluation.work_dir import MissingPart, StageRecord, WorkDir, read_metrics, record_of
 from lvt_pipeline.provenance import short
 from lvt_pipeline.runs import METRICS_NAME, read_run, read_run_config
 
 SHOWN_PICTURES = 8
 SHOWN_FAILURES = 30
+DETAILS = (  # key in the log, title, axis
+    ("loss", "Training loss", "loss"),
+    ("grad_norm", "Gradient norm before clipping", "norm"),
+    ("learning_rate", "Learning rate", "per step"),
+    ("steps_per_second", "Speed", "steps per second"),
+)
 COUNTED_FRAMES = 20_000  # of the training split, for the usage charts: enough for any codebook, quick for any store
 
 
@@ -98,6 +107,7 @@ class Pair:
 class TokenizerSection:
     facts: Sequence[tuple[str, str]]
     charts: Sequence[Figure]
+    details: Sequence[Figure]
     pairs: Sequence[Pair]
     pairs_split: str
     note: str
@@ -153,7 +163,9 @@ def tokenizer_section(work: WorkDir) -> TokenizerSection:
         pairs, split = _reconstructions(work)
     except LVTError as problem:
         note = f"No reconstructions: {problem}"
-    return TokenizerSection(_run_facts(run), charts, pairs, split, note, _collapse_warning(run))
+    return TokenizerSection(
+        _run_facts(run), charts, _training_details(training), pairs, split, note, _collapse_warning(run)
+    )
 
 
 def _collapse_warning(run: Path) -> str:
@@ -253,6 +265,7 @@ def codes_section(work: WorkDir) -> CodesSection:
 class PriorSection:
     facts: Sequence[tuple[str, str]]
     charts: Sequence[Figure]
+    details: Sequence[Figure]
     note: str
     is_problem: bool = False
 
@@ -282,121 +295,8 @@ def prior_section(work: WorkDir) -> PriorSection:
         "Training: one random slice of each clip, as it comes. Validation: fixed clips, every slice. "
         "Both baselines are measured on the codes that the evaluation counts."
     )
-    return PriorSection(_run_facts(run), [Figure("Bits per code", Markup(chart), caption)] if chart else [], note)
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One bar of the comparison: width in percent of the longest."""
-
-    label: str
-    value: str
-    width: float
-    kind: str  # prior or baseline
-    definition: str
-
-
-@dataclass(frozen=True)
-class MetricsSection:
-    results: Mapping[str, Any]
-    bars: Sequence[Bar]
-    rows: Sequence[tuple[str, str, str, str]]  # metric, ours, baseline, verdict
-    per_codebook: Sequence[tuple[str, str, str, str]]
-    note: str
-    is_problem: bool = False
-
-
-def metrics_section(work: WorkDir) -> MetricsSection:
-    """Every number of `eval.json` beside its baseline."""
-    results = work.results()
-    try:
-        return _metrics(results)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtefactError(
-            f"eval.json is not a result of this version's lvt evaluate ({error!r}); run it again"
-        ) from error
-
-
-def _metrics(results: Mapping[str, Any]) -> MetricsSection:
-    baselines, prior = results["baselines"], results.get("prior")
-    uniform = math.log2(results["codes"]["codebook_size"])
-    measured = [
-        ("uniform", uniform, "baseline", "Every code equally likely: log2 K."),
-        (
-            "unigram",
-            float(baselines["unigram_bits"]),
-            "baseline",
-            "Entropy of each codebook over exactly these codes: the best that any model without context can do.",
-        ),
-        (
-            "same as previous frame",
-            float(baselines["previous_frame_bits"]),
-            "baseline",
-            "With probability α the code of the same place one frame earlier, else a draw from the add-one smoothed "
-            f"unigram; fitted on {baselines['fitted_on']['split']} clips, one α per codebook.",
-        ),
-    ]
-    if prior:
-        measured.append(("this prior", float(prior["bits_per_dim"]), "prior", "Teacher-forced, on the same codes."))
-    longest = max(bits for _, bits, _, _ in measured) or 1.0
-    bars = [
-        Bar(label, f"{bits:.3f}", 100 * bits / longest, kind, definition) for label, bits, kind, definition in measured
-    ]
-    rows: list[tuple[str, str, str, str]] = []
-    if prior:
-        for name, key in (("unigram", "unigram"), ("same as previous frame", "previous_frame")):
-            bits, other = float(prior["bits_per_dim"]), float(baselines[f"{key}_bits"])
-            rows.append((f"Bits per code, against {name}", f"{bits:.3f}", f"{other:.3f}", _verdict(bits < other)))
-    if "reconstruction" in results:
-        found = results["reconstruction"]
-        mse, flat = float(found["mse"]), float(found["mean_picture_mse"])
-        rows.append(
-            (
-                "Reconstruction MSE in [0, 1], against the mean picture",
-                f"{mse:.5f}",
-                f"{flat:.5f}",
-                _verdict(mse < flat),
-            )
-        )
-        rows.append(
-            ("Reconstruction PSNR", f"{spoken_decibels(mse)} dB", f"{spoken_decibels(flat)} dB", _verdict(mse < flat))
-        )
-    samples = results.get("samples", {})
-    if "mse" in samples and "copy_mse" in samples:
-        mse, copied = float(samples["mse"]), float(samples["copy_mse"])
-        rows.append(
-            (
-                "Sampled frames PSNR, against repeating the last given frame",
-                f"{spoken_decibels(mse)} dB",
-                f"{spoken_decibels(copied)} dB",
-                _verdict(mse < copied),
-            )
-        )
-    if "share_same_as_previous_frame" in samples:
-        rows.append(
-            (
-                "Codes that stay from frame to frame: sampled, real",
-                f"{samples['share_same_as_previous_frame']:.1%}",
-                f"{samples['real_share_same_as_previous_frame']:.1%}",
-                "plain",
-            )
-        )
-    per_codebook = [
-        (
-            str(book),
-            f"{unigram:.3f}",
-            f"{previous:.3f}",
-            f"{prior['per_codebook'][book]:.3f}" if prior else "–",
-        )
-        for book, (unigram, previous) in enumerate(
-            zip(baselines["unigram_bits_per_codebook"], baselines["previous_frame_bits_per_codebook"], strict=True)
-        )
-    ]
-    note = (
-        f"Measured on {results['clips']} {results['split']} clips: {int(baselines['codes']):,} codes of frames "
-        f"{int(results['priming_frames']) + 1} to {results['frames']}."
-    )
-    return MetricsSection(results, bars, rows, per_codebook, note)
+    charts = [Figure("Bits per code", Markup(chart), caption)] if chart else []
+    return PriorSection(_run_facts(run), charts, _training_details(training), note)
 
 
 def summary(work: WorkDir, found: Mapping[str, Any]) -> str:
@@ -410,7 +310,7 @@ def summary(work: WorkDir, found: Mapping[str, Any]) -> str:
         parts.append(f"{codes.codes_per_frame} codes per frame")
     samples = found["samples"]
     if isinstance(samples, SamplesSection):
-        parts.append(f"{samples.num_samples} sampled videos")
+        parts.append(f"{samples.num_samples:,} sampled videos")
     seconds = sum(record.seconds for path in work.artefacts.values() if (record := record_of(path)) is not None)
     if seconds:
         parts.append(f"{spoken_seconds(seconds)} of computing")
@@ -419,42 +319,44 @@ def summary(work: WorkDir, found: Mapping[str, Any]) -> str:
 
 def cards(found: Mapping[str, Any]) -> list[Card]:
     """The key numbers, each beside what it has to beat."""
-    metrics, codes, data = found["metrics"], found["codes"], found["data"]
+    evaluation, codes, data = found["evaluation"], found["codes"], found["data"]
     result = []
-    if isinstance(metrics, MetricsSection):
-        result += _result_cards(metrics.results)
+    if isinstance(evaluation, EvaluationSection):
+        result += evaluation_cards(evaluation.results)
     if isinstance(codes, CodesSection):
         mean = sum(book.perplexity for book in codes.books) / len(codes.books)
         shares = ", ".join(f"{book.usage:.0%}" for book in codes.books)
-        note = f"{shares} of the codes occur"
-        result.append(Card("Codebook perplexity", f"{mean:.1f}", f"of {codes.codebook_size}", "plain", note))
+        result.append(
+            Card("Codebook perplexity", f"{mean:.1f}", f"of {codes.codebook_size}", (), f"{shares} of the codes in use")
+        )
     if isinstance(data, DataSection):
         note = f"{data.num_failures} failed: {data.reasons}" if data.num_failures else "none failed"
         total = data.num_clips + data.num_failures
-        result.append(Card("Clips with frames", f"{data.num_clips:,}", f"of {total:,}", "plain", note))
+        result.append(Card("Clips with frames", f"{data.num_clips:,}", f"of {total:,}", (), note))
     return result
 
 
-def _result_cards(results: Mapping[str, Any]) -> list[Card]:
-    result = []
-    if "prior" in results:
-        bits = float(results["prior"]["bits_per_dim"])
-        for name, key in (("the unigram", "unigram"), ("“same as previous frame”", "previous_frame")):
-            other = float(results["baselines"][f"{key}_bits"])
-            note = spoken_change(bits, other)
-            result.append(Card("Bits per code", f"{bits:.3f}", "bits", _verdict(bits < other), note, name))
-    if "reconstruction" in results:
-        mse, flat = float(results["reconstruction"]["mse"]), float(results["reconstruction"]["mean_picture_mse"])
-        note = f"MSE {mse:.5f}, against {flat:.5f}"
-        decibels = spoken_decibels(mse)
-        result.append(Card("Reconstruction PSNR", decibels, "dB", _verdict(mse < flat), note, "the mean picture"))
-    samples = results.get("samples", {})
-    if "mse" in samples and "copy_mse" in samples:
-        mse, copied = float(samples["mse"]), float(samples["copy_mse"])
-        note = f"{spoken_decibels(copied)} dB; a sample is one future of many, so this is no score"
-        decibels = spoken_decibels(mse)
-        result.append(Card("Sampled frames PSNR", decibels, "dB", _verdict(mse < copied), note, "a still last frame"))
-    return result
+def attention(found: Mapping[str, Any], records: Sequence[StageRecord]) -> list[tuple[str, str, str]]:
+    """What a reader should know first: a tab's name, a sentence and a command, if one helps."""
+    result = [(tab, problem.message, problem.command or "") for tab, problem in problems_of(records)]
+    tokenizer, evaluation = found["tokenizer"], found["evaluation"]
+    if isinstance(tokenizer, TokenizerSection) and tokenizer.warning:
+        result.append(("tokenizer", tokenizer.warning, ""))
+    if isinstance(evaluation, EvaluationSection):
+        result += [("evaluation", warning, "") for warning in evaluation.warnings]
+    damaged = {tab: part.message for tab, part in found.items() if isinstance(part, Problem) and part.command is None}
+    told = {message: tab for tab, message in reversed(damaged.items())}  # one broken file may spoil several tabs
+    return result + [(tab, message, "") for message, tab in reversed(told.items())]
+
+
+def _training_details(training: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """Curves that tell how a training went rather than how good it is."""
+    charts = []
+    for key, title, label in DETAILS:
+        chart = line_chart([series_of(title, training, key)], title=title, x_label="step", y_label=label)
+        if chart:
+            charts.append(Figure(title, Markup(chart)))
+    return charts
 
 
 def _run_facts(run: Path) -> list[tuple[str, str]]:
@@ -470,7 +372,3 @@ def _run_facts(run: Path) -> list[tuple[str, str]]:
         if key in training:
             facts.append((name, f"{training[key]}"))
     return facts
-
-
-def _verdict(is_better: bool) -> str:
-    return "better" if is_better else "worse"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from lvt_pipeline.evaluation.charts import spoken_number
 from lvt_pipeline.evaluation.metrics import psnr
 
@@ -26,6 +28,14 @@ def spoken_change(value: float, other: float) -> str:
         return f"{value / other:.1f} times {other:.3f}"
     share = abs(1 - value / other) if other else 0.0
     return f"{share:.0%} {'less' if value < other else 'more'} than {other:.3f}"
+
+
+def spoken_spread(mean: float, std: float | None) -> str:
+    """A mean with its standard deviation where there is one: "125.8 ± 2.9"."""
+    if std is None:
+        return spoken_number(mean)
+    decimals = max(0, 1 - math.floor(math.log10(std))) if std > 0 else 4
+    return f"{mean:.{decimals}f} ± {std:.{decimals}f}"
 
 
 def spoken_value(value: float | str) -> str:

@@ -55,6 +55,16 @@ COMMANDS = {
         "--vqvae {work}/runs/vqvae --samples {work}/samples.zarr -o {work}/eval.json"
     ),
 }
+TABS = {  # where a report shows an artefact
+    "manifest": "data",
+    "frames": "data",
+    "vqvae": "tokenizer",
+    "codes": "codes",
+    "prior": "prior",
+    "samples": "samples",
+    "videos": "samples",
+    "evaluation": "evaluation",
+}
 # Which artefact a stage's input role means, where the role is not the artefact's own name.
 INPUT_ROLES = {"videos": {"codes": "samples"}}
 
@@ -154,6 +164,7 @@ class StageRecord:
     facts: Sequence[tuple[str, str]] = ()
     inputs: Sequence[tuple[str, str, bool]] = ()  # role, fingerprint, whether it is what is there now
     settings: str = ""
+    took: str = ""
 
 
 def stage_records(work: WorkDir) -> list[StageRecord]:
@@ -184,6 +195,7 @@ def stage_records(work: WorkDir) -> list[StageRecord]:
                 facts=_record_facts(record),
                 inputs=inputs,
                 settings=settings_text(record.settings),
+                took=spoken_seconds(record.seconds) if record.seconds else "",
             )
         )
     return result

@@ -1,10 +1,21 @@
-"use strict";
-// The videos of a clip play as one: a button, a slider over frames, and a loop that keeps them on the same frame.
+// The videos of a clip play as one: a button, a slider over frames, keys, and a loop that keeps them on the same frame.
 (() => {
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  showFirst();
   const clips = [...document.querySelectorAll(".clip[data-frames]")].map(prepare);
-  const everything = document.getElementById("play-all");
-  const speed = document.getElementById("speed");
+  const everything = document.querySelector(".play-all");
+  const speed = document.querySelector(".speed");
+
+  // The overview begins with what it is all about: the first clip, playing.
+  function showFirst() {
+    const place = document.getElementById("first-look");
+    const clip = document.querySelector(".clip[data-frames]");
+    if (!clip) return;
+    const copy = clip.cloneNode(true);
+    copy.removeAttribute("id");
+    copy.querySelector("details").remove();
+    place.append(copy);
+  }
 
   function prepare(element) {
     const videos = [...element.querySelectorAll("video")];
@@ -14,24 +25,43 @@
     const button = element.querySelector("button");
     const slider = element.querySelector("input");
     const output = element.querySelector("output");
-    const lead = videos[videos.length - 1]; // the sample, which is as long as any
+    const ruler = [...element.querySelectorAll(".ruler span")];
+    const lead = element.querySelector("video[data-leads]"); // as long as any
     const clip = { element, wanted: false, visible: false, paused: false, update };
     let playing = false;
 
     for (const video of videos) {
       video.controls = false;
+      video.tabIndex = -1;
       video.addEventListener("error", () => fromBlob(video), { once: true });
       video.addEventListener("loadeddata", () => { video.dataset.state = "ready"; show(Number(slider.value)); });
     }
     lead.addEventListener("ended", () => { if (playing) { seek(0); start(); } });
-    button.addEventListener("click", () => { clip.paused = playing; clip.wanted = !playing; update(); });
-    slider.addEventListener("input", () => {
+    button.addEventListener("click", toggle);
+    slider.addEventListener("input", () => step(Number(slider.value)));
+    element.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.altKey || event.metaKey) return;
+      const inside = event.target.closest("button, summary, .strips");
+      const onSlider = event.target === slider;
+      const at = Number(slider.value);
+      const move = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: frames - 1 }[event.key];
+      if (event.key === " " && !inside) toggle();
+      else if (move !== undefined && !onSlider && !event.target.closest(".strips")) step(move);
+      else return;
+      event.preventDefault();
+    });
+
+    function toggle() {
+      clip.paused = clip.wanted;
+      clip.wanted = !clip.wanted;
+      update();
+    }
+    function step(frame) {
       clip.paused = true;
       clip.wanted = false;
       update();
-      seek(Number(slider.value));
-    });
-
+      seek(frame);
+    }
     function show(frame) {
       const shown = Math.min(Math.max(frame, 0), frames - 1);
       slider.value = shown;
@@ -39,9 +69,11 @@
       output.textContent = `frame ${shown + 1} of ${frames}, ${kind}`;
       slider.setAttribute("aria-valuetext", output.textContent);
       element.classList.toggle("is-given", shown < given);
+      ruler.forEach((number, index) => number.classList.toggle("now", index === shown));
     }
     function seek(frame) {
-      for (const video of videos) video.currentTime = Math.min((frame + 0.5) / fps, Math.max(video.duration - 0.01, 0) || 0);
+      const time = (Math.min(Math.max(frame, 0), frames - 1) + 0.5) / fps;
+      for (const video of videos) video.currentTime = Math.min(time, Math.max(video.duration - 0.01, 0) || 0);
       show(frame);
     }
     function start() {
@@ -111,12 +143,4 @@
   }, { threshold: 0.25 });
   for (const clip of clips) watcher.observe(clip.element);
   document.addEventListener("visibilitychange", () => { for (const clip of clips) clip.update(); });
-
-  // A link to a stage's record opens it.
-  function open() {
-    const target = location.hash && document.getElementById(location.hash.slice(1));
-    if (target && target.tagName === "DETAILS") target.open = true;
-  }
-  addEventListener("hashchange", open);
-  open();
 })();

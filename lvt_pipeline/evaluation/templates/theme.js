@@ -1,0 +1,16 @@
+// Light or dark as the system says, or as the reader chose here; set before anything is drawn.
+(() => {
+  const key = "lvt-report-colours";
+  const root = document.documentElement;
+  const remembered = () => { try { return localStorage.getItem(key) || ""; } catch { return ""; } };
+  const apply = (theme) => { if (theme) root.dataset.theme = theme; else delete root.dataset.theme; };
+  apply(remembered());
+  addEventListener("DOMContentLoaded", () => {
+    const select = document.getElementById("theme");
+    select.value = remembered();
+    select.addEventListener("change", () => {
+      apply(select.value);
+      try { localStorage.setItem(key, select.value); } catch { /* a private window forgets */ }
+    });
+  });
+})();
