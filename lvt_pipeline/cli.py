@@ -37,6 +37,8 @@ COMMANDS = {
     "decode": ("decode", "Turn codes back into mp4, gif, png or npy."),
     "evaluate": ("evaluate", "Measure reconstruction, prior, samples and baselines."),
     "compare": ("compare", "Evaluations side by side, with intervals."),
+    "reproduce": ("reproduce", "Tables and figures of the paper, on any videos."),
+    "figures": ("figures", "Figures of a work directory as PNG, SVG and CSV."),
     "report": ("report", "One self-contained HTML page about a work directory."),
     "status": ("status", "What is done, running and stale in a work directory."),
     "why": ("why", "Name what makes an artefact, or a clip of a store, stale."),

@@ -22,11 +22,13 @@ from lvt_pipeline.data import manifest as manifest_stage
 from lvt_pipeline.data.locations import is_url
 from lvt_pipeline.data.manifest import ManifestSettings, build_manifest
 from lvt_pipeline.engine import clip_chain, decoding, encoding, prior_training, sampling, vqvae_training
-from lvt_pipeline.engine import ingest as ingest_stage
+from lvt_pipeline.engine import ingest_settings as ingest_stage
 from lvt_pipeline.engine.decoding import DecodeSettings, decode_store
 from lvt_pipeline.engine.encoding import EncodeSettings, encode_dataset
-from lvt_pipeline.engine.ingest import IngestSettings, ingest
-from lvt_pipeline.engine.prior_training import PriorRunSettings, train_prior
+from lvt_pipeline.engine.ingest import ingest
+from lvt_pipeline.engine.ingest_settings import IngestSettings
+from lvt_pipeline.engine.prior_settings import PriorRunSettings
+from lvt_pipeline.engine.prior_training import train_prior
 from lvt_pipeline.engine.sampling import SampleSettings, sample_clips
 from lvt_pipeline.engine.vqvae_training import VQVAERunSettings, train_vqvae
 from lvt_pipeline.errors import ArtefactError, ChangedRunError, CheckpointError, ConfigError, OverBudget, StoreError
@@ -40,11 +42,12 @@ from lvt_pipeline.runs import SPOKEN_KINDS, in_precision, read_run, read_tokeniz
 from lvt_pipeline.storage import exclusive_lock, write_bytes
 
 SETTINGS_NAME = "pipeline.toml"
+STARTS = ("preset", "recipe")  # in the tables `vqvae` and `prior`: what their settings start from
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineSettings:
-    """Everything `pipeline.toml` may say. The tables `vqvae` and `prior` may start from a `preset` of their own."""
+    """Everything `pipeline.toml` may say. The tables `vqvae` and `prior` may start from a `preset` and a `recipe`."""
 
     videos: str  # folder, pattern, list or URL, as for `lvt manifest build`
     media: str | None = None  # where the videos lie that a list names; none: beside the list
@@ -94,21 +97,31 @@ def load_settings(
         tables.setdefault("work_dir", str(base))
     options = {"videos": videos, "media": media, "work_dir": work_dir}
     given = {name: str(path) for name, path in options.items() if path is not None}
-    layers = [
-        config.read_preset("pipeline", preset) if preset else {},
-        tables,
-        config.parse_overrides(overrides),
-        given,
-    ]
-    merged = config.merge(*layers)
+    said = config.merge(config.read_preset("pipeline", preset) if preset else {}, tables)
+    asked = config.merge(config.parse_overrides(overrides), given)
+    merged = config.merge(said, asked)
     for family in ("vqvae", "prior"):
-        table = merged.get(family, {})
-        if isinstance(table, Mapping) and "preset" in table:
-            own = {key: value for key, value in table.items() if key != "preset"}
-            merged[family] = config.merge(config.read_preset(family, table["preset"]), own)
+        layers = [layer.get(family, {}) for layer in (said, asked)]
+        if all(isinstance(layer, Mapping) for layer in layers):
+            merged[family] = _started(family, *layers)
     if "videos" not in merged:
         raise ConfigError('no videos were named; give --videos DIR, or videos = "DIR" in the pipeline file')
     return config.build(PipelineSettings, merged, where=str(file or "settings"))
+
+
+def _started(family: str, said: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of a family with its `preset` and `recipe` filled in.
+
+    In a file the settings beside a recipe change it; one that is asked for on top replaces what the file says.
+    """
+    preset = asked.get("preset", said.get("preset"))
+    start = config.read_preset(family, preset) if preset is not None else {}
+    if "recipe" in said:
+        start = config.with_recipe(family, start, said["recipe"], preset)
+    table = config.merge(start, {key: value for key, value in said.items() if key not in STARTS})
+    if "recipe" in asked:
+        table = config.with_recipe(family, table, asked["recipe"], preset)
+    return config.merge(table, {key: value for key, value in asked.items() if key not in STARTS})
 
 
 State = Literal["done", "stale", "unfinished", "missing", "waiting"]
@@ -143,8 +156,8 @@ class StageResult:
 
 
 @dataclass(frozen=True)
-class _Stage:
-    """One stage: what it would be made of now, and how to make it.
+class Stage:
+    """One stage of a work directory: what it would be made of now, and how to make it.
 
     Attributes:
         inputs: fingerprints by role; raises ArtefactError while an input is missing.
@@ -179,11 +192,39 @@ class _Stage:
                 reasons.append(str(error))
         return StageState(self.name, self.output, "stale" if reasons else "done", reasons, record)
 
+    def run(self) -> StageResult:
+        """Make the output unless it is done and unchanged."""
+        started = time.monotonic()
+        state = self.state()
+        if state.record is not None and state.state == "done" and not self.always:
+            record, was_made = state.record, False
+        else:
+            record = self.make(state.state == "stale")
+            was_made = state.record is None or state.state != "done" or record != state.record
+        return StageResult(self.name, self.output, was_made, state.reasons, record, time.monotonic() - started)
+
     def _record(self) -> Provenance | None:
         try:
             return read_record(self.output)
         except ArtefactError:
             return None
+
+
+def check_failures(frames: StageResult, allowed: float) -> None:
+    """Refuse to go on with frames of which too many clips are missing.
+
+    Args:
+        allowed: share of clips that may fail.
+
+    Raises:
+        OverBudget: more failed.
+    """
+    failed, clips = frames.record.counts["failures"], frames.record.counts["clips"]
+    if failed > allowed * (failed + clips):
+        raise OverBudget(
+            f"{failed} of {failed + clips} clips failed and max_failures={allowed}; "
+            f"mend those in {frames.output / 'failures.jsonl'}, or allow more with --set max_failures=0.9"
+        )
 
 
 class Pipeline:
@@ -219,23 +260,14 @@ class Pipeline:
         results: list[StageResult] = []
         with exclusive_lock(self.work_dir):
             for stage in self._stages(progress):
-                started = time.monotonic()
-                state = stage.state()
                 on_start(stage.name)
-                if state.record is not None and state.state == "done" and not stage.always:
-                    record, was_made = state.record, False
-                else:
-                    record = stage.make(state.state == "stale")
-                    was_made = state.record is None or state.state != "done" or record != state.record
-                result = StageResult(
-                    stage.name, stage.output, was_made, state.reasons, record, time.monotonic() - started
-                )
+                result = stage.run()
                 if not results:  # the videos are there: from here on the directory is what these settings say
                     self._save_settings()
                 on_end(result)
                 results.append(result)
                 if stage.name == ingest_stage.STAGE:
-                    self._check_failures(record)
+                    check_failures(result, self.settings.max_failures)
         return results
 
     def _save_settings(self) -> None:
@@ -247,16 +279,7 @@ class Pipeline:
         if saved is None or _located(saved) != _located(self.settings):
             write_bytes(path, text.encode())
 
-    def _check_failures(self, frames: Provenance) -> None:
-        failed, clips = frames.counts["failures"], frames.counts["clips"]
-        if failed > self.settings.max_failures * (failed + clips):
-            listed = self.work_dir / "frames" / "failures.jsonl"
-            raise OverBudget(
-                f"{failed} of {failed + clips} clips failed and max_failures={self.settings.max_failures}; "
-                f"mend those in {listed}, or allow more with --set max_failures=0.9"
-            )
-
-    def _stages(self, progress: Progress) -> Iterator[_Stage]:
+    def _stages(self, progress: Progress) -> Iterator[Stage]:
         settings, work, device = self.settings, self.work_dir, self._device
         manifest, frames, vqvae = work / "manifest.jsonl", work / "frames", work / "runs" / "vqvae"
         codes, prior, samples = work / "data.zarr", work / "runs" / "prior", work / "samples.zarr"
@@ -270,9 +293,9 @@ class Pipeline:
             make: Callable[[bool], Provenance],
             *,
             always: bool = False,
-        ) -> _Stage:
+        ) -> Stage:
             plain = config.to_plain(stage_settings) if stage_settings is not None else {}
-            return _Stage(module.STAGE, output, module.VERSION, plain, inputs, make, always)
+            return Stage(module.STAGE, output, module.VERSION, plain, inputs, make, always)
 
         yield stage(
             manifest_stage,
@@ -303,7 +326,7 @@ class Pipeline:
             vqvae,
             settings.vqvae,
             lambda: {"frames": read_record(frames).fingerprint},
-            lambda is_stale: _resume_or_restart(
+            lambda is_stale: resume_or_restart(
                 vqvae,
                 {"frames": read_record(frames).fingerprint},
                 lambda: train_vqvae(frames, vqvae, settings.vqvae, device=device, progress=progress),
@@ -318,14 +341,14 @@ class Pipeline:
                 "frames": read_record(frames).fingerprint,
                 "tokenizer": in_precision(str(read_record(vqvae).counts["tokenizer"]), settings.encode.precision),
             },
-            lambda is_stale: _encode(frames, vqvae, codes, settings.encode, device, progress),
+            lambda is_stale: encode_up_to_date(frames, vqvae, codes, settings.encode, device, progress),
         )
         yield stage(
             prior_training,
             prior,
             settings.prior,
             lambda: {"codes": read_record(codes).fingerprint},
-            lambda is_stale: _resume_or_restart(
+            lambda is_stale: resume_or_restart(
                 prior,
                 {"codes": read_record(codes).fingerprint},
                 lambda: train_prior(codes, prior, settings.prior, device=device, progress=progress),
@@ -370,6 +393,8 @@ class Pipeline:
                 frames=frames,
                 vqvae=vqvae,
                 samples=samples,
+                # A handful of videos may have no clip to spare for testing; the result says what it was measured on.
+                allow_training_clips=True,
                 device=device,
                 progress=progress,
             ),
@@ -403,6 +428,8 @@ def open_pipeline(work_dir: Path) -> Pipeline:
     Raises:
         ArtefactError: there is no work directory at this path.
     """
+    if work_dir.is_file():
+        raise ArtefactError(f"{work_dir} is a file; give the work directory")
     path = work_dir / SETTINGS_NAME
     if not path.is_file():
         raise ArtefactError(f"{work_dir} is not a work directory (it has no {SETTINGS_NAME}); `lvt run` makes one")
@@ -473,7 +500,7 @@ def _work_dir_of(path: Path) -> Path:
     )
 
 
-def _resume_or_restart(
+def resume_or_restart(
     run: Path, inputs: Mapping[str, str], train: Callable[[], Provenance], progress: Progress
 ) -> Provenance:
     """Go on with a training. One that was started with other settings or inputs is moved aside, then trained anew."""
@@ -494,9 +521,10 @@ def _resume_or_restart(
     return train()
 
 
-def _encode(
+def encode_up_to_date(
     frames: Path, vqvae: Path, codes: Path, settings: EncodeSettings, device: str, progress: Progress
 ) -> Provenance:
+    """Encode what is new or changed; repair a damaged store, or else make it again, and say so."""
     try:
         report = encode_dataset(frames, vqvae, codes, settings, device=device, reencode=True, progress=progress)
     except StoreError as error:  # the frames are there, so a damaged store can be repaired, or else made again

@@ -84,6 +84,15 @@ def test_mean_and_spread_are_over_the_runs(finished: Path) -> None:
     assert results["per_clip"]["samples"]["sample_mse"] == pytest.approx(np.mean(by_run, axis=0).tolist())
 
 
+def test_the_reconstructions_distance_needs_no_samples(work: ToyWork, finished: Path, tmp_path: Path) -> None:
+    paths = {"frames": work.frames, "vqvae": work.vqvae, "i3d": work.root / "i3d.pt"}
+    evaluate(work.codes, tmp_path / "e.json", EvaluateSettings(frames=FRAMES), device="cpu", **paths)
+    alone, results = read_json(tmp_path / "e.json"), read_json(finished / "eval.json")
+    assert alone["fvd"]["reconstruction"] == results["fvd"]["reconstruction"] > 0
+    assert alone["fvd"]["label"] == results["fvd"]["label"]
+    assert "--samples" in alone["missing"]["FVD of samples"]
+
+
 def test_bits_and_baselines_are_those_of_an_evaluation_of_the_same_clips(
     work: ToyWork, finished: Path, tmp_path: Path
 ) -> None:

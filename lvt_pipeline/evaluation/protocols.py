@@ -128,7 +128,8 @@ def evaluate_protocol(
     num_runs = protocol.runs if num_runs is None else num_runs
     if num_runs < 1:
         raise ConfigError(f"num_runs={num_runs} must be at least 1")
-    settings = replace(settings, frames=protocol.frames, priming_frames=protocol.bits_priming_frames)
+    seeds = range(first_seed, first_seed + num_runs)
+    settings = _as_in(protocol, settings)
     folder = runs_folder(out)
     with exclusive_lock(folder):
         forced_path = folder / "teacher-forced.json"
@@ -152,7 +153,7 @@ def evaluate_protocol(
         # Sampling also takes clips that are too short to be evaluated.
         evaluated = frozenset(without_seed["per_clip"]["evaluated"]["clip"])
         runs: list[Mapping[str, Any]] = []
-        for seed in range(first_seed, first_seed + num_runs):
+        for seed in seeds:
             place = folder / f"run-{seed:02d}"
             sampling = SampleSettings(
                 frames=protocol.frames,
@@ -178,11 +179,7 @@ def evaluate_protocol(
             name: value for run in runs for name, value in run["inputs"].items() if name in ("i3d", "lpips")
         }
         inputs |= {f"samples-{run['seed']:02d}": run["inputs"]["samples"] for run in runs}
-        plain_settings = to_plain(settings) | {
-            "protocol": protocol.name,
-            "sample_priming_frames": protocol.priming_frames,
-            "seeds": [run["seed"] for run in runs],
-        }
+        plain_settings = recorded_settings(protocol, settings, seeds)
         old = finished(out)
         if old is not None and not differences(old, VERSION, plain_settings, inputs):
             return old
@@ -208,6 +205,15 @@ def evaluate_protocol(
         )
         write_record(out, record)
     return record
+
+
+def recorded_settings(protocol: Protocol, settings: EvaluateSettings, seeds: Sequence[int]) -> dict[str, Any]:
+    """The settings that the record of such an evaluation names."""
+    return to_plain(_as_in(protocol, settings)) | {
+        "protocol": protocol.name,
+        "sample_priming_frames": protocol.priming_frames,
+        "seeds": list(seeds),
+    }
 
 
 def runs_folder(out: Path) -> Path:
@@ -239,6 +245,10 @@ def protocol_line(results: Mapping[str, Any]) -> str:
     if found["deviations"]:
         lines.append("  not as in the paper: " + "; ".join(found["deviations"]))
     return "\n".join(lines)
+
+
+def _as_in(protocol: Protocol, settings: EvaluateSettings) -> EvaluateSettings:
+    return replace(settings, frames=protocol.frames, priming_frames=protocol.bits_priming_frames)
 
 
 class _Measuring:
@@ -435,4 +445,4 @@ def _spoken(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
 
 
-__all__ = ["PROTOCOLS", "Protocol", "evaluate_protocol", "protocol_line", "runs_folder"]
+__all__ = ["PROTOCOLS", "Protocol", "evaluate_protocol", "protocol_line", "recorded_settings", "runs_folder"]

@@ -6,7 +6,7 @@ reconstructions, which is what a program gets that decodes all codes. Both are m
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -66,71 +66,126 @@ def measure_fvd(
         chosen.append(store.clip(clip_id))
         samples += [(chosen[-1], clip) for clip in siblings if clip.length == num_frames]
     if len(chosen) < FEWEST_CLIPS or len(samples) < FEWEST_CLIPS:
-        return {"missing": f"a covariance needs {FEWEST_CLIPS} clips of {num_frames} frames, there are {len(chosen)}"}
-
-    def real(clip: CodeClip) -> NDArray[np.uint8]:
-        return real_frames(store, clip, shards, num_frames)
-
-    def decoded(clips: CodeStore, clip: CodeClip) -> NDArray[np.uint8]:
-        return tokenizer.decode(clips.read(clip, 0, num_frames)).numpy()
+        return _too_few(chosen, num_frames)
+    real = _RealClips(chosen, num_frames, store, shards, tokenizer, network, cache, progress)
 
     def drawn(with_real: bool) -> Iterator[NDArray[np.uint8]]:
         for origin, clip in samples:
-            video = decoded(sampled, clip)
+            video = real.decoded(sampled, clip)
             if with_real:
-                video[:priming_frames] = real(origin)[:priming_frames]
+                video[:priming_frames] = real.frames(origin)[:priming_frames]
             yield video
 
-    sources = [(clip.id, shards[clip.id].fingerprint) for clip in chosen]
-    basis = {"network": network.fingerprint, "frames": num_frames, "clips": sources}
-    reference = cache.recall(
-        {**basis, "of": "real"}, lambda: network.features(_told(map(real, chosen), "real", chosen, progress))
-    )
-    target = Gaussian.fit(reference)
-
-    def distance(features: NDArray[np.float64]) -> float:
-        return frechet_distance(target, Gaussian.fit(features))
-
-    results: dict[str, Any] = {"label": network_label(network.network.sha256, reference.shape[1])}
+    results: dict[str, Any] = {"label": real.label}
     for name, with_real in (("real", True), ("reconstructed", False)):
         if priming_pixels in ("both", name):
             videos = _told(drawn(with_real), f"{name} priming", samples, progress)
-            results[f"{name}_priming"] = distance(network.features(videos))
-    results["reconstruction"] = distance(
-        cache.recall(
-            {**basis, "of": "reconstruction", "tokenizer": store.tokenizer},
-            lambda: network.features(
-                _told((decoded(store, clip) for clip in chosen), "reconstruction", chosen, progress)
-            ),
-        )
-    )
+            results[f"{name}_priming"] = real.distance(network.features(videos))
+    results["reconstruction"] = real.distance_of_reconstructions()
     if priming_frames:
-        results["copy"] = distance(
-            cache.recall(
-                {**basis, "of": "copy", "priming_frames": priming_frames},
-                lambda: network.features(
-                    _told((repeat_last(real(clip), priming_frames) for clip in chosen), "copy", chosen, progress)
-                ),
-            )
-        )
+        results["copy"] = real.distance_of_copies(priming_frames)
     results["card"] = {
-        **network.card,
-        "features": reference.shape[1],
-        "covariance": "N - 1",
-        "frames": num_frames,
+        **real.card,
         "priming_frames": priming_frames,
         "priming_pixels": priming_pixels,
         "evaluated_frames": "the whole clip, priming frames included",
-        "real_clips": len(chosen),
         "left_out": left_out,
         "samples": len(samples),
         "seed": sampled.provenance.settings.get("seed"),
         "temperature": sampled.provenance.settings.get("temperature"),
-        "pixels": "bytes, rounded; decoded in memory, never compressed",
     }
-    if num_frames < SHORTEST_CLIP:
-        results["warning"] = f"clips of {num_frames} frames: I3D needs {SHORTEST_CLIP} or more, the protocol has 16"
-    return results
+    return results | _warning(num_frames)
+
+
+def measure_reconstruction_fvd(
+    store: CodeStore,
+    clips: Sequence[CodeClip],
+    shards: FrameShards,
+    tokenizer: VQVAE,
+    network: FeatureNetwork,
+    cache: FeatureCache,
+    num_frames: int,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """The tokenizer's own distance, which needs no sample (paper, tables 1 and 4): `reconstruction` and the card.
+
+    Args:
+        clips: of `store`, each of `num_frames` frames or more.
+    """
+    if len(clips) < FEWEST_CLIPS:
+        return _too_few(clips, num_frames)
+    real = _RealClips(clips, num_frames, store, shards, tokenizer, network, cache, progress)
+    found = {"label": real.label, "reconstruction": real.distance_of_reconstructions(), "card": real.card}
+    return found | _warning(num_frames)
+
+
+class _RealClips:
+    """The clips that everything is compared with: their features, and those of what stands on the same clips."""
+
+    def __init__(
+        self,
+        clips: Sequence[CodeClip],
+        num_frames: int,
+        store: CodeStore,
+        shards: FrameShards,
+        tokenizer: VQVAE,
+        network: FeatureNetwork,
+        cache: FeatureCache,
+        progress: Progress,
+    ) -> None:
+        self._clips, self._num_frames, self._store, self._shards = clips, num_frames, store, shards
+        self._tokenizer, self._network, self._cache, self._progress = tokenizer, network, cache, progress
+        self._basis = {
+            "network": network.fingerprint,
+            "frames": num_frames,
+            "clips": [(clip.id, shards[clip.id].fingerprint) for clip in clips],
+        }
+        features = self._features({"of": "real"}, self.frames)
+        self._target = Gaussian.fit(features)
+        self.label = network_label(network.network.sha256, features.shape[1])
+        self.card = {
+            **network.card,
+            "features": features.shape[1],
+            "covariance": "N - 1",
+            "frames": num_frames,
+            "real_clips": len(clips),
+            "pixels": "bytes, rounded; decoded in memory, never compressed",
+        }
+
+    def frames(self, clip: CodeClip) -> NDArray[np.uint8]:
+        return real_frames(self._store, clip, self._shards, self._num_frames)
+
+    def decoded(self, store: CodeStore, clip: CodeClip) -> NDArray[np.uint8]:
+        return self._tokenizer.decode(store.read(clip, 0, self._num_frames)).numpy()
+
+    def distance(self, features: NDArray[np.float64]) -> float:
+        return frechet_distance(self._target, Gaussian.fit(features))
+
+    def distance_of_reconstructions(self) -> float:
+        made_of = {"of": "reconstruction", "tokenizer": self._store.tokenizer}
+        return self.distance(self._features(made_of, lambda clip: self.decoded(self._store, clip)))
+
+    def distance_of_copies(self, priming_frames: int) -> float:
+        made_of = {"of": "copy", "priming_frames": priming_frames}
+        return self.distance(self._features(made_of, lambda clip: repeat_last(self.frames(clip), priming_frames)))
+
+    def _features(
+        self, made_of: Mapping[str, Any], video: Callable[[CodeClip], NDArray[np.uint8]]
+    ) -> NDArray[np.float64]:
+        def compute() -> NDArray[np.float64]:
+            return self._network.features(_told(map(video, self._clips), made_of["of"], self._clips, self._progress))
+
+        return self._cache.recall({**self._basis, **made_of}, compute)
+
+
+def _too_few(clips: Sequence[CodeClip], num_frames: int) -> dict[str, Any]:
+    return {"missing": f"a covariance needs {FEWEST_CLIPS} clips of {num_frames} frames, there are {len(clips)}"}
+
+
+def _warning(num_frames: int) -> dict[str, Any]:
+    if num_frames >= SHORTEST_CLIP:
+        return {}
+    return {"warning": f"clips of {num_frames} frames: I3D needs {SHORTEST_CLIP} or more, the protocol has 16"}
 
 
 def _told(

@@ -1,0 +1,282 @@
+"""What each table and figure needs: tokenizers, priors and measurements, at the paper's scale or a smaller one.
+
+A row of the paper is named by the preset that trains it. At a smaller scale the same row has another size and another
+training, but keeps what it is about: number of codebooks, order of generation, attention, adaptive layers.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lvt_pipeline import config
+from lvt_pipeline.data.demo import DemoSettings
+from lvt_pipeline.data.listing import location_of
+from lvt_pipeline.data.manifest import ManifestSettings
+from lvt_pipeline.engine.encoding import EncodeSettings
+from lvt_pipeline.engine.ingest_settings import IngestSettings
+from lvt_pipeline.engine.prior_settings import PriorRunSettings
+from lvt_pipeline.engine.vqvae_training import VQVAERunSettings
+from lvt_pipeline.errors import ConfigError
+from lvt_pipeline.reproduce.published import COPY, DATASETS, TABLES, Dataset
+
+SETTINGS_NAME = "reproduce.toml"
+SCALES = ("tiny", "small", "paper")
+Scale = Literal["tiny", "small", "paper"]
+
+# What makes a prior the one of its row. At a smaller scale everything else comes from the scale.
+OF_THE_ROW = (
+    *("frames", "subscale", "kernel", "kernel_reach", "encoder_position", "attention", "decoder_input", "head"),
+    *("cluster_ratio", "priming_frames"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceSettings:
+    """What `reproduce.toml` of a work directory says. A scale is a preset of these."""
+
+    scale: Scale = "tiny"
+    videos: str | None = None  # unset: the frames in the work directory, and without any the demo's clips
+    media: str | None = None  # where the videos lie that a list names; unset: beside the list
+    max_failures: float = 0.5  # share of clips that may fail in ingest
+    runs: int = 10  # of sampling, each with its own seed
+    max_clips: int | None = None  # first test clips that are measured; unset: all
+    # The rows "Spatial": as the released code trains them (4-frame clips), as the paper describes them (16), or both.
+    spatial: Literal["reference", "full", "both"] = "reference"
+    repetitions: int = 3  # of the timed sampling of one clip, after one that is not counted
+    i3d: str | None = None  # TorchScript network of FVD
+    demo: DemoSettings = field(default_factory=DemoSettings)
+    manifest: ManifestSettings = field(default_factory=ManifestSettings)
+    ingest: IngestSettings = field(default_factory=IngestSettings)
+    encode: EncodeSettings = field(default_factory=EncodeSettings)
+    # Changes to the settings of every tokenizer and prior; `preset` in them replaces the one of the row.
+    vqvae: Mapping[str, Any] = field(default_factory=dict)
+    prior: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("runs", "max_clips", "repetitions"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} must be at least 1")
+
+
+def load_settings(
+    work_dir: Path,
+    *,
+    scale: str | None = None,
+    videos: str | None = None,
+    media: str | None = None,
+    runs: int | None = None,
+    max_clips: int | None = None,
+    i3d: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> ReproduceSettings:
+    """The settings that the work directory was made with, or those of a scale, changed by options.
+
+    Raises:
+        ConfigError: a setting is unknown, or the directory holds experiments of another scale.
+    """
+    path = work_dir / SETTINGS_NAME
+    saved = config.read_toml(path) if path.is_file() else None
+    if scale is not None and scale not in SCALES:
+        close = difflib.get_close_matches(scale, SCALES, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(f"there is no scale {scale!r}; {hint}known: {', '.join(SCALES)}")
+    if saved is not None and scale is not None and saved.get("scale") != scale:
+        raise ConfigError(
+            f"{work_dir} holds experiments at scale {saved.get('scale')} but --scale {scale} was asked for; "
+            "give another work directory"
+        )
+    chosen = scale or "tiny"
+    start = saved if saved is not None else {"scale": chosen, **config.read_preset("reproduce", chosen)}
+    options: dict[str, Any] = {
+        "videos": None if videos is None else location_of(videos),
+        "media": None if media is None else location_of(media),
+        "runs": runs,
+        "max_clips": max_clips,
+        "i3d": None if i3d is None else str(i3d.absolute()),
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    return config.build(ReproduceSettings, config.merge(start, config.parse_overrides(overrides), given))
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """A tokenizer that a table needs."""
+
+    name: str
+    settings: VQVAERunSettings
+
+
+@dataclass(frozen=True)
+class PriorRecipe:
+    """A prior that a table needs, and the tokenizer whose codes it learns."""
+
+    name: str
+    tokenizer: TokenizerRecipe
+    settings: PriorRunSettings
+
+
+@dataclass(frozen=True)
+class _Prior:
+    """Number of codebooks, preset at the paper's scale, and what differs from that preset."""
+
+    num_codebooks: int
+    preset: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+_TOKENIZERS: Mapping[tuple[Dataset, int], str] = {
+    ("bair", 1): "bair-vqvae-nc1",
+    ("bair", 4): "bair-vqvae-nc4",
+    ("kinetics", 1): "kinetics-vqvae-nc1",
+    ("kinetics", 4): "kinetics-vqvae-nc4",
+}
+_PRIORS: Mapping[str, _Prior] = {
+    "nc1-single-frame": _Prior(1, "table8-single-frame"),
+    "nc1-spatial": _Prior(1, "table8-spatial"),
+    "nc1-spatial-full": _Prior(1, "spatial-full"),
+    "nc1-spatiotemporal": _Prior(1, "table8-spatiotemporal"),
+    "nc1-tied": _Prior(1, "table8-tied"),
+    "nc1-adaptive-input": _Prior(1, "table8-adaptive-input"),
+    "nc1-adaptive-softmax": _Prior(1, "table8-adaptive-softmax"),
+    "nc1-adaptive": _Prior(1, "table8-adaptive"),
+    "nc1-adaptive-tied": _Prior(1, "table8-adaptive-tied"),
+    "nc1-adaptive-tied-projections": _Prior(1, "table8-adaptive-tied-projections"),
+    "nc4-single-frame": _Prior(4, "single-frame"),
+    "nc4-spatial": _Prior(4, "spatial-reference"),
+    "nc4-spatial-full": _Prior(4, "spatial-full"),
+    "nc4-spatiotemporal": _Prior(4, "spatiotemporal"),
+    "nc4-key-only": _Prior(4, "single-frame", {"attention": "key-only"}),
+    "nc4-distance-only": _Prior(4, "single-frame", {"attention": "distance-only"}),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A table or figure: what it shows, of which dataset, and the experiments it needs.
+
+    Attributes:
+        num_codebooks: of the tokenizers that are measured or shown themselves.
+        priors: keys of the priors that are measured or shown.
+        is_timed: sampling one clip is timed too.
+    """
+
+    name: str
+    title: str
+    dataset: Dataset
+    num_codebooks: Sequence[int] = ()
+    priors: Sequence[str] = ()
+    is_timed: bool = False
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it has rows, or is a picture."""
+        return self.name in TABLES
+
+
+def _of_table(name: str) -> Target:
+    table = TABLES[name]
+    keys = list(dict.fromkeys(row.ours for row in table.rows if row.ours not in (None, COPY)))
+    priors = tuple(key for key in keys if key in _PRIORS)
+    books = tuple(int(key.removeprefix("nc")) for key in keys if key is not None and key not in _PRIORS)
+    return Target(name, table.title, table.dataset, books, priors, is_timed="seconds" in table.columns)
+
+
+BEST = "nc4-single-frame"  # the best prior of the paper, on both datasets
+TARGETS: Mapping[str, Target] = {name: _of_table(name) for name in TABLES} | {
+    "figure3": Target("figure3", "Samples", "bair", (), (BEST,)),
+    "figure4": Target("figure4", "Samples", "kinetics", (), (BEST,)),
+    "figure5": Target("figure5", "Sorted codes frequencies", "bair", (1,)),
+    "figure6": Target("figure6", "Sample with its codes", "bair", (), (BEST,)),
+    "figure7": Target("figure7", "Good sample with its codes", "kinetics", (), (BEST,)),
+    "figure8": Target("figure8", "Bad sample with its codes", "kinetics", (), (BEST,)),
+}
+
+
+def find_targets(names: Sequence[str]) -> list[Target]:
+    """The targets of these names, each once; "all" is every one.
+
+    Raises:
+        ConfigError: there is no such table or figure.
+    """
+    found: dict[str, Target] = {}
+    for name in names:
+        if name != "all" and name not in TARGETS:
+            known = ("all", *TARGETS)
+            plain = name.lower().replace(" ", "").replace("_", "").replace("-", "")
+            close = [plain] if plain in known else difflib.get_close_matches(plain, known, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(f"there is no target {name!r}; {hint}known: {', '.join(known)}")
+        found |= TARGETS if name == "all" else {name: TARGETS[name]}
+    return list(found.values())
+
+
+def row_variants(key: str, settings: ReproduceSettings) -> list[str]:
+    """The priors beside a row of the paper: one, or both readings of "spatial"."""
+    if not key.endswith("-spatial") or settings.spatial == "reference":
+        return [key]
+    return [f"{key}-full"] if settings.spatial == "full" else [key, f"{key}-full"]
+
+
+def tokenizer_recipe(dataset: Dataset, num_codebooks: int, settings: ReproduceSettings) -> TokenizerRecipe:
+    """The tokenizer of a dataset's tables with so many codebooks.
+
+    Where the scale makes no difference between the datasets, their tables share it.
+
+    Raises:
+        ConfigError: a setting is unknown or does not fit.
+    """
+
+    def made(of: Dataset) -> VQVAERunSettings:
+        changes = dict(settings.vqvae)
+        preset = changes.pop("preset", _TOKENIZERS[of, num_codebooks])
+        books = {"model": {"num_codebooks": num_codebooks}}
+        tables = config.merge(config.read_preset("vqvae", preset), books, changes)
+        return config.build(VQVAERunSettings, tables, where=f"settings of the tokenizer nc{num_codebooks} (vqvae)")
+
+    found = made(dataset)
+    shares = found == made("bair")
+    return TokenizerRecipe(f"nc{num_codebooks}" if shares else f"{dataset}-nc{num_codebooks}", found)
+
+
+def prior_recipe(dataset: Dataset, key: str, settings: ReproduceSettings) -> PriorRecipe:
+    """The prior of a row, and its tokenizer.
+
+    Raises:
+        ConfigError: a setting is unknown or does not fit.
+    """
+    row = _PRIORS[key]
+    tokenizer = tokenizer_recipe(dataset, row.num_codebooks, settings)
+    changes = dict(settings.prior)
+    base = changes.pop("preset", None)
+    tables = config.read_preset("prior", row.preset)
+    if base is not None:
+        kept = {name: value for name, value in tables["model"].items() if name in OF_THE_ROW}
+        tables = config.read_preset("prior", base)
+        scaled = {name: value for name, value in tables["model"].items() if name not in OF_THE_ROW}
+        tables = {**tables, "model": {**scaled, **kept}}  # what neither says is as the paper has it
+    tables = config.merge(tables, {"model": row.changes}, changes)
+    found = config.build(PriorRunSettings, tables, where=f"settings of the prior {key} (prior)")
+    prefix = "" if tokenizer.name == f"nc{row.num_codebooks}" else f"{dataset}-"
+    return PriorRecipe(f"{prefix}{key}", tokenizer, found)
+
+
+def target_priors(target: Target, settings: ReproduceSettings) -> list[PriorRecipe]:
+    """Every prior that a target needs, in the order of its rows."""
+    keys = [variant for key in target.priors for variant in row_variants(key, settings)]
+    return [prior_recipe(target.dataset, key, settings) for key in keys]
+
+
+def target_tokenizers(target: Target, settings: ReproduceSettings) -> list[TokenizerRecipe]:
+    """The tokenizers that a target measures or shows, without those that only its priors need."""
+    return [tokenizer_recipe(target.dataset, books, settings) for books in target.num_codebooks]
+
+
+def spoken_targets() -> str:
+    """A line for each target: name, title, dataset of the paper."""
+    width = max(map(len, TARGETS))
+    return "\n".join(f"{name:{width}}  {DATASETS[it.dataset]:18}  {it.title}" for name, it in TARGETS.items())

@@ -1,0 +1,125 @@
+"""Where things lie in a work directory of `lvt reproduce`, and what its clips are.
+
+W/reproduce.toml   the resolved settings; later calls go on with them
+W/manifest.jsonl  W/frames/             as `lvt run` has them; W/demo-videos/ where no videos were named
+W/runs/vqvae-nc4/  W/codes-nc4.zarr/    by number of codebooks
+W/runs/prior-nc4-single-frame/          by row
+W/eval/                                 a result for each tokenizer and prior, and the time that sampling takes
+W/tables/table2.md .csv .json           what was printed
+W/figures/figure5.png .svg .csv         what was drawn
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lvt_pipeline.data.demo import SETTINGS_NAME as DEMO_NAME
+from lvt_pipeline.errors import ArtefactError, ConfigError
+from lvt_pipeline.pipeline import load_settings as load_pipeline
+from lvt_pipeline.provenance import read_record
+from lvt_pipeline.reproduce.experiments import SETTINGS_NAME, PriorRecipe, TokenizerRecipe
+from lvt_pipeline.reproduce.published import Dataset
+
+DEMO = "the demo's clips"
+
+
+@dataclass(frozen=True)
+class Places:
+    """The paths of a work directory."""
+
+    work_dir: Path
+
+    @property
+    def settings(self) -> Path:
+        """What the directory was made with."""
+        return self.work_dir / SETTINGS_NAME
+
+    @property
+    def demo_videos(self) -> Path:
+        """Clips made here, where no videos were named."""
+        return self.work_dir / "demo-videos"
+
+    @property
+    def manifest(self) -> Path:
+        """The list of clips."""
+        return self.work_dir / "manifest.jsonl"
+
+    @property
+    def frames(self) -> Path:
+        """Frame shards."""
+        return self.work_dir / "frames"
+
+    def run(self, recipe: TokenizerRecipe | PriorRecipe) -> Path:
+        """Run directory of a tokenizer or prior."""
+        return self.work_dir / "runs" / _name(recipe)
+
+    def codes(self, recipe: TokenizerRecipe) -> Path:
+        """Code store of a tokenizer."""
+        return self.work_dir / f"codes-{recipe.name}.zarr"
+
+    def result(self, recipe: TokenizerRecipe | PriorRecipe) -> Path:
+        """What was measured."""
+        return self.work_dir / "eval" / f"{_name(recipe)}.json"
+
+    def timing(self, recipe: PriorRecipe) -> Path:
+        """How long sampling takes."""
+        return self.work_dir / "eval" / f"timing-{recipe.name}.json"
+
+    def tables(self) -> Path:
+        """Folder of the tables."""
+        return self.work_dir / "tables"
+
+    def figure(self, name: str) -> Path:
+        """A figure, without ending."""
+        return self.work_dir / "figures" / name
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the experiments are made on: in words, and which dataset of the paper it is, if any."""
+
+    name: str
+    dataset: Dataset | None
+
+
+def makes_demo(videos: str | None, places: Places) -> bool:
+    """Whether the clips are the demo's, made here: nothing else was named or is there."""
+    if videos is not None:
+        return False
+    return places.demo_videos.exists() or not (places.manifest.exists() or places.frames.exists())
+
+
+def describe_data(videos: str | None, places: Places) -> Data:
+    """What the frames in a work directory are.
+
+    Args:
+        videos: what was named; None: whatever is there.
+    """
+    videos = videos or _videos_of_run(places.work_dir)
+    if makes_demo(videos, places) or (videos is not None and (Path(videos) / DEMO_NAME).is_file()):
+        return Data(DEMO, None)
+    try:
+        counts = read_record(places.manifest).counts
+    except ArtefactError:
+        counts = {}
+    kind, labels = counts.get("source"), counts.get("labels", 0)
+    if kind == "bair":
+        return Data("BAIR robot pushing", "bair")
+    if kind == "kinetics":  # of 400, 600 or 700 classes
+        return Data(f"Kinetics, {labels} classes", "kinetics" if 400 < labels <= 600 else None)
+    name = Path(videos).name if videos is not None else places.work_dir.resolve().name
+    return Data(f"the clips of {name}", None)
+
+
+def _name(recipe: TokenizerRecipe | PriorRecipe) -> str:
+    kind = "vqvae" if isinstance(recipe, TokenizerRecipe) else "prior"
+    return f"{kind}-{recipe.name}"
+
+
+def _videos_of_run(work_dir: Path) -> str | None:
+    """What `lvt run` made the frames of, if this is its work directory."""
+    try:
+        return load_pipeline(work_dir=work_dir).videos
+    except ConfigError:
+        return None
