@@ -102,7 +102,7 @@ def run() -> str:
     """Tables of priors on the demo's codes and on those of real clips, and of tokenizers on the demo's frames."""
     tables = []
     if CODES.exists():
-        tables.append(_compare(_prior(f"Priors on {CODES}", "demo", CODES, {})))
+        tables.append(_compare(_prior(f"Priors on {CODES.name}", "demo", CODES, {})))
     else:
         tables.append(f"skipped: {CODES} does not exist; run `make demo`, or set LVT_CODES to a code store\n")
     with TemporaryDirectory() as folder:

@@ -1,8 +1,9 @@
-"""Write the pictures of README and tutorial from a finished demo: `python docs/generate_pictures.py demo/work`."""
+"""Write the pictures of README and pages from a finished demo: `python docs/generate_pictures.py demo/work`."""
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 import lvt_pipeline as lvt
 from lvt_pipeline.data.media import enlarge
 from lvt_pipeline.evaluation.figures import draw_changes, draw_codes
+from lvt_pipeline.evaluation.figures.work_figures import FigureSettings, draw_work_figures
 
 TARGET = Path(__file__).with_name("images")
 GIVEN = (240, 170, 40)  # edge of the frames that were given to the prior
@@ -42,6 +44,16 @@ def main(work_dir: Path) -> None:
     books = [clip_codes[..., book] for book in range(codes.num_codebooks)]
     drawn = [draw_codes(book, codes.codebook_size) for book in books] + [changes_of(book) for book in books]
     save("demo_codes.png", [tiles(strip[list(COLUMNS)], 8) for strip in drawn])
+    save_figure(work_dir, "good-sample")
+
+
+def save_figure(work_dir: Path, name: str) -> None:
+    """One figure of `lvt figures` at half its resolution and with 256 colours, which is enough for a screen."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = draw_work_figures(work_dir, Path(folder), FigureSettings(only=(name,))).drawn[name]
+        with Image.open(files.png) as picture:
+            small = picture.convert("RGB").reduce(2).quantize(256, dither=Image.Dither.NONE)
+    small.save(TARGET / f"demo_{name.replace('-', '_')}.png", optimize=True)
 
 
 def changes_of(codes: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.uint8]:

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from lvt_pipeline import cli
-from lvt_pipeline.config import load, preset_names
+from lvt_pipeline.config import load, preset_names, recipe_names
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "data_manifests" / "README.md", *REPOSITORY.glob("docs/*.md")])
@@ -208,15 +208,17 @@ def options_of(command: click.Command) -> list[str]:
 # Settings and presets -------------------------------------------------------------------------------------------------
 
 
-def test_every_preset_of_a_command_exists() -> None:
+def test_every_preset_and_recipe_of_a_command_exists() -> None:
     for call in (*fenced_calls(), *inline_calls()):
         family = STAGE_FAMILY.get(call.arguments[0], "")
         for preset in option_values(call.arguments, "--preset"):
             assert preset in preset_names(family), f"{call.where}: there is no such {family} preset"
+        for recipe in option_values(call.arguments, "--recipe"):
+            assert recipe in recipe_names(family), f"{call.where}: there is no such {family} recipe"
 
 
 def test_every_setting_of_a_command_exists() -> None:
-    from lvt_pipeline.engine.prior_training import PriorRunSettings
+    from lvt_pipeline.engine.prior_settings import PriorRunSettings
     from lvt_pipeline.engine.vqvae_training import VQVAERunSettings
     from lvt_pipeline.pipeline import load_settings
 
@@ -326,7 +328,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from lvt_pipeline.data.code_plan import PlannedClip, codes_fingerprint
     from lvt_pipeline.data.code_writer import CodeStoreWriter
     from lvt_pipeline.data.codes import CodeSchema
-    from lvt_pipeline.data.frames import FrameSample, FrameShards, write_frames
+    from lvt_pipeline.data.frame_clips import FrameSample
+    from lvt_pipeline.data.frame_writing import write_frames
+    from lvt_pipeline.data.frames import FrameShards
     from lvt_pipeline.engine.exporting import ExportSettings, export_codes
     from lvt_pipeline.engine.run_directory import save_model_run
     from lvt_pipeline.models.prior import Prior
