@@ -386,6 +386,13 @@ def test_a_network_that_is_gone_is_named(tiny_dir: Path, tmp_path: Path) -> None
         plan(tiny_dir, "table1", i3d=tmp_path / "gone.pt")
 
 
+def test_a_network_that_never_was_is_refused_before_anything_is_made(tmp_path: Path, lvt: Lvt) -> None:
+    code, _, err = lvt("reproduce", "table1", "--work-dir", tmp_path / "new", "--i3d", tmp_path / "none.pt")
+    assert code == 1
+    assert "none.pt does not exist; give the TorchScript file" in err
+    assert not (tmp_path / "new").exists()
+
+
 def test_frames_without_a_test_clip_are_refused_before_any_training(
     tiny_dir: Path, tmp_path: Path, lvt: Lvt, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,7 +103,7 @@ class Reproduction:
     """Tables and figures of one work directory.
 
     Raises:
-        ConfigError: a setting of a tokenizer or prior is unknown or does not fit.
+        ConfigError: a setting of a tokenizer or prior is unknown or does not fit, or a file that one names is missing.
     """
 
     def __init__(
@@ -122,6 +122,8 @@ class Reproduction:
         self._measured = EvaluateSettings(max_clips=settings.max_clips, priming_pixels="both")
         if settings.videos is not None:
             recognise(settings.videos)  # better refused now than after a question of what is missing
+        if self._i3d is not None:
+            _digest(self._i3d)  # or the work directory would remember a file that never was
         for target in targets:  # the same for settings
             target_tokenizers(target, settings)
             target_priors(target, settings)
