@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from lvt_pipeline.config import build, merge, read_preset
-from lvt_pipeline.data.demo import DemoSettings, demo_clip
-from lvt_pipeline.data.frame_clips import FrameSample
-from lvt_pipeline.data.frame_writing import write_frames
-from lvt_pipeline.data.squares import lanczos_square
-from lvt_pipeline.engine.vqvae_training import VQVAERunSettings, train_vqvae
+from lvt_pipeline.demo.videos import DemoSettings, demo_clip
+from lvt_pipeline.frames.records import FrameSample
+from lvt_pipeline.frames.writer import write_frames
 from lvt_pipeline.provenance import read_record
+from lvt_pipeline.training.vqvae import VQVAERunSettings, train_vqvae
+from lvt_pipeline.video.geometry import lanczos_square
 
 STEPS, SEEDS = 1000, (0, 1)  # the preset takes 3500 steps
 CLIPS, VALIDATION_CLIPS, FRAMES, SIZE = 72, 6, 40, 64

@@ -11,8 +11,8 @@ from typing import TypeVar
 import numpy as np
 
 from benchmarks.real_videos import decoded_videos
-from lvt_pipeline.data.frame_codecs import CODECS, Codec, decode_frames, encode_frames
-from lvt_pipeline.data.squares import Frames
+from lvt_pipeline.frames.codecs import CODECS, Codec, decode_frames, encode_frames
+from lvt_pipeline.video.geometry import Frames
 
 Result = TypeVar("Result")
 

@@ -13,12 +13,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.config import build, read_preset
-from lvt_pipeline.data.codes import open_codes
-from lvt_pipeline.engine.prior_settings import PriorRunSettings
-from lvt_pipeline.engine.prior_training import train_prior
-from lvt_pipeline.models.prior import count_parameters
-from lvt_pipeline.runs import load_prior
+from lvt_pipeline.models.prior.model import count_parameters
+from lvt_pipeline.runs.read import load_prior
+from lvt_pipeline.training.prior import train_prior
+from lvt_pipeline.training.prior_settings import PriorRunSettings
 
 CODES = Path(os.environ.get("LVT_CODES", "demo/work/data.zarr"))
 SEEDS = (0, 1)

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import table, time_in_turn
-from lvt_pipeline.data.frame_clips import FrameSample
-from lvt_pipeline.data.frame_writing import write_frames
-from lvt_pipeline.data.frames import FrameShards
-from lvt_pipeline.engine.encoding import EncodeSettings, encode_dataset, use_precision
-from lvt_pipeline.engine.run_directory import save_model_run
-from lvt_pipeline.engine.vqvae_training import VQVAERunSettings
-from lvt_pipeline.models.vqvae import VQVAE, VQVAEConfig, tokenizer_fingerprint
-from lvt_pipeline.runs import VQVAE_KIND, load_vqvae
+from lvt_pipeline.frames.records import FrameSample
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.frames.writer import write_frames
+from lvt_pipeline.jobs.encode import EncodeSettings, encode_dataset, use_precision
+from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig, tokenizer_fingerprint
+from lvt_pipeline.runs.directory import save_model_run
+from lvt_pipeline.runs.read import VQVAE_KIND, load_vqvae
+from lvt_pipeline.training.vqvae import VQVAERunSettings
 
 CLIPS, FRAMES, BATCH, REPETITIONS = 16, 32, 64, 3
 

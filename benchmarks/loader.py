@@ -20,12 +20,12 @@ from numcodecs import Zstd
 from numpy.typing import NDArray
 
 from benchmarks.measuring import table, time_in_turn
-from lvt_pipeline.data.batches import Batches, SequenceBatches, ShardSequence, make_batches
-from lvt_pipeline.data.code_plan import PlannedClip
-from lvt_pipeline.data.code_shards import CHECKSUM_BYTES, chunks_of
-from lvt_pipeline.data.code_writer import CodeStoreWriter
-from lvt_pipeline.data.codes import CodeSchema, CodeStore, open_array, open_codes, shard_name
-from lvt_pipeline.data.windows import CodeWindows
+from lvt_pipeline.codes.loading.batches import Batches, SequenceBatches, ShardSequence, make_batches
+from lvt_pipeline.codes.loading.windows import CodeWindows
+from lvt_pipeline.codes.plan import PlannedClip
+from lvt_pipeline.codes.shard_file import CHECKSUM_BYTES, chunks_of
+from lvt_pipeline.codes.store import CodeSchema, CodeStore, open_array, open_codes, shard_name
+from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.provenance import Provenance
 
 CLIPS, CONTENTS, FRAMES, WINDOW, BATCH, REPETITIONS = 2048, 64, 40, 16, 64, 11

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.one_hot_prior import OneHotPrior
 from lvt_pipeline.models.official import prior_to_official
-from lvt_pipeline.models.prior import Prior, PriorConfig
+from lvt_pipeline.models.prior.model import Prior, PriorConfig
 
 BATCH = 16
 REPETITIONS = 3

@@ -11,10 +11,10 @@ import zarr
 
 from benchmarks.measuring import time_in_turn
 from benchmarks.real_codes import codes_to_measure
-from lvt_pipeline.data.code_plan import PlannedClip
-from lvt_pipeline.data.code_reading import read_frames
-from lvt_pipeline.data.code_writer import CodeStoreWriter
-from lvt_pipeline.data.codes import CodeSchema, open_codes, shard_name
+from lvt_pipeline.codes.chunk_reading import read_frames
+from lvt_pipeline.codes.plan import PlannedClip
+from lvt_pipeline.codes.store import CodeSchema, open_codes, shard_name
+from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.provenance import Provenance
 
 MEGABYTES, REPETITIONS = 64, 7

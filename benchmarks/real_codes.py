@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.data.codes import open_codes
+from lvt_pipeline.codes.store import open_codes
 
 STORES = "LVT_STORES"
 

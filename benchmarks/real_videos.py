@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lvt_pipeline.data.demo import DemoSettings, demo_clip
-from lvt_pipeline.data.media import write_mp4
-from lvt_pipeline.data.videos import DecodedClip, GeometrySettings, decode_clip
+from lvt_pipeline.demo.videos import DemoSettings, demo_clip
 from lvt_pipeline.errors import DecodeError
+from lvt_pipeline.video.decode import DecodedClip, GeometrySettings, decode_clip
+from lvt_pipeline.video.write import write_mp4
 
 VIDEOS = "LVT_VIDEOS"  # environment variable: a folder of videos
 _DEMO_CLIPS, _DEMO_SCALE = 16, 8

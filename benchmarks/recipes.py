@@ -25,13 +25,13 @@ from typing import Any
 from benchmarks.codebooks import write_demo_frames
 from benchmarks.real_videos import VIDEOS
 from lvt_pipeline.config import build, merge, read_preset, with_recipe
-from lvt_pipeline.data.manifest import build_manifest
-from lvt_pipeline.engine.encoding import encode_dataset
-from lvt_pipeline.engine.ingest import ingest
-from lvt_pipeline.engine.prior_settings import PriorRunSettings
-from lvt_pipeline.engine.prior_training import train_prior
-from lvt_pipeline.engine.vqvae_training import VQVAERunSettings, train_vqvae
-from lvt_pipeline.evaluation.charts import Series, line_chart
+from lvt_pipeline.jobs.encode import encode_dataset
+from lvt_pipeline.jobs.ingest.ingest import ingest
+from lvt_pipeline.manifest.manifest import build_manifest
+from lvt_pipeline.report.charts import Series, line_chart
+from lvt_pipeline.training.prior import train_prior
+from lvt_pipeline.training.prior_settings import PriorRunSettings
+from lvt_pipeline.training.vqvae import VQVAERunSettings, train_vqvae
 
 CODES = Path(os.environ.get("LVT_CODES", "demo/work/data.zarr"))
 CURVES = "LVT_CURVES"

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import time_in_turn
-from lvt_pipeline.data.code_plan import PlannedClip, codes_fingerprint
-from lvt_pipeline.data.code_writer import CodeStoreWriter
-from lvt_pipeline.data.codes import CodeSchema
-from lvt_pipeline.data.frame_clips import (
+from lvt_pipeline.codes.plan import PlannedClip, codes_fingerprint
+from lvt_pipeline.codes.store import CodeSchema
+from lvt_pipeline.codes.writer import CodeStoreWriter
+from lvt_pipeline.frames.records import (
     FORMAT_VERSION,
     FrameClip,
     FrameSample,
@@ -27,13 +27,13 @@ from lvt_pipeline.data.frame_clips import (
     receipt_path,
     shard_name,
 )
-from lvt_pipeline.data.frame_writing import output_sizes, write_failures, write_frames
-from lvt_pipeline.engine.run_directory import save_model_run
-from lvt_pipeline.engine.vqvae_training import VQVAERunSettings
-from lvt_pipeline.models.vqvae import VQVAE, VQVAEConfig, tokenizer_fingerprint
+from lvt_pipeline.frames.writer import output_sizes, write_failures, write_frames
+from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig, tokenizer_fingerprint
 from lvt_pipeline.provenance import Provenance, write_record
-from lvt_pipeline.runs import VQVAE_KIND
+from lvt_pipeline.runs.directory import save_model_run
+from lvt_pipeline.runs.read import VQVAE_KIND
 from lvt_pipeline.storage import write_json
+from lvt_pipeline.training.vqvae import VQVAERunSettings
 
 CLIPS, FRAMES, SIZE = 10_000, 16, 16
 MANY_CLIPS, MANY_FRAMES, CLIPS_PER_SHARD = 1_000_000, 30, 64

@@ -6,8 +6,8 @@ import time
 
 import torch
 
-from lvt_pipeline.models.prior import Prior, PriorConfig
-from lvt_pipeline.models.sampler import sample, sample_by_recomputing
+from lvt_pipeline.models.prior.model import Prior, PriorConfig
+from lvt_pipeline.models.sampling.sampler import sample, sample_by_recomputing
 
 REPETITIONS = 3
 GIVEN, FRAMES = 5, 16  # frames given and in all, as in the paper

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import lvt_pipeline as lvt
-from lvt_pipeline.data.media import enlarge
-from lvt_pipeline.evaluation.figures import draw_changes, draw_codes
-from lvt_pipeline.evaluation.figures.work_figures import FigureSettings, draw_work_figures
+from lvt_pipeline.report.figures import draw_changes, draw_codes
+from lvt_pipeline.report.figures.work_figures import FigureSettings, draw_work_figures
+from lvt_pipeline.video.write import enlarge
 
 TARGET = Path(__file__).with_name("images")
 GIVEN = (240, 170, 40)  # edge of the frames that were given to the prior

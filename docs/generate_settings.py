@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from lvt_pipeline.engine.prior_settings import PriorRunSettings
-from lvt_pipeline.engine.vqvae_training import VQVAERunSettings
 from lvt_pipeline.settings_list import Setting, list_settings
+from lvt_pipeline.training.prior_settings import PriorRunSettings
+from lvt_pipeline.training.vqvae import VQVAERunSettings
 
 TARGET = Path(__file__).with_name("configuration.md")
 BEGIN, END = "<!-- made by docs/generate_settings.py -->\n", "<!-- end of what it made -->\n"

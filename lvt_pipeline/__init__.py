@@ -18,25 +18,25 @@ from typing import TYPE_CHECKING, Any
 from lvt_pipeline.provenance import lvt_version
 
 if TYPE_CHECKING:
-    from lvt_pipeline.data.codes import CodeStore, open_codes
-    from lvt_pipeline.data.frames import FrameShards
-    from lvt_pipeline.data.windows import CodeWindows
-    from lvt_pipeline.models.prior import Prior
-    from lvt_pipeline.models.vqvae import VQVAE
-    from lvt_pipeline.runs import load_prior, load_vqvae
+    from lvt_pipeline.codes.loading.windows import CodeWindows
+    from lvt_pipeline.codes.store import CodeStore, open_codes
+    from lvt_pipeline.frames.shards import FrameShards
+    from lvt_pipeline.models.prior.model import Prior
+    from lvt_pipeline.models.vqvae.model import VQVAE
+    from lvt_pipeline.runs.read import load_prior, load_vqvae
 
 __all__ = ["VQVAE", "CodeStore", "CodeWindows", "FrameShards", "Prior", "load_prior", "load_vqvae", "open_codes"]
 __version__ = lvt_version()
 
 _HOMES = {
-    "VQVAE": "models.vqvae",
-    "CodeStore": "data.codes",
-    "CodeWindows": "data.windows",
-    "FrameShards": "data.frames",
-    "Prior": "models.prior",
-    "load_prior": "runs",
-    "load_vqvae": "runs",
-    "open_codes": "data.codes",
+    "VQVAE": "models.vqvae.model",
+    "CodeStore": "codes.store",
+    "CodeWindows": "codes.loading.windows",
+    "FrameShards": "frames.shards",
+    "Prior": "models.prior.model",
+    "load_prior": "runs.read",
+    "load_vqvae": "runs.read",
+    "open_codes": "codes.store",
 }
 
 

@@ -28,7 +28,7 @@ class DecodeError(LVTError):
     """One clip cannot be decoded. Recorded as a failure; it never ends a run by itself.
 
     Attributes:
-        reason: one of `data.videos.FAILURE_REASONS`, for counting.
+        reason: one of `video.decode.FAILURE_REASONS`, for counting.
     """
 
     def __init__(self, reason: str, message: str) -> None:

@@ -10,7 +10,7 @@ import click
 from stages.console import PATH, echo_facts, json_option
 
 if TYPE_CHECKING:
-    from lvt_pipeline.evaluation.comparing import Comparison, Difference, Measured
+    from lvt_pipeline.evaluation.compare import Comparison, Difference, Measured
 
 
 @click.command("compare")
@@ -30,7 +30,7 @@ def command(results: tuple[Path, ...], level: float, as_json: bool) -> None:
 
     Example: lvt compare work_a work_b
     """
-    from lvt_pipeline.evaluation.comparing import compare
+    from lvt_pipeline.evaluation.compare import compare
 
     if len(results) < 2:
         raise click.UsageError("give at least two work directories or result files")
@@ -40,7 +40,7 @@ def command(results: tuple[Path, ...], level: float, as_json: bool) -> None:
 
 def _page(found: Comparison) -> str:
     """The table, then what differs."""
-    from lvt_pipeline.evaluation.comparing import METRICS
+    from lvt_pipeline.evaluation.compare import METRICS
 
     titles = {metric.key: metric.title for metric in METRICS}
     rows = [["", *(evaluation.name for evaluation in found.evaluations)]]

@@ -20,7 +20,7 @@ from lvt_pipeline.config import load
 from lvt_pipeline.progress import Bar
 
 if TYPE_CHECKING:
-    from lvt_pipeline.pipeline import PipelineSettings, StageResult
+    from lvt_pipeline.workspace.pipeline import PipelineSettings, StageResult
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Settings = TypeVar("Settings")
@@ -247,7 +247,7 @@ def dry_run_line(facts: Mapping[str, Any]) -> str:
 
 def run_pipeline(settings: PipelineSettings, console: Console, *, device: str, workers: int | None) -> dict[str, Any]:
     """Run the stages with a line for each on stderr; the facts of the run."""
-    from lvt_pipeline.pipeline import Pipeline
+    from lvt_pipeline.workspace.pipeline import Pipeline
 
     started = time.monotonic()
 

@@ -53,7 +53,7 @@ def command(
     Example: lvt decode --codes samples.zarr --vqvae runs/vqvae -o videos
     """
     from lvt_pipeline.config import build
-    from lvt_pipeline.engine.decoding import DecodeSettings, decode_store
+    from lvt_pipeline.jobs.decode import DecodeSettings, decode_store
 
     settings = build(
         DecodeSettings, {"format": file_format, "scale": scale, "fps": fps, "split": split, "clips": list(clips)}

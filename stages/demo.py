@@ -27,7 +27,7 @@ def command(
 
     Example: lvt demo -o demo
     """
-    from lvt_pipeline.data.demo import DemoSettings, write_demo_videos
+    from lvt_pipeline.demo.videos import DemoSettings, write_demo_videos
 
     console = Console()
     videos = out / "videos"
@@ -35,7 +35,7 @@ def command(
     console.say(f"{'demo':15} {num_clips} videos -> {videos}")
     if videos_only:
         return
-    from lvt_pipeline.pipeline import load_settings
+    from lvt_pipeline.workspace.pipeline import load_settings
 
     settings = load_settings(videos=videos, work_dir=out / "work", preset="tiny", overrides=overrides)
     facts = run_pipeline(settings, console, device=device, workers=None)

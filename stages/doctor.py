@@ -19,7 +19,7 @@ def command(folder: Path, as_json: bool) -> None:
 
     Example: lvt doctor
     """
-    from lvt_pipeline.doctor import examine
+    from lvt_pipeline.workspace.doctor import examine
 
     checks = examine(folder)
     lines = [f"{'ok  ' if check.is_ok else 'FAIL'}  {check.name:20} {check.detail}" for check in checks]

@@ -54,7 +54,7 @@ def command(
     Example: lvt encode-dataset --frames frames --vqvae runs/vqvae -o data.zarr
     """
     from lvt_pipeline.config import build
-    from lvt_pipeline.engine.encoding import EncodeSettings, encode_dataset
+    from lvt_pipeline.jobs.encode import EncodeSettings, encode_dataset
 
     report = encode_dataset(
         frames,

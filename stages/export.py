@@ -42,7 +42,7 @@ def command(
     Example: lvt export data.zarr --format memmap -o exported
     """
     from lvt_pipeline.config import build
-    from lvt_pipeline.engine.exporting import ExportSettings, export_codes
+    from lvt_pipeline.jobs.export import ExportSettings, export_codes
 
     settings = build(ExportSettings, {"format": file_format, "split": split, "clips_per_file": clips_per_file})
     record = export_codes(store, out, settings, generation=at, overwrite=overwrite, progress=Console())

@@ -52,7 +52,7 @@ def command(
 
     Example: lvt figures work -o figures
     """
-    from lvt_pipeline.evaluation.figures.work_figures import FigureSettings, draw_work_figures
+    from lvt_pipeline.report.figures.work_figures import FigureSettings, draw_work_figures
 
     settings = FigureSettings(only=only, clips=clips, num_clips=num_clips, num_frames=num_frames, with_real=with_real)
     target = out or work_dir / "figures"

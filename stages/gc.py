@@ -50,7 +50,7 @@ def command(
             raise click.UsageError("--cache touches nothing in the store; leave out what says what to keep of it")
         _collect_cache(store, apply, as_json)
         return
-    from lvt_pipeline.data.code_maintenance import collect_garbage, find_garbage
+    from lvt_pipeline.codes.maintenance import collect_garbage, find_garbage
 
     work = collect_garbage if apply else find_garbage
     garbage = work(store, keep_generations=keep_generations, keep=keep, drop_pending=drop_pending)
@@ -75,8 +75,8 @@ def command(
 
 
 def _collect_cache(store: Path, apply: bool, as_json: bool) -> None:
-    from lvt_pipeline.data.codes import open_codes
-    from lvt_pipeline.data.window_cache import cache_files, remove_cache
+    from lvt_pipeline.codes.loading.cache import cache_files, remove_cache
+    from lvt_pipeline.codes.store import open_codes
 
     sizes = {}
     for file in cache_files(store):

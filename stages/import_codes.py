@@ -43,7 +43,7 @@ def command(
     Example: lvt import-codes extracted --codebook-size 512 -o data.zarr
     """
     from lvt_pipeline.config import build
-    from lvt_pipeline.engine.importing_codes import ImportSettings, import_codes
+    from lvt_pipeline.jobs.import_codes import ImportSettings, import_codes
 
     settings = build(ImportSettings, {"codebook_size": codebook_size, "split": split, "fps": fps})
     record = import_codes(folder, out, settings, tokenizer=tokenizer, overwrite=overwrite, progress=Console())

@@ -51,7 +51,7 @@ def vqvae(encoder: Path, decoder: Path, codebook: Path, out: Path, overwrite: bo
 
     Example: lvt import-official vqvae --encoder netE --decoder netG --codebook netC -o runs/vqvae
     """
-    from lvt_pipeline.engine.importing import import_vqvae
+    from lvt_pipeline.jobs.import_official import import_vqvae
 
     record = import_vqvae(encoder, decoder, codebook, out, overwrite=overwrite)
     echo_facts(record.to_json(), as_json, f"{record.counts['parameters']:,} parameters -> {out}")
@@ -80,7 +80,7 @@ def prior(
 
     Example: lvt import-official prior --weights netG/model_final.pth -o runs/prior
     """
-    from lvt_pipeline.engine.importing import import_prior
+    from lvt_pipeline.jobs.import_official import import_prior
 
     record = import_prior(weights, out, grid=grid, frames=frames, subscale=subscale, overwrite=overwrite)
     echo_facts(record.to_json(), as_json, f"{record.counts['parameters']:,} parameters -> {out}")

@@ -126,8 +126,8 @@ def command(
     Example: lvt ingest --manifest films.jsonl -o frames --fps 10 --split-scenes --clip-seconds 10 --min-frames 16
     """
     from lvt_pipeline.config import build
-    from lvt_pipeline.engine.ingest import ingest
-    from lvt_pipeline.engine.ingest_settings import IngestSettings
+    from lvt_pipeline.jobs.ingest.ingest import ingest
+    from lvt_pipeline.jobs.ingest.settings import IngestSettings
 
     geometry = {
         "size": size,

@@ -18,7 +18,7 @@ def command(path: Path, at: int | None, as_json: bool) -> None:
 
     Example: lvt inspect work/data.zarr
     """
-    from lvt_pipeline.artefacts import describe, inspect_artefact
+    from lvt_pipeline.workspace.inspect import describe, inspect_artefact
 
     facts = inspect_artefact(path, at)
     echo_facts(facts, as_json, describe(facts))

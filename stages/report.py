@@ -20,7 +20,7 @@ def command(work_dirs: tuple[Path, ...], out: Path | None, as_json: bool) -> Non
 
     Example: lvt report work
     """
-    from lvt_pipeline.evaluation.report import write_comparison, write_report
+    from lvt_pipeline.report.page import write_comparison, write_report
 
     if len(work_dirs) == 1:
         target = out or work_dirs[0] / "report.html"

@@ -41,7 +41,7 @@ def command(
     """
     if file is None and work_dir is None:
         raise click.UsageError("give a pipeline file, or --videos and --work-dir")
-    from lvt_pipeline.pipeline import load_settings
+    from lvt_pipeline.workspace.pipeline import load_settings
 
     settings = load_settings(
         file=file, videos=videos, media=media, work_dir=work_dir, preset=preset, overrides=overrides

@@ -109,7 +109,7 @@ def command(
     Example: lvt sample --prior runs/prior --codes data.zarr -o samples.zarr
     """
     from lvt_pipeline.config import build
-    from lvt_pipeline.engine.sampling import SampleSettings, sample_clips
+    from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
 
     optional = {
         "codebook_temperatures": codebook_temperatures,

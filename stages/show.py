@@ -52,7 +52,7 @@ def command(
 
     Example: lvt show samples.zarr --vqvae runs/vqvae --num-clips 16 -o samples.mp4
     """
-    from lvt_pipeline.evaluation.contact_sheet import show
+    from lvt_pipeline.report.contact_sheet import show
 
     shown = show(
         source,

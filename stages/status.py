@@ -12,7 +12,7 @@ import click
 from stages.console import PATH, clock, json_option, spoken_counts
 
 if TYPE_CHECKING:
-    from lvt_pipeline.live_run import LiveRun
+    from lvt_pipeline.runs.live import LiveRun
 
 MARKS = {"done": "done", "stale": "STALE", "unfinished": "unfinished", "missing": "-", "waiting": "waiting"}
 
@@ -27,10 +27,10 @@ def command(path: Path, as_json: bool) -> None:
 
     Example: lvt status work
     """
-    from lvt_pipeline.runs import RUN_NAME
+    from lvt_pipeline.runs.read import RUN_NAME
 
     if (path / RUN_NAME).is_file():
-        from lvt_pipeline.live_run import read_live_run
+        from lvt_pipeline.runs.live import read_live_run
 
         run = read_live_run(path)
         facts = {"run": str(path), **asdict(run), "seconds_left": run.seconds_left}
@@ -45,9 +45,9 @@ def command(path: Path, as_json: bool) -> None:
 
 
 def _stages(work_dir: Path) -> list[dict[str, str]]:
-    from lvt_pipeline.live_run import read_live_run
-    from lvt_pipeline.pipeline import open_pipeline
-    from lvt_pipeline.runs import RUN_NAME
+    from lvt_pipeline.runs.live import read_live_run
+    from lvt_pipeline.runs.read import RUN_NAME
+    from lvt_pipeline.workspace.pipeline import open_pipeline
 
     facts = []
     for state in open_pipeline(work_dir).states():

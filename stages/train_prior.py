@@ -20,10 +20,10 @@ from stages.console import (
 )
 
 if TYPE_CHECKING:
-    from lvt_pipeline.data.window_cache import Cache
+    from lvt_pipeline.codes.loading.cache import Cache
 
 
-@click.command("train-prior", cls=listing_settings("lvt_pipeline.engine.prior_settings", "PriorRunSettings"))
+@click.command("train-prior", cls=listing_settings("lvt_pipeline.training.prior_settings", "PriorRunSettings"))
 @click.option(
     "--codes",
     type=PATH,
@@ -65,8 +65,8 @@ def command(
 
     Example: lvt train-prior --codes data.zarr -o runs/prior --preset single-frame
     """
-    from lvt_pipeline.engine.prior_settings import PriorRunSettings
-    from lvt_pipeline.engine.prior_training import dry_run_prior, train_prior
+    from lvt_pipeline.training.prior import dry_run_prior, train_prior
+    from lvt_pipeline.training.prior_settings import PriorRunSettings
 
     if mix is not None:
         overrides = (*overrides, f"training.mix=[{mix}]")

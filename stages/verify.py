@@ -40,7 +40,7 @@ def command(
     """
     import time
 
-    from lvt_pipeline.data.code_verify import verify_store
+    from lvt_pipeline.codes.verify import verify_store
     from lvt_pipeline.errors import StoreError
 
     if num_clips is not None and (vqvae is None or frames is None):
@@ -51,7 +51,7 @@ def command(
     facts: dict[str, Any] = report.to_json()
     told = ""
     if num_clips is not None and vqvae is not None and frames is not None and not problems:
-        from lvt_pipeline.engine.verifying import verify_codes
+        from lvt_pipeline.evaluation.recheck_codes import verify_codes
 
         decoded = verify_codes(
             store, frames, vqvae, num_clips, seed=seed, generation=at, device=device, progress=Console()

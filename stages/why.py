@@ -27,7 +27,7 @@ def command(
 
     Example: lvt why work/data.zarr train/clip-003
     """
-    from lvt_pipeline.pipeline import explain, explain_clip
+    from lvt_pipeline.workspace.pipeline import explain, explain_clip
 
     if clip is None and (frames, vqvae, at) != (None, None, None):
         raise click.UsageError("--frames, --vqvae and --at belong to a CLIP")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lvt_pipeline.data.code_plan import PlannedClip
-from lvt_pipeline.data.code_writer import CodeStoreWriter
-from lvt_pipeline.data.codes import CodeSchema, CodeStore, open_codes
+from lvt_pipeline.codes.plan import PlannedClip
+from lvt_pipeline.codes.store import CodeSchema, CodeStore, open_codes
+from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.provenance import Provenance
 
 LENGTHS = {"train/a": 11, "train/b": 30, "val/c.d": 5, "test/ü e": 19}

@@ -57,7 +57,7 @@ def moving_square(seed: int, num_frames: int = 12, height: int = 48, width: int 
 @pytest.fixture(scope="session")
 def toy_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten short mp4 clips in train, val and test, and a text file that calls itself mp4."""
-    from lvt_pipeline.data.media import write_mp4
+    from lvt_pipeline.video.write import write_mp4
 
     folder = tmp_path_factory.mktemp("toy") / "videos"
     for number, split in enumerate(["train"] * 6 + ["val"] * 2 + ["test"] * 2):

@@ -65,7 +65,7 @@ def run_command(arguments: list[str], log: str, errors: str | None = None, limit
         errors: file for what it says on stderr.
     """
     from lvt_pipeline.cli import run
-    from lvt_pipeline.engine import encoding
+    from lvt_pipeline.jobs import encode as encoding
     from stages import encode_dataset, ingest
 
     encoding.SHARD_FRAMES = SHARD_FRAMES

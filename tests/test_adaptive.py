@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from lvt_pipeline.errors import ConfigError, ShapeError
-from lvt_pipeline.models.adaptive import (
+from lvt_pipeline.models.prior.adaptive import (
     AdaptiveEmbedding,
     AdaptiveSoftmax,
     cutoffs_by_mass,
     frequency_ranks,
     set_frequencies,
 )
-from lvt_pipeline.models.prior import Prior, PriorConfig, count_parameters
+from lvt_pipeline.models.prior.model import Prior, PriorConfig, count_parameters
 
 TOY = PriorConfig(
     frames=4,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from lvt_pipeline.errors import ConfigError
-from lvt_pipeline.models.attention import (
+from lvt_pipeline.models.prior.attention import (
     Attention,
     Block,
     BlockStack,
@@ -18,7 +18,7 @@ from lvt_pipeline.models.attention import (
     sinusoidal_positions,
     split_blocks,
 )
-from lvt_pipeline.models.subscale import Triple
+from lvt_pipeline.models.prior.subscale import Triple
 
 KINDS = ("query-key", "key-only", "distance-only")
 

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from lvt_pipeline.data import code_reading, window_cache, window_reading
-from lvt_pipeline.data.batches import ClipBatches, as_tensor, make_batches
-from lvt_pipeline.data.codes import CodeStore
-from lvt_pipeline.data.order import MIXTURE_BLOCK, clip_sequence, mixture, mixture_positions
-from lvt_pipeline.data.shard_order import ShardOrder
-from lvt_pipeline.data.window_cache import cache_file, remove_cache
-from lvt_pipeline.data.windows import CodeWindows
+from lvt_pipeline.codes import chunk_reading as code_reading
+from lvt_pipeline.codes.loading import cache as window_cache
+from lvt_pipeline.codes.loading import reading as window_reading
+from lvt_pipeline.codes.loading.batches import ClipBatches, as_tensor, make_batches
+from lvt_pipeline.codes.loading.cache import cache_file, remove_cache
+from lvt_pipeline.codes.loading.order import MIXTURE_BLOCK, clip_sequence, mixture, mixture_positions
+from lvt_pipeline.codes.loading.shard_order import ShardOrder
+from lvt_pipeline.codes.loading.windows import CodeWindows
+from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import ConfigError, LVTError, StoreError
 from lvt_pipeline.progress import SILENT
 from tests.code_stores import make_store
@@ -345,9 +347,9 @@ def test_a_disk_that_does_not_keep_what_is_written_is_said_and_not_tried_for_eve
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from lvt_pipeline.data.batches import make_batches
-from lvt_pipeline.data.codes import open_codes
-from lvt_pipeline.data.windows import CodeWindows
+from lvt_pipeline.codes.loading.batches import make_batches
+from lvt_pipeline.codes.store import open_codes
+from lvt_pipeline.codes.loading.windows import CodeWindows
 
 path, cache, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 store = open_codes(path)

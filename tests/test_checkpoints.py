@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lvt_pipeline.engine.checkpoints import (
+from lvt_pipeline.errors import CheckpointError, LVTError
+from lvt_pipeline.runs.checkpoints import (
     BEST_NAME,
     CHECKPOINTS_NAME,
     LATEST_NAME,
@@ -27,7 +28,6 @@ from lvt_pipeline.engine.checkpoints import (
     verify_checkpoint,
     weights_digest,
 )
-from lvt_pipeline.errors import CheckpointError, LVTError
 
 
 def weights_of(step: int) -> dict[str, dict[str, Tensor]]:

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import zarr
 
-from lvt_pipeline.data import code_writer
-from lvt_pipeline.data.code_plan import PlannedClip, plan_codes
-from lvt_pipeline.data.code_writer import CodeStoreWriter
-from lvt_pipeline.data.codes import CodeSchema, open_codes, shard_name
+from lvt_pipeline.codes import writer as code_writer
+from lvt_pipeline.codes.plan import PlannedClip, plan_codes
+from lvt_pipeline.codes.store import CodeSchema, open_codes, shard_name
+from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import BusyError, ShapeError, StoreError
 from lvt_pipeline.provenance import missing_outputs, read_record
 from tests.toy_codes import FIVE, SCHEMA, codes_of, files_of, planned, record, shards_of, write
@@ -306,7 +306,7 @@ KILLED_ENCODE = """
     from pathlib import Path
     sys.path.insert(0, {tests!r})
     import toy_codes
-    from lvt_pipeline.data.code_writer import CodeStoreWriter
+    from lvt_pipeline.codes.writer import CodeStoreWriter
 
     real, written = CodeStoreWriter.write_shard, []
     def write_shard(self, index, codes):

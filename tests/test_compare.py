@@ -13,7 +13,7 @@ import pytest
 
 from lvt_pipeline.errors import ArtefactError, ConfigError, ShapeError
 from lvt_pipeline.evaluation.bootstrap import difference_interval, mean_interval
-from lvt_pipeline.evaluation.comparing import Comparison, Difference, compare
+from lvt_pipeline.evaluation.compare import Comparison, Difference, compare
 from lvt_pipeline.evaluation.evaluate import EvaluateSettings, evaluate
 from lvt_pipeline.storage import write_json
 from tests.toy_work import FRAMES, ToyWork, make_prior, make_toy_work

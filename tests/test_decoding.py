@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lvt_pipeline.data.codes import open_codes
-from lvt_pipeline.engine import decoding
-from lvt_pipeline.engine.decoding import FILES_NAME, DecodeSettings, decode_store
-from lvt_pipeline.engine.sampling import SampleSettings, sample_clips
+from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError, MismatchError, Stopped, StoreError
+from lvt_pipeline.jobs import decode as decoding
+from lvt_pipeline.jobs.decode import FILES_NAME, DecodeSettings, decode_store
+from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
 from lvt_pipeline.provenance import missing_outputs, read_record, short
-from lvt_pipeline.runs import load_vqvae
+from lvt_pipeline.runs.read import load_vqvae
 from tests.toy_work import FRAMES, SIZE, ToyWork, make_tokenizer, make_toy_work
 
 

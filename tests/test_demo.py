@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lvt_pipeline.data.demo import DemoSettings, demo_clip, write_demo_videos
-from lvt_pipeline.data.demo_scene import FENCE, GRIPPER_RADIUS, REACH, Scene
-from lvt_pipeline.data.videos import GeometrySettings, decode_clip
+from lvt_pipeline.demo.scene import FENCE, GRIPPER_RADIUS, REACH, Scene
+from lvt_pipeline.demo.videos import DemoSettings, demo_clip, write_demo_videos
 from lvt_pipeline.errors import ArtefactError, ConfigError
+from lvt_pipeline.video.decode import GeometrySettings, decode_clip
 
 SMALL = DemoSettings(num_clips=3, num_frames=6)
 
@@ -57,7 +57,7 @@ def test_a_demo_of_other_settings_is_not_mixed_in(tmp_path: Path) -> None:
 
 
 def test_default_splits_are_126_12_and_12() -> None:
-    from lvt_pipeline.data.demo import _splits
+    from lvt_pipeline.demo.videos import _splits
 
     splits = _splits(DemoSettings().num_clips)
     assert [splits.count(name) for name in ("train", "val", "test")] == [126, 12, 12]

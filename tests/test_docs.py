@@ -218,9 +218,9 @@ def test_every_preset_and_recipe_of_a_command_exists() -> None:
 
 
 def test_every_setting_of_a_command_exists() -> None:
-    from lvt_pipeline.engine.prior_settings import PriorRunSettings
-    from lvt_pipeline.engine.vqvae_training import VQVAERunSettings
-    from lvt_pipeline.pipeline import load_settings
+    from lvt_pipeline.training.prior_settings import PriorRunSettings
+    from lvt_pipeline.training.vqvae import VQVAERunSettings
+    from lvt_pipeline.workspace.pipeline import load_settings
 
     checked = 0
     for call in (*fenced_calls(), *inline_calls()):
@@ -253,7 +253,7 @@ def test_every_preset_in_a_table_exists() -> None:
 
 
 def test_every_toml_block_is_toml_and_pipeline_files_can_be_used(tmp_path: Path) -> None:
-    from lvt_pipeline.pipeline import load_settings
+    from lvt_pipeline.workspace.pipeline import load_settings
 
     for block in blocks("toml"):
         tables = tomllib.loads(block.text)
@@ -265,7 +265,7 @@ def test_every_toml_block_is_toml_and_pipeline_files_can_be_used(tmp_path: Path)
 
 @pytest.mark.parametrize("recipe", sorted(REPOSITORY.glob("data_manifests/*.toml")), ids=lambda recipe: recipe.name)
 def test_every_recipe_can_be_used_and_is_listed(recipe: Path) -> None:
-    from lvt_pipeline.pipeline import load_settings
+    from lvt_pipeline.workspace.pipeline import load_settings
 
     settings = load_settings(file=recipe, videos=Path("videos"), work_dir=Path("work"))
     assert (settings.videos, settings.work_dir) == ("videos", "work")
@@ -301,8 +301,8 @@ def test_snippets_of_readme_and_formats_run(block: Block, work: Path, monkeypatc
 
 
 def test_documented_byte_layouts_give_what_lvt_reads(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lvt_pipeline.data.codes import CHUNK_FRAMES, open_codes
-    from lvt_pipeline.data.frames import FrameShards
+    from lvt_pipeline.codes.store import CHUNK_FRAMES, open_codes
+    from lvt_pipeline.frames.shards import FrameShards
 
     monkeypatch.chdir(work.parent)
     values: dict[str, Any] = {}
@@ -325,17 +325,17 @@ def test_documented_byte_layouts_give_what_lvt_reads(work: Path, monkeypatch: py
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Frames, codes of more than 256 values, a tokenizer and a prior that were never trained."""
-    from lvt_pipeline.data.code_plan import PlannedClip, codes_fingerprint
-    from lvt_pipeline.data.code_writer import CodeStoreWriter
-    from lvt_pipeline.data.codes import CodeSchema
-    from lvt_pipeline.data.frame_clips import FrameSample
-    from lvt_pipeline.data.frame_writing import write_frames
-    from lvt_pipeline.data.frames import FrameShards
-    from lvt_pipeline.engine.exporting import ExportSettings, export_codes
-    from lvt_pipeline.engine.run_directory import save_model_run
-    from lvt_pipeline.models.prior import Prior
-    from lvt_pipeline.models.vqvae import VQVAE, tokenizer_fingerprint
+    from lvt_pipeline.codes.plan import PlannedClip, codes_fingerprint
+    from lvt_pipeline.codes.store import CodeSchema
+    from lvt_pipeline.codes.writer import CodeStoreWriter
+    from lvt_pipeline.frames.records import FrameSample
+    from lvt_pipeline.frames.shards import FrameShards
+    from lvt_pipeline.frames.writer import write_frames
+    from lvt_pipeline.jobs.export import ExportSettings, export_codes
+    from lvt_pipeline.models.prior.model import Prior
+    from lvt_pipeline.models.vqvae.model import VQVAE, tokenizer_fingerprint
     from lvt_pipeline.provenance import Provenance
+    from lvt_pipeline.runs.directory import save_model_run
 
     root = tmp_path_factory.mktemp("docs") / "work"
     generator = np.random.default_rng(0)
@@ -380,7 +380,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tokenizer_config() -> Any:
-    from lvt_pipeline.models.vqvae import VQVAEConfig
+    from lvt_pipeline.models.vqvae.model import VQVAEConfig
 
     return VQVAEConfig(
         num_codebooks=2, codebook_size=300, code_width=8, stem_width=4, residual_width=4, num_residual_blocks=1
@@ -388,7 +388,7 @@ def tokenizer_config() -> Any:
 
 
 def prior_config() -> Any:
-    from lvt_pipeline.models.prior import PriorConfig
+    from lvt_pipeline.models.prior.model import PriorConfig
 
     return PriorConfig(
         frames=16,

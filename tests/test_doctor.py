@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lvt_pipeline import doctor
-from lvt_pipeline.doctor import examine
+from lvt_pipeline.workspace import doctor
+from lvt_pipeline.workspace.doctor import examine
 
 pytestmark = pytest.mark.filterwarnings(  # webdataset leaves its files to the garbage collector
     "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -42,11 +42,11 @@ def broken(*arguments: Any, **options: Any) -> Any:
 @pytest.mark.parametrize(
     ("name", "module", "attribute"),
     [
-        ("decoders", "lvt_pipeline.data.videos", "decode_clip"),
-        ("code store", "lvt_pipeline.data.codes", "create_array"),
-        ("worker processes", "lvt_pipeline.engine.executors", "run_isolated"),
-        ("packages", "lvt_pipeline.doctor", "version"),
-        ("shared memory", "lvt_pipeline.doctor", "shared_memory_bytes"),
+        ("decoders", "lvt_pipeline.video.decode", "decode_clip"),
+        ("code store", "lvt_pipeline.codes.store", "create_array"),
+        ("worker processes", "lvt_pipeline.jobs.ingest.workers", "run_isolated"),
+        ("packages", "lvt_pipeline.workspace.doctor", "version"),
+        ("shared memory", "lvt_pipeline.workspace.doctor", "shared_memory_bytes"),
     ],
 )
 def test_what_does_not_work_is_named_and_the_rest_is_checked(
@@ -67,7 +67,7 @@ def test_what_does_not_work_is_named_and_the_rest_is_checked(
 
 
 def test_changed_frames_are_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lvt_pipeline.data import videos
+    from lvt_pipeline.video import decode as videos
 
     decode = videos.decode_clip
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lvt_pipeline.errors import ConfigError
-from lvt_pipeline.models.drawing import DrawingRule, draw
+from lvt_pipeline.models.sampling.rule import DrawingRule, draw
 
 # Probabilities 0.1, 0.4, 0.3, 0.2.
 LOGITS = torch.tensor([0.1, 0.4, 0.3, 0.2]).log()

@@ -23,18 +23,18 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from lvt_pipeline.data.code_maintenance import collect_garbage, compact_store
-from lvt_pipeline.data.code_plan import plan_codes
-from lvt_pipeline.data.code_verify import verify_store
-from lvt_pipeline.data.codes import CodeSchema, open_codes
-from lvt_pipeline.data.frames import FrameShards
-from lvt_pipeline.data.media import write_mp4
-from lvt_pipeline.engine import encoding
-from lvt_pipeline.engine.change_table import change_table
-from lvt_pipeline.engine.encoding import EncodeReport, EncodeSettings, encode_dataset
+from lvt_pipeline.codes.maintenance import collect_garbage, compact_store
+from lvt_pipeline.codes.plan import plan_codes
+from lvt_pipeline.codes.store import CodeSchema, open_codes
+from lvt_pipeline.codes.verify import verify_store
 from lvt_pipeline.errors import StoreError
-from lvt_pipeline.models.vqvae import VQVAE
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.jobs import encode as encoding
+from lvt_pipeline.jobs.change_table import change_table
+from lvt_pipeline.jobs.encode import EncodeReport, EncodeSettings, encode_dataset
+from lvt_pipeline.models.vqvae.model import VQVAE
 from lvt_pipeline.progress import Bar
+from lvt_pipeline.video.write import write_mp4
 from tests.test_encoding import SIZE, make_frames, make_model, make_run, pixels
 
 Lvt = Callable[..., tuple[int, str, str]]

@@ -17,23 +17,23 @@ import numpy as np
 import pytest
 import torch
 
-from lvt_pipeline.data import code_writer
-from lvt_pipeline.data.code_usage import perplexity, usage
-from lvt_pipeline.data.codes import CodeSchema, open_codes
-from lvt_pipeline.data.frame_clips import FrameSample
-from lvt_pipeline.data.frame_writing import write_frames
-from lvt_pipeline.data.frames import FrameShards
-from lvt_pipeline.engine import encoding
-from lvt_pipeline.engine.decoding import decode_store
-from lvt_pipeline.engine.encoding import EncodeReport, EncodeSettings, encode_dataset
-from lvt_pipeline.engine.run_directory import save_model_run
-from lvt_pipeline.engine.verifying import verify_codes
+from lvt_pipeline.codes import writer as code_writer
+from lvt_pipeline.codes.store import CodeSchema, open_codes
+from lvt_pipeline.codes.usage import perplexity, usage
 from lvt_pipeline.errors import BusyError, ConfigError, MismatchError, Stopped, StoreError
 from lvt_pipeline.evaluation.metrics import CodeCounts, pool
-from lvt_pipeline.models.vqvae import VQVAE, VQVAEConfig, tokenizer_fingerprint
+from lvt_pipeline.evaluation.recheck_codes import verify_codes
+from lvt_pipeline.frames.records import FrameSample
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.frames.writer import write_frames
+from lvt_pipeline.jobs import encode as encoding
+from lvt_pipeline.jobs.decode import decode_store
+from lvt_pipeline.jobs.encode import EncodeReport, EncodeSettings, encode_dataset
+from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig, tokenizer_fingerprint
 from lvt_pipeline.progress import Bar
 from lvt_pipeline.provenance import differences, read_record, short
-from lvt_pipeline.runs import VQVAE_KIND, precision_of
+from lvt_pipeline.runs.directory import save_model_run
+from lvt_pipeline.runs.read import VQVAE_KIND, precision_of
 
 SIZE = 16
 LENGTHS = {"a": 11, "b/c": 30, "d": 1, "e#1": 19, "f": 24}

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from lvt_pipeline.data.codes import open_codes
-from lvt_pipeline.data.frames import FrameShards
-from lvt_pipeline.data.trained_clips import write_trained_clips
-from lvt_pipeline.engine.sampling import SampleSettings, sample_clips
+from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import ConfigError, LVTError, MismatchError
 from lvt_pipeline.evaluation import evaluate as stage
 from lvt_pipeline.evaluation.evaluate import EvaluateSettings, evaluate, summary_line
-from lvt_pipeline.models.prior import Prior
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
+from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.provenance import Provenance, digest_file, read_record
-from lvt_pipeline.runs import load_prior, load_vqvae
+from lvt_pipeline.runs.read import load_prior, load_vqvae
+from lvt_pipeline.runs.trained_clips import write_trained_clips
 from lvt_pipeline.storage import read_json
 from tests.scripted_networks import ToyDistance, save_scripted
 from tests.toy_work import BOOKS, CODES, FRAMES, GRID, PriorSettings, ToyWork, make_tokenizer, make_toy_work

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lvt_pipeline.data.videos import GeometrySettings, inspect_video, pictures_of
 from lvt_pipeline.errors import DecodeError
+from lvt_pipeline.video.decode import GeometrySettings, inspect_video, pictures_of
 
 CLIPS = Path(__file__).parents[2] / "shared" / "videos"
 pytestmark = [

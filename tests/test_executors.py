@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lvt_pipeline.engine.executors import Failure, run_isolated
 from lvt_pipeline.errors import DecodeError, LVTError
+from lvt_pipeline.jobs.ingest.workers import Failure, run_isolated
 
 
 def work(task: str) -> str:
@@ -180,7 +180,7 @@ def test_workers_that_do_not_start_are_one_clear_error() -> None:
 def test_workers_die_with_their_parent(tmp_path: Path) -> None:
     script = (
         "from tests.test_executors import work\n"
-        "from lvt_pipeline.engine.executors import run_isolated\n"
+        "from lvt_pipeline.jobs.ingest.workers import run_isolated\n"
         "for _, pid in run_isolated(work, ['pid', 'spin'], num_workers=1, deadline_seconds=lambda task: 60):\n"
         "    print(pid, flush=True)\n"
     )

@@ -18,11 +18,11 @@ import pyarrow.parquet
 import pytest
 import webdataset
 
-from lvt_pipeline.data.codes import CodeStore, open_codes
-from lvt_pipeline.engine import exporting
-from lvt_pipeline.engine.exchange.units import Unit
-from lvt_pipeline.engine.exporting import ExportSettings, export_codes
+from lvt_pipeline.codes.exchange.units import Unit
+from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
+from lvt_pipeline.jobs import export as exporting
+from lvt_pipeline.jobs.export import ExportSettings, export_codes
 from lvt_pipeline.provenance import read_record
 from tests.code_stores import LENGTHS, TOKENIZER, make_store
 
@@ -186,8 +186,8 @@ def test_an_older_generation_and_one_split_can_be_exported(tmp_path: Path, lvt: 
 KILLED_EXPORT = """
     import os, signal, sys
     from pathlib import Path
-    from lvt_pipeline.data import codes
-    from lvt_pipeline.engine.exporting import ExportSettings, export_codes
+    from lvt_pipeline.codes import store as codes
+    from lvt_pipeline.jobs.export import ExportSettings, export_codes
     real, left = codes.CodeStore.read, [{reads}]
     def read(self, *arguments):
         left[0] -= 1
@@ -253,7 +253,7 @@ def test_a_folder_with_other_things_is_not_written_to(store: CodeStore, tmp_path
 
 @pytest.mark.parametrize("clip_id", ["train/../../out", "/train/x", "train//a"])
 def test_ids_that_lead_out_of_the_folder_are_refused(tmp_path: Path, clip_id: str) -> None:
-    from lvt_pipeline.engine.exchange.units import clip_path
+    from lvt_pipeline.codes.exchange.units import clip_path
 
     with pytest.raises(LVTError, match="is no name for a file; rename it in the manifest"):
         clip_path(clip_id)

@@ -17,12 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lvt_pipeline.data.codes import open_codes
-from lvt_pipeline.data.frames import FrameShards
-from lvt_pipeline.data.pictures import code_palette, png_bytes
+from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import LVTError, ShapeError
-from lvt_pipeline.evaluation.charts import CHART_SIZE, Reference, Series, line_chart, spoken_number, usage_charts
-from lvt_pipeline.evaluation.figures import (
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.report.charts import CHART_SIZE, Reference, Series, line_chart, spoken_number, usage_charts
+from lvt_pipeline.report.figures import (
     CHANGED,
     UNCHANGED,
     FigureFiles,
@@ -39,7 +38,8 @@ from lvt_pipeline.evaluation.figures import (
     draw_samples,
     strip,
 )
-from lvt_pipeline.evaluation.figures.canvas import GIVEN_COLOUR, PAGE_WIDTH
+from lvt_pipeline.report.figures.canvas import GIVEN_COLOUR, PAGE_WIDTH
+from lvt_pipeline.video.pictures import code_palette, png_bytes
 
 SVG = "{http://www.w3.org/2000/svg}"
 GIVEN = tuple(int(GIVEN_COLOUR[place : place + 2], 16) for place in (1, 3, 5))
@@ -510,7 +510,7 @@ def test_curves_without_a_finite_value_are_refused(tmp_path: Path) -> None:
 
 
 def test_every_named_figure_of_the_command_is_one_of_the_library() -> None:
-    from lvt_pipeline.evaluation.figures.work_figures import FIGURES
+    from lvt_pipeline.report.figures.work_figures import FIGURES
     from stages import figures
 
     assert tuple(FIGURES) == figures.FIGURES

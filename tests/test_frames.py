@@ -17,12 +17,12 @@ from einops import rearrange
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvt_pipeline.data.frame_clips import ClipFailure, FrameSample
-from lvt_pipeline.data.frame_codecs import decode_frames, encode_frames, lossy_version
-from lvt_pipeline.data.frame_writing import write_frames, write_shard
-from lvt_pipeline.data.frames import FrameShards, read_receipt
-from lvt_pipeline.data.tars import tar_key
 from lvt_pipeline.errors import ArtefactError, ShapeError
+from lvt_pipeline.frames.codecs import decode_frames, encode_frames, lossy_version
+from lvt_pipeline.frames.records import ClipFailure, FrameSample
+from lvt_pipeline.frames.shards import FrameShards, read_receipt
+from lvt_pipeline.frames.tar import tar_key
+from lvt_pipeline.frames.writer import write_frames, write_shard
 
 
 def pixels(num_frames: int = 5, height: int = 6, width: int = 8, seed: int = 0) -> np.ndarray:

@@ -13,18 +13,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.config import build
-from lvt_pipeline.data.codes import open_codes
-from lvt_pipeline.engine.checkpoints import EMA_NAME, MODEL_NAME, find_checkpoint, load_state, load_weights
-from lvt_pipeline.engine.prior_settings import PriorRunSettings
-from lvt_pipeline.engine.prior_task import PriorTask
-from lvt_pipeline.engine.prior_training import train_prior
-from lvt_pipeline.engine.training import StepLoss
-from lvt_pipeline.engine.training_settings import TrainingSettings
-from lvt_pipeline.engine.vqvae_training import VQVAERunSettings
 from lvt_pipeline.errors import ConfigError, Stopped, TrainingError
 from lvt_pipeline.provenance import Provenance, read_record
-from lvt_pipeline.runs import load_prior, read_run
+from lvt_pipeline.runs.checkpoints import EMA_NAME, MODEL_NAME, find_checkpoint, load_state, load_weights
+from lvt_pipeline.runs.read import load_prior, read_run
+from lvt_pipeline.training.loop import StepLoss
+from lvt_pipeline.training.prior import train_prior
+from lvt_pipeline.training.prior_settings import PriorRunSettings
+from lvt_pipeline.training.prior_task import PriorTask
+from lvt_pipeline.training.settings import TrainingSettings
+from lvt_pipeline.training.vqvae import VQVAERunSettings
 from tests.code_stores import make_store
 from tests.test_prior_training import (
     MODEL,

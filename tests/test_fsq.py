@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from lvt_pipeline.cli import run
-from lvt_pipeline.data.codes import open_codes
+from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import CheckpointError, ConfigError, ShapeError
-from lvt_pipeline.models.fsq import SETTLED_STEPS, FSQCodebook, FSQuantizer
 from lvt_pipeline.models.official import vqvae_to_official
-from lvt_pipeline.models.vqvae import VQVAE, VQVAEConfig, tokenizer_fingerprint
+from lvt_pipeline.models.vqvae.fsq import SETTLED_STEPS, FSQCodebook, FSQuantizer
+from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig, tokenizer_fingerprint
 from lvt_pipeline.provenance import read_record
-from lvt_pipeline.runs import load_vqvae
+from lvt_pipeline.runs.read import load_vqvae
 from tests.conftest import TINY_SETTINGS, tiny_options
 
 LEVELS = [(8, 8, 8), (8, 5, 5, 5), (8, 8, 4), (3, 4), (5,)]

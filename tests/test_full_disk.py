@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 import torch
 
-from lvt_pipeline.data.code_verify import verify_store
-from lvt_pipeline.data.codes import open_codes
-from lvt_pipeline.data.manifest import build_manifest
-from lvt_pipeline.data.media import write_mp4
-from lvt_pipeline.engine import encoding
-from lvt_pipeline.models.vqvae import VQVAE
+from lvt_pipeline.codes.store import open_codes
+from lvt_pipeline.codes.verify import verify_store
+from lvt_pipeline.jobs import encode as encoding
+from lvt_pipeline.manifest.manifest import build_manifest
+from lvt_pipeline.models.vqvae.model import VQVAE
+from lvt_pipeline.video.write import write_mp4
 from tests.forked_commands import Limits, fork_server, outcome_of, run_command
 from tests.test_encoding import make_frames, make_model, make_run
 from tests.test_kill import contents

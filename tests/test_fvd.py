@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvt_pipeline.data.codes import CodeStore, open_codes
-from lvt_pipeline.data.frames import FrameShards
-from lvt_pipeline.engine.sampling import SampleSettings, sample_clips
+from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ArtefactError, ShapeError
 from lvt_pipeline.evaluation import fvd
 from lvt_pipeline.evaluation.evaluate import EvaluateSettings, evaluate
 from lvt_pipeline.evaluation.fvd import FeatureCache, FeatureNetwork, Gaussian, frechet_distance, network_label, resize
 from lvt_pipeline.evaluation.networks import load_scripted
 from lvt_pipeline.evaluation.sampled_fvd import measure_fvd
-from lvt_pipeline.models.vqvae import VQVAE
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
+from lvt_pipeline.models.vqvae.model import VQVAE
 from lvt_pipeline.provenance import digest_file
-from lvt_pipeline.runs import load_vqvae
+from lvt_pipeline.runs.read import load_vqvae
 from lvt_pipeline.storage import read_json
 from tests.scripted_networks import NUM_FEATURES, OneNumber, ToyFeatures, ToyPort, save_scripted
 from tests.toy_work import FRAMES, ToyWork, make_toy_work

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 import zarr
 
-from lvt_pipeline.data import code_maintenance
-from lvt_pipeline.data.code_maintenance import collect_garbage, compact_store, find_garbage
-from lvt_pipeline.data.code_plan import PlannedClip
-from lvt_pipeline.data.code_verify import verify_store
-from lvt_pipeline.data.code_writer import CodeStoreWriter
-from lvt_pipeline.data.codes import open_codes, shard_name
-from lvt_pipeline.data.windows import CodeWindows, cache_file
+from lvt_pipeline.codes import maintenance as code_maintenance
+from lvt_pipeline.codes.loading.windows import CodeWindows, cache_file
+from lvt_pipeline.codes.maintenance import collect_garbage, compact_store, find_garbage
+from lvt_pipeline.codes.plan import PlannedClip
+from lvt_pipeline.codes.store import open_codes, shard_name
+from lvt_pipeline.codes.verify import verify_store
+from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import BusyError, StoreError
 from lvt_pipeline.storage import exclusive_lock
 from tests.toy_codes import SCHEMA, codes_of, files_of, planned, shards_of, write
@@ -343,7 +343,7 @@ KILLED_COMPACT = """
     import os, signal, sys
     from pathlib import Path
     sys.path.insert(0, {root!r})
-    from lvt_pipeline.data.code_maintenance import compact_store
+    from lvt_pipeline.codes.maintenance import compact_store
     step, names = {step}, ("replace", "fsync", "unlink", "rmdir")
     def at_step(real):
         def call(*arguments, **options):

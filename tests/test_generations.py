@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lvt_pipeline.data.code_maintenance import collect_garbage, compact_store
-from lvt_pipeline.data.codes import open_codes
-from lvt_pipeline.data.frames import FrameShards
-from lvt_pipeline.engine.encoding import EncodeSettings, encode_dataset
+from lvt_pipeline.codes.maintenance import collect_garbage, compact_store
+from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import ChangedRunError, StoreError
-from lvt_pipeline.runs import read_run
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.jobs.encode import EncodeSettings, encode_dataset
+from lvt_pipeline.runs.read import read_run
 from lvt_pipeline.storage import read_json
 from tests.toy_codes import FIVE, codes_of, files_of, planned, write
 from tests.toy_work import ToyWork, make_codes, make_frames, make_prior, make_tokenizer
@@ -132,7 +132,7 @@ WRITER = """
     import sys, time
     from pathlib import Path
     sys.path.insert(0, {root!r})
-    from lvt_pipeline.data.code_writer import CodeStoreWriter
+    from lvt_pipeline.codes.writer import CodeStoreWriter
     from tests.toy_codes import FIVE, planned, write
     path = Path({path!r})
     real = CodeStoreWriter.write_shard

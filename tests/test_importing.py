@@ -11,8 +11,8 @@ import torch
 
 from lvt_pipeline import load_prior, load_vqvae
 from lvt_pipeline.models.official import prior_to_official, vqvae_to_official
-from lvt_pipeline.models.prior import Prior, PriorConfig
-from lvt_pipeline.models.vqvae import VQVAE, VQVAEConfig
+from lvt_pipeline.models.prior.model import Prior, PriorConfig
+from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig
 
 Lvt = Callable[..., tuple[int, str, str]]
 TOKENIZER = VQVAEConfig(num_codebooks=2, codebook_size=16, code_width=16, stem_width=8, residual_width=4)

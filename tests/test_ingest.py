@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lvt_pipeline.data.frames import FrameShards
-from lvt_pipeline.data.manifest import build_manifest
-from lvt_pipeline.data.media import write_mp4
-from lvt_pipeline.data.videos import GeometrySettings, decode_clip
-from lvt_pipeline.engine import ingest_job
-from lvt_pipeline.engine.ingest import ingest
-from lvt_pipeline.engine.ingest_settings import IngestSettings
-from lvt_pipeline.engine.ingest_tasks import DecodedPayload, DecodeTask, decode_task
 from lvt_pipeline.errors import ArtefactError, BusyError, LVTError, OverBudget
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.jobs.ingest import job as ingest_job
+from lvt_pipeline.jobs.ingest.ingest import ingest
+from lvt_pipeline.jobs.ingest.settings import IngestSettings
+from lvt_pipeline.jobs.ingest.tasks import DecodedPayload, DecodeTask, decode_task
+from lvt_pipeline.manifest.manifest import build_manifest
 from lvt_pipeline.storage import exclusive_lock
+from lvt_pipeline.video.decode import GeometrySettings, decode_clip
+from lvt_pipeline.video.write import write_mp4
 
 CLIPS = Path(__file__).parents[2] / "shared" / "videos"
 GEOMETRY = GeometrySettings(size=16)
@@ -385,10 +385,10 @@ def test_short_clips_fail_when_more_frames_are_asked_for(videos: Path, tmp_path:
 RUN = """
 import sys
 from pathlib import Path
-from lvt_pipeline.data.videos import GeometrySettings
-from lvt_pipeline.engine.ingest import ingest
-from lvt_pipeline.engine.ingest_settings import IngestSettings
-from lvt_pipeline.engine.ingest_tasks import DecodedPayload, DecodeTask, decode_task
+from lvt_pipeline.video.decode import GeometrySettings
+from lvt_pipeline.jobs.ingest.ingest import ingest
+from lvt_pipeline.jobs.ingest.settings import IngestSettings
+from lvt_pipeline.jobs.ingest.tasks import DecodedPayload, DecodeTask, decode_task
 from lvt_pipeline.errors import LVTError
 try:
     settings = IngestSettings(geometry=GeometrySettings(size=16), clips_per_shard=1)

@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from lvt_pipeline.data.frames import FrameShards
-from lvt_pipeline.data.media import write_mp4
-from lvt_pipeline.data.videos import GeometrySettings, decode_clip
-from lvt_pipeline.engine import disk_space, ingest_job
-from lvt_pipeline.engine.clip_chain import _changed_source
-from lvt_pipeline.engine.ingest import ingest
-from lvt_pipeline.engine.ingest_settings import IngestSettings
 from lvt_pipeline.errors import ConfigError, LVTError
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.jobs.ingest import job as ingest_job
+from lvt_pipeline.jobs.ingest import space as disk_space
+from lvt_pipeline.jobs.ingest.ingest import ingest
+from lvt_pipeline.jobs.ingest.settings import IngestSettings
+from lvt_pipeline.video.decode import GeometrySettings, decode_clip
+from lvt_pipeline.video.write import write_mp4
+from lvt_pipeline.workspace.why import _changed_source
 from tests.test_ingest import Decodes, contents, listed, video
 
 PLAIN = GeometrySettings(size=16)

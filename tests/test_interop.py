@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import zarr
 
-from lvt_pipeline.data import codes as codes_module
-from lvt_pipeline.data.code_reading import read_frames
-from lvt_pipeline.data.codes import CodeStore, shard_name
+from lvt_pipeline.codes import store as codes_module
+from lvt_pipeline.codes.chunk_reading import read_frames
+from lvt_pipeline.codes.store import CodeStore, shard_name
 from tests.code_stores import LENGTHS, make_store
 
 READERS = {

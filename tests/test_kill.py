@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lvt_pipeline.data.codes import open_codes
-from lvt_pipeline.data.manifest import build_manifest
-from lvt_pipeline.data.media import write_mp4
+from lvt_pipeline.codes.store import open_codes
+from lvt_pipeline.manifest.manifest import build_manifest
+from lvt_pipeline.video.write import write_mp4
 from tests.forked_commands import SHARD_FRAMES, fork_server, run_command
 from tests.test_encoding import make_frames, make_model, make_run
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lvt_pipeline.models import kmeans as module
-from lvt_pipeline.models.kmeans import kmeans
+from lvt_pipeline.models.vqvae import kmeans as module
+from lvt_pipeline.models.vqvae.kmeans import kmeans
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from lvt_pipeline import live_run
-from lvt_pipeline.live_run import LiveRun, read_live_run
+from lvt_pipeline.runs import live as live_run
+from lvt_pipeline.runs.live import LiveRun, read_live_run
 from lvt_pipeline.storage import exclusive_lock, is_locked
 from stages.status import spoken_run
 from tests.code_stores import make_store

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lvt_pipeline.data.media import enlarge, mp4_bytes, write_gif, write_mp4, write_npy, write_png_strip
-from lvt_pipeline.data.pictures import png_bytes
 from lvt_pipeline.errors import ShapeError
+from lvt_pipeline.video.pictures import png_bytes
+from lvt_pipeline.video.write import enlarge, mp4_bytes, write_gif, write_mp4, write_npy, write_png_strip
 
 
 def moving_square(num_frames: int = 6, height: int = 32, width: int = 48) -> np.ndarray:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lvt_pipeline.data.code_usage import codes_holding, entropy_bits, perplexity, usage
+from lvt_pipeline.codes.usage import codes_holding, entropy_bits, perplexity, usage
 from lvt_pipeline.errors import ShapeError
 from lvt_pipeline.evaluation.metrics import (
     CodeCounts,

@@ -17,8 +17,8 @@ from lvt_pipeline.models.official import (
     vqvae_from_official,
     vqvae_to_official,
 )
-from lvt_pipeline.models.prior import Prior, PriorConfig
-from lvt_pipeline.models.vqvae import VQVAE, VQVAEConfig
+from lvt_pipeline.models.prior.model import Prior, PriorConfig
+from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig
 
 TOY = PriorConfig(
     frames=4,

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from lvt_pipeline.data.order import batch_indices, clip_batch
+from lvt_pipeline.codes.loading.order import batch_indices, clip_batch
 
 
 def stream(num_items: int, batch_size: int, seed: int, steps: int) -> np.ndarray:

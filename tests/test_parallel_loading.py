@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lvt_pipeline.data import code_reading
-from lvt_pipeline.data.batches import Batches, make_batches
-from lvt_pipeline.data.window_cache import cache_folder
-from lvt_pipeline.data.windows import CodeWindows
-from lvt_pipeline.engine.prior_training import train_prior
+from lvt_pipeline.codes import chunk_reading as code_reading
+from lvt_pipeline.codes.loading.batches import Batches, make_batches
+from lvt_pipeline.codes.loading.cache import cache_folder
+from lvt_pipeline.codes.loading.windows import CodeWindows
+from lvt_pipeline.training.prior import train_prior
 from tests.code_stores import make_store
 from tests.test_prior_training import metrics_of, settings_of
 
@@ -29,8 +29,8 @@ WORKER = """
 import sys
 from pathlib import Path
 import numpy as np
-from lvt_pipeline.data import windows as windows_module
-from lvt_pipeline.engine.devices import joined_workers
+from lvt_pipeline.codes.loading import windows as windows_module
+from lvt_pipeline.training.distributed import joined_workers
 from tests.test_parallel_loading import BATCH, PARTS, STEPS, TIERS, batches_of
 
 made = []
@@ -129,7 +129,7 @@ def test_streaming_training_goes_on_with_another_number_of_processes(tmp_path: P
     lengths = {f"train/{i}": 4 + i % 5 for i in range(11)} | {"val/a": 6, "val/b": 5}
     store = make_store(tmp_path / "a.zarr", lengths, codebook_size=8, frame_shape=(4, 4, 2)).path
     script = (
-        "import sys\nfrom pathlib import Path\nfrom lvt_pipeline.engine.prior_training import train_prior\n"
+        "import sys\nfrom pathlib import Path\nfrom lvt_pipeline.training.prior import train_prior\n"
         "from tests.test_prior_training import settings_of\n"
         "settings = settings_of(shuffle='shards', log_every=1, max_steps=int(sys.argv[3]))\n"
         "train_prior(Path(sys.argv[1]), Path(sys.argv[2]), settings, cache='stream', device='cpu')\n"

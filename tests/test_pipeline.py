@@ -130,7 +130,7 @@ def test_changed_setting_redoes_exactly_what_it_touches(work_dir: Path, lvt: Lvt
 
 
 def test_added_video_is_the_only_one_decoded_and_encoded(toy_videos: Path, work_dir: Path, lvt: Lvt) -> None:
-    from lvt_pipeline.data.media import write_mp4
+    from lvt_pipeline.video.write import write_mp4
 
     videos = Path(shutil.copytree(toy_videos, work_dir.parent / "videos"))
     write_mp4(videos / "train" / "new.mp4", moving_square(99), fps=10)

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lvt_pipeline.errors import ConfigError, ShapeError
-from lvt_pipeline.models.context import ContextConvolution
-from lvt_pipeline.models.decoder import CausalConvolution
-from lvt_pipeline.models.prior import Prior, PriorConfig, count_parameters
-from lvt_pipeline.models.subscale import Subscale
+from lvt_pipeline.models.prior.context import ContextConvolution
+from lvt_pipeline.models.prior.decoder import CausalConvolution
+from lvt_pipeline.models.prior.model import Prior, PriorConfig, count_parameters
+from lvt_pipeline.models.prior.subscale import Subscale
 
 TOY = PriorConfig(
     frames=4,

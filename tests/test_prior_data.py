@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from lvt_pipeline.data import batches as batches_module
-from lvt_pipeline.data.codes import open_codes
-from lvt_pipeline.engine import prior_training
-from lvt_pipeline.engine.checkpoints import find_checkpoint, load_weights
-from lvt_pipeline.engine.prior_task import PriorTask
-from lvt_pipeline.engine.prior_training import train_prior
-from lvt_pipeline.engine.training import StepLoss
+from lvt_pipeline.codes.loading import batches as batches_module
+from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import ChangedRunError, ConfigError, MismatchError, Stopped
-from lvt_pipeline.models.adaptive import frequency_ranks
-from lvt_pipeline.models.prior import Prior
-from lvt_pipeline.runs import load_prior, read_run
+from lvt_pipeline.models.prior.adaptive import frequency_ranks
+from lvt_pipeline.models.prior.model import Prior
+from lvt_pipeline.runs.checkpoints import find_checkpoint, load_weights
+from lvt_pipeline.runs.read import load_prior, read_run
+from lvt_pipeline.training import prior as prior_training
+from lvt_pipeline.training.loop import StepLoss
+from lvt_pipeline.training.prior import train_prior
+from lvt_pipeline.training.prior_task import PriorTask
 from tests.code_stores import make_store
 from tests.test_prior_training import (
     MODEL,

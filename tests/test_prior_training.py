@@ -19,24 +19,24 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from lvt_pipeline.codes.loading.windows import CodeWindows
+from lvt_pipeline.codes.plan import PlannedClip
+from lvt_pipeline.codes.store import CodeSchema, open_codes
+from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.config import build, load, preset_names
-from lvt_pipeline.data.code_plan import PlannedClip
-from lvt_pipeline.data.code_writer import CodeStoreWriter
-from lvt_pipeline.data.codes import CodeSchema, open_codes
-from lvt_pipeline.data.trained_clips import find_trained_clips
-from lvt_pipeline.data.windows import CodeWindows
-from lvt_pipeline.engine import prior_training
-from lvt_pipeline.engine.checkpoints import find_checkpoint, load_weights
-from lvt_pipeline.engine.prior_settings import FROM_STORE, PriorModelSettings, PriorRunSettings, resolve_settings
-from lvt_pipeline.engine.prior_task import PriorTask
-from lvt_pipeline.engine.prior_training import dry_run_prior, train_prior
-from lvt_pipeline.engine.training import StepLoss, is_timing
 from lvt_pipeline.errors import ChangedRunError, ConfigError, LVTError, MismatchError, Stopped
-from lvt_pipeline.models.adaptive import cutoffs_by_mass, frequency_ranks
-from lvt_pipeline.models.prior import Prior, PriorConfig
+from lvt_pipeline.models.prior.adaptive import cutoffs_by_mass, frequency_ranks
+from lvt_pipeline.models.prior.model import Prior, PriorConfig
 from lvt_pipeline.progress import SILENT
 from lvt_pipeline.provenance import Provenance, read_record
-from lvt_pipeline.runs import load_prior, read_run
+from lvt_pipeline.runs.checkpoints import find_checkpoint, load_weights
+from lvt_pipeline.runs.read import load_prior, read_run
+from lvt_pipeline.runs.trained_clips import find_trained_clips
+from lvt_pipeline.training import prior as prior_training
+from lvt_pipeline.training.loop import StepLoss, is_timing
+from lvt_pipeline.training.prior import dry_run_prior, train_prior
+from lvt_pipeline.training.prior_settings import FROM_STORE, PriorModelSettings, PriorRunSettings, resolve_settings
+from lvt_pipeline.training.prior_task import PriorTask
 
 K, GRID, NUM_CODEBOOKS = 8, (4, 4), 2
 MODEL = {
@@ -362,10 +362,11 @@ def test_class_dropout_hides_that_share_of_the_classes_and_nothing_else(tmp_path
 IMPORTS = """
 import sys
 from pathlib import Path
-from lvt_pipeline.engine.prior_settings import PriorRunSettings
-from lvt_pipeline.engine.prior_training import train_prior
+from lvt_pipeline.training.prior_settings import PriorRunSettings
+from lvt_pipeline.training.prior import train_prior
 print([name for name in sys.modules if name in (
-    "decord", "av", "webdataset", "lvt_pipeline.data.frames", "lvt_pipeline.data.videos", "lvt_pipeline.models.vqvae")])
+    "decord", "av", "webdataset", "lvt_pipeline.frames.shards", "lvt_pipeline.video.decode",
+    "lvt_pipeline.models.vqvae.model")])
 """
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lvt_pipeline.data.codes import open_codes
-from lvt_pipeline.engine import sampling
+from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import ConfigError, Stopped
 from lvt_pipeline.evaluation import protocols
 from lvt_pipeline.evaluation.evaluate import EvaluateSettings, evaluate
 from lvt_pipeline.evaluation.protocols import PROTOCOLS, Protocol, evaluate_protocol, protocol_line
+from lvt_pipeline.jobs import sample as sampling
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.storage import read_json
 from tests.scripted_networks import ToyDistance, ToyFeatures, save_scripted

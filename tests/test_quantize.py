@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing as mp
 
 from lvt_pipeline.errors import ConfigError, ShapeError
-from lvt_pipeline.models.quantize import EMACodebook, SlicedQuantizer, integer_codes, nearest_codes
+from lvt_pipeline.models.vqvae.quantize import EMACodebook, SlicedQuantizer, integer_codes, nearest_codes
 
 
 def test_nearest_codes_agree_with_the_definition() -> None:

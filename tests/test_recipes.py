@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from lvt_pipeline import config
-from lvt_pipeline.engine.prior_settings import PriorRunSettings, resolve_settings
-from lvt_pipeline.engine.training_settings import TrainingSettings
-from lvt_pipeline.engine.vqvae_training import VQVAERunSettings
 from lvt_pipeline.errors import ConfigError
-from lvt_pipeline.models.prior import Prior
-from lvt_pipeline.pipeline import load_settings
+from lvt_pipeline.models.prior.model import Prior
+from lvt_pipeline.training.prior_settings import PriorRunSettings, resolve_settings
+from lvt_pipeline.training.settings import TrainingSettings
+from lvt_pipeline.training.vqvae import VQVAERunSettings
+from lvt_pipeline.workspace.pipeline import load_settings
 
 Lvt = Callable[..., tuple[int, str, str]]
 SETTINGS: dict[str, type[PriorRunSettings] | type[VQVAERunSettings]] = {

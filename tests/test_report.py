@@ -14,19 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lvt_pipeline.data.frames import FrameShards
-from lvt_pipeline.engine.sampling import SampleSettings, sample_clips
 from lvt_pipeline.errors import ArtefactError, ConfigError
-from lvt_pipeline.evaluation import report_samples
-from lvt_pipeline.evaluation.charts import Series, line_chart
-from lvt_pipeline.evaluation.comparing import compare
+from lvt_pipeline.evaluation.compare import compare
 from lvt_pipeline.evaluation.protocols import Protocol, evaluate_protocol
-from lvt_pipeline.evaluation.report import report_inputs, write_comparison, write_report
-from lvt_pipeline.evaluation.report_clips import choose, clips_section, thumbnails
-from lvt_pipeline.evaluation.report_sections import cards
-from lvt_pipeline.evaluation.wording import spoken_spread
-from lvt_pipeline.evaluation.work_dir import WorkDir, read_metrics, stage_records
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
 from lvt_pipeline.provenance import missing_outputs, read_record, write_record
+from lvt_pipeline.report import samples as report_samples
+from lvt_pipeline.report.charts import Series, line_chart
+from lvt_pipeline.report.clips import choose, clips_section, thumbnails
+from lvt_pipeline.report.page import report_inputs, write_comparison, write_report
+from lvt_pipeline.report.sections import cards
+from lvt_pipeline.report.wording import spoken_spread
+from lvt_pipeline.report.work_dir import WorkDir, read_metrics, stage_records
 from tests.finished_work import PRIMING, make_finished_work, make_other_run, sample_and_evaluate
 from tests.scripted_networks import ToyDistance, ToyFeatures, save_scripted
 from tests.toy_work import FRAMES, ToyWork, make_codes, make_frames, make_prior, make_tokenizer, make_toy_work

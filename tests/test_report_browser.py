@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lvt_pipeline.evaluation.report import write_comparison, write_report
+from lvt_pipeline.report.page import write_comparison, write_report
 from tests.browser import BROWSER, Browser
 from tests.finished_work import make_finished_work, make_other_run
 from tests.toy_work import FRAMES, ToyWork, make_tokenizer

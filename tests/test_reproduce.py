@@ -17,10 +17,7 @@ from typing import Any
 import pytest
 
 from lvt_pipeline.config import load
-from lvt_pipeline.engine.prior_settings import PriorRunSettings
-from lvt_pipeline.engine.vqvae_training import VQVAERunSettings
 from lvt_pipeline.errors import ConfigError
-from lvt_pipeline.pipeline import Stage, StageResult
 from lvt_pipeline.reproduce import running
 from lvt_pipeline.reproduce.counting import count_parameters
 from lvt_pipeline.reproduce.experiments import (
@@ -36,6 +33,9 @@ from lvt_pipeline.reproduce.published import COPY, TABLES, parse_number
 from lvt_pipeline.reproduce.running import Reproduction
 from lvt_pipeline.reproduce.tables import FilledRow, FilledTable, Measured, in_millions, spoken
 from lvt_pipeline.storage import read_json
+from lvt_pipeline.training.prior_settings import PriorRunSettings
+from lvt_pipeline.training.vqvae import VQVAERunSettings
+from lvt_pipeline.workspace.pipeline import Stage, StageResult
 from tests.scripted_networks import ToyFeatures, save_scripted
 
 PAPER = Path(__file__).parents[2] / "shared" / "paper" / "latent_video_transformer.txt"

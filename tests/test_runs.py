@@ -14,24 +14,17 @@ import pytest
 import torch
 
 from lvt_pipeline.config import build, read_toml
-from lvt_pipeline.data.frame_clips import FrameSample
-from lvt_pipeline.data.frame_writing import write_frames
-from lvt_pipeline.engine.checkpoints import EMA_NAME, MODEL_NAME, find_checkpoint, load_weights
-from lvt_pipeline.engine.prior_settings import ResolvedPriorSettings
-from lvt_pipeline.engine.run_directory import save_model_run
-from lvt_pipeline.engine.vqvae_training import VQVAERunSettings, train_vqvae
 from lvt_pipeline.errors import ArtefactError, CheckpointError, MismatchError, Stopped
-from lvt_pipeline.models.prior import Prior
-from lvt_pipeline.models.vqvae import VQVAE, tokenizer_fingerprint
+from lvt_pipeline.frames.records import FrameSample
+from lvt_pipeline.frames.writer import write_frames
+from lvt_pipeline.models.prior.model import Prior
+from lvt_pipeline.models.vqvae.model import VQVAE, tokenizer_fingerprint
 from lvt_pipeline.provenance import missing_outputs, read_record
-from lvt_pipeline.runs import (
-    load_prior,
-    load_vqvae,
-    read_run,
-    read_run_config,
-    read_tokenizer,
-    run_fingerprint,
-)
+from lvt_pipeline.runs.checkpoints import EMA_NAME, MODEL_NAME, find_checkpoint, load_weights
+from lvt_pipeline.runs.directory import save_model_run
+from lvt_pipeline.runs.read import load_prior, load_vqvae, read_run, read_run_config, read_tokenizer, run_fingerprint
+from lvt_pipeline.training.prior_settings import ResolvedPriorSettings
+from lvt_pipeline.training.vqvae import VQVAERunSettings, train_vqvae
 
 MODEL = {"num_codebooks": 2, "codebook_size": 8, "code_width": 8, "stem_width": 4, "residual_width": 4}
 TRAINING = {"max_steps": 4, "batch_size": 2, "eval_every": 2, "checkpoint_every": 2, "picture_every": 100}
@@ -100,7 +93,7 @@ def prior_run(tmp_path: Path) -> Path:
 
 
 def test_importing_runs_does_not_import_torch() -> None:
-    script = "import sys, lvt_pipeline.runs; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    script = "import sys, lvt_pipeline.runs.read; print('torch' in sys.modules, 'numpy' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "False"]
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from lvt_pipeline.errors import ConfigError, ShapeError
-from lvt_pipeline.models.cached_decoder import PixelWeights
-from lvt_pipeline.models.drawing import draw
-from lvt_pipeline.models.lookahead import LookaheadDecoder
-from lvt_pipeline.models.prior import Prior, PriorConfig
-from lvt_pipeline.models.sampler import sample, sample_by_recomputing
+from lvt_pipeline.models.prior.model import Prior, PriorConfig
+from lvt_pipeline.models.sampling.cached_decoder import PixelWeights
+from lvt_pipeline.models.sampling.lookahead import LookaheadDecoder
+from lvt_pipeline.models.sampling.rule import draw
+from lvt_pipeline.models.sampling.sampler import sample, sample_by_recomputing
 
 TOY = PriorConfig(
     frames=4,

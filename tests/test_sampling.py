@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lvt_pipeline.data.codes import open_codes
-from lvt_pipeline.engine import sampling
-from lvt_pipeline.engine.sampling import SampleSettings, sample_clips
+from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import ConfigError, LVTError, MismatchError, Stopped
+from lvt_pipeline.jobs import sample as sampling
+from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
 from lvt_pipeline.provenance import read_record
-from lvt_pipeline.runs import load_prior
+from lvt_pipeline.runs.read import load_prior
 from tests.toy_work import (
     BOOKS,
     FRAMES,

@@ -11,10 +11,10 @@ from typing import Literal
 import pytest
 
 from lvt_pipeline.config import to_plain
-from lvt_pipeline.engine.prior_settings import PriorModelSettings, PriorRunSettings, PriorTraining
-from lvt_pipeline.engine.vqvae_training import VQVAERunSettings, VQVAETraining
-from lvt_pipeline.models.vqvae import VQVAEConfig
+from lvt_pipeline.models.vqvae.model import VQVAEConfig
 from lvt_pipeline.settings_list import Setting, list_settings
+from lvt_pipeline.training.prior_settings import PriorModelSettings, PriorRunSettings, PriorTraining
+from lvt_pipeline.training.vqvae import VQVAERunSettings, VQVAETraining
 
 DOCS = Path(__file__).parents[1] / "docs"
 CLASSES = {

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lvt_pipeline.data.codes import open_codes
-from lvt_pipeline.data.frame_clips import FrameSample
-from lvt_pipeline.data.frame_writing import write_frames
-from lvt_pipeline.data.frames import FrameShards
-from lvt_pipeline.data.media import enlarge
-from lvt_pipeline.evaluation.contact_sheet import GIVEN, ShownClip, contact_sheet, film, show
+from lvt_pipeline.codes.store import open_codes
+from lvt_pipeline.frames.records import FrameSample
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.frames.writer import write_frames
+from lvt_pipeline.report.contact_sheet import GIVEN, ShownClip, contact_sheet, film, show
+from lvt_pipeline.video.write import enlarge
 
 Lvt = Callable[..., tuple[int, str, str]]
 
@@ -110,7 +110,7 @@ def test_frames_that_a_sample_was_given_have_an_amber_edge() -> None:
 def test_codes_are_shown_in_colours_and_as_the_tokenizer_decodes_them(
     finished_work_dir: Path, tmp_path: Path, lvt: Lvt
 ) -> None:
-    from lvt_pipeline.runs import load_vqvae
+    from lvt_pipeline.runs.read import load_vqvae
 
     codes, vqvae = finished_work_dir / "data.zarr", finished_work_dir / "runs" / "vqvae"
     name = open_codes(codes).clips[0].id

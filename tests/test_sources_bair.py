@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import webdataset
 
-from lvt_pipeline.data.bair import parse_trajectory
-from lvt_pipeline.data.frames import FrameShards
-from lvt_pipeline.data.manifest import Clip, ManifestSettings, build_manifest, read_manifest
-from lvt_pipeline.data.tfrecords import index_records, read_record
-from lvt_pipeline.data.videos import GeometrySettings
-from lvt_pipeline.engine import ingest_job
-from lvt_pipeline.engine.ingest import ingest
-from lvt_pipeline.engine.ingest_settings import IngestSettings
 from lvt_pipeline.errors import ManifestError
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.jobs.ingest import job as ingest_job
+from lvt_pipeline.jobs.ingest.ingest import ingest
+from lvt_pipeline.jobs.ingest.settings import IngestSettings
+from lvt_pipeline.manifest.manifest import Clip, ManifestSettings, build_manifest, read_manifest
+from lvt_pipeline.video.bair import parse_trajectory
+from lvt_pipeline.video.decode import GeometrySettings
+from lvt_pipeline.video.tfrecords import index_records, read_record
 from tests.listener import Listener
 from tests.record_files import example, feature, flip, solid, trajectory, write_records
 
@@ -177,7 +177,7 @@ def test_an_update_reads_new_records_only_and_keeps_the_arrays(
 
 
 def test_files_are_hashed_once_while_unchanged(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lvt_pipeline.data import manifest
+    from lvt_pipeline.manifest import manifest
 
     listed(dataset, tmp_path / "m.jsonl")
     before = (tmp_path / "m.jsonl").read_bytes()

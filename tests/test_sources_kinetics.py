@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lvt_pipeline.data.frames import FrameShards
-from lvt_pipeline.data.manifest import Clip, ManifestSettings, build_manifest, read_manifest
-from lvt_pipeline.data.media import write_mp4
-from lvt_pipeline.data.videos import GeometrySettings
-from lvt_pipeline.engine.ingest import ingest
-from lvt_pipeline.engine.ingest_settings import IngestSettings
 from lvt_pipeline.errors import ManifestError
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.jobs.ingest.ingest import ingest
+from lvt_pipeline.jobs.ingest.settings import IngestSettings
+from lvt_pipeline.manifest.manifest import Clip, ManifestSettings, build_manifest, read_manifest
+from lvt_pipeline.video.decode import GeometrySettings
+from lvt_pipeline.video.write import write_mp4
 from tests.conftest import moving_square
 from tests.listener import Listener
 

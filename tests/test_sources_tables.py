@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lvt_pipeline.data.manifest import Clip, ManifestSettings, build_manifest, read_manifest
 from lvt_pipeline.errors import ManifestError
+from lvt_pipeline.manifest.manifest import Clip, ManifestSettings, build_manifest, read_manifest
 from tests.listener import Listener
 
 
@@ -170,7 +170,7 @@ def test_every_option_of_the_command_arrives(tmp_path: Path, lvt: Callable[..., 
 
 
 def test_a_pipeline_runs_from_a_list_and_its_media(tmp_path: Path) -> None:
-    from lvt_pipeline.pipeline import load_settings
+    from lvt_pipeline.workspace.pipeline import load_settings
 
     (tmp_path / "pipeline.toml").write_text('videos = "lists/t.csv"\nmedia = "v"\n')
     settings = load_settings(file=tmp_path / "pipeline.toml")

@@ -10,17 +10,17 @@ from typing import Any
 import fsspec
 import pytest
 
-from lvt_pipeline.data import locations
-from lvt_pipeline.data.frames import FrameShards
-from lvt_pipeline.data.locations import absolute, local_copy, parent_of
-from lvt_pipeline.data.manifest import Clip, ManifestSettings, build_manifest, manifest_fingerprint, read_manifest
-from lvt_pipeline.data.media import write_mp4
-from lvt_pipeline.data.videos import GeometrySettings
-from lvt_pipeline.engine.ingest import ingest
-from lvt_pipeline.engine.ingest_job import DOWNLOADS_NAME
-from lvt_pipeline.engine.ingest_settings import IngestSettings
 from lvt_pipeline.errors import DecodeError, LVTError, ManifestError
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.jobs.ingest.ingest import ingest
+from lvt_pipeline.jobs.ingest.job import DOWNLOADS_NAME
+from lvt_pipeline.jobs.ingest.settings import IngestSettings
+from lvt_pipeline.manifest.manifest import Clip, ManifestSettings, build_manifest, manifest_fingerprint, read_manifest
 from lvt_pipeline.provenance import digest_file
+from lvt_pipeline.video import locations
+from lvt_pipeline.video.decode import GeometrySettings
+from lvt_pipeline.video.locations import absolute, local_copy, parent_of
+from lvt_pipeline.video.write import write_mp4
 from tests.conftest import moving_square
 
 # The bucket lives in this process, so tests that ingest from it decode here too.

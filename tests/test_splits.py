@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvt_pipeline.data.clips import Clip
-from lvt_pipeline.data.manifest import ManifestSettings, build_manifest, read_manifest
-from lvt_pipeline.data.splits import Earlier, assign_splits, separate_copies, split_by_content
+from lvt_pipeline.manifest.manifest import ManifestSettings, build_manifest, read_manifest
+from lvt_pipeline.manifest.splits import Earlier, assign_splits, separate_copies, split_by_content
+from lvt_pipeline.video.clips import Clip
 from tests.listener import Listener
 
 SPLITS = ("train", "val", "test")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lvt_pipeline.engine.checkpoints import MODEL_NAME, find_checkpoint, load_weights
-from lvt_pipeline.engine.vqvae_training import VQVAERunSettings, train_vqvae
-from lvt_pipeline.models.vqvae import VQVAE
+from lvt_pipeline.models.vqvae.model import VQVAE
 from lvt_pipeline.provenance import read_record
+from lvt_pipeline.runs.checkpoints import MODEL_NAME, find_checkpoint, load_weights
+from lvt_pipeline.training.vqvae import VQVAERunSettings, train_vqvae
 from tests.test_vqvae_training import (
     make_frames,
     metrics_of,
@@ -90,7 +90,7 @@ def test_two_processes_train_the_tokenizer_that_one_would(folder: Path, init: st
 
 def test_some_codes_were_resampled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or the test above would not see whether resampling depends on the number of processes."""
-    from lvt_pipeline.models.quantize import EMACodebook
+    from lvt_pipeline.models.vqvae.quantize import EMACodebook
 
     resample, counts = EMACodebook._resample_dead_codes, []
 

@@ -22,12 +22,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lvt_pipeline.engine.checkpoints import EMA_NAME, MODEL_NAME, find_checkpoint, list_checkpoints, load_weights
-from lvt_pipeline.engine.devices import Workers, choose_device, joined_workers
-from lvt_pipeline.engine.optimizers import learning_rate_at, make_optimizer
-from lvt_pipeline.engine.run_directory import RunPlan, open_run
-from lvt_pipeline.engine.training import StepLoss, is_timing, step_seed, train
-from lvt_pipeline.engine.training_settings import HARMLESS_SETTINGS, TrainingSettings
 from lvt_pipeline.errors import (
     ArtefactError,
     BusyError,
@@ -37,9 +31,16 @@ from lvt_pipeline.errors import (
     Stopped,
     TrainingError,
 )
-from lvt_pipeline.live_run import read_live_run
+from lvt_pipeline.models.device import choose_device
 from lvt_pipeline.provenance import Provenance
-from lvt_pipeline.runs import read_run
+from lvt_pipeline.runs.checkpoints import EMA_NAME, MODEL_NAME, find_checkpoint, list_checkpoints, load_weights
+from lvt_pipeline.runs.directory import RunPlan, open_run
+from lvt_pipeline.runs.live import read_live_run
+from lvt_pipeline.runs.read import read_run
+from lvt_pipeline.training.distributed import Workers, joined_workers
+from lvt_pipeline.training.loop import StepLoss, is_timing, step_seed, train
+from lvt_pipeline.training.optimizers import learning_rate_at, make_optimizer
+from lvt_pipeline.training.settings import HARMLESS_SETTINGS, TrainingSettings
 
 CPU = Workers(0, 1, torch.device("cpu"))
 WIDTH = 6

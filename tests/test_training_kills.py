@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 import torch
 
-from lvt_pipeline.engine import batch_loader
-from lvt_pipeline.engine.checkpoints import find_checkpoint, load_all_weights, load_state
-from lvt_pipeline.engine.prior_training import train_prior
-from lvt_pipeline.engine.training import is_timing
-from lvt_pipeline.engine.vqvae_training import train_vqvae
 from lvt_pipeline.errors import Stopped
 from lvt_pipeline.provenance import read_record
+from lvt_pipeline.runs.checkpoints import find_checkpoint, load_all_weights, load_state
+from lvt_pipeline.training import batch_loader
+from lvt_pipeline.training.loop import is_timing
+from lvt_pipeline.training.prior import train_prior
+from lvt_pipeline.training.vqvae import train_vqvae
 from tests.code_stores import make_store
 from tests.test_prior_training import settings_of
 from tests.test_vqvae_training import make_frames, tiny

@@ -19,23 +19,23 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lvt_pipeline.config import build
-from lvt_pipeline.engine.activation_checkpointing import checkpoint_activations
-from lvt_pipeline.engine.breakdown import SMOOTHED_STEPS, LossWatch
-from lvt_pipeline.engine.checkpoints import find_checkpoint, load_state
-from lvt_pipeline.engine.dry_run import measure_step
-from lvt_pipeline.engine.optimizers import learning_rate_at
-from lvt_pipeline.engine.prior_task import prior_loss
-from lvt_pipeline.engine.prior_training import train_prior
-from lvt_pipeline.engine.run_directory import open_run
-from lvt_pipeline.engine.training import StepLoss, train
-from lvt_pipeline.engine.training_settings import OTHER_NAMES, TrainingSettings
-from lvt_pipeline.engine.vqvae_training import train_vqvae, vqvae_loss
 from lvt_pipeline.errors import ChangedRunError, ConfigError, Stopped, TrainingError
-from lvt_pipeline.models.prior import Prior, PriorConfig
-from lvt_pipeline.models.vqvae import VQVAE, VQVAEConfig
+from lvt_pipeline.models.prior.model import Prior, PriorConfig
+from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig
 from lvt_pipeline.progress import SILENT
 from lvt_pipeline.provenance import Provenance
-from lvt_pipeline.runs import read_run
+from lvt_pipeline.runs.checkpoints import find_checkpoint, load_state
+from lvt_pipeline.runs.directory import open_run
+from lvt_pipeline.runs.read import read_run
+from lvt_pipeline.training.activation_checkpointing import checkpoint_activations
+from lvt_pipeline.training.breakdown import SMOOTHED_STEPS, LossWatch
+from lvt_pipeline.training.dry_run import measure_step
+from lvt_pipeline.training.loop import StepLoss, train
+from lvt_pipeline.training.optimizers import learning_rate_at
+from lvt_pipeline.training.prior import train_prior
+from lvt_pipeline.training.prior_task import prior_loss
+from lvt_pipeline.training.settings import OTHER_NAMES, TrainingSettings
+from lvt_pipeline.training.vqvae import train_vqvae, vqvae_loss
 from tests.test_prior_training import make_store
 from tests.test_prior_training import settings_of as prior_settings
 from tests.test_training import (

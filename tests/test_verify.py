@@ -12,23 +12,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lvt_pipeline.data.code_plan import codes_fingerprint
-from lvt_pipeline.data.code_repair import mend_metadata
-from lvt_pipeline.data.code_root import read_root
-from lvt_pipeline.data.code_shards import chunks_of, damaged_frames, decode_chunk
-from lvt_pipeline.data.code_verify import VerifyReport, find_damaged_shards, verify_store
-from lvt_pipeline.data.code_writer import CodeStoreWriter
-from lvt_pipeline.data.codes import open_codes, shard_name
-from lvt_pipeline.data.frame_clips import FrameSample
-from lvt_pipeline.data.frame_writing import write_frames
-from lvt_pipeline.data.frames import FrameShards
-from lvt_pipeline.data.windows import CodeWindows, cache_file
-from lvt_pipeline.engine.encoding import EncodeSettings, encode_dataset
-from lvt_pipeline.engine.verifying import verify_codes
+from lvt_pipeline.codes.layout import read_root
+from lvt_pipeline.codes.loading.windows import CodeWindows, cache_file
+from lvt_pipeline.codes.plan import codes_fingerprint
+from lvt_pipeline.codes.repair import mend_metadata
+from lvt_pipeline.codes.shard_file import chunks_of, damaged_frames, decode_chunk
+from lvt_pipeline.codes.store import open_codes, shard_name
+from lvt_pipeline.codes.verify import VerifyReport, find_damaged_shards, verify_store
+from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import ConfigError, MismatchError, StoreError
-from lvt_pipeline.models.vqvae import tokenizer_fingerprint
-from lvt_pipeline.pipeline import encode_up_to_date
+from lvt_pipeline.evaluation.recheck_codes import verify_codes
+from lvt_pipeline.frames.records import FrameSample
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.frames.writer import write_frames
+from lvt_pipeline.jobs.encode import EncodeSettings, encode_dataset
+from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
 from lvt_pipeline.progress import SILENT
+from lvt_pipeline.workspace.pipeline import encode_up_to_date
 from tests.toy_codes import FIVE, SCHEMA, codes_of, files_of, planned, record, shards_of, write
 from tests.toy_work import ToyWork, make_tokenizer, make_toy_work, moving_square
 

@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lvt_pipeline.config import build, to_plain
-from lvt_pipeline.data.media import write_gif, write_mp4
-from lvt_pipeline.data.squares import centre_square, lanczos_square, scaled_sides, square_of_scaled
-from lvt_pipeline.data.videos import (
+from lvt_pipeline.errors import ConfigError, DecodeError
+from lvt_pipeline.video.decode import (
     FAILURE_REASONS,
     GeometrySettings,
     VideoFacts,
@@ -28,7 +27,8 @@ from lvt_pipeline.data.videos import (
     decoder_version,
     inspect_video,
 )
-from lvt_pipeline.errors import ConfigError, DecodeError
+from lvt_pipeline.video.geometry import centre_square, lanczos_square, scaled_sides, square_of_scaled
+from lvt_pipeline.video.write import write_gif, write_mp4
 
 CLIPS = Path(__file__).parents[2] / "shared" / "videos"
 needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason="the folder of real clips is not here")

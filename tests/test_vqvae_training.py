@@ -16,13 +16,18 @@ import torch
 from PIL import Image
 
 from lvt_pipeline.config import build, load, preset_names
-from lvt_pipeline.data.frame_clips import FrameSample
-from lvt_pipeline.data.frame_writing import write_frames
-from lvt_pipeline.data.frames import FrameShards
-from lvt_pipeline.engine import vqvae_training
-from lvt_pipeline.engine.checkpoints import find_checkpoint, load_weights
-from lvt_pipeline.engine.training import StepLoss, is_timing
-from lvt_pipeline.engine.vqvae_training import (
+from lvt_pipeline.errors import ChangedRunError, LVTError, Stopped
+from lvt_pipeline.frames.records import FrameSample
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.frames.writer import write_frames
+from lvt_pipeline.models.vqvae.model import VQVAE, tokenizer_fingerprint
+from lvt_pipeline.progress import SILENT
+from lvt_pipeline.provenance import read_record
+from lvt_pipeline.runs.checkpoints import find_checkpoint, load_weights
+from lvt_pipeline.runs.read import load_vqvae
+from lvt_pipeline.training import vqvae as vqvae_training
+from lvt_pipeline.training.loop import StepLoss, is_timing
+from lvt_pipeline.training.vqvae import (
     VQVAERunSettings,
     VQVAETask,
     dry_run_vqvae,
@@ -30,11 +35,6 @@ from lvt_pipeline.engine.vqvae_training import (
     train_vqvae,
     vqvae_loss,
 )
-from lvt_pipeline.errors import ChangedRunError, LVTError, Stopped
-from lvt_pipeline.models.vqvae import VQVAE, tokenizer_fingerprint
-from lvt_pipeline.progress import SILENT
-from lvt_pipeline.provenance import read_record
-from lvt_pipeline.runs import load_vqvae
 
 MODEL = {
     "num_codebooks": 2,

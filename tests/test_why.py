@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lvt_pipeline.data.frame_clips import FrameSample
-from lvt_pipeline.data.frame_writing import write_frames
-from lvt_pipeline.data.manifest import build_manifest
-from lvt_pipeline.data.media import write_mp4
-from lvt_pipeline.data.videos import GeometrySettings
-from lvt_pipeline.engine.clip_chain import explain_clip
-from lvt_pipeline.engine.encoding import EncodeSettings, encode_dataset
-from lvt_pipeline.engine.ingest import ingest
-from lvt_pipeline.engine.ingest_settings import IngestSettings
 from lvt_pipeline.errors import StoreError
-from lvt_pipeline.models.vqvae import tokenizer_fingerprint
+from lvt_pipeline.frames.records import FrameSample
+from lvt_pipeline.frames.writer import write_frames
+from lvt_pipeline.jobs.encode import EncodeSettings, encode_dataset
+from lvt_pipeline.jobs.ingest.ingest import ingest
+from lvt_pipeline.jobs.ingest.settings import IngestSettings
+from lvt_pipeline.manifest.manifest import build_manifest
+from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
 from lvt_pipeline.provenance import fingerprint, short
+from lvt_pipeline.video.decode import GeometrySettings
+from lvt_pipeline.video.write import write_mp4
+from lvt_pipeline.workspace.why import explain_clip
 from tests.toy_work import make_tokenizer, moving_square
 
 Lvt = Callable[..., tuple[int, str, str]]

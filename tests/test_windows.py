@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lvt_pipeline.data import window_cache
-from lvt_pipeline.data import windows as windows_module
-from lvt_pipeline.data.code_plan import PlannedClip
-from lvt_pipeline.data.code_writer import CodeStoreWriter
-from lvt_pipeline.data.codes import CodeSchema, open_codes
-from lvt_pipeline.data.order import batch_indices, clip_batch
-from lvt_pipeline.data.windows import CodeWindows, cache_file
+from lvt_pipeline.codes.loading import cache as window_cache
+from lvt_pipeline.codes.loading import windows as windows_module
+from lvt_pipeline.codes.loading.order import batch_indices, clip_batch
+from lvt_pipeline.codes.loading.windows import CodeWindows, cache_file
+from lvt_pipeline.codes.plan import PlannedClip
+from lvt_pipeline.codes.store import CodeSchema, open_codes
+from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import ConfigError, LVTError
 from lvt_pipeline.provenance import Provenance
 

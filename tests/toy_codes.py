@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from lvt_pipeline.data.code_plan import CodePlan, PlannedClip, codes_fingerprint
-from lvt_pipeline.data.code_writer import CodeStoreWriter
-from lvt_pipeline.data.codes import CodeSchema
+from lvt_pipeline.codes.plan import CodePlan, PlannedClip, codes_fingerprint
+from lvt_pipeline.codes.store import CodeSchema
+from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.provenance import Provenance
 
 SCHEMA = CodeSchema(codebook_size=512, num_codebooks=2, grid=(3, 4), tokenizer="a" * 64, shard_frames=64)

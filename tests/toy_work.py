@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lvt_pipeline.data.code_plan import PlannedClip, codes_fingerprint
-from lvt_pipeline.data.code_writer import CodeStoreWriter
-from lvt_pipeline.data.codes import CodeSchema, CodeStore, open_codes
-from lvt_pipeline.data.frame_clips import FrameSample
-from lvt_pipeline.data.frame_writing import write_frames
-from lvt_pipeline.data.frames import FrameShards
-from lvt_pipeline.engine.run_directory import save_model_run
-from lvt_pipeline.models.prior import Prior, PriorConfig
-from lvt_pipeline.models.vqvae import VQVAE, VQVAEConfig, tokenizer_fingerprint
+from lvt_pipeline.codes.plan import PlannedClip, codes_fingerprint
+from lvt_pipeline.codes.store import CodeSchema, CodeStore, open_codes
+from lvt_pipeline.codes.writer import CodeStoreWriter
+from lvt_pipeline.frames.records import FrameSample
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.frames.writer import write_frames
+from lvt_pipeline.models.prior.model import Prior, PriorConfig
+from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig, tokenizer_fingerprint
 from lvt_pipeline.provenance import Provenance
+from lvt_pipeline.runs.directory import save_model_run
 
 FRAMES, SIZE, GRID, BOOKS, CODES = 6, 16, 4, 2, 12
 SPLITS = {"train": 4, "val": 1, "test": 3}

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.data.code_usage import entropy_bits
-from lvt_pipeline.data.codes import CodeClip, CodeStore
+from lvt_pipeline.codes.store import CodeClip, CodeStore
+from lvt_pipeline.codes.usage import entropy_bits
 from lvt_pipeline.evaluation.metrics import CodeCounts, PreviousFrameBaseline
 from lvt_pipeline.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from lvt_pipeline.evaluation.evaluate import EvaluateSettings
-    from lvt_pipeline.models.prior import Prior
+    from lvt_pipeline.models.prior.model import Prior
 
 
 def measure_prior(

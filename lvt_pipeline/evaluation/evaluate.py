@@ -34,12 +34,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from lvt_pipeline.codes.selection import clips_of_split
+from lvt_pipeline.codes.store import CodeClip, CodeStore, open_codes
+from lvt_pipeline.codes.usage import codes_holding, perplexity, usage
 from lvt_pipeline.config import to_plain
-from lvt_pipeline.data.code_usage import codes_holding, perplexity, usage
-from lvt_pipeline.data.codes import CodeClip, CodeStore, open_codes
-from lvt_pipeline.data.frames import FrameShards
-from lvt_pipeline.data.selection import clips_of_split
-from lvt_pipeline.data.trained_clips import find_trained_clips
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
 from lvt_pipeline.evaluation.code_bits import baselines_by_clip, measure_baselines, measure_prior
 from lvt_pipeline.evaluation.fvd import FeatureCache, FeatureNetwork, ResizeRule
@@ -48,7 +46,7 @@ from lvt_pipeline.evaluation.networks import PerceptualDistance, load_scripted
 from lvt_pipeline.evaluation.pixels import measure_reconstruction
 from lvt_pipeline.evaluation.sampled_fvd import PrimingPixels, measure_fvd, measure_reconstruction_fvd
 from lvt_pipeline.evaluation.samples import check_samples, measure_samples, original_of
-from lvt_pipeline.matching import check_frames_count, check_prior, check_tokenizer, label_numbers
+from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import (
     Provenance,
@@ -59,7 +57,9 @@ from lvt_pipeline.provenance import (
     record_path,
     write_record,
 )
-from lvt_pipeline.runs import load_prior, load_vqvae, run_fingerprint
+from lvt_pipeline.runs.compatibility import check_frames_count, check_prior, check_tokenizer, label_numbers
+from lvt_pipeline.runs.read import load_prior, load_vqvae, run_fingerprint
+from lvt_pipeline.runs.trained_clips import find_trained_clips
 from lvt_pipeline.storage import read_json, write_json
 
 STAGE = "evaluate"

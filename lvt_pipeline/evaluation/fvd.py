@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lvt_pipeline.errors import ArtefactError, ShapeError
 from lvt_pipeline.evaluation.networks import ScriptedNetwork
-from lvt_pipeline.models.vqvae import full_float32
+from lvt_pipeline.models.vqvae.model import full_float32
 from lvt_pipeline.provenance import fingerprint
 from lvt_pipeline.storage import atomic_writer
 

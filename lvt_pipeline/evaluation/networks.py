@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lvt_pipeline.engine.devices import choose_device
 from lvt_pipeline.errors import ArtefactError
-from lvt_pipeline.models.vqvae import full_float32
+from lvt_pipeline.models.device import choose_device
+from lvt_pipeline.models.vqvae.model import full_float32
 from lvt_pipeline.provenance import digest_file
 
 FRAMES_PER_PASS = 64

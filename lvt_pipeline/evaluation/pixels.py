@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.data.code_plan import codes_fingerprint
-from lvt_pipeline.data.codes import CodeClip, CodeStore
-from lvt_pipeline.data.frames import FrameShards
+from lvt_pipeline.codes.plan import codes_fingerprint
+from lvt_pipeline.codes.store import CodeClip, CodeStore
 from lvt_pipeline.errors import ArtefactError, MismatchError
 from lvt_pipeline.evaluation.metrics import psnr, squared_errors
 from lvt_pipeline.evaluation.networks import PerceptualDistance
 from lvt_pipeline.evaluation.similarity import fits_window, ssim_by_frame
+from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from lvt_pipeline.models.vqvae import VQVAE
+    from lvt_pipeline.models.vqvae.model import VQVAE
 
 
 def errors_by_frame(

@@ -23,10 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.config import to_plain
-from lvt_pipeline.data.codes import CodeStore, open_codes
-from lvt_pipeline.data.frames import FrameShards
-from lvt_pipeline.engine.sampling import SampleSettings, sample_clips
 from lvt_pipeline.errors import ArtefactError, ConfigError
 from lvt_pipeline.evaluation.evaluate import (
     CACHE,
@@ -42,9 +40,11 @@ from lvt_pipeline.evaluation.fvd import FeatureCache, FeatureNetwork
 from lvt_pipeline.evaluation.networks import PerceptualDistance, load_scripted
 from lvt_pipeline.evaluation.sampled_fvd import measure_fvd
 from lvt_pipeline.evaluation.samples import measure_samples
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, differences, fingerprint, write_record
-from lvt_pipeline.runs import load_vqvae, run_fingerprint
+from lvt_pipeline.runs.read import load_vqvae, run_fingerprint
 from lvt_pipeline.storage import exclusive_lock, read_json, write_json
 
 RUN_STAGE, RUN_VERSION = "evaluate-run", 1

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.data.codes import CodeClip, CodeStore
-from lvt_pipeline.data.frames import FrameShards
+from lvt_pipeline.codes.store import CodeClip, CodeStore
 from lvt_pipeline.evaluation.fvd import (
     SHORTEST_CLIP,
     FeatureCache,
@@ -24,10 +23,11 @@ from lvt_pipeline.evaluation.fvd import (
 )
 from lvt_pipeline.evaluation.pixels import real_frames, repeat_last
 from lvt_pipeline.evaluation.samples import priming_frames_of, siblings_of
+from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from lvt_pipeline.models.vqvae import VQVAE
+    from lvt_pipeline.models.vqvae.model import VQVAE
 
 PrimingPixels = Literal["both", "real", "reconstructed"]
 FEWEST_CLIPS = 2  # a covariance needs two

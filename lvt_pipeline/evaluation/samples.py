@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.data.codes import CodeClip, CodeStore
-from lvt_pipeline.data.frames import FrameShards
+from lvt_pipeline.codes.store import CodeClip, CodeStore
 from lvt_pipeline.errors import MismatchError
 from lvt_pipeline.evaluation.metrics import CodeCounts, mean_pairwise_squared_error, share_of_differing_pairs
 from lvt_pipeline.evaluation.networks import PerceptualDistance
 from lvt_pipeline.evaluation.pixels import Horizon, errors_by_frame, real_frames, repeat_last
+from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from lvt_pipeline.models.vqvae import VQVAE
+    from lvt_pipeline.models.vqvae.model import VQVAE
 
 
 def measure_samples(

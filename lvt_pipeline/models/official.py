@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from lvt_pipeline.errors import CheckpointError, ConfigError
-from lvt_pipeline.models.prior import Prior, PriorConfig
-from lvt_pipeline.models.subscale import Triple
-from lvt_pipeline.models.vqvae import VQVAE, VQVAEConfig
+from lvt_pipeline.models.prior.model import Prior, PriorConfig
+from lvt_pipeline.models.prior.subscale import Triple
+from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig
 
 State = Mapping[str, Tensor]
 Config = TypeVar("Config", VQVAEConfig, PriorConfig)

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from lvt_pipeline import config
-from lvt_pipeline.data.codes import open_codes
-from lvt_pipeline.engine.dry_run import count_by_part
-from lvt_pipeline.engine.prior_settings import PriorRunSettings, resolve_settings
-from lvt_pipeline.models.adaptive import cutoffs_by_mass
-from lvt_pipeline.models.prior import Prior
-from lvt_pipeline.models.prior_config import uses_clusters
+from lvt_pipeline.codes.store import open_codes
+from lvt_pipeline.models.prior.adaptive import cutoffs_by_mass
+from lvt_pipeline.models.prior.config import uses_clusters
+from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.reproduce.experiments import PriorRecipe
+from lvt_pipeline.training.dry_run import count_by_part
+from lvt_pipeline.training.prior_settings import PriorRunSettings, resolve_settings
 
 HALVINGS = 2  # of a frame's sides in the encoder
 

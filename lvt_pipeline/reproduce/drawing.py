@@ -11,24 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.data.code_usage import codes_holding, count_codes
-from lvt_pipeline.data.codes import CodeClip, open_codes
-from lvt_pipeline.data.frames import FrameShards
+from lvt_pipeline.codes.store import CodeClip, open_codes
+from lvt_pipeline.codes.usage import codes_holding, count_codes
 from lvt_pipeline.errors import ArtefactError
-from lvt_pipeline.evaluation.charts import spoken_number
-from lvt_pipeline.evaluation.figures import (
-    FigureFiles,
-    SampledVideo,
-    draw_code_frequencies,
-    draw_code_rows,
-    draw_samples,
-)
-from lvt_pipeline.evaluation.figures.work_figures import CHOSEN_BY
 from lvt_pipeline.evaluation.pixels import real_frames
 from lvt_pipeline.evaluation.protocols import runs_folder
-from lvt_pipeline.evaluation.report_clips import METRIC_OF
 from lvt_pipeline.evaluation.samples import original_of, priming_frames_of
-from lvt_pipeline.runs import load_vqvae
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.report.charts import spoken_number
+from lvt_pipeline.report.clips import METRIC_OF
+from lvt_pipeline.report.figures import FigureFiles, SampledVideo, draw_code_frequencies, draw_code_rows, draw_samples
+from lvt_pipeline.report.figures.work_figures import CHOSEN_BY
+from lvt_pipeline.runs.read import load_vqvae
 from lvt_pipeline.storage import read_json
 
 NUM_SAMPLES = 6  # rows of figures 3 and 4

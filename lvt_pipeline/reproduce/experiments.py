@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lvt_pipeline import config
-from lvt_pipeline.data.demo import DemoSettings
-from lvt_pipeline.data.listing import location_of
-from lvt_pipeline.data.manifest import ManifestSettings
-from lvt_pipeline.engine.encoding import EncodeSettings
-from lvt_pipeline.engine.ingest_settings import IngestSettings
-from lvt_pipeline.engine.prior_settings import PriorRunSettings
-from lvt_pipeline.engine.vqvae_training import VQVAERunSettings
+from lvt_pipeline.demo.videos import DemoSettings
 from lvt_pipeline.errors import ConfigError
+from lvt_pipeline.jobs.encode import EncodeSettings
+from lvt_pipeline.jobs.ingest.settings import IngestSettings
+from lvt_pipeline.manifest.manifest import ManifestSettings
+from lvt_pipeline.manifest.sources import location_of
 from lvt_pipeline.reproduce.published import COPY, DATASETS, TABLES, Dataset
+from lvt_pipeline.training.prior_settings import PriorRunSettings
+from lvt_pipeline.training.vqvae import VQVAERunSettings
 
 SETTINGS_NAME = "reproduce.toml"
 SCALES = ("tiny", "small", "paper")

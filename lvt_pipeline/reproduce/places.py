@@ -14,12 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lvt_pipeline.data.demo import SETTINGS_NAME as DEMO_NAME
+from lvt_pipeline.demo.videos import SETTINGS_NAME as DEMO_NAME
 from lvt_pipeline.errors import ArtefactError, ConfigError
-from lvt_pipeline.pipeline import load_settings as load_pipeline
 from lvt_pipeline.provenance import read_record
 from lvt_pipeline.reproduce.experiments import SETTINGS_NAME, PriorRecipe, TokenizerRecipe
 from lvt_pipeline.reproduce.published import Dataset
+from lvt_pipeline.workspace.pipeline import load_settings as load_pipeline
 
 DEMO = "the demo's clips"
 

@@ -12,31 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from lvt_pipeline import config
-from lvt_pipeline.data import manifest as manifest_stage
-from lvt_pipeline.data.demo import write_demo_videos
-from lvt_pipeline.data.frames import FrameShards
-from lvt_pipeline.data.listing import recognise
-from lvt_pipeline.data.manifest import build_manifest
-from lvt_pipeline.engine import encoding, ingest_settings, prior_training, vqvae_training
-from lvt_pipeline.engine.ingest import ingest
-from lvt_pipeline.engine.prior_training import train_prior
-from lvt_pipeline.engine.vqvae_training import train_vqvae
+from lvt_pipeline.demo.videos import write_demo_videos
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
 from lvt_pipeline.evaluation import evaluate as evaluate_stage
 from lvt_pipeline.evaluation.evaluate import EvaluateSettings, evaluate
-from lvt_pipeline.evaluation.figures import require_matplotlib
 from lvt_pipeline.evaluation.protocols import evaluate_protocol, recorded_settings
+from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.interrupts import stop_requested
-from lvt_pipeline.pipeline import (
-    Stage,
-    StageResult,
-    StageState,
-    check_failures,
-    encode_up_to_date,
-    resume_or_restart,
-)
+from lvt_pipeline.jobs import encode as encoding
+from lvt_pipeline.jobs.ingest import settings as ingest_settings
+from lvt_pipeline.jobs.ingest.ingest import ingest
+from lvt_pipeline.manifest import manifest as manifest_stage
+from lvt_pipeline.manifest.manifest import build_manifest
+from lvt_pipeline.manifest.sources import recognise
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, digest_file, read_record, record_path
+from lvt_pipeline.report.figures import require_matplotlib
 from lvt_pipeline.reproduce import drawing, timing
 from lvt_pipeline.reproduce.counting import count_parameters
 from lvt_pipeline.reproduce.experiments import (
@@ -51,8 +42,20 @@ from lvt_pipeline.reproduce.filling import PROTOCOL, fill_table
 from lvt_pipeline.reproduce.places import Data, Places, describe_data, makes_demo
 from lvt_pipeline.reproduce.tables import FilledTable
 from lvt_pipeline.reproduce.timing import TimingSettings, time_sampling
-from lvt_pipeline.runs import in_precision
+from lvt_pipeline.runs.read import in_precision
 from lvt_pipeline.storage import exclusive_lock, write_bytes
+from lvt_pipeline.training import prior as prior_training
+from lvt_pipeline.training import vqvae as vqvae_training
+from lvt_pipeline.training.prior import train_prior
+from lvt_pipeline.training.vqvae import train_vqvae
+from lvt_pipeline.workspace.pipeline import (
+    Stage,
+    StageResult,
+    StageState,
+    check_failures,
+    encode_up_to_date,
+    resume_or_restart,
+)
 
 
 @dataclass(frozen=True)

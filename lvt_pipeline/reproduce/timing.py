@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from lvt_pipeline.codes.selection import clips_of_split
+from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.config import to_plain
-from lvt_pipeline.data.codes import open_codes
-from lvt_pipeline.data.selection import clips_of_split
-from lvt_pipeline.engine.devices import choose_device
-from lvt_pipeline.matching import check_prior, label_numbers
+from lvt_pipeline.models.device import choose_device
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, fingerprint, write_record
-from lvt_pipeline.runs import load_prior, run_fingerprint
+from lvt_pipeline.runs.compatibility import check_prior, label_numbers
+from lvt_pipeline.runs.read import load_prior, run_fingerprint
 from lvt_pipeline.storage import write_json
 
 STAGE = "time-sampling"

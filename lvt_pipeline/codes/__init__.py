@@ -1,0 +1,1 @@
+"""Codes on disk: the store, its writers and readers."""

@@ -1,0 +1,126 @@
+"""The card of a code store: `codes/README.md`, what the store is and where it comes from, for people.
+
+It follows from the root and the clip table alone, so the same store has the same card. It lies beside the array's own
+files: zarr warns about a plain file in a group whenever somebody lists the group's members, and never looks for members
+inside an array.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lvt_pipeline.codes.layout import StoreRoot, generation_name
+
+if TYPE_CHECKING:
+    from lvt_pipeline.codes.store import CodeClip
+
+_MADE_OF = {
+    "encode-dataset": "Every frame of the clips, once through the encoder of a frame VQ-VAE.",
+    "sample": "Continuations of real clips that a video transformer drew in code space.",
+}
+
+_CARD = """# {clips:,} clips as codes
+
+{made_of}
+Not pixels: integers, which the VQ-VAE that made them turns back into frames.
+
+| | |
+|---|---|
+| clips | {splits} |
+| frames | {frames:,} |
+| codes of a frame | {height} x {width} positions x {books} codebooks, integers in [0, {codebook_size}) |
+| labels | {labels} |
+| frames per second | {fps} |
+| tokenizer | `{tokenizer}` (fingerprint of encoder and codebooks) |
+| frames were made with | {geometry} |
+| generation | {generation}, fingerprint `{fingerprint}` |
+
+## Reading
+
+`codes` is one array (frames, h, w, n_c) with all clips one after another; the clip table says where each begins. Rows
+that no clip uses may lie between them. With any zarr v3 reader, such as zarr-python, in the folder of the store:
+
+```python
+import zarr
+
+group = zarr.open_group(".", mode="r")
+clips = group["{table}"].attrs["clips"]
+codes = group["codes"][clips["offset"][0] : clips["offset"][0] + clips["length"][0]]  # clip clips["id"][0]
+```
+
+With lvt, which also notices damage:
+
+```python
+import lvt_pipeline as lvt
+
+store = lvt.open_codes(".")
+codes = store[store.clips[0].id]  # uint (T, h, w, n_c)
+```
+
+`lvt verify` checks every byte, `lvt inspect` says what else is known.
+
+## Lineage
+
+| | |
+|---|---|
+| command | `lvt {stage}`, lvt {lvt_version} |
+| algorithm version | {version} |
+{inputs}{settings}
+The column `source` of the clip table names the video of each clip.
+
+## Licence
+
+Not stated. Codes are derived from the videos: what their licence asks for holds here too.
+
+lvt writes this file anew with every generation; keep text of your own beside the store.
+"""
+
+
+def card_bytes(root: StoreRoot, clips: Sequence[CodeClip]) -> bytes:
+    """The card of a store's current generation.
+
+    Args:
+        clips: its clip table.
+    """
+    about, record = root.about, root.provenance
+    splits = Counter(clip.split for clip in clips)
+    labels = {clip.label for clip in clips} - {None}
+    rates = sorted({clip.fps for clip in clips})
+    height, width = about["grid"]
+    text = _CARD.format(
+        made_of=_MADE_OF.get(record["stage"], "Frames of video as codes of a frame VQ-VAE."),
+        clips=len(clips),
+        splits=", ".join(f"{name} {count:,}" for name, count in sorted(splits.items(), key=_split_order)),
+        frames=sum(clip.length for clip in clips),
+        height=height,
+        width=width,
+        books=about["num_codebooks"],
+        codebook_size=about["codebook_size"],
+        labels=f"{len(labels):,}" if labels else "none",
+        fps=f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}",
+        tokenizer=about["tokenizer"],
+        geometry=_spoken(about["frames_geometry"]) or "not recorded",
+        generation=about["generation"],
+        fingerprint=record["fingerprint"],
+        table=generation_name(about["generation"]),
+        stage=record["stage"],
+        lvt_version=record["lvt_version"],
+        version=record["version"],
+        inputs="".join(f"| input: {role} | `{value}` |\n" for role, value in sorted(record["inputs"].items())),
+        settings="".join(
+            f"| setting: {name} | {json.dumps(value)} |\n" for name, value in sorted(record["settings"].items())
+        ),
+    )
+    return text.encode()
+
+
+def _split_order(item: tuple[str, int]) -> tuple[int, str]:
+    usual = ("train", "val", "test")
+    return (usual.index(item[0]) if item[0] in usual else len(usual), item[0])
+
+
+def _spoken(geometry: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in geometry.items() if value is not None)

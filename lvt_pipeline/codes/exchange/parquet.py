@@ -1,0 +1,82 @@
+"""Parquet files named as Hugging Face `datasets` expects them: `data/train-00000-of-00002.parquet`, a row per clip.
+
+Columns: id, split, label, fps, frames, height, width, codebooks, and `codes`, all codes of the clip in one list, which
+`numpy.array(row["codes"]).reshape(frames, height, width, codebooks)` puts back in shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lvt_pipeline.codes.exchange.units import Unit, by_split, described, unit_fingerprint
+from lvt_pipeline.codes.store import CodeClip, CodeStore
+from lvt_pipeline.errors import LVTError
+from lvt_pipeline.storage import atomic_writer
+
+VERSION = 1
+ROWS_TOGETHER = 64  # clips in memory at a time
+
+
+def parquet_units(store: CodeStore, clips: Sequence[CodeClip], clips_per_file: int) -> Iterator[Unit]:
+    """One file for every `clips_per_file` clips of a split.
+
+    Raises:
+        LVTError: pyarrow is not installed.
+    """
+    _pyarrow()
+    for split, number, count, members in by_split(clips, clips_per_file):
+        yield Unit(
+            f"data/{split}-{number:05d}-of-{count:05d}.parquet",
+            unit_fingerprint("parquet", VERSION, store, members),
+            sum(clip.length for clip in members),
+            partial(_write, store, members),
+        )
+
+
+def _write(store: CodeStore, clips: Sequence[CodeClip], path: Path) -> None:
+    arrow, parquet = _pyarrow()
+    code = arrow.uint8() if store.dtype.itemsize == 1 else arrow.uint16()
+    texts, numbers = arrow.string(), arrow.int64()
+    columns = {"id": texts, "split": texts, "label": texts, "fps": arrow.float64(), "frames": numbers}
+    columns |= {"height": numbers, "width": numbers, "codebooks": numbers, "codes": arrow.large_list(code)}
+    metadata = {"codebook_size": str(store.codebook_size), "tokenizer": store.tokenizer}
+    schema = arrow.schema(list(columns.items()), metadata=metadata)
+    height, width, codebooks = store.schema.frame_shape
+    with atomic_writer(path) as stream, parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
+        for first in range(0, len(clips), ROWS_TOGETHER):
+            rows = [
+                {
+                    **described(clip),
+                    "height": height,
+                    "width": width,
+                    "codebooks": codebooks,
+                    "codes": arrow.array(store.read(clip).ravel(), code),
+                }
+                for clip in clips[first : first + ROWS_TOGETHER]
+            ]
+            offsets = np.cumsum([0, *(len(row["codes"]) for row in rows)])
+            codes = arrow.LargeListArray.from_arrays(offsets, arrow.concat_arrays([row["codes"] for row in rows]))
+            plain = [field for field in schema if field.name != "codes"]
+            arrays = [arrow.array([row[field.name] for row in rows], field.type) for field in plain]
+            writer.write_table(arrow.Table.from_arrays([*arrays, codes], schema=schema))
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    """pyarrow and its Parquet part; they load only when Parquet is asked for.
+
+    Raises:
+        LVTError: they are not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise LVTError(
+            f"Parquet needs pyarrow ({error}); install it with: pip install 'lvt-pipeline[parquet]'"
+        ) from error
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,1 @@
+"""Windows of codes for training: caches, orders, batches."""

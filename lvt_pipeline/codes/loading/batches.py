@@ -1,0 +1,315 @@
+"""Batches of windows for training: which windows a step sees, from one store or from several, and reading them.
+
+Whatever the tier, a batch is a function of (seed, step, global batch) alone, so a run resumes anywhere for nothing and
+sees the same batches with any number of processes. Two orders exist. `clips` (the default) draws clips from anywhere in
+the store and needs ram or mmap. `shards` goes through the store shard by shard (`shard_order`); every tier gives
+it bit for bit, and streaming gives nothing else.
+
+Codes stay as narrow as they are stored, since writing them as int64 is what would bound loading from memory. The model
+makes int64 of them, on its device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from threading import Lock
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lvt_pipeline.codes.loading.order import clip_batch, clip_sequence, mixture, mixture_positions
+from lvt_pipeline.codes.loading.shard_order import Pool, ShardOrder
+from lvt_pipeline.codes.loading.windows import CodeWindows
+from lvt_pipeline.codes.store import CodeClip
+from lvt_pipeline.errors import ConfigError
+
+POOL_BYTES = 2**27  # of windows in a pool of the shard order; streaming holds two. Another value is another order.
+
+
+class Drawn(NamedTuple):
+    """The windows of a batch of all processes together: a clip and a first frame for every row."""
+
+    clips: list[CodeClip]
+    starts: list[int]
+
+
+class Batches(Protocol):
+    """The batches of a training, steps counted from 0."""
+
+    def draw(self, step: int) -> Drawn:
+        """Which windows make up the batch of a step."""
+
+    def read(self, step: int, rows: range) -> Tensor:
+        """Some rows of it, (B, frames, h, w, n_c) in the type that `as_tensor` gives."""
+
+
+class WindowSequence(Protocol):
+    """An endless sequence of windows of one store, by position."""
+
+    windows: CodeWindows
+
+    def items(self, first: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Clips and starts at positions [first, stop)."""
+
+    def read(self, first: int, stop: int, rows: range) -> NDArray[Any]:
+        """Windows at positions [first, stop), (N, frames, h, w, n_c) in the dtype of the store.
+
+        Args:
+            rows: of their batch, that the windows are among. Who takes the same rows of later batches finds them read.
+        """
+
+
+def make_batches(
+    stores: Sequence[CodeWindows],
+    batch_size: int,
+    seed: int,
+    *,
+    shuffle: str = "clips",
+    mix: Sequence[float] | None = None,
+    windows_per_clip: int = 1,
+    pool_bytes: int = POOL_BYTES,
+) -> Batches:
+    """Batches of windows of one store, or of several by their weights.
+
+    Args:
+        batch_size: rows of a batch over all processes.
+        shuffle: "clips" or "shards".
+        mix: share of each store in the windows; as many as there are stores. None: equal shares.
+        windows_per_clip: how often a clip comes in an epoch of the order "shards".
+
+    Raises:
+        ConfigError: the order cannot be had from these windows, or the weights do not fit the stores.
+    """
+    if shuffle not in ("clips", "shards"):
+        raise ConfigError(f"training.shuffle={shuffle!r} is not one of clips, shards")
+    streamed = next((windows for windows in stores if windows.cache == "stream"), None)
+    if shuffle == "clips" and streamed is not None:
+        raise ConfigError(
+            f"{streamed.store.path} is streamed, which gives training.shuffle=shards only; "
+            "use --cache ram or mmap, or --set training.shuffle=shards"
+        )
+    if shuffle == "clips" and len(stores) == 1:
+        return ClipBatches(stores[0], batch_size, seed)
+    check_mix(mix, len(stores))
+    weights = tuple(mix or [1.0] * len(stores))
+    sequences: list[WindowSequence] = []
+    for number, windows in enumerate(stores):
+        own_seed = seed if number == 0 else mixed_seed(seed, number)
+        if shuffle == "clips":
+            sequences.append(ClipSequence(windows, own_seed))
+        else:
+            rows = partial(_rows_of_store, weights, seed, number, batch_size)
+            sequences.append(ShardSequence(windows, own_seed, rows, windows_per_clip, pool_bytes))
+    return SequenceBatches(sequences, batch_size, seed, weights)
+
+
+def check_mix(mix: Sequence[float] | None, num_stores: int) -> None:
+    """
+    Raises:
+        ConfigError: the weights do not fit that many stores.
+    """
+    if mix is None:
+        return
+    if len(mix) != num_stores:
+        raise ConfigError(f"training.mix has {len(mix)} weights for {num_stores} code stores; give one each")
+    if not all(0 < weight < float("inf") for weight in mix):
+        raise ConfigError(f"training.mix={list(mix)} needs weights above 0; leave out a store instead")
+
+
+def shares(mix: Sequence[float] | None, num_stores: int, total: int) -> list[int]:
+    """Parts of a whole by the weights of a mixture, at least one each."""
+    weights = np.asarray(mix or [1.0] * num_stores, float)
+    ends = np.round(np.cumsum(weights) / weights.sum() * total).astype(int)
+    return [max(1, int(part)) for part in np.diff([0, *ends])]
+
+
+def mixed_seed(seed: int, number: int) -> int:
+    """The seed of a further store of a mixture: the stores do not move in step."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class ClipBatches:
+    """One window of each of `batch_size` random clips, every clip once an epoch (`codes.loading.order.clip_batch`)."""
+
+    def __init__(self, windows: CodeWindows, batch_size: int, seed: int) -> None:
+        self._windows, self._batch_size, self._seed = windows, batch_size, seed
+
+    def draw(self, step: int) -> Drawn:
+        clips, starts = self._items(step)
+        return Drawn([self._windows.clips[clip] for clip in clips], starts.tolist())
+
+    def read(self, step: int, rows: range) -> Tensor:
+        clips, starts = self._items(step)
+        codes = self._windows.read(clips[rows.start : rows.stop], starts[rows.start : rows.stop])
+        return as_tensor(codes, self._windows.store.codebook_size)
+
+    def _items(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return clip_batch(self._windows.num_starts, self._batch_size, self._seed, step)
+
+
+class SequenceBatches:
+    """Batches cut from the endless sequences of one or more stores."""
+
+    def __init__(
+        self, sequences: Sequence[WindowSequence], batch_size: int, seed: int, weights: Sequence[float]
+    ) -> None:
+        """Weights are shares of the windows, one for each sequence."""
+        self._sequences, self._batch_size, self._seed, self._weights = list(sequences), batch_size, seed, weights
+
+    def draw(self, step: int) -> Drawn:
+        stores, ranges = self._parts(step * self._batch_size, (step + 1) * self._batch_size)
+        drawn: list[tuple[CodeClip, int] | None] = [None] * len(stores)
+        for number, (sequence, (first, stop)) in enumerate(zip(self._sequences, ranges, strict=True)):
+            clips, starts = sequence.items(first, stop)
+            for row, clip, start in zip(np.flatnonzero(stores == number), clips, starts, strict=True):
+                drawn[row] = (sequence.windows.clips[clip], int(start))
+        rows = [row for row in drawn if row is not None]
+        return Drawn([clip for clip, _ in rows], [start for _, start in rows])
+
+    def read(self, step: int, rows: range) -> Tensor:
+        begin = step * self._batch_size
+        stores, ranges = self._parts(begin + rows.start, begin + rows.stop)
+        batch: NDArray[Any] | None = None
+        for number, (sequence, (first, stop)) in enumerate(zip(self._sequences, ranges, strict=True)):
+            if first == stop:
+                continue
+            windows = sequence.read(first, stop, rows)
+            if len(windows) == len(stores):
+                batch = windows
+                break
+            if batch is None:
+                batch = np.empty((len(stores), *windows.shape[1:]), windows.dtype)
+            batch[stores == number] = windows
+        assert batch is not None, "a part of a batch has rows"
+        return as_tensor(batch, self._sequences[0].windows.store.codebook_size)
+
+    def _parts(self, first: int, stop: int) -> tuple[NDArray[np.int64], list[tuple[int, int]]]:
+        """The store of every position in [first, stop), and the range of each store's own sequence that they take."""
+        stores, before = mixture(self._weights, self._seed, first, stop)
+        counts = np.bincount(stores, minlength=len(self._sequences))
+        return stores, [(int(a), int(a + n)) for a, n in zip(before, counts, strict=True)]
+
+
+class ClipSequence:
+    """Clips from anywhere in a store, each once an epoch at a random place. See `WindowSequence`."""
+
+    def __init__(self, windows: CodeWindows, seed: int) -> None:
+        self.windows, self._seed = windows, seed
+
+    def items(self, first: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return clip_sequence(self.windows.num_starts, self._seed, first, stop)
+
+    def read(self, first: int, stop: int, rows: range) -> NDArray[Any]:
+        return self.windows.read(*self.items(first, stop))
+
+
+class PoolRows(NamedTuple):
+    """Some rows of all the batches that a pool is cut into.
+
+    Attributes:
+        places: in the pool, int64 (N,), ascending.
+        codes: (N or more, frames, h, w, n_c); what comes after N is left from another pool.
+    """
+
+    places: NDArray[np.int64]
+    codes: NDArray[Any]
+
+
+class ShardSequence:
+    """Windows shard by shard. See `WindowSequence` and `ShardOrder`.
+
+    Windows that are streamed come from a pool in memory, of which the rows that are asked for are read and no others;
+    those of the next pool are read in a thread meanwhile, into the memory of the one before. Fresh memory of that size
+    costs the kernel more time than reading into it takes.
+    """
+
+    def __init__(
+        self,
+        windows: CodeWindows,
+        seed: int,
+        rows: Callable[[int, int], NDArray[np.int64]],
+        windows_per_clip: int = 1,
+        pool_bytes: int = POOL_BYTES,
+    ) -> None:
+        """
+        Args:
+            rows: see `ShardOrder`.
+        """
+        self.windows = windows
+        self.order = ShardOrder(
+            windows.offsets,
+            windows.num_starts,
+            seed,
+            shard_frames=windows.store.schema.shard_frames,
+            pool_windows=max(1, pool_bytes // windows.window_bytes),
+            rows=rows,
+            windows_per_clip=windows_per_clip,
+        )
+        # By rows, and then by the position of the pool's first window.
+        self._reading: dict[range, dict[int, Future[PoolRows]]] = {}
+        self._thread: ThreadPoolExecutor | None = None
+        self._lock = Lock()  # a batch is copied before its pool makes room for another
+
+    def items(self, first: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return self.order.items(first, stop)
+
+    def read(self, first: int, stop: int, rows: range) -> NDArray[Any]:
+        if self.windows.cache != "stream":
+            return self.windows.read(*self.items(first, stop))
+        windows = np.empty((stop - first, *self._window_shape), self.windows.store.dtype)
+        filled = 0
+        with self._lock:
+            for pool, begin, end in self.order.pools(first, stop):
+                held = self._rows_of(pool, rows)
+                start = int(np.searchsorted(held.places, begin))
+                windows[filled : filled + end - begin] = held.codes[start : start + end - begin]
+                filled += end - begin
+        return windows
+
+    def _rows_of(self, pool: Pool, rows: range) -> PoolRows:
+        following = self.order.pool_at(pool.stop)
+        known = self._reading.get(rows, {})
+        held = {first: known[first] for first in (pool.first, following.first) if first in known}
+        left = [future for first, future in known.items() if first not in held]
+        spare = [future.result().codes for future in left if future.done() and future.exception() is None]
+        for wanted in (pool, following):
+            if wanted.first not in held:
+                if self._thread is None:
+                    self._thread = ThreadPoolExecutor(1, "lvt-stream")
+                memory = spare.pop() if spare else None
+                held[wanted.first] = self._thread.submit(self._read_rows, wanted, rows, memory)
+        self._reading[rows] = held
+        return held[pool.first].result()
+
+    def _read_rows(self, pool: Pool, rows: range, memory: NDArray[Any] | None) -> PoolRows:
+        places = np.flatnonzero((pool.rows >= rows.start) & (pool.rows < rows.stop))
+        if memory is None or len(memory) < len(places):
+            memory = np.empty((len(places), *self._window_shape), self.windows.store.dtype)
+        self.windows.read(pool.clips[places], pool.starts[places], memory[: len(places)])
+        return PoolRows(places, memory)
+
+    @property
+    def _window_shape(self) -> tuple[int, ...]:
+        return (self.windows.frames, *self.windows.store.schema.frame_shape)
+
+
+def as_tensor(codes: NDArray[Any], codebook_size: int) -> Tensor:
+    """Codes in [0, K) as a tensor: uint8 as they are, uint16 as int16 in the same memory if K fits, as int32 if not.
+
+    torch does little with uint16, and nothing at all on some devices.
+    """
+    if codes.dtype == np.uint16:
+        codes = codes.view(np.int16) if codebook_size <= 2**15 else codes.astype(np.int32)
+    return torch.from_numpy(codes)
+
+
+def _rows_of_store(
+    weights: Sequence[float], seed: int, number: int, batch_size: int, first: int, stop: int
+) -> NDArray[np.int64]:
+    """The rows of their batches that windows [first, stop) of one store of a mixture are."""
+    return mixture_positions(weights, seed, number, first, stop) % batch_size

@@ -1,0 +1,207 @@
+"""Where the codes of a split are kept while a prior trains: which tier, and the memory-mapped file of one of them.
+
+The file holds the codes of all clips of a split one after another, as a `.npy` with the CRC-32C of all its bytes behind
+it. It is made once for each content, whole or not at all, by one process of a host while the others wait. All of it is
+compared with its checksum before it is used, which also brings it from the disk; `lvt verify` compares it with the
+store. Deleting it is always safe: what has it open keeps it, and the next training makes it again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from io import BytesIO
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from google_crc32c import extend
+from numpy.typing import NDArray
+
+from lvt_pipeline.codes.store import CodeClip, CodeStore
+from lvt_pipeline.errors import BusyError, ConfigError, LVTError
+from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.storage import atomic_writer, exclusive_lock, remove_leftovers
+
+Cache = Literal["auto", "ram", "mmap", "stream"]
+Tier = Literal["ram", "mmap", "stream"]
+
+WAIT_SECONDS = 0.2  # between looks at a cache file that another process is making
+CHECKSUM_BYTES = 4
+PIECE_BYTES = 2**20  # of a cache file, in hand while its checksum is computed
+SPARE_DISK_BYTES = 2**30  # left free on the disk when `auto` makes a file
+
+
+def choose_tier(cache: Cache, num_bytes: int, file: Path) -> Tier:
+    """The tier for codes of that many bytes whose mapped file would be `file`.
+
+    Raises:
+        ConfigError: there is no such tier.
+    """
+    if cache in ("ram", "mmap", "stream"):
+        return cache
+    if cache != "auto":
+        raise ConfigError(f"cache={cache!r} is not one of auto, ram, mmap, stream")
+    # Every rank of a host would hold its own copy in memory; torchrun says how many there are.
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if num_bytes * ranks <= available_memory() / 4:
+        return "ram"
+    return "mmap" if file.exists() or free_disk_bytes(file.parent) >= num_bytes + SPARE_DISK_BYTES else "stream"
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: what the kernel calls available, within the limit of its cgroup."""
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) * 1024
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text().strip()
+        if limit.isdecimal():
+            available = min(available, max(0, int(limit) - int((group / "memory.current").read_text())))
+    except (OSError, ValueError):
+        pass  # not Linux, or no limit: the estimate stands
+    return available
+
+
+def free_disk_bytes(folder: Path) -> int:
+    """Bytes that may be written to the disk of a folder, which need not exist yet; 0 if it is not ours to write to."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free if os.access(existing, os.W_OK) else 0
+
+
+def cache_folder(store: Path) -> Path:
+    """Where the mapped files of a store lie: beside it."""
+    return store.with_name(f"{store.name}.cache")
+
+
+def cache_file(store: CodeStore, split: str) -> Path:
+    """The memory-mapped file of a split. Its name is the fingerprint of what is in it."""
+    return cache_folder(store.path) / f"{split}-{store.fingerprint}.npy"
+
+
+def cache_files(store: Path, kept: Collection[str] = ()) -> list[Path]:
+    """The mapped files of a store, half-written ones too.
+
+    Args:
+        store: it may be gone.
+        kept: fingerprints of generations whose files are left out.
+    """
+    folder = cache_folder(store)
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [file for file in files if file.stem.rpartition("-")[2] not in kept]
+
+
+def remove_cache(store: Path, kept: Collection[str] = ()) -> list[Path]:
+    """Delete what `cache_files` lists, one file after another; returns it. What has a file open keeps it.
+
+    Raises:
+        BusyError: a process is making one; nothing was deleted.
+    """
+    folder = cache_folder(store)
+    if not cache_files(store, kept):
+        return []
+    with exclusive_lock(folder):
+        files = cache_files(store, kept)
+        for file in files:
+            file.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    return files
+
+
+def open_cache_file(
+    file: Path,
+    store: CodeStore,
+    clips: Sequence[CodeClip],
+    read: Callable[[], Iterator[NDArray[Any]]],
+    progress: Progress,
+) -> NDArray[Any]:
+    """The codes of some clips out of their mapped file, which is made unless a good one is there.
+
+    One process of a host makes it, the others wait.
+
+    Args:
+        read: gives the codes of the clips one after another, in pieces.
+
+    Returns:
+        (frames, h, w, n_c) in the dtype of the store, mapped.
+
+    Raises:
+        LVTError: what was written is not what is read back.
+        StoreError: a shard is damaged.
+    """
+    shape = (sum(clip.length for clip in clips), *store.schema.frame_shape)
+
+    def look() -> NDArray[Any] | None:
+        # In this order: nobody replaces a file once it is sound.
+        return map_file(file, shape, store.dtype) if is_sound(file, progress) else None
+
+    is_ours = False
+    while (codes := look()) is None:
+        if is_ours and file.exists():
+            raise LVTError(f"{file} is not what was just written into it; use --cache ram, or stream, on this disk")
+        try:
+            with exclusive_lock(file.parent):
+                if look() is None:
+                    if file.exists():
+                        progress.say(f"{file} is damaged and is made again")
+                    _write(file, shape, store.dtype, read)
+                    is_ours = True
+        except BusyError:
+            time.sleep(WAIT_SECONDS)
+    return codes
+
+
+def map_file(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | None:
+    """The mapped codes in a file, None if it is absent, cut short, or holds something else."""
+    header = _header(shape, dtype)
+    try:
+        with open(file, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if stream.read(len(header)) != header:
+                return None
+            # A plain view: slices of the subclass take several times as long to make.
+            codes = np.memmap(stream, dtype, "r", len(header), shape).view(np.ndarray)
+    except (OSError, ValueError):
+        return None
+    return codes if size == len(header) + codes.nbytes + CHECKSUM_BYTES else None
+
+
+def is_sound(file: Path, progress: Progress = SILENT) -> bool:
+    """Whether a mapped file ends in the checksum of all that is before; all of it is read."""
+    checksum = 0
+    try:
+        with open(file, "rb") as stream:
+            left = os.fstat(stream.fileno()).st_size - CHECKSUM_BYTES
+            with progress.bar("checking mapped codes", -(-left // PIECE_BYTES), "MiB") as bar:
+                while left > 0 and (piece := stream.read(min(left, PIECE_BYTES))):
+                    checksum = extend(checksum, piece)
+                    left -= len(piece)
+                    bar.advance()
+            return left == 0 and stream.read() == checksum.to_bytes(CHECKSUM_BYTES, "little")
+    except OSError:
+        return False  # removed meanwhile
+
+
+def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """What a `.npy` of such an array begins with."""
+    stream = BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+def _write(
+    file: Path, shape: tuple[int, ...], dtype: np.dtype[Any], read: Callable[[], Iterator[NDArray[Any]]]
+) -> None:
+    remove_leftovers(file.parent)
+    with atomic_writer(file) as stream:
+        checksum = 0
+        for piece in chain([_header(shape, dtype)], (part.tobytes() for part in read())):
+            checksum = extend(checksum, piece)
+            stream.write(piece)
+        stream.write(checksum.to_bytes(CHECKSUM_BYTES, "little"))

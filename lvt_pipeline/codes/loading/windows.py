@@ -1,0 +1,235 @@
+"""Windows of codes for training the prior: no video, no pixels and no tokenizer is opened.
+
+A window is `frames` consecutive frames of one clip (16 in the paper). Reading windows through zarr decompresses a
+chunk for each; so the codes of a split are brought into memory once, or into a memory-mapped file that all processes of
+a host share, and a batch is one gather. A store that fits into neither is streamed: `batches` reads pools of
+windows ahead, shard by shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lvt_pipeline.codes.loading.cache import Cache, Tier, cache_file, choose_tier, map_file, open_cache_file
+from lvt_pipeline.codes.loading.reading import read_windows
+from lvt_pipeline.codes.store import CodeClip, CodeStore, open_codes
+from lvt_pipeline.errors import ConfigError, LVTError
+from lvt_pipeline.progress import SILENT, Progress
+
+READ_FRAMES = 4096  # frames in hand while a split is read
+
+
+class CodeWindows(Dataset[Tensor]):
+    """Every window of one split: `windows[i]` is int64 (frames, h, w, n_c) in [0, K).
+
+    Windows begin `stride` frames apart within a clip and never cross clips. Clips shorter than a window are skipped
+    and counted.
+
+    Attributes:
+        store: the generation of the code store that is read.
+        clips: the clips that hold at least one window, in order.
+        offsets: int64 (clips,), where each of them begins in the store's code array.
+        num_starts: int64 (clips,), in how many places a window fits in each of them, whatever the stride.
+        num_short_clips: clips of the split that are shorter than a window.
+        cache: "ram", "mmap" or "stream".
+    """
+
+    def __init__(
+        self,
+        store: CodeStore | Path | str,
+        frames: int = 16,
+        stride: int = 1,
+        split: str = "train",
+        cache: Cache = "auto",
+        generation: int | None = None,
+        *,
+        progress: Progress = SILENT,
+    ) -> None:
+        """Bring a split's codes within reach.
+
+        Args:
+            frames: frames in a window.
+            stride: frames from the beginning of one window to that of the next in the same clip.
+            cache: where the codes are kept: "ram", "mmap" (a file in the folder `<store>.cache`, made once for each
+                content), "stream" (nowhere: windows are read from the store, which is slow one by one and quick in the
+                order of `batches`), or "auto": ram if they take less than a quarter of the memory that is
+                available, mmap if the disk has room for the file, stream otherwise.
+            generation: which generation of the store, the current one by default.
+
+        Raises:
+            StoreError: the store cannot be opened, or a shard is damaged.
+            LVTError: no clip of the split is long enough for a window.
+            ConfigError: a setting makes no sense.
+        """
+        if frames < 1 or stride < 1:
+            raise ConfigError(f"windows need at least 1 frame and stride 1, found frames={frames}, stride={stride}")
+        self.store = store if isinstance(store, CodeStore) else open_codes(store, generation)
+        self.frames = frames
+        self.stride = stride
+        self.split = split
+        members = self.store.split(split)
+        self.clips = [clip for clip in members if clip.length >= frames]
+        self.num_short_clips = len(members) - len(self.clips)
+        if not self.clips:
+            raise LVTError(_why_empty(self.store, split, frames))
+
+        positions = np.cumsum([0, *(clip.length for clip in members)])[:-1]
+        self._first_frame = np.array(
+            [position for position, clip in zip(positions, members, strict=True) if clip.length >= frames], np.int64
+        )
+        self.offsets = np.array([clip.offset for clip in self.clips], np.int64)
+        self.num_starts = np.array([clip.length - frames + 1 for clip in self.clips], np.int64)
+        counts = -(-self.num_starts // stride)
+        self._end_of_clip = np.cumsum(counts)  # windows up to and including each clip
+
+        num_frames = sum(clip.length for clip in members)
+        shape = (num_frames, *self.store.schema.frame_shape)
+        file = cache_file(self.store, split)
+        self.cache: Tier = choose_tier(cache, int(np.prod(shape)) * self.store.dtype.itemsize, file)
+        self._file = file if self.cache == "mmap" else None
+        self._codes: NDArray[Any] | None = None
+        if self.cache == "ram":
+            self._codes = np.empty(shape, self.store.dtype)
+            end = 0
+            for part in _read_clips(self.store, members, progress):
+                self._codes[end : end + len(part)] = part
+                end += len(part)
+        if self._file is not None:
+            self._codes = open_cache_file(
+                self._file, self.store, members, lambda: _read_clips(self.store, members, progress), progress
+            )
+        self._shape = shape
+
+    def __len__(self) -> int:
+        return int(self._end_of_clip[-1])
+
+    @property
+    def num_clips(self) -> int:
+        """Clips that hold at least one window."""
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """One window, int64 (frames, h, w, n_c)."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        return self.batch(np.array([index % len(self)]))[0]
+
+    def batch(self, indices: NDArray[np.integer[Any]] | Sequence[int]) -> Tensor:
+        """Windows by index, int64 (B, frames, h, w, n_c), in one gather."""
+        clips, starts = self._locate(np.asarray(indices, np.int64))
+        return self.at(clips, starts)
+
+    def at(self, clips: NDArray[np.integer[Any]], starts: NDArray[np.integer[Any]]) -> Tensor:
+        """Windows that begin anywhere, whatever the stride: the companion of `codes.loading.order.clip_batch`.
+
+        Args:
+            clips: integers (B,), positions in `self.clips`.
+            starts: integers (B,), first frames, in [0, num_starts) of the clip.
+
+        Returns:
+            int64 (B, frames, h, w, n_c).
+        """
+        windows = np.empty((len(clips), self.frames, *self.store.schema.frame_shape), np.int64)
+        return torch.from_numpy(self.read(clips, starts, windows))
+
+    def read(
+        self, clips: NDArray[np.integer[Any]], starts: NDArray[np.integer[Any]], out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """As `at`, an array (B, frames, h, w, n_c).
+
+        Args:
+            out: where they are put, in any integer dtype that holds them; by default a new array in that of the store.
+        """
+        if np.any(starts < 0) or np.any(starts >= self.num_starts[clips]):
+            raise IndexError("a window would begin outside its clip or reach beyond the end of it")
+        if out is None:
+            out = np.empty((len(clips), self.frames, *self.store.schema.frame_shape), self.store.dtype)
+        if self.cache == "stream":
+            read_windows(self.store, self.offsets[clips] + starts, out)
+            return out
+        codes, first = self.codes, self._first_frame[clips] + starts
+        for window, row in zip(out, first.tolist(), strict=True):
+            window[:] = codes[row : row + self.frames]
+        return out
+
+    def clip(self, index: int) -> CodeClip:
+        """The clip that a window is cut from."""
+        return self.clips[int(self._locate(np.array([index]))[0][0])]
+
+    def label(self, index: int) -> str | None:
+        """The label of the clip that a window is cut from."""
+        return self.clip(index).label
+
+    @property
+    def codes(self) -> NDArray[Any]:
+        """Codes of all clips of the split, short ones too, one after another: (frames, h, w, n_c) uint8 or uint16.
+
+        Raises:
+            LVTError: they are streamed, so that they are nowhere together; or another process has removed the mapped
+                file before this one opened it.
+        """
+        if self._codes is None:
+            if self._file is None:
+                raise LVTError(f"the codes of {self.store.path} are streamed; open the windows with cache='mmap'")
+            self._codes = map_file(self._file, self._shape, self.store.dtype)
+            if self._codes is None:
+                raise LVTError(f"{self._file} is gone; run the same command again, which makes it again")
+        return self._codes
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A memory-mapped file is opened again by the process that receives the windows, never copied to it.
+        return {**self.__dict__, "_codes": self._codes if self._file is None else None}
+
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of a window in the dtype of the store."""
+        return self.frames * int(np.prod(self.store.schema.frame_shape)) * self.store.dtype.itemsize
+
+    def _locate(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        clips = np.searchsorted(self._end_of_clip, indices, side="right")
+        before = np.where(clips > 0, self._end_of_clip[clips - 1], 0)
+        return clips, (indices - before) * self.stride
+
+
+def _why_empty(store: CodeStore, split: str, frames: int) -> str:
+    members = store.split(split)
+    if not members:
+        found = ", ".join(f"{name} ({len(store.split(name))})" for name in sorted({c.split for c in store.clips}))
+        return f"{store.path} has no clips in split {split}; it has {found}"
+    longest = max(clip.length for clip in members)
+    return (
+        f"no clip of split {split} in {store.path} is long enough: the longest has {longest} frames and a window needs "
+        f"{frames}; use shorter windows or longer clips"
+    )
+
+
+def _read_clips(store: CodeStore, clips: Sequence[CodeClip], progress: Progress) -> Iterator[NDArray[Any]]:
+    """Codes of clips one after another, in pieces of at most READ_FRAMES frames."""
+    with progress.bar("reading codes", sum(clip.length for clip in clips), "frames") as bar:
+        for start, stop in _runs(clips):
+            # Pieces end where shards do, so no chunk is decompressed twice.
+            while start < stop:
+                end = min(stop, (start // READ_FRAMES + 1) * READ_FRAMES)
+                yield store.read_range(start, end)
+                bar.advance(end - start)
+                start = end
+
+
+def _runs(clips: Sequence[CodeClip]) -> Iterator[tuple[int, int]]:
+    """Ranges of the code array that hold the clips in order; neighbours become one range."""
+    start = stop = 0
+    for clip in clips:
+        if clip.offset != stop:
+            if stop > start:
+                yield start, stop
+            start = clip.offset
+        stop = clip.offset + clip.length
+    yield start, stop

@@ -1,0 +1,360 @@
+"""Whether a code store is, byte for byte, what was written, and whether what was written makes sense.
+
+Every file is compared with the digest that the root recorded when it was published, and the root with its own. Then the
+content: clip tables against the array, codes against K. Damage is narrowed down to chunks, and so to clips.
+
+A store of format 1 has no digests. Its shards are checked by the checksums inside them, its tables by their
+fingerprint; a changed byte that these do not cover goes unnoticed, and the report says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lvt_pipeline.codes.layout import (
+    ARRAY,
+    ARRAY_METADATA,
+    CARD,
+    GENERATIONS,
+    PENDING,
+    SHARDS,
+    DamagedRootError,
+    StoreRoot,
+    digest_bytes,
+    is_sealed,
+    read_attributes,
+    read_root,
+    table_name,
+)
+from lvt_pipeline.codes.loading.cache import is_sound, map_file
+from lvt_pipeline.codes.shard_file import chunks_of, damaged_frames, decode_chunk
+from lvt_pipeline.codes.store import CodeClip, CodeSchema, CodeStore, open_codes, shard_name, table_fingerprint
+from lvt_pipeline.errors import ArtefactError, LVTError, StoreError
+from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.provenance import ZARR_METADATA
+
+WORKERS = 4  # threads; hashing, decompressing and reading all leave Python's lock
+NAMED_CLIPS = 3  # clips that a line names before it only counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Something that is wrong with a store.
+
+    Attributes:
+        file: path relative to the store, or of a cache beside it.
+        message: what is wrong, in words that follow the name of the file.
+        clips: ids of the clips, of any generation, that cannot be trusted because of it.
+    """
+
+    file: str
+    message: str
+    clips: tuple[str, ...] = ()
+
+    def line(self) -> str:
+        """One line for people."""
+        if not self.clips:
+            return f"{self.file} {self.message}"
+        named = ", ".join(self.clips[:NAMED_CLIPS])
+        more = f" and {len(self.clips) - NAMED_CLIPS} more" if len(self.clips) > NAMED_CLIPS else ""
+        count = f"{len(self.clips)} clip{'s' if len(self.clips) > 1 else ''}"
+        return f"{self.file} {self.message}: {count} affected ({named}{more})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """What a verification found.
+
+    Attributes:
+        problems: empty for a sound store.
+        notes: what is no damage but worth knowing.
+        generations: those that were checked.
+        clips: in the current generation, or the one that was asked for.
+        files, bytes: read.
+        damaged_shards: indices, for repair.
+    """
+
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    generations: tuple[int, ...]
+    clips: int
+    files: int
+    bytes: int
+    damaged_shards: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def verify_store(path: Path, generation: int | None = None, *, progress: Progress = SILENT) -> VerifyReport:
+    """Check every byte of a store.
+
+    Args:
+        generation: only this generation and its files; all that can be read by default.
+
+    Raises:
+        StoreError: there is no store at `path`, or no such generation.
+    """
+    try:
+        root = read_root(path)
+    except DamagedRootError as error:
+        return _only(
+            Problem(file=ZARR_METADATA, message=f"cannot be trusted, so nothing else can be checked ({error})")
+        )
+    if root is None:
+        open_codes(path)  # says what is there instead
+        raise AssertionError("a store without a root does not open")
+    if generation is not None and generation not in root.numbers:
+        open_codes(path, generation)  # says which there are
+    chosen = root.numbers if generation is None else [generation]
+    return _Verification(path, root, chosen, is_whole=generation is None).run(progress)
+
+
+def find_damaged_shards(path: Path) -> tuple[int, ...]:
+    """Indices of the shards of the current generation whose bytes are not what was written.
+
+    Raises:
+        StoreError: there is no store at `path`, or its metadata is damaged.
+    """
+    store = open_codes(path)
+    check = _Verification(path, store.root, [store.generation], is_whole=False)
+    check.stores = [store]
+    with ThreadPoolExecutor(WORKERS, "verify") as workers:
+        list(workers.map(check.check_shard, store.shards()))
+    return tuple(sorted(check.damaged))
+
+
+def _only(problem: Problem) -> VerifyReport:
+    return VerifyReport(problems=(problem,), notes=(), generations=(), clips=0, files=1, bytes=0, damaged_shards=())
+
+
+class _Verification:
+    """One pass over a store. `check_shard` may be called by several threads at once."""
+
+    def __init__(self, path: Path, root: StoreRoot, generations: Sequence[int], *, is_whole: bool) -> None:
+        self.path = path
+        self.root = root
+        self.generations = generations
+        self.is_whole = is_whole
+        self.stores: list[CodeStore] = []
+        self.problems: list[Problem] = []
+        self.notes: list[str] = []
+        self.damaged: set[int] = set()
+        self.num_files = self.num_bytes = 0
+        self._is_pending = (path / PENDING).exists()
+
+    def run(self, progress: Progress) -> VerifyReport:
+        """Check what was asked for."""
+        self.num_files, self.num_bytes = 1, (self.path / ZARR_METADATA).stat().st_size  # the root has been checked
+        self._check_metadata()
+        self._open_generations()
+        shards = sorted({index for store in self.stores for index in store.shards()})
+        with ThreadPoolExecutor(WORKERS, "verify") as workers, progress.bar("verify", len(shards), "shards") as bar:
+            for _ in workers.map(self.check_shard, shards):
+                bar.advance()
+        for store in self.stores:
+            self.problems += _table_problems(store)
+        if self.is_whole:
+            self.problems += self._unclaimed(shards)
+            self._check_caches()
+        if not self.stores:
+            self.notes.append("no clip table can be used, so no shard was checked")
+        if not self.root.has_digests:
+            self.notes.append(
+                "the store has format 1, which kept no digests: changed bytes of its metadata may go unnoticed; "
+                "the next lvt encode-dataset that changes it, or one with --repair, records them"
+            )
+        if self._is_pending:
+            self.notes.append("an interrupted command left unfinished work; run it again, or see lvt gc")
+        return VerifyReport(
+            problems=tuple(sorted(self.problems, key=lambda problem: problem.file)),
+            notes=tuple(self.notes),
+            generations=tuple(self.generations),
+            clips=len(self.stores[-1].clips) if self.stores else 0,
+            files=self.num_files,
+            bytes=self.num_bytes,
+            damaged_shards=tuple(sorted(self.damaged)),
+        )
+
+    def check_shard(self, index: int) -> None:
+        """Compare a shard with its digest, decode it, and compare its codes with K."""
+        name = shard_name(index)
+        schema = self.stores[0].schema
+        data = self._read(name)
+        if data is None:
+            self.damaged.add(index)
+            self._report(name, "is missing", self._clips_in(index))
+            return
+        expected = self.root.files.get(name)
+        is_right = expected is not None and digest_bytes(data) == expected
+        damage = [] if is_right else list(damaged_frames(data, schema))
+        if damage:
+            clips = [clip for first, stop, _ in damage for clip in self._clips_in(index, first, stop)]
+            self._report(name, "; ".join(message for _, _, message in damage), dict.fromkeys(clips))
+        elif expected is not None and not is_right:
+            self._report(name, "is not what was written, though all its codes can be read", self._clips_in(index))
+        elif expected is None and self.root.has_digests:
+            self._report(name, "has no digest in the root", self._clips_in(index))
+        else:
+            self._check_codes(index, data, schema)
+            return
+        self.damaged.add(index)
+
+    def _check_codes(self, index: int, data: bytes, schema: CodeSchema) -> None:
+        for chunk in chunks_of(data, schema):
+            codes = decode_chunk(data, chunk, schema, is_trusted=True)
+            if int(codes.max()) >= schema.codebook_size:
+                clips = self._clips_in(index, chunk.first_frame, chunk.first_frame + schema.frames_per_chunk)
+                self.damaged.add(index)
+                self._report(
+                    shard_name(index),
+                    f"holds the code {int(codes.max())}, which is not in [0, {schema.codebook_size})",
+                    clips,
+                )
+
+    def _check_metadata(self) -> None:
+        names = [ARRAY_METADATA, f"{GENERATIONS}/{ZARR_METADATA}", CARD]
+        for name in names if self.root.has_digests else names[:2]:
+            data = self._read(name)
+            accepted = {self.root.files.get(name)}
+            if name == ARRAY_METADATA and self._is_pending:
+                accepted.add(self._pending_array())  # it has grown already
+            if data is None:
+                self._report(name, "is missing")
+            elif (
+                self.root.has_digests and digest_bytes(data) not in accepted and not (name == CARD and self._is_pending)
+            ):
+                self._report(name, "is not what was written")
+        if self._is_pending:
+            data = self._read(f"{PENDING}/{ZARR_METADATA}")
+            if self.root.has_digests and (data is None or not is_sealed(data)):
+                self._report(f"{PENDING}/{ZARR_METADATA}", "does not match its digest")
+
+    def _pending_array(self) -> str | None:
+        try:
+            return str(read_attributes(self.path / PENDING).get("array"))
+        except ArtefactError:
+            return None
+
+    def _open_generations(self) -> None:
+        for number in self.generations:
+            name = table_name(number)
+            if self._read(name) is None:
+                self._report(name, "is missing: its generation cannot be read")
+                continue
+            try:
+                self.stores.append(open_codes(self.path, number))
+            except LVTError as error:
+                if not any(str(self.path / problem.file) in str(error) for problem in self.problems):
+                    self._report(name, f"cannot be used ({error})")
+
+    def _unclaimed(self, shards: Iterable[int]) -> Iterator[Problem]:
+        """Files that the root names but no generation uses, and files that nothing names."""
+        used = {shard_name(index) for index in shards}
+        others = 0
+        for file in sorted((self.path / SHARDS).rglob("*")):
+            name = file.relative_to(self.path).as_posix()
+            if not file.is_file() or name in used:
+                continue
+            others += 1
+            data = self._read(name)
+            expected = self.root.files.get(name)
+            if expected is not None and data is not None and digest_bytes(data) != expected:
+                yield Problem(file=name, message="is not what was written (no clip uses it)")
+        if others:
+            self.notes.append(f"{others} files in {ARRAY} belong to no generation; lvt gc shows them")
+
+    def _check_caches(self) -> None:
+        """Memory-mapped copies of a split must hold the codes they are named after."""
+        by_fingerprint = {store.fingerprint: store for store in self.stores}
+        for file in sorted(self.path.with_name(f"{self.path.name}.cache").glob("*.npy")):
+            split, _, fingerprint = file.stem.rpartition("-")
+            store = by_fingerprint.get(fingerprint)
+            if store is None:
+                continue
+            self.num_files += 1
+            self.num_bytes += file.stat().st_size
+            wrong = _wrong_in_cache(file, store, store.split(split))
+            if wrong is not None:
+                self._report(str(file), "is not a copy of the store; delete it, it is made again", wrong)
+
+    def _clips_in(self, index: int, first: int = 0, stop: int | None = None) -> list[str]:
+        """Ids of the clips that lie in frames [first, stop) of a shard, in any generation that is checked."""
+        size = self.stores[0].schema.shard_frames
+        start, end = index * size + first, index * size + (size if stop is None else stop)
+        return list(
+            dict.fromkeys(
+                clip.id
+                for store in reversed(self.stores)
+                for clip in store.clips
+                if clip.offset < end and clip.offset + clip.length > start
+            )
+        )
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            data = (self.path / name).read_bytes()
+        except OSError:
+            return None
+        self.num_files += 1
+        self.num_bytes += len(data)
+        return data
+
+    def _report(self, file: str, message: str, clips: Iterable[str] = ()) -> None:
+        self.problems.append(Problem(file=file, message=message, clips=tuple(clips)))
+
+
+def _table_problems(store: CodeStore) -> Iterator[Problem]:
+    """What is wrong with a clip table by itself, and against the array."""
+    name = table_name(store.generation)
+    clips = store.clips
+    if store.fingerprint != table_fingerprint(store.schema, clips):
+        yield Problem(file=name, message="does not match the fingerprint of its generation")
+    if len({clip.id for clip in clips}) != len(clips):
+        yield Problem(file=name, message="names a clip twice")
+    outside = [clip.id for clip in clips if clip.offset < 0 or clip.length < 1 or _end(clip) > store.array_frames]
+    if outside:
+        yield Problem(file=name, message="has clips that lie outside of the array", clips=tuple(outside))
+    overlapping: list[str] = []
+    last: CodeClip | None = None
+    for clip in sorted(clips, key=lambda clip: (clip.offset, clip.length)):
+        is_twin = last is not None and (clip.offset, clip.length, clip.fingerprint) == (
+            last.offset,
+            last.length,
+            last.fingerprint,
+        )
+        if last is not None and clip.offset < _end(last) and not is_twin:
+            overlapping += [last.id, clip.id]
+        last = clip if last is None or _end(clip) > _end(last) else last
+    if overlapping:
+        yield Problem(file=name, message="has clips that overlap", clips=tuple(dict.fromkeys(overlapping)))
+    counted = store.provenance.counts.get("frames")
+    if counted is not None and counted != store.num_frames:
+        yield Problem(file=name, message=f"has {store.num_frames} frames, its record counts {counted}")
+
+
+def _end(clip: CodeClip) -> int:
+    return clip.offset + clip.length
+
+
+def _wrong_in_cache(file: Path, store: CodeStore, clips: Sequence[CodeClip]) -> list[str] | None:
+    """Ids of clips that a cache file has wrong, [] when it is no such file, None when it is right."""
+    codes = map_file(file, (sum(clip.length for clip in clips), *store.schema.frame_shape), store.dtype)
+    if codes is None:
+        return []
+    wrong, start = [], 0
+    for clip in clips:
+        try:
+            if not np.array_equal(codes[start : start + clip.length], store.read(clip)):
+                wrong.append(clip.id)
+        except StoreError:
+            pass  # the shard has been reported
+        start += clip.length
+    return wrong or (None if is_sound(file) else [])

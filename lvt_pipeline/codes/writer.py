@@ -1,0 +1,389 @@
+"""Writing a code store: plan what is new, write whole shards, publish a generation with one replace.
+
+The order of writes makes every moment safe to be killed at:
+
+1. `pending` says which clips are going to lie where. Nothing published refers to it.
+2. The array's `zarr.json` grows. Published clips keep their place, so no reader notices.
+3. Shards appear, each whole and once. A shard belongs to one plan; a new plan starts at a shard boundary behind
+   everything that was ever published.
+4. The clip table of the new generation appears, then the root `zarr.json` is replaced: this is the commit.
+5. The card for people is written anew and `pending` goes.
+
+`code_plan.py` decides what lies where; `code_files.py` puts it there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lvt_pipeline.codes.card import card_bytes
+from lvt_pipeline.codes.files import (
+    commit_root,
+    is_unpublished,
+    remove_group,
+    remove_temporary_files,
+    remove_tree,
+    replace_file,
+    told_as_one_line,
+    with_digests,
+    write_group,
+)
+from lvt_pipeline.codes.layout import (
+    ARRAY,
+    ARRAY_METADATA,
+    CARD,
+    GENERATIONS,
+    PENDING,
+    SHARDS,
+    GenerationInfo,
+    StoreRoot,
+    digest_bytes,
+    generation_name,
+    group_metadata,
+    read_attributes,
+    short_shards,
+    table_name,
+    with_history,
+)
+from lvt_pipeline.codes.plan import (
+    CodeChange,
+    CodePlan,
+    PlannedClip,
+    ShardPlan,
+    check_clips,
+    check_path,
+    make_plan,
+    open_current,
+    table_attributes,
+)
+from lvt_pipeline.codes.shard_file import is_sound
+from lvt_pipeline.codes.store import (
+    CodeArray,
+    CodeSchema,
+    CodeStore,
+    array_metadata,
+    open_codes,
+    shard_bytes,
+    shard_name,
+    shards_of,
+)
+from lvt_pipeline.errors import ArtefactError, ShapeError, StoreError
+from lvt_pipeline.provenance import ZARR_METADATA, Provenance, digest_file
+from lvt_pipeline.storage import exclusive_lock, read_json, remove_leftovers, sync_directory, write_bytes
+
+
+class CodeStoreWriter:
+    """The one writer of a code store. Make it with `CodeStoreWriter.open`, which holds the lock.
+
+    Write every shard of `pending_shards` with `write_shard`, in any order, from one thread; then `publish`.
+    """
+
+    def __init__(self, path: Path, plan: CodePlan, settings: Mapping[str, Any], current: CodeStore | None) -> None:
+        self.path = path
+        self.plan = plan
+        self._settings = settings
+        self._current = current
+        self._root = with_history(path, current.root) if current is not None else None
+        self._planned = {shard.index: shard for shard in (*plan.repairs, *plan.shards)}
+        self._digests: dict[str, str] = {}  # of the shards that this writer has written
+        self._is_mended = False  # the array's metadata is right again, but not the bytes that the root names
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        path: Path,
+        schema: CodeSchema,
+        clips: Sequence[PlannedClip],
+        *,
+        settings: Mapping[str, Any] | None = None,
+        reencode: bool = False,
+        overwrite: bool = False,
+        damaged: Callable[[], Collection[int]] = tuple,
+    ) -> Iterator[Self]:
+        """Own the store at `path` until the block ends, ready to make it hold exactly `clips`.
+
+        An interrupted plan goes on when it was for the same clips and `settings`; otherwise its shards are removed.
+
+        Args:
+            settings: what else decides the codes, as plain data.
+            reencode, overwrite: see `plan_codes`.
+            damaged: called once the store is owned; gives the indices of shards whose content cannot be trusted.
+
+        Raises:
+            BusyError: another process is writing it.
+            StoreError: see `plan_codes`.
+        """
+        check_clips(clips)
+        check_path(path)
+        with exclusive_lock(path):
+            broken = damaged()
+            current = open_current(path, overwrite)
+            writer = cls(path, make_plan(current, schema, clips, reencode, broken), settings or {}, current)
+            with told_as_one_line(f"preparing {path}"):
+                if overwrite and (path / ZARR_METADATA).exists():
+                    writer._remove_published()
+                writer._prepare()
+            yield writer
+
+    @classmethod
+    @contextmanager
+    def open_plan(
+        cls, path: Path, plan_of: Callable[[CodeStore], CodePlan], settings: Mapping[str, Any]
+    ) -> Iterator[Self]:
+        """Own an existing store until the block ends, ready for a plan that is made of its current generation.
+
+        Raises:
+            BusyError: another process is writing it.
+            StoreError: there is no store at `path`, or another plan for it is unfinished.
+        """
+        open_codes(path)  # before the lock, which would create a folder
+        with exclusive_lock(path):
+            current = open_codes(path)
+            writer = cls(path, plan_of(current), settings, current)
+            is_ours = writer._pending_identity() == writer.plan.identity(settings)
+            if is_unpublished(path, current.root) and not is_ours:
+                raise StoreError(
+                    f"an interrupted command left {path} unfinished; run it again, or drop what it had done with "
+                    "lvt gc --drop-pending --apply"
+                )
+            if writer.change.publishes or (path / PENDING).exists():
+                with told_as_one_line(f"preparing {path}"):
+                    writer._prepare()
+            yield writer
+
+    @property
+    def schema(self) -> CodeSchema:
+        """What the codes must look like."""
+        return self.plan.schema
+
+    @property
+    def change(self) -> CodeChange:
+        """How the next generation differs from the current one."""
+        return self.plan.change
+
+    def pending_shards(self) -> list[ShardPlan]:
+        """The shards that are not on disk yet, in order."""
+        return [plan for index, plan in sorted(self._planned.items()) if not (self.path / shard_name(index)).exists()]
+
+    def finished_shards(self) -> list[ShardPlan]:
+        """The new shards of this plan that are on disk, in order, including those of an interrupted run."""
+        return [plan for plan in self.plan.shards if (self.path / shard_name(plan.index)).exists()]
+
+    def read_shard(self, index: int) -> NDArray[np.unsignedinteger[Any]]:
+        """Codes of a finished new shard of this plan, (num_frames, h, w, n_c).
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        start = index * self.schema.shard_frames
+        return CodeArray(self.path, self.schema, sizes={}).read(start, start + self._planned[index].num_frames)
+
+    def write_shard(self, index: int, codes: NDArray[Any]) -> None:
+        """Put one planned shard on disk, whole.
+
+        Args:
+            codes: any integers in [0, K), (num_frames, h, w, n_c) in the order of the plan's parts.
+
+        Raises:
+            ShapeError: the codes do not fit the plan.
+            LVTError: the disk is full or refuses.
+        """
+        plan = self._planned[index]
+        expected = (plan.num_frames, *self.schema.frame_shape)
+        if codes.shape != expected:
+            raise ShapeError(f"shard {index} of {self.path} has shape {expected}, the codes have {codes.shape}")
+        if not np.issubdtype(codes.dtype, np.integer):
+            raise ShapeError(f"codes are integers, found {codes.dtype}")
+        if codes.min() < 0 or codes.max() >= self.schema.codebook_size:
+            raise ShapeError(
+                f"codes lie in [0, {self.schema.codebook_size}), found {int(codes.min())} to {int(codes.max())}"
+            )
+        data = shard_bytes(codes.astype(self.schema.dtype), self.schema, self.schema.frames_per_chunk)
+        file = self.path / shard_name(index)
+        self._digests[shard_name(index)] = digest_bytes(data)
+        remove_leftovers(file.parent)
+        write_bytes(file, data)
+        for folder in file.parents:  # new folders must be as durable as the file in them
+            if folder == self.path:
+                break
+            sync_directory(folder)
+
+    def publish(self, record: Provenance, info: GenerationInfo | None = None) -> Provenance:
+        """Make the plan the current generation.
+
+        When the tables do not differ nothing is published; the record is renewed if it describes other settings or
+        inputs that lead to the same codes, or if shards were repaired.
+
+        Args:
+            record: its fingerprint and outputs are filled in here.
+            info: `stage` and `finished` of the store's history, when they are not the record's.
+
+        Returns:
+            The record as it is in the store.
+        """
+        missing = self.pending_shards()
+        assert not missing, f"{len(missing)} shards of {self.path} are not written"
+        if not self.change.publishes:
+            return self._renew(record)
+        number = self.plan.generation
+        record = replace(record, fingerprint=self.plan.fingerprint, outputs=self._shards())
+        # The table is the same bytes whenever and however often it is written: no times in it.
+        timeless = replace(record, seconds=0.0, finished="", command=[])
+        stage = info.stage if info else record.stage
+        table = table_attributes(self.path, self.plan, timeless, stage)
+        self._write_group(self.path / generation_name(number), table, indent=None)
+        record = replace(record, outputs=self._outputs())
+        now = GenerationInfo(
+            generation=number,
+            fingerprint=self.plan.fingerprint,
+            clips=len(self.plan.clips),
+            frames=sum(clip.length for clip in self.plan.clips),
+            finished=info.finished if info else record.finished,
+            stage=stage,
+        )
+        self._write_root(record, (*(self._root.generations if self._root else ()), now))
+        self._remove_group(self.path / PENDING)
+        return record
+
+    def _renew(self, record: Provenance) -> Provenance:
+        """The record of a generation that stays: its own, or one that says which settings and inputs led to it too."""
+        assert self._current is not None  # otherwise there is a plan to publish
+        assert self._root is not None
+        old = self._current.provenance
+        if old.recipe == record.recipe and not self.plan.repairs and not self._is_mended:
+            return old
+        renewed = replace(
+            old,
+            stage=record.stage,
+            version=record.version,
+            settings=record.settings,
+            inputs=record.inputs,
+            outputs=self._outputs(),
+        )
+        self._write_root(renewed, self._root.generations)
+        return renewed
+
+    def _shards(self) -> dict[str, int]:
+        names = [shard_name(index) for index in shards_of(self.plan.clips, self.schema.shard_frames)]
+        return {name: (self.path / name).stat().st_size for name in names}
+
+    def _outputs(self) -> dict[str, int]:
+        table = table_name(self.plan.generation)
+        return {**self._shards(), table: (self.path / table).stat().st_size}
+
+    def _write_root(self, record: Provenance, generations: tuple[GenerationInfo, ...]) -> None:
+        """The commit."""
+        about = {**self.schema.to_json(), "generation": self.plan.generation}
+        short = dict(self._root.short_shards) if self._root else {}
+        if self.plan.shards:
+            short |= short_shards(self.plan.first_frame, self.plan.array_frames, self.schema.shard_frames)
+        root = StoreRoot(
+            about=about,
+            generations=generations,
+            provenance=record.to_json(),
+            files=self._files(),
+            short_shards=short,
+        )
+        commit_root(self.path, root, self.plan.clips)
+
+    def _files(self) -> dict[str, str]:
+        """Digests of all files that the generations need, but for the root and the card."""
+        known = with_digests(self.path, self._root).files if self._root else {}
+        names = [ARRAY_METADATA, f"{GENERATIONS}/{ZARR_METADATA}", table_name(self.plan.generation)]
+        fresh = {name: digest_file(self.path / name) for name in names}
+        for shard in self._planned.values():
+            name = shard_name(shard.index)
+            if name not in self._digests and not is_sound(self.path / name, self.schema):
+                raise StoreError(
+                    f"{self.path / name}, which an interrupted run left, is damaged; delete it and run this again"
+                )
+            fresh[name] = self._digests.get(name) or digest_file(self.path / name)
+        return {**known, **fresh}
+
+    def _prepare(self) -> None:
+        """Bring what is on disk to the state in which shards of this plan can be written."""
+        (self.path / ARRAY).mkdir(exist_ok=True)
+        remove_temporary_files(self.path)
+        identity = self.plan.identity(self._settings)
+        if not self.change.publishes:
+            self._discard_unpublished()
+        elif self._pending_identity() != identity:
+            self._discard_unpublished()
+            pending = {"plan": identity, "generation": self.plan.generation, "array": digest_bytes(self._metadata())}
+            self._write_group(self.path / PENDING, pending)
+        for shard in self.plan.repairs:
+            (self.path / shard_name(shard.index)).unlink(missing_ok=True)
+        self._resize_array(self.plan.array_frames)
+        self._restore_card()
+        if not (self.path / GENERATIONS / ZARR_METADATA).exists():
+            self._write_group(self.path / GENERATIONS, {})
+
+    def _metadata(self, num_frames: int | None = None) -> bytes:
+        frames = self.plan.array_frames if num_frames is None else num_frames
+        return array_metadata(frames, self.schema, self.schema.frames_per_chunk)
+
+    def _resize_array(self, num_frames: int) -> None:
+        """Make the array that long, unless it is."""
+        metadata, file = self._metadata(num_frames), self.path / ARRAY_METADATA
+        if file.exists() and read_json(file)["shape"] == json.loads(metadata)["shape"]:
+            known = self._root.files.get(ARRAY_METADATA) if self._root else None
+            if known is None or digest_file(file) in (known, digest_bytes(metadata)):
+                return
+            self._is_mended = known != digest_bytes(metadata)
+        write_bytes(file, metadata)
+
+    def _pending_identity(self) -> str:
+        try:
+            return str(read_attributes(self.path / PENDING).get("plan"))
+        except ArtefactError:
+            return ""
+
+    def _discard_unpublished(self) -> None:
+        """Remove what no published generation refers to: shards of an abandoned plan first, then the plan."""
+        published = self._current.array_frames if self._current else 0
+        first = -(-published // self.schema.shard_frames)
+        if self._current is None:
+            (self.path / ARRAY_METADATA).unlink(missing_ok=True)
+        for folder in (self.path / SHARDS).glob("*"):
+            if not folder.name.isdecimal() or int(folder.name) >= first:
+                remove_tree(folder)
+        generation = self._current.generation if self._current else 0
+        for folder in (self.path / GENERATIONS).glob("*"):
+            if folder.is_dir() and folder.name > f"{generation:06d}":
+                self._remove_group(folder)
+        if self._current is not None:  # before the plan goes, so that the array is as long as the root or a plan says
+            self._resize_array(published)
+        self._remove_group(self.path / PENDING)
+
+    def _restore_card(self) -> None:
+        """Write the card of the current generation, which a run killed right after its commit did not."""
+        known = self._root.files.get(CARD) if self._root else None
+        file = self.path / CARD
+        if known is None or self._root is None or self._current is None:
+            return
+        if not file.exists() or digest_file(file) != known:
+            replace_file(self.path, CARD, card_bytes(self._root, self._current.clips))
+
+    def _remove_published(self) -> None:
+        """Take a whole store back: what could be resumed first, then the commit point, then the rest."""
+        (self.path / ARRAY).mkdir(exist_ok=True)
+        self._remove_group(self.path / PENDING)
+        (self.path / ZARR_METADATA).unlink()
+        sync_directory(self.path)
+        self._remove_group(self.path / GENERATIONS)
+        remove_tree(self.path / ARRAY)
+
+    def _write_group(self, group: Path, attributes: Mapping[str, Any], indent: int | None = 2) -> None:
+        write_group(self.path, group, group_metadata(attributes, indent))
+
+    def _remove_group(self, group: Path) -> None:
+        remove_group(self.path, group)

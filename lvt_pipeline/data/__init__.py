@@ -1,1 +1,0 @@
-"""Artefacts on disk; pixels and codes in memory. Knows no model."""

@@ -1,0 +1,1 @@
+"""The procedural videos of the demo."""

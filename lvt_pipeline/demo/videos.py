@@ -1,0 +1,89 @@
+"""The embedded dataset: a two-link arm pushes objects over a table, drawn and simulated here, written as real mp4.
+
+It stands in for the robot-pushing videos of the paper where nothing can be downloaded: a fixed camera, a still
+background, one arm that moves at random, and objects whose motion follows from contact. Distances are pixels of the
+128 x 96 picture, y points down, and everything that matters lies in the middle 96 x 96, which is what a centre crop
+keeps. A clip is a function of (seed, its number).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lvt_pipeline.config import to_plain
+from lvt_pipeline.demo.painting import Painter
+from lvt_pipeline.demo.scene import HEIGHT, WIDTH, Scene
+from lvt_pipeline.errors import ArtefactError, ConfigError
+from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.storage import exclusive_lock, read_json, write_json
+from lvt_pipeline.video.geometry import Frames
+from lvt_pipeline.video.write import write_mp4
+
+VERSION = 1  # raised when the same seed gives other pixels
+
+SETTINGS_NAME = "demo.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """How much is made."""
+
+    seed: int = 0
+    num_clips: int = 150  # one in twelve goes to val, as many to test
+    num_frames: int = 40  # frames of a clip
+    fps: int = 10
+
+    def __post_init__(self) -> None:
+        if self.num_clips < 3:
+            raise ConfigError(f"num_clips={self.num_clips}: train, val and test need a clip each")
+        if self.num_frames < 1 or self.fps < 1 or self.seed < 0:
+            raise ConfigError("num_frames and fps are at least 1, and seed at least 0")
+
+
+def write_demo_videos(out: Path, settings: DemoSettings = DemoSettings(), *, progress: Progress = SILENT) -> list[Path]:
+    """Write the videos as `out/train/clip-000.mp4`, `out/val/...`, `out/test/...`; finished ones are kept.
+
+    Returns:
+        The files, in order.
+
+    Raises:
+        ArtefactError: the folder holds a demo of other settings.
+    """
+    with exclusive_lock(out):
+        _claim(out, settings)
+        paths = [out / split / f"clip-{index:03d}.mp4" for index, split in enumerate(_splits(settings.num_clips))]
+        missing = [index for index, path in enumerate(paths) if not path.exists()]
+        with progress.bar("drawing videos", len(paths), "clip", done=len(paths) - len(missing)) as bar:
+            for index in missing:
+                write_mp4(paths[index], demo_clip(settings, index), settings.fps)
+                bar.advance()
+    return paths
+
+
+def _claim(out: Path, settings: DemoSettings) -> None:
+    path = out / SETTINGS_NAME
+    wanted = {"version": VERSION, **to_plain(settings)}
+    if not path.exists():
+        write_json(path, wanted)
+    elif read_json(path) != wanted:
+        raise ArtefactError(f"{out} holds demo videos of other settings ({path}); choose another folder or delete it")
+
+
+def _splits(num_clips: int) -> list[str]:
+    held_out = max(1, round(num_clips / 12))
+    return ["train"] * (num_clips - 2 * held_out) + ["val"] * held_out + ["test"] * held_out
+
+
+def demo_clip(settings: DemoSettings, index: int) -> Frames:
+    """The frames of clip `index`, uint8 (T, 96, 128, 3)."""
+    rng = np.random.default_rng([settings.seed, index, VERSION])
+    scene = Scene(rng, settings.fps)
+    painter = Painter(scene, rng)
+    frames = np.empty((settings.num_frames, HEIGHT, WIDTH, 3), np.uint8)
+    for number in range(settings.num_frames):
+        frames[number] = painter.picture()
+        scene.advance()
+    return frames

@@ -1,1 +1,0 @@
-"""The loops and the workers: training, checkpoints, encoding, executors."""

@@ -1,0 +1,155 @@
+"""Whether the codes of a store are what its tokenizer makes of the frames: some clips encoded and decoded again.
+
+`codes.verify` shows that the bytes are those that were written; this shows that they say what they should.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lvt_pipeline.codes.layout import table_name
+from lvt_pipeline.codes.plan import codes_fingerprint
+from lvt_pipeline.codes.store import CodeClip, open_codes
+from lvt_pipeline.codes.verify import Problem
+from lvt_pipeline.errors import ArtefactError, ConfigError
+from lvt_pipeline.evaluation.metrics import psnr, squared_errors
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.jobs.encode import use_precision
+from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.runs.compatibility import check_tokenizer
+from lvt_pipeline.runs.read import load_vqvae, precision_of
+
+BATCH_SIZE = 64  # of stores whose record does not say
+# Another kind of device, or another number type, may round a distance between two code vectors the other way. Swapped
+# or shifted clips differ in most codes.
+TOLERATED_SHARE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipCheck:
+    """A clip that was encoded and decoded again.
+
+    Attributes:
+        same_codes: share of its codes that came out the same; 1.0 on the kind of device that encoded it.
+        psnr: of the decoded codes against the frames, in dB, over the whole clip; None when nothing differs.
+    """
+
+    id: str
+    frames: int
+    same_codes: float
+    psnr: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeReport:
+    """What encoding and decoding again found.
+
+    Attributes:
+        checked: in random order.
+        skipped: clips that were drawn but have other frames by now, or none, so that nothing can be said.
+        problems: clips whose codes are not those of their frames, and shards that cannot be read.
+    """
+
+    checked: tuple[ClipCheck, ...]
+    skipped: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def same_codes(self) -> float | None:
+        """Share of equal codes over all clips that were checked."""
+        frames = sum(clip.frames for clip in self.checked)
+        return sum(clip.same_codes * clip.frames for clip in self.checked) / frames if frames else None
+
+    @property
+    def psnr(self) -> float | None:
+        """Mean over the clips, in dB."""
+        values = [clip.psnr for clip in self.checked if clip.psnr is not None]
+        return float(np.mean(values)) if values else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "same_codes": self.same_codes, "psnr": self.psnr}
+
+
+def verify_codes(
+    codes: Path,
+    frames: Path,
+    vqvae: Path,
+    num_clips: int,
+    *,
+    seed: int = 0,
+    generation: int | None = None,
+    device: str = "auto",
+    progress: Progress = SILENT,
+) -> DecodeReport:
+    """Encode random clips again and compare; decode their codes and compare with the frames.
+
+    Args:
+        num_clips: how many, at most all.
+        seed: which; the same seed and store, the same clips.
+
+    Raises:
+        ConfigError: `num_clips` is below 1.
+        MismatchError: the tokenizer is not the one that made the codes.
+        StoreError: there is no store at `codes`.
+    """
+    if num_clips < 1:
+        raise ConfigError(f"{num_clips} clips to decode; ask for at least 1")
+    store = open_codes(codes, generation)
+    shards = FrameShards(frames)
+    source = {clip.id: clip for clip in shards.clips}
+    from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
+
+    model = load_vqvae(vqvae, device=device)
+    check_tokenizer(store, vqvae, model)
+    use_precision(model, precision_of(store.tokenizer, tokenizer_fingerprint(model)))
+    # Codes are compared one by one, so frames must pass in batches of the size they passed in then.
+    batch_size = int(store.provenance.settings.get("batch_size", BATCH_SIZE))
+    checked: list[ClipCheck] = []
+    skipped: list[str] = []
+    problems: list[Problem] = []
+    chosen = _drawn(store.clips, num_clips, seed)
+    with progress.bar("decode", len(chosen), "clips") as bar:
+        for clip in chosen:
+            bar.advance()
+            own = source.get(clip.id)
+            if own is None or codes_fingerprint(own.fingerprint, store.tokenizer) != clip.fingerprint:
+                skipped.append(clip.id)
+                continue
+            pixels = shards.read(own)
+            try:
+                found = store.read(clip)
+            except ArtefactError as error:
+                problems.append(Problem(file=clip.id, message=f"cannot be read ({error})", clips=(clip.id,)))
+                continue
+            again = model.encode(pixels, batch_size=batch_size).numpy()
+            same = float((again == found).mean())
+            decoded = model.decode(found.astype(np.int64)).numpy()
+            quality = psnr(float(squared_errors(pixels, decoded).mean()))
+            checked.append(
+                ClipCheck(
+                    id=clip.id,
+                    frames=clip.length,
+                    same_codes=same,
+                    psnr=quality if np.isfinite(quality) else None,
+                )
+            )
+            if same < 1 - TOLERATED_SHARE:
+                problems.append(
+                    Problem(
+                        file=table_name(store.generation),
+                        message=f"has a clip of whose codes {1 - same:.1%} are not those of its frames",
+                        clips=(clip.id,),
+                    )
+                )
+    return DecodeReport(checked=tuple(checked), skipped=tuple(skipped), problems=tuple(problems))
+
+
+def _drawn(clips: Sequence[CodeClip], count: int, seed: int) -> list[CodeClip]:
+    order = np.random.default_rng(seed).permutation(len(clips))[:count]
+    return [clips[index] for index in order]

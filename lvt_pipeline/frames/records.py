@@ -1,0 +1,209 @@
+"""What is known of clips as frames: one to be written, one in a shard, one that failed, and a receipt of both."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lvt_pipeline.errors import ShapeError
+from lvt_pipeline.frames.codecs import Codec, encode_frames
+from lvt_pipeline.provenance import (
+    canonical_rows,
+    fingerprint,
+    fingerprint_text,
+)
+from lvt_pipeline.video.geometry import Frames
+
+FORMAT_VERSION = 1  # raised when the bytes of a shard change for the same frames
+SPLITS = ("train", "val", "test")
+FAILURES_NAME = "failures.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Which part of a manifest line a clip is, where one line gives several clips (`video.scenes`).
+
+    Attributes:
+        of: id of the line.
+        fingerprint: hash of what all clips of the line are made of.
+        number: 0, 1, ...
+        parts: how many clips the line gave.
+        begins: seconds from the first frame of the source.
+    """
+
+    of: str
+    fingerprint: str
+    number: int
+    parts: int
+    begins: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSample:
+    """One clip ready to be written.
+
+    Attributes:
+        fingerprint: hash of what the frames are made of (clip content, geometry, decoder).
+        source: the video's path; it goes to the receipt relative to the output, never into the tar.
+        digest: SHA-256 of the source's bytes.
+        geometry: how frames were cut and scaled, plain data for readers of the tar.
+        decoder: family and version that decoded it, such as "decord 0.6.0".
+        shape: (T, H, W) of the frames inside `payload`.
+        payload: what `encode_frames` gave.
+        arrays: what belongs to the frames beside their pixels, one row per frame, by name (letters and underscores).
+        part: which part of a manifest line it is, if not all of it.
+        truncated: what was found of a file that was cut short but is kept.
+    """
+
+    id: str
+    split: str
+    label: str | None
+    fps: float
+    source: str
+    digest: str
+    fingerprint: str
+    decoder: str
+    codec: Codec
+    shape: tuple[int, int, int]
+    payload: bytes
+    geometry: Mapping[str, Any]
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    part: Part | None = None
+    truncated: str = ""
+
+    @classmethod
+    def from_array(
+        cls,
+        id: str,
+        frames: Frames,
+        *,
+        split: str = "train",
+        label: str | None = None,
+        fps: float = 10.0,
+        codec: Codec = "raw",
+        source: str = "",
+        decoder: str = "array",
+    ) -> FrameSample:
+        """A clip whose frames, uint8 (T, H, W, 3), do not come from a video file."""
+        check_frames(frames)
+        digest = hashlib.sha256(frames.tobytes()).hexdigest()
+        return cls(
+            id=id,
+            split=split,
+            label=label,
+            fps=fps,
+            source=source,
+            digest=digest,
+            fingerprint=fingerprint({"digest": digest, "shape": list(frames.shape)}),
+            decoder=decoder,
+            codec=codec,
+            shape=frames.shape[:3],
+            payload=encode_frames(frames, codec),
+            geometry={},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameClip:
+    """One clip inside finished shards.
+
+    Attributes:
+        key: name inside the tar, without extension.
+        fingerprint: hash of what the frames are made of.
+        source: the video's path.
+        offset: where the pixels (codec raw) or the picture (other codecs) begin in the shard, in bytes.
+        nbytes: how many bytes they take there.
+        shard: name of the tar.
+        arrays: offset and bytes in the shard of each `.npy` file that lies beside the frames, by name.
+        part: which part of a manifest line it is; None when it is all of it.
+        truncated: what was found of a file that was cut short but is kept; None for a whole one.
+    """
+
+    id: str
+    key: str
+    split: str
+    label: str | None
+    fps: float
+    source: str
+    digest: str
+    fingerprint: str
+    num_frames: int
+    height: int
+    width: int
+    decoder: str
+    codec: Codec
+    offset: int
+    nbytes: int
+    shard: str
+    arrays: Mapping[str, list[int]] | None = None
+    part: Part | None = None
+    truncated: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipFailure:
+    """A clip that gave no frames, and why. `reason` is one of `video.decode.FAILURE_REASONS`.
+
+    `fingerprint` hashes what was tried (clip content, geometry, decoders), so an unchanged clip is not tried again.
+    """
+
+    id: str
+    source: str
+    reason: str
+    message: str
+    decoder: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a finished shard holds: its clips and its failures, both in manifest order."""
+
+    clips: list[FrameClip]
+    failures: list[ClipFailure]
+
+
+def shard_name(split: str, index: int) -> str:
+    """File name of a shard: `train-000012.tar`."""
+    return f"{split}-{index:06d}.tar"
+
+
+def receipt_path(shard: Path) -> Path:
+    """The receipt of a shard: `train-000012.json`."""
+    return shard.with_suffix(".json")
+
+
+def check_frames(frames: Frames) -> None:
+    """Refuse what is not uint8 (T, H, W, 3) with T > 0.
+
+    Raises:
+        ShapeError: naming the shape and dtype found.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        raise ShapeError(f"frames are uint8 (T, H, W, 3) with T > 0, found {frames.dtype} {frames.shape}")
+
+
+def content_fingerprint(clips: Iterable[FrameClip]) -> str:
+    """Hash of a folder of frames: which clips it has, in order, and what each is made of."""
+    return fingerprint_text(canonical_rows([clip.id, clip.split, clip.label, clip.fingerprint] for clip in clips))
+
+
+def frame_counts(clips: Sequence[FrameClip], failures: Sequence[ClipFailure]) -> dict[str, Any]:
+    """The facts worth showing about a folder of frames."""
+    reasons: dict[str, int] = {}
+    for failure in failures:
+        reasons[failure.reason] = reasons.get(failure.reason, 0) + 1
+    counts: dict[str, Any] = {
+        "clips": len(clips),
+        "frames": sum(clip.num_frames for clip in clips),
+        "failures": len(failures),
+        "failures_by_reason": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
+    }
+    truncated = sum(clip.truncated is not None for clip in clips)
+    return counts | ({"kept_truncated": truncated} if truncated else {})

@@ -1,0 +1,266 @@
+"""Frames on disk: webdataset shards of uint8 clips, with a receipt beside each shard.
+
+The network of the paper sees square frames in the order they were shown; this is the one place they are kept. A shard
+is a plain tar that `webdataset` reads: every clip is `<key>.json` (who it is and how it was made) and `<key>.npy` (raw
+uint8, T x H x W x 3) or one picture of all frames (`frames.codecs`). The receipt says where in the tar the pixels
+of each clip begin, so any frame is one seek away, and which clips failed. No receipt: the shard is not done.
+The record `provenance.json` comes last. No record: the folder is not finished.
+
+Nothing in a shard or receipt depends on the clock, the machine or the order in which workers finished.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lvt_pipeline.errors import ArtefactError
+from lvt_pipeline.frames.codecs import decode_frames
+from lvt_pipeline.frames.records import (
+    FORMAT_VERSION,
+    SPLITS,
+    ClipFailure,
+    FrameClip,
+    Part,
+    Receipt,
+    content_fingerprint,
+)
+from lvt_pipeline.machine import paused_collection
+from lvt_pipeline.provenance import (
+    RECORD_NAME,
+    Provenance,
+    missing_outputs,
+    read_record,
+)
+from lvt_pipeline.storage import read_json
+from lvt_pipeline.video.geometry import Frames as Frames
+from lvt_pipeline.video.relative_paths import Translation, opened_sources
+
+
+def read_receipt(path: Path, *, opened: Translation | None = None) -> Receipt:
+    """Parse a receipt; sources come back as paths that can be opened.
+
+    Args:
+        opened: what turns its sources into those (`relative_paths`); by default they count from the receipt's folder.
+
+    Raises:
+        ArtefactError: it is missing, damaged, or of a format this version does not know.
+    """
+    opened = opened or opened_sources(path.parent)
+    content = read_json(path)
+    try:
+        if content["format"] != FORMAT_VERSION:
+            raise ArtefactError(
+                f"{path} has shard format {content['format']}, this version reads {FORMAT_VERSION}; ingest again"
+            )
+        same: dict[float, float] = {}
+        clips = [_frame_clip(entry, content["shard"], opened, same) for entry in content["clips"]]
+        failures = [ClipFailure(**{**entry, "source": opened(entry["source"])}) for entry in content["failures"]]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ArtefactError(f"{path} is not a receipt of a frame shard ({error!r})") from error
+    if clips:
+        _check_size(path.with_name(content["shard"]), content["size"])
+    return Receipt(clips, failures)
+
+
+def _frame_clip(entry: dict[str, Any], shard: str, opened: Translation, same: dict[float, float]) -> FrameClip:
+    """A clip of a receipt. Most of a million clips share some values, so each of these is kept once, in `same`."""
+    for name in ("split", "label", "decoder", "codec"):
+        if entry[name] is not None:
+            entry[name] = sys.intern(entry[name])
+    if entry["key"] == entry["id"]:
+        entry["key"] = entry["id"]
+    for name in ("fps", "nbytes"):
+        entry[name] = same.setdefault(entry[name], entry[name])
+    entry["source"] = opened(entry["source"])
+    if "part" in entry:
+        entry["part"] = Part(**entry["part"])
+    return FrameClip(**entry, shard=shard)
+
+
+def _check_size(shard: Path, size: int) -> None:
+    try:
+        found = shard.stat().st_size
+    except FileNotFoundError:
+        raise ArtefactError(f"{shard} is missing; run `lvt ingest` again to make it") from None
+    if found != size:
+        raise ArtefactError(
+            f"{shard} has {found:,} bytes, its receipt says {size:,}; it is damaged: delete it and its receipt "
+            f"and run `lvt ingest` again"
+        )
+
+
+class FrameShards:
+    """A finished folder of frames, read-only. Threads may share it; it can be pickled and holds no open file.
+
+    Attributes:
+        root: the folder.
+        record: its provenance.
+        clips: every clip, split by split (train, val, test) and in manifest order within one.
+        failures: every clip that gave no frames.
+    """
+
+    @paused_collection()
+    def __init__(self, root: Path | str) -> None:
+        """Open a folder that `lvt ingest` finished.
+
+        Raises:
+            ArtefactError: it is no such folder, is unfinished, or a shard is missing or of the wrong size.
+        """
+        self.root = Path(root)
+        self.record = _finished_record(self.root)
+        self.clips: list[FrameClip] = []
+        self.failures: list[ClipFailure] = []
+        opened = opened_sources(self.root)
+        for path in _receipts_in_order(self.root, self.record):
+            receipt = read_receipt(path, opened=opened)
+            self.clips += receipt.clips
+            self.failures += receipt.failures
+
+    @cached_property
+    def _by_id(self) -> dict[str, FrameClip]:
+        return {clip.id: clip for clip in self.clips}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of which clips there are, in order, and what each is made of."""
+        return content_fingerprint(self.clips)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of all clips together."""
+        return sum(clip.num_frames for clip in self.clips)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, clip_id: str) -> FrameClip:
+        """The clip with this id.
+
+        Raises:
+            ArtefactError: there is none; the closest id is named.
+        """
+        if clip_id in self._by_id:
+            return self._by_id[clip_id]
+        close = difflib.get_close_matches(clip_id, self._by_id, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ArtefactError(f"{self.root} has no clip {clip_id!r} among its {len(self.clips)}{hint}")
+
+    def split(self, name: str) -> list[FrameClip]:
+        """The clips of "train", "val" or "test"; empty when there are none.
+
+        Raises:
+            ArtefactError: there is no such split.
+        """
+        if name not in SPLITS:
+            raise ArtefactError(f"split {name!r} is not one of {', '.join(SPLITS)}")
+        return [clip for clip in self.clips if clip.split == name]
+
+    def read(self, clip: FrameClip | str, start: int = 0, stop: int | None = None) -> Frames:
+        """Frames `start` to `stop` (excluded, like a slice) of a clip.
+
+        Returns:
+            uint8 (T, H, W, 3), a fresh array.
+
+        Raises:
+            ArtefactError: unknown clip, or the shard cannot be read.
+        """
+        if isinstance(clip, str):
+            clip = self[clip]
+        start, stop, _ = slice(start, stop).indices(clip.num_frames)
+        count = max(0, stop - start)
+        if clip.codec != "raw":
+            return pixels_of(clip, self.payload(clip))[start : start + count].copy()
+        frame_bytes = clip.height * clip.width * 3
+        pixels = self._read_bytes(clip.shard, clip.offset + start * frame_bytes, count * frame_bytes)
+        return np.frombuffer(pixels, np.uint8).reshape(count, clip.height, clip.width, 3)
+
+    def arrays(self, clip: FrameClip | str) -> dict[str, NDArray[Any]]:
+        """What the source holds beside a clip's frames, one row per frame, by name; empty for videos."""
+        clip = self[clip] if isinstance(clip, str) else clip
+        return read_arrays(clip, self.root / clip.shard)
+
+    def payload(self, clip: FrameClip) -> bytes | bytearray:
+        """The clip's bytes as they lie in the shard: plain pixels (raw) or a picture (other codecs)."""
+        return self._read_bytes(clip.shard, clip.offset, clip.nbytes)
+
+    def _read_bytes(self, shard: str, offset: int, count: int) -> bytearray:
+        return read_range(self.root / shard, offset, count)
+
+
+def pixels_of(clip: FrameClip, payload: bytes | bytearray) -> Frames:
+    """All frames of a clip, uint8 (T, H, W, 3), from its bytes in the shard."""
+    return decode_frames(payload, clip.codec, clip.num_frames, clip.height, clip.width)
+
+
+def read_arrays(clip: FrameClip, shard: Path) -> dict[str, NDArray[Any]]:
+    """The arrays that lie beside a clip's frames in this shard, by name.
+
+    Raises:
+        ArtefactError: the shard cannot be read.
+    """
+    return {
+        name: np.lib.format.read_array(io.BytesIO(read_range(shard, *place)), allow_pickle=False)
+        for name, place in (clip.arrays or {}).items()
+    }
+
+
+def read_range(path: Path, offset: int, count: int) -> bytearray:
+    """`count` bytes of a file from `offset` on.
+
+    Opening anew costs some ten microseconds and keeps readers free of shared state: threads, forks and
+    pickles are safe.
+
+    Raises:
+        ArtefactError: the file is missing or ends too early.
+    """
+    buffer = bytearray(count)
+    view = memoryview(buffer)
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            stream.seek(offset)
+            done = 0
+            while done < count:
+                got = stream.readinto(view[done:])
+                if not got:
+                    raise ArtefactError(f"{path} ends {count - done:,} bytes too early; it is damaged, ingest again")
+                done += got
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read ({error.strerror}); run `lvt ingest` again to make it") from error
+    return buffer
+
+
+def _finished_record(root: Path) -> Provenance:
+    if not root.is_dir():
+        raise ArtefactError(f"{root} does not exist; `lvt ingest` makes a folder of frames")
+    if not (root / RECORD_NAME).exists():
+        if any(root.glob("*-[0-9]*.json")):
+            raise ArtefactError(f"{root} is not finished; run the same `lvt ingest` command again to complete it")
+        raise ArtefactError(f"{root} is not a folder of frames: it has no {RECORD_NAME}; `lvt ingest` makes one")
+    record = read_record(root)
+    if record.kind != "frames":
+        raise ArtefactError(f"{root} holds {record.kind}, not frames; give the folder that `lvt ingest` made")
+    missing = missing_outputs(root, record)
+    if missing:
+        raise ArtefactError(
+            f"{root / missing[0]} is missing or has another size than recorded"
+            f"{f' ({len(missing)} such files)' if len(missing) > 1 else ''}; run `lvt ingest` again to repair it"
+        )
+    return record
+
+
+def _receipts_in_order(root: Path, record: Provenance) -> list[Path]:
+    names = [Path(name) for name in record.outputs if name.endswith(".json")]
+    return [root / name for name in sorted(names, key=lambda name: (_split_rank(name.stem), name.stem))]
+
+
+def _split_rank(stem: str) -> int:
+    split = stem.rpartition("-")[0]
+    return SPLITS.index(split) if split in SPLITS else len(SPLITS)

@@ -1,0 +1,208 @@
+"""Frame shards are written here: samples into a tar, then the receipt. Equal samples give equal bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from lvt_pipeline.errors import ArtefactError
+from lvt_pipeline.frames.codecs import SUFFIXES, write_npy
+from lvt_pipeline.frames.records import (
+    FAILURES_NAME,
+    FORMAT_VERSION,
+    SPLITS,
+    ClipFailure,
+    FrameClip,
+    FrameSample,
+    Receipt,
+    content_fingerprint,
+    frame_counts,
+    receipt_path,
+    shard_name,
+)
+from lvt_pipeline.frames.tar import TarWriter, tar_key
+from lvt_pipeline.provenance import (
+    Provenance,
+    write_record,
+)
+from lvt_pipeline.storage import atomic_writer, exclusive_lock, write_bytes, write_json
+from lvt_pipeline.video.relative_paths import Translation, kept_sources
+
+CLIPS_PER_SHARD = 64
+
+
+def write_shard(
+    shard: Path, samples: Sequence[FrameSample], failures: Sequence[ClipFailure] = (), *, root: Path | None = None
+) -> Receipt:
+    """Write one shard, then its receipt. Equal samples give equal bytes.
+
+    A shard without samples has a receipt only, because readers of webdataset refuse an empty tar.
+
+    Args:
+        shard: the tar's path; the receipt lies beside it.
+        root: the folder that paths of sources are kept relative to; the shard's own folder by default.
+    """
+    root = root or shard.parent
+    clips: list[FrameClip] = []
+    digest = size = None
+    if samples:
+        with atomic_writer(shard) as stream:
+            tar = TarWriter(stream)
+            for sample in samples:
+                clips.append(_write_sample(tar, sample, shard.name))
+            tar.close()
+            digest, size = tar.digest, tar.size
+    else:
+        shard.unlink(missing_ok=True)
+    kept = kept_sources(root)
+    content = {
+        "format": FORMAT_VERSION,
+        "shard": shard.name,
+        "digest": digest,
+        "size": size,
+        "clips": [_kept(_without_shard(clip), kept) for clip in clips],
+        "failures": [_kept(asdict(failure), kept) for failure in failures],
+    }
+    write_json(receipt_path(shard), content)
+    return Receipt(clips, list(failures))
+
+
+def _write_sample(tar: TarWriter, sample: FrameSample, shard: str) -> FrameClip:
+    num_frames, height, width = sample.shape
+    key = tar_key(sample.id)
+    described = {
+        "id": sample.id,
+        "split": sample.split,
+        "label": sample.label,
+        "fps": sample.fps,
+        "digest": sample.digest,
+        "fingerprint": sample.fingerprint,
+        "num_frames": num_frames,
+        "height": height,
+        "width": width,
+        "codec": sample.codec,
+        "decoder": sample.decoder,
+        "geometry": dict(sample.geometry),
+    }
+    if sample.part is not None:
+        described["part"] = asdict(sample.part)
+    if sample.truncated:
+        described["truncated"] = sample.truncated
+    tar.add(f"{key}.json", json.dumps(described, ensure_ascii=False).encode())
+    offset = tar.add(f"{key}.{SUFFIXES[sample.codec]}", sample.payload)
+    nbytes = len(sample.payload)
+    arrays = {name: _write_array(tar, f"{key}.{name}.npy", array) for name, array in sample.arrays.items()}
+    if sample.codec == "raw":  # skip the .npy header, so that frames are plain bytes at a known place
+        pixels = num_frames * height * width * 3
+        offset, nbytes = offset + nbytes - pixels, pixels
+    return FrameClip(
+        id=sample.id,
+        key=key,
+        split=sample.split,
+        label=sample.label,
+        fps=sample.fps,
+        source=sample.source,
+        digest=sample.digest,
+        fingerprint=sample.fingerprint,
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        decoder=sample.decoder,
+        codec=sample.codec,
+        offset=offset,
+        nbytes=nbytes,
+        shard=shard,
+        arrays=arrays or None,
+        part=sample.part,
+        truncated=sample.truncated or None,
+    )
+
+
+def _write_array(tar: TarWriter, name: str, array: NDArray[Any]) -> list[int]:
+    stream = io.BytesIO()
+    write_npy(stream, array)
+    return [tar.add(name, stream.getvalue()), stream.tell()]
+
+
+def _without_shard(clip: FrameClip) -> dict[str, Any]:
+    absent = {name for name in ("arrays", "part", "truncated") if not getattr(clip, name)}
+    return {key: value for key, value in asdict(clip).items() if key != "shard" and key not in absent}
+
+
+def _kept(entry: dict[str, Any], kept: Translation) -> dict[str, Any]:
+    return {**entry, "source": kept(entry["source"])}
+
+
+def write_failures(root: Path, failures: Iterable[ClipFailure]) -> Path:
+    """Write `failures.jsonl`: one line per clip that gave no frames (id, source, reason, message, decoder)."""
+    kept = kept_sources(root)
+    lines = [
+        json.dumps(
+            {name: value for name, value in _kept(asdict(failure), kept).items() if name != "fingerprint"},
+            ensure_ascii=False,
+        )
+        for failure in failures
+    ]
+    path = root / FAILURES_NAME
+    write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+    return path
+
+
+def output_sizes(root: Path, shards: Iterable[str]) -> dict[str, int]:
+    """Size of every file that belongs to a folder of frames, by name: shards, receipts, failures."""
+    names = [FAILURES_NAME]
+    for shard in shards:
+        names += [name for name in (shard, receipt_path(Path(shard)).name) if (root / name).exists()]
+    return {name: (root / name).stat().st_size for name in sorted(names)}
+
+
+def write_frames(
+    root: Path,
+    samples: Iterable[FrameSample],
+    *,
+    stage: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    clips_per_shard: int = CLIPS_PER_SHARD,
+) -> Provenance:
+    """Write a whole folder of frames from clips that are already in memory, such as a dataset kept as arrays.
+
+    Args:
+        root: a new or empty folder.
+        stage: what made the frames, with its `settings` and the fingerprints of its `inputs`.
+    """
+    began = time.monotonic()
+    by_split: dict[str, list[FrameSample]] = {split: [] for split in SPLITS}
+    for sample in samples:
+        by_split[sample.split].append(sample)
+    clips: list[FrameClip] = []
+    shards: list[str] = []
+    with exclusive_lock(root):
+        if any(root.iterdir()):
+            raise ArtefactError(f"{root} is not empty; frames are written into a new folder")
+        for split, members in by_split.items():
+            for index, first in enumerate(range(0, len(members), clips_per_shard)):
+                shards.append(shard_name(split, index))
+                clips += write_shard(root / shards[-1], members[first : first + clips_per_shard]).clips
+        write_failures(root, [])
+        record = Provenance(
+            kind="frames",
+            stage=stage,
+            version=FORMAT_VERSION,
+            settings=settings,
+            inputs=inputs,
+            fingerprint=content_fingerprint(clips),
+            outputs=output_sizes(root, shards),
+            counts=frame_counts(clips, []),
+            seconds=round(time.monotonic() - began, 3),
+            finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        )
+        write_record(root, record)
+    return record

@@ -1,0 +1,1 @@
+"""The long jobs between artefacts: everything but training and evaluation."""

@@ -1,0 +1,107 @@
+"""What an encode is going to do, to look at first: clips and frames by kind, and about how long and how large.
+
+Time and bytes are those of a few of the frames to come, encoded and compressed on the spot.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lvt_pipeline.codes.plan import CodePlan
+from lvt_pipeline.codes.store import CHUNK_FRAMES, shard_bytes
+from lvt_pipeline.frames.shards import FrameShards
+
+WARM_SECONDS = 1.0  # a first pass that took longer was not slow because it was the first
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangeRow:
+    """Clips of one kind, and their frames."""
+
+    kind: str
+    clips: int
+    frames: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangeTable:
+    """The change that an encode makes.
+
+    Attributes:
+        rows: kept, added, changed and removed.
+        frames: to encode, those of shards to repair included.
+        seconds, bytes: about what that takes; None when there is nothing to encode.
+    """
+
+    rows: tuple[ChangeRow, ...]
+    frames: int
+    seconds: float | None = None
+    bytes: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The table as text."""
+        lines = [f"{'':8} {'clips':>10} {'frames':>12}"]
+        lines += [f"{row.kind:8} {row.clips:10,} {row.frames:12,}" for row in self.rows]
+        if self.seconds is None or self.bytes is None:
+            return [*lines, "nothing to encode"]
+        return [*lines, f"to encode: {self.frames:,} frames, about {_spoken(self.seconds)} and {_sized(self.bytes)}"]
+
+
+def change_table(
+    plan: CodePlan, frames: FrameShards, encode: Callable[[NDArray[np.uint8]], NDArray[Any]], batch_size: int
+) -> ChangeTable:
+    """The table of a plan.
+
+    Args:
+        encode: uint8 (N, H, W, 3) -> codes (N, h, w, n_c), for at most `batch_size` frames.
+    """
+    change = plan.change
+    rows = tuple(
+        ChangeRow(kind=kind, clips=len(getattr(change, kind)), frames=change.num_frames.get(kind, 0))
+        for kind in ("kept", "added", "changed", "removed")
+    )
+    shards = (*plan.repairs, *plan.shards)
+    if not shards:
+        return ChangeTable(rows=rows, frames=change.frames)
+    part = shards[0].parts[0]
+    pixels = frames.read(frames[part.clip_id], part.start, min(part.stop, part.start + batch_size))
+    began = time.monotonic()
+    codes = encode(pixels)
+    seconds = time.monotonic() - began
+    if seconds < WARM_SECONDS:
+        began = time.monotonic()
+        encode(pixels)
+        seconds = time.monotonic() - began
+    # One chunk as it will lie in the store; its frames may be few, which makes the estimate a little high.
+    length = min(len(codes), CHUNK_FRAMES)
+    schema = replace(plan.schema, shard_frames=length, chunk_frames=length)
+    size = len(shard_bytes(codes[:length].astype(schema.dtype), schema, length)) / length
+    return ChangeTable(
+        rows=rows,
+        frames=change.frames,
+        seconds=round(seconds / batch_size * change.frames, 1),
+        bytes=round(size * change.frames),
+    )
+
+
+def _spoken(seconds: float) -> str:
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _sized(num_bytes: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes / 2**10:.0f} KiB"

@@ -1,0 +1,241 @@
+"""Stage `decode`: codes of any code store to files that people open (paper, sections 3.1 and 4.1).
+
+One file per clip. `files.jsonl` in the output folder says what each finished file was made of, so a run that was
+stopped, or a store that grew, costs only the clips that are missing or changed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Literal, get_args
+
+from lvt_pipeline.codes.store import CodeClip, CodeStore, open_codes
+from lvt_pipeline.config import to_plain
+from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
+from lvt_pipeline.frames.shards import Frames
+from lvt_pipeline.interrupts import stop_requested
+from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.provenance import RECORD_NAME, Provenance, differences, fingerprint, read_record, write_record
+from lvt_pipeline.runs.compatibility import check_tokenizer
+from lvt_pipeline.runs.read import load_vqvae, run_fingerprint
+from lvt_pipeline.storage import describe_os_error, exclusive_lock, remove_leftovers, write_bytes
+from lvt_pipeline.video.write import write_gif, write_mp4, write_npy, write_png_strip
+
+STAGE = "decode"
+VERSION = 1
+FILES_NAME = "files.jsonl"
+
+Format = Literal["mp4", "gif", "png", "npy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeSettings:
+    """Which clips become which kind of file."""
+
+    format: Format = "mp4"  # png: the frames side by side; npy: uint8 (T, H, W, 3)
+    scale: int = 4  # every pixel becomes a square this wide; npy keeps the network's size
+    fps: float | None = None  # unset: the clip's own
+    split: str | None = None  # unset: all splits
+    clips: tuple[str, ...] = ()  # only these ids; empty: all
+
+    def __post_init__(self) -> None:
+        if self.format not in get_args(Format):
+            raise ConfigError(f"format={self.format!r} is not one of {', '.join(get_args(Format))}")
+        if self.scale < 1:
+            raise ConfigError(f"scale={self.scale} must be at least 1")
+        if self.fps is not None and not self.fps > 0:
+            raise ConfigError(f"fps={self.fps} must be above 0")
+
+
+@dataclass(frozen=True)
+class _File:
+    """One line of `files.jsonl`: a finished file, and the fingerprint of what it was made of."""
+
+    id: str
+    file: str
+    fingerprint: str
+    bytes: int
+
+
+def decode_store(
+    codes: Path,
+    vqvae: Path,
+    out: Path,
+    settings: DecodeSettings = DecodeSettings(),
+    *,
+    generation: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> Provenance:
+    """Decode clips into `out/<clip id>.<format>`; ids with slashes become folders.
+
+    Args:
+        codes: code store, of real or of sampled clips.
+        vqvae: run directory of the tokenizer that made the codes.
+        out: new folder, or one this function made: files that are still right stay as they are, others are replaced,
+            and those no longer asked for are removed.
+        generation: which generation of `codes` is read; the current one by default.
+        overwrite: make every file again.
+
+    Raises:
+        MismatchError: the codes are of another tokenizer; both are named.
+        ArtefactError: `out` holds other things.
+        Stopped: a signal came; finished files are kept.
+    """
+    started = time.monotonic()
+    store = open_codes(codes, generation)
+    model = load_vqvae(vqvae, device=device)
+    check_tokenizer(store, vqvae, model)
+    decoder = run_fingerprint(vqvae)
+    clips = _chosen(store, settings)
+    wanted = {clip.id: _made_of(clip, decoder, settings) for clip in clips}
+    with exclusive_lock(out), stop_requested() as stop:
+        _check_folder(out)
+        done = {} if overwrite else _finished_files(out)
+        kept = {clip_id for clip_id in wanted if clip_id in done and done[clip_id].fingerprint == wanted[clip_id]}
+        inputs = {"codes": store.fingerprint, "vqvae": decoder}
+        old = _record(out)
+        is_complete = len(kept) == len(done) == len(wanted)
+        if old is not None and is_complete and not differences(old, VERSION, to_plain(settings), inputs):
+            return old
+        (out / RECORD_NAME).unlink(missing_ok=True)  # until this run has finished, the folder is not
+        _append(out)
+        with progress.bar("decode", len(clips), "clips", done=len(kept)) as bar:
+            for clip in clips:
+                if clip.id in kept:
+                    continue
+                stop.raise_if_set(f"finished files are in {out}")
+                path = out / _file_name(clip.id, settings.format)
+                remove_leftovers(path.parent)
+                _write(path, model.decode(store.read(clip)).numpy(), settings.fps or clip.fps, settings)
+                done[clip.id] = _File(clip.id, str(path.relative_to(out)), wanted[clip.id], path.stat().st_size)
+                _append(out, done[clip.id])
+                bar.advance()
+        files = [done[clip.id] for clip in clips]
+        _tidy(out, files)
+        record = Provenance(
+            kind="videos",
+            stage=STAGE,
+            version=VERSION,
+            settings=to_plain(settings),
+            inputs=inputs,
+            fingerprint=fingerprint([[file.id, file.fingerprint] for file in files]),
+            outputs={file.file: file.bytes for file in files},
+            counts={
+                "clips": len(files),
+                "frames": sum(clip.length for clip in clips),
+                "decoded": len(clips) - len(kept),
+                "bytes": sum(file.bytes for file in files),
+            },
+            seconds=round(time.monotonic() - started, 3),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        write_record(out, record)
+    return record
+
+
+def _record(out: Path) -> Provenance | None:
+    return read_record(out) if (out / RECORD_NAME).exists() else None
+
+
+def _chosen(store: CodeStore, settings: DecodeSettings) -> list[CodeClip]:
+    clips = [store.clip(clip_id) for clip_id in dict.fromkeys(settings.clips)] or list(store.clips)
+    clips = [clip for clip in clips if settings.split in (None, clip.split)]
+    if not clips:
+        raise LVTError(f"{store.path} has no clip to decode in split {settings.split}; leave the split out for all")
+    return clips
+
+
+def _made_of(clip: CodeClip, decoder: str, settings: DecodeSettings) -> str:
+    return fingerprint(
+        {
+            "stage": STAGE,
+            "version": VERSION,
+            "codes": clip.fingerprint,
+            "decoder": decoder,
+            "format": settings.format,
+            "scale": settings.scale,
+            "fps": settings.fps or clip.fps,
+        }
+    )
+
+
+def _file_name(clip_id: str, suffix: str) -> str:
+    """Where a clip's file lies in the output folder. An id cannot lead out of it."""
+    parts = PurePosixPath(clip_id).parts
+    if not parts or parts[0] == "/" or ".." in parts:
+        raise LVTError(f"clip id {clip_id!r} is no name for a file; rename it in the manifest")
+    return f"{PurePosixPath(clip_id)}.{suffix}"
+
+
+def _write(path: Path, frames: Frames, fps: float, settings: DecodeSettings) -> None:
+    if settings.format == "mp4":
+        write_mp4(path, frames, fps, settings.scale)
+    elif settings.format == "gif":
+        write_gif(path, frames, fps, settings.scale)
+    elif settings.format == "png":
+        write_png_strip(path, frames, settings.scale)
+    else:
+        write_npy(path, frames)
+
+
+def _check_folder(out: Path) -> None:
+    if not (out / FILES_NAME).exists() and any(out.iterdir()):
+        raise ArtefactError(f"{out} is a folder with other things in it; choose a new folder for the videos")
+
+
+def _finished_files(out: Path) -> dict[str, _File]:
+    """By clip id, the files that are there with the size they were written with; of two lines the later one counts."""
+    found: dict[str, _File] = {}
+    for line in _lines(out):
+        found[line.id] = line
+    return {clip_id: file for clip_id, file in found.items() if _size(out / file.file) == file.bytes}
+
+
+def _lines(out: Path) -> Iterator[_File]:
+    """Lines of the list. One that a crash cut short is as good as none."""
+    try:
+        texts = (out / FILES_NAME).read_bytes().splitlines()
+    except FileNotFoundError:
+        return
+    for text in texts:
+        try:
+            yield _File(**json.loads(text))
+        except (ValueError, TypeError):
+            continue
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _append(out: Path, *files: _File) -> None:
+    """Add finished files to the list. With none, the list is there, which marks the folder as ours."""
+    try:
+        with open(out / FILES_NAME, "ab") as stream:
+            for file in files:
+                stream.write(b"\n" + _line(file))  # the line break comes first, to end a line that was cut short
+    except OSError as error:
+        raise describe_os_error(error, f"writing {out / FILES_NAME}") from error
+
+
+def _line(file: _File) -> bytes:
+    return json.dumps(asdict(file), ensure_ascii=False).encode()
+
+
+def _tidy(out: Path, files: Sequence[_File]) -> None:
+    """Remove files that an earlier run made and nobody asks for now, then write the list anew."""
+    wanted = {file.file for file in files}
+    for line in _lines(out):
+        if line.file not in wanted:
+            (out / line.file).unlink(missing_ok=True)
+            for folder in (out / line.file).relative_to(out).parents:
+                if folder.parts and not any((out / folder).iterdir()):
+                    (out / folder).rmdir()
+    write_bytes(out / FILES_NAME, b"".join(_line(file) + b"\n" for file in files))

@@ -1,0 +1,142 @@
+"""The folder of frame shards: which shards are finished, and how new ones take the place of old ones.
+
+While an existing output is brought up to date its new shards wait in `next/`; the old ones stay readable until all new
+ones are complete. The record is written last: a folder without one is unfinished.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from lvt_pipeline.config import to_plain
+from lvt_pipeline.errors import ArtefactError
+from lvt_pipeline.frames.records import FAILURES_NAME, Receipt, content_fingerprint, frame_counts, receipt_path
+from lvt_pipeline.frames.shards import read_receipt
+from lvt_pipeline.frames.writer import output_sizes, write_failures
+from lvt_pipeline.jobs.ingest.plan import PlannedShard
+from lvt_pipeline.jobs.ingest.settings import STAGE, VERSION, IngestSettings
+from lvt_pipeline.provenance import (
+    RECORD_NAME,
+    Provenance,
+    missing_outputs,
+    read_record,
+    record_path,
+    write_record,
+)
+from lvt_pipeline.storage import sync_directory
+from lvt_pipeline.video.relative_paths import opened_sources
+
+NEXT_NAME = "next"
+SHARD_PATTERN = "*-[0-9][0-9][0-9][0-9][0-9][0-9]"
+
+
+def receipts_in(folder: Path, out: Path) -> Iterator[tuple[str, Receipt]]:
+    """Finished shards of a folder by name. One cut short, or without its tar, is not finished."""
+    opened = opened_sources(out)
+    for path in sorted(folder.glob(f"{SHARD_PATTERN}.json")):
+        with suppress(ArtefactError):
+            yield path.with_suffix(".tar").name, read_receipt(path, opened=opened)
+
+
+def publish(
+    out: Path,
+    plan: Sequence[PlannedShard],
+    receipts: Sequence[Receipt],
+    settings: IngestSettings,
+    manifest: str,
+    began: float,
+) -> Provenance:
+    """Put new shards in place of the old ones, remove what the plan no longer has, and write the record."""
+    names = [shard.name for shard in plan]
+    clips = [clip for receipt in receipts for clip in receipt.clips]
+    failures = [failure for receipt in receipts for failure in receipt.failures]
+    plain, inputs, content = to_plain(settings), {"manifest": manifest}, content_fingerprint(clips)
+    waiting = [name for name in names if receipt_path(out / NEXT_NAME / name).exists()]
+    obsolete = set(_shards_in(out)) - set(names)
+    old = record_in(out)
+    if (
+        old is not None
+        and not waiting
+        and not obsolete
+        and not missing_outputs(out, old)
+        and (old.version, old.settings, old.inputs, old.fingerprint) == (VERSION, plain, inputs, content)
+    ):
+        return old
+    # From here to the new record the folder is unfinished, and says so.
+    record_path(out).unlink(missing_ok=True)
+    for name in waiting:
+        _move_shard(out / NEXT_NAME / name, out / name)
+    if (out / NEXT_NAME).is_dir():
+        shutil.rmtree(out / NEXT_NAME)
+    remove_shards(out, keep=names)
+    write_failures(out, failures)
+    record = Provenance(
+        kind="frames",
+        stage=STAGE,
+        version=VERSION,
+        settings=plain,
+        inputs=inputs,
+        fingerprint=content,
+        outputs=output_sizes(out, names),
+        counts=frame_counts(clips, failures),
+        seconds=round(time.monotonic() - began, 3),
+        finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    write_record(out, record)
+    return record
+
+
+def _move_shard(new: Path, old: Path) -> None:
+    """Replace a shard. At no moment does a receipt lie beside the tar of another."""
+    receipt_path(old).unlink(missing_ok=True)
+    sync_directory(old.parent)
+    if new.exists():
+        os.replace(new, old)
+    else:
+        old.unlink(missing_ok=True)
+    os.replace(receipt_path(new), receipt_path(old))
+    sync_directory(old.parent)
+
+
+def _shards_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.glob(f"{SHARD_PATTERN}.tar")]
+
+
+def remove_shards(folder: Path, keep: Iterable[str]) -> None:
+    """Delete all shards of a folder but these, receipts first; with `keep` empty, the record and failures too."""
+    kept = {Path(name).stem for name in keep}
+    if not kept:
+        for name in (RECORD_NAME, FAILURES_NAME):
+            (folder / name).unlink(missing_ok=True)
+    for suffix in (".json", ".tar"):
+        for path in folder.glob(f"{SHARD_PATTERN}{suffix}"):
+            if path.stem not in kept:
+                path.unlink()
+
+
+def record_in(out: Path) -> Provenance | None:
+    try:
+        return read_record(out)
+    except ArtefactError:
+        return None
+
+
+def refuse_foreign(out: Path) -> None:
+    """Never write among files that are not ours.
+
+    Raises:
+        ArtefactError: the folder holds something else.
+    """
+    record = record_in(out)
+    if record is not None and record.kind != "frames":
+        raise ArtefactError(f"{out} holds {record.kind}, not frames; choose another output folder")
+    ours = {RECORD_NAME, FAILURES_NAME, NEXT_NAME}
+    for path in out.iterdir():
+        is_shard = path.suffix in (".tar", ".json") and path.match(f"{SHARD_PATTERN}{path.suffix}")
+        if path.name not in ours and not is_shard and not path.name.startswith("."):
+            raise ArtefactError(f"{out} is not empty and {path.name} is not ours; choose another output folder")

@@ -1,0 +1,136 @@
+"""Videos to frame shards: each clip is decoded once, in a worker that may die, and never again while unchanged.
+
+The unit of work and of resume is the shard: a tar and its receipt. A killed run, run again, ends with the same bytes as
+one that was never killed. A line of the manifest gives one clip, or several where long videos are cut
+(`video.scenes`); they stay together.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lvt_pipeline.errors import LVTError, OverBudget
+from lvt_pipeline.frames.records import FAILURES_NAME, ClipFailure, frame_counts
+from lvt_pipeline.frames.writer import write_failures
+from lvt_pipeline.interrupts import stop_requested
+from lvt_pipeline.jobs.ingest.folder import NEXT_NAME, publish, record_in, refuse_foreign, remove_shards
+from lvt_pipeline.jobs.ingest.job import DOWNLOADS_NAME, IngestJob
+from lvt_pipeline.jobs.ingest.settings import IngestSettings
+from lvt_pipeline.jobs.ingest.space import refuse_without_space
+from lvt_pipeline.manifest.manifest import manifest_fingerprint, read_manifest
+from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.provenance import Provenance
+from lvt_pipeline.storage import exclusive_lock, remove_leftovers
+
+CLIP_SECONDS = 120.0  # for opening and decoding a small clip on a busy machine
+DEFAULTS = IngestSettings()
+SMALLEST_MEMORY = 1 << 30  # bytes; less is no protection but a nuisance
+
+
+def ingest(
+    manifest: Path,
+    out: Path,
+    settings: IngestSettings = DEFAULTS,
+    *,
+    num_workers: int | None = None,
+    max_failures: float = 0.5,
+    retry_failed: bool = False,
+    overwrite: bool = False,
+    clip_seconds: float = CLIP_SECONDS,
+    worker_memory: int | None = None,
+    check_space: bool = True,
+    progress: Progress = SILENT,
+) -> Provenance:
+    """Decode every clip of a manifest into frame shards; resume or update what is there.
+
+    Args:
+        out: folder to create, to finish, or to bring up to date.
+        num_workers: decoding processes; None is one per core, 0 decodes in this process without protection.
+        max_failures: share of clips that may fail.
+        retry_failed: try clips again that failed before and have not changed.
+        overwrite: forget what is there and decode everything.
+        clip_seconds: how long one clip may take before its worker is killed, plus time in proportion to its size.
+        worker_memory: bytes that a worker may use for one clip; None is its share of the machine's memory.
+        check_space: refuse to begin when the disk has no room for the frames.
+
+    Returns:
+        The record; its counts are clips, frames, failures, failures_by_reason and, when there are some,
+        kept_truncated.
+
+    Raises:
+        ManifestError: the manifest cannot be used.
+        LVTError: not one clip could be decoded, or the disk refused.
+        OverBudget: everything is written, but more clips failed than `max_failures` allows.
+        Stopped: a signal came; finished shards are kept.
+        BusyError: another process writes the same output.
+    """
+    began = time.monotonic()
+    clips = read_manifest(manifest)
+    with exclusive_lock(out), stop_requested() as stop:
+        refuse_foreign(out)
+        for folder in (out, out / NEXT_NAME):
+            remove_leftovers(folder)
+        if overwrite:
+            for folder in (out, out / NEXT_NAME):
+                remove_shards(folder, keep=())
+        job = IngestJob(out, clips, settings, retry_failed)
+        job.look_around()
+        workers = _available_cores() if num_workers is None else num_workers
+        if check_space:
+            refuse_without_space(
+                out, job.to_decode, settings.geometry, settings.codec, num_workers=workers, should_stop=lambda: stop
+            )
+        with progress.bar("decoding", len(clips), "clip", done=job.num_kept) as bar:
+            plan = job.make(workers, clip_seconds, worker_memory or _memory_share(workers), stop, bar)
+        shutil.rmtree(out / DOWNLOADS_NAME, ignore_errors=True)
+        stop.raise_if_set(f"{job.num_saved} shards are saved in {out}")
+        receipts = [job.receipt(shard) for shard in plan]
+        failures = [failure for receipt in receipts for failure in receipt.failures]
+        if len(failures) == len(clips):
+            raise _nothing_decoded(out, failures)
+        record = publish(out, plan, receipts, settings, manifest_fingerprint(clips), began)
+    if len(failures) > max_failures * len(clips):
+        raise OverBudget(
+            f"{len(failures)} of {len(clips)} clips failed ({_spoken_reasons(failures)}), more than --max-failures "
+            f"{max_failures:g} allows; the others are in {out}, the reasons in {out / FAILURES_NAME}"
+        )
+    return record
+
+
+def _memory_share(num_workers: int) -> int | None:
+    """Bytes for each worker when all of them together may fill most of the machine's memory; None where unknown."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+    return max(SMALLEST_MEMORY, int(0.9 * memory) // max(1, num_workers))
+
+
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _nothing_decoded(out: Path, failures: Sequence[ClipFailure]) -> LVTError:
+    """The error when there is not one clip; the reasons go to a file unless an older output owns it."""
+    if record_in(out) is None:
+        write_failures(out, failures)
+    reason = next(iter(_counted(failures)))
+    example = next(failure for failure in failures if failure.reason == reason)
+    return LVTError(
+        f"none of the {len(failures)} clips could be decoded ({_spoken_reasons(failures)}), for example "
+        f"{example.id}: {example.message}; when that is mended, run this again (lvt ingest: with --retry-failed)"
+    )
+
+
+def _counted(failures: Sequence[ClipFailure]) -> Mapping[str, int]:
+    """How often each reason occurs, the most common first."""
+    counts: Mapping[str, int] = frame_counts([], failures)["failures_by_reason"]
+    return counts
+
+
+def _spoken_reasons(failures: Sequence[ClipFailure]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in _counted(failures).items())

@@ -1,0 +1,113 @@
+"""Is there room for the frames? Asked before hours are spent on decoding what cannot be written.
+
+A few clips, spread over the manifest, are looked into without decoding; the mean of their frames stands for all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lvt_pipeline.errors import LVTError
+from lvt_pipeline.frames.codecs import SIZE_SHARES, Codec
+from lvt_pipeline.jobs.ingest.workers import run_isolated
+from lvt_pipeline.video.clips import Clip
+from lvt_pipeline.video.decode import GeometrySettings, choose_frames, inspect_video
+from lvt_pipeline.video.locations import is_url
+from lvt_pipeline.video.picture_folders import pictures_in
+
+NUM_PROBES = 64
+PROBE_SECONDS = 20.0  # for looking into one clip
+# A run over less than this ends within seconds and needs little room; looking into its clips would not pay.
+MANY_LINES, MANY_BYTES = 1000, 100_000_000
+_BAIR_FRAMES = 30  # of a trajectory
+_GIGABYTE = 1e9
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A clip to look into."""
+
+    clip: Clip
+    geometry: GeometrySettings
+
+
+def count_frames(probe: Probe) -> int:
+    """How many frames a clip will give, without decoding it. Runs in a worker process.
+
+    Raises:
+        DecodeError: it will give none.
+    """
+    clip, geometry = probe.clip, probe.geometry
+    if clip.kind == "bair":
+        return _BAIR_FRAMES
+    if clip.kind == "frames":
+        return len(pictures_in(clip.source)) // geometry.stride
+    return len(choose_frames(inspect_video(clip.source), clip.start, clip.end, geometry))
+
+
+def refuse_without_space(
+    out: Path,
+    clips: Sequence[Clip],
+    geometry: GeometrySettings,
+    codec: Codec,
+    *,
+    num_workers: int,
+    should_stop: Callable[[], object],
+) -> None:
+    """Check that the disk of `out` has room for the frames of these clips. Nothing is asked of small runs.
+
+    Raises:
+        LVTError: it has not.
+    """
+    local = [clip for clip in clips if not is_url(clip.source)]
+    if not local or (len(local) < MANY_LINES and _source_bytes(local) < MANY_BYTES):
+        return
+    needed = expected_bytes(clips, local, geometry, codec, num_workers=num_workers, should_stop=should_stop)
+    free = shutil.disk_usage(out).free
+    if needed > free:
+        raise LVTError(
+            f"the frames of {len(clips):,} clips need about {needed / _GIGABYTE:,.1f} GB, {out} has "
+            f"{free / _GIGABYTE:,.1f} GB free; make room, ask for less (--size, --fps, --max-frames, --codec webp), "
+            "or try anyway with --no-space-check"
+        )
+
+
+def expected_bytes(
+    clips: Sequence[Clip],
+    local: Sequence[Clip],
+    geometry: GeometrySettings,
+    codec: Codec,
+    *,
+    num_workers: int,
+    should_stop: Callable[[], object],
+) -> int:
+    """About how many bytes the frames of all clips will take, judged by some of the local ones."""
+    step = max(1, len(local) // NUM_PROBES)
+    probes = [Probe(clip, geometry) for clip in local[::step]]
+    counts = [
+        result if isinstance(result, int) else 0
+        for _, result in run_isolated(
+            count_frames,
+            probes,
+            num_workers=num_workers,
+            deadline_seconds=lambda probe: PROBE_SECONDS,
+            should_stop=should_stop,
+        )
+    ]
+    frames = len(clips) * sum(counts) / max(1, len(counts))
+    return int(frames * geometry.size**2 * 3 * SIZE_SHARES[codec])
+
+
+def _source_bytes(clips: Sequence[Clip]) -> int:
+    """Bytes of the clips' files. Many clips of one file count it often, as do the frames they give."""
+    total = 0
+    for clip in clips:
+        try:
+            total += os.stat(clip.source).st_size
+        except OSError:
+            continue
+    return total

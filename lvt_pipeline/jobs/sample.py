@@ -1,0 +1,263 @@
+"""Stage `sample`: continue clips in code space and store the result like any other codes (paper, section 3.2).
+
+Each sample starts with the codes of a real clip's first frames and goes on with codes drawn from the prior. No pixel
+and no tokenizer is opened. A sample depends on the prior, the priming codes, the seed, the clip's id and the number of
+the sample, and on nothing else: not on the batch it was drawn in, nor on the run that drew it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lvt_pipeline.codes.plan import PlannedClip, ShardPlan
+from lvt_pipeline.codes.selection import clips_of_split
+from lvt_pipeline.codes.store import CodeClip, CodeSchema, CodeStore, open_codes
+from lvt_pipeline.codes.writer import CodeStoreWriter
+from lvt_pipeline.config import to_plain
+from lvt_pipeline.errors import ConfigError
+from lvt_pipeline.interrupts import stop_requested
+from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.provenance import Provenance, fingerprint
+from lvt_pipeline.runs.compatibility import check_frames_count, check_prior, label_numbers
+from lvt_pipeline.runs.read import load_prior, run_fingerprint
+
+if TYPE_CHECKING:
+    from lvt_pipeline.models.prior.model import Prior
+
+STAGE = "sample"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """What is sampled. Defaults are the paper's protocol: 5 real frames, 11 sampled ones, temperature 1."""
+
+    frames: int = 16  # length of a sample, with its priming frames
+    priming_frames: int = 5  # real frames it starts with
+    split: Literal["train", "val", "test"] = "test"
+    num_clips: int | None = 8  # first clips of the split; unset: all of them
+    samples_per_clip: int = 1
+    seed: int = 0
+    temperature: float = 1.0  # below 1: safer, above 1: wilder
+    codebook_temperatures: tuple[float, ...] | None = None  # one per codebook, in place of `temperature`
+    top_k: int | None = None  # only the k likeliest codes
+    top_p: float | None = None  # only the likeliest codes that together hold this probability
+    guidance: float | None = None  # classifier-free guidance; for a prior trained with classes and class_dropout
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.priming_frames < self.frames:
+            raise ConfigError(
+                f"priming_frames={self.priming_frames} must be at least 0 and less than frames={self.frames}"
+            )
+        for name in ("num_clips", "samples_per_clip"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} must be at least 1")
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature={self.temperature} must be above 0")
+        if self.codebook_temperatures is not None and self.temperature != 1:
+            raise ConfigError("temperature and codebook_temperatures exclude each other; give one of them")
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """Arguments of `Prior.sample` that change how a code is drawn, without those that are off."""
+        chosen = {"top_k": self.top_k, "top_p": self.top_p, "guidance": self.guidance}
+        drawing: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+        temperatures = self.codebook_temperatures
+        return {"temperature": self.temperature if temperatures is None else list(temperatures), **drawing}
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One sample to draw: of which clip and class, the how manyth, and the clip it becomes."""
+
+    clip: CodeClip
+    label: int | None
+    number: int
+    planned: PlannedClip
+
+
+def sample_clips(
+    prior: Path,
+    codes: Path,
+    out: Path,
+    settings: SampleSettings = SampleSettings(),
+    *,
+    generation: int | None = None,
+    batch_size: int = 8,
+    lookahead: int = 1,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> Provenance:
+    """Sample continuations of clips into a code store. Finished samples of an interrupted run are kept.
+
+    A sample of clip `a` has the id `a`, or `a#0`, `a#1`, ... when there are several of each; split, label, frame rate
+    and source are those of the clip.
+
+    Args:
+        prior: run directory.
+        codes: code store that gives the priming frames.
+        out: code store to create, resume or extend; its tokenizer is that of `codes`.
+        generation: which generation of `codes` is read; the current one by default.
+        batch_size: samples drawn between two saves; it does not change them.
+        lookahead: pixels drawn per pass where guesses come true; it does not change the samples but for rounding.
+
+    Raises:
+        MismatchError: the prior was trained on other codes.
+        LVTError: no clip has enough frames.
+        Stopped: a signal came; finished samples are kept.
+    """
+    # torch loads only when there is something to sample
+    from lvt_pipeline.models.sampling.rule import as_rule
+    from lvt_pipeline.models.sampling.sampler import check_priming, check_rule
+
+    started = time.monotonic()
+    store = open_codes(codes, generation)
+    model = load_prior(prior, device=device)
+    check_prior(store, prior, model)
+    check_frames_count(prior, model, settings.frames)
+    check_priming(model, settings.priming_frames, settings.frames)
+    check_rule(model, as_rule(**settings.drawing))
+    prior_fingerprint = run_fingerprint(prior)
+    clips, num_short = clips_of_split(store, settings.split, max(settings.priming_frames, 1), progress=progress)
+    clips = clips[: settings.num_clips]
+    labels = label_numbers(clips, prior, model)
+    samples = _plan(clips, labels, settings, prior_fingerprint)
+    schema = CodeSchema(
+        codebook_size=store.codebook_size,
+        num_codebooks=store.num_codebooks,
+        grid=store.grid,
+        tokenizer=store.tokenizer,
+        shard_frames=settings.frames,  # one sample, one shard: a killed run loses the batch in flight
+        geometry=store.schema.geometry,
+    )
+    with (
+        stop_requested() as stop,
+        CodeStoreWriter.open(
+            out,
+            schema,
+            [sample.planned for sample in samples],
+            settings={"stage": STAGE, "version": VERSION},
+            reencode=True,  # samples name their tokenizer in their fingerprint, so none is kept by mistake
+            overwrite=overwrite,
+        ) as writer,
+    ):
+        shards = writer.pending_shards()
+        wanted = {part.clip_id for shard in shards for part in shard.parts}
+        todo = [sample for sample in samples if sample.planned.id in wanted]
+        finished: dict[str, NDArray[Any]] = {}
+        with progress.bar("sample", len(samples), "clips", done=len(samples) - len(todo)) as bar:
+            for batch in _batches(todo, batch_size):
+                drawn = _draw(model, store, batch, settings, lookahead, progress)
+                finished |= {sample.planned.id: codes for sample, codes in zip(batch, drawn, strict=True)}
+                shards = _write_complete(writer, shards, finished)
+                bar.advance(len(batch))
+                if shards:
+                    stop.raise_if_set(f"{len(samples) - len(shards)} of {len(samples)} samples are in {out}")
+        record = Provenance(
+            kind="codes",
+            stage=STAGE,
+            version=VERSION,
+            settings=to_plain(settings),
+            inputs={"codes": store.fingerprint, "prior": prior_fingerprint},
+            fingerprint="",  # the writer knows it
+            counts={
+                "clips": len(samples),
+                "frames": len(samples) * settings.frames,
+                "priming_frames": settings.priming_frames,
+                "split": clips[0].split,
+                "drawn": len(todo),
+                "short_clips": num_short,
+            },
+            seconds=round(time.monotonic() - started, 3),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        return writer.publish(record)
+
+
+def _plan(
+    clips: Sequence[CodeClip], labels: Sequence[int] | None, settings: SampleSettings, prior_fingerprint: str
+) -> list[_Sample]:
+    result = []
+    for clip, label in zip(clips, labels or repeat(None, len(clips)), strict=True):
+        for number in range(settings.samples_per_clip):
+            made_of = {
+                "stage": STAGE,
+                "version": VERSION,
+                "prior": prior_fingerprint,
+                "clip": clip.id,
+                "label": label,
+                "codes": clip.fingerprint,
+                "sample": number,
+                "frames": settings.frames,
+                "priming_frames": settings.priming_frames,
+                "seed": settings.seed,
+                **settings.drawing,
+            }
+            planned = PlannedClip(
+                id=f"{clip.id}#{number}" if settings.samples_per_clip > 1 else clip.id,
+                split=clip.split,
+                label=clip.label,
+                length=settings.frames,
+                fingerprint=fingerprint(made_of),
+                fps=clip.fps,
+                source=clip.source,
+            )
+            result.append(_Sample(clip, label, number, planned))
+    return result
+
+
+def _batches(samples: Sequence[_Sample], size: int) -> Iterator[Sequence[_Sample]]:
+    for start in range(0, len(samples), size):
+        yield samples[start : start + size]
+
+
+def _draw(
+    model: Prior,
+    store: CodeStore,
+    batch: Sequence[_Sample],
+    settings: SampleSettings,
+    lookahead: int,
+    progress: Progress,
+) -> NDArray[Any]:
+    """Codes of a batch of samples, (len(batch), frames, h, w, n_c)."""
+    priming = np.stack([store.read(sample.clip, 0, settings.priming_frames) for sample in batch])
+    drawn = model.sample(
+        priming.astype(np.int64),
+        frames=settings.frames,
+        seed=settings.seed,
+        **settings.drawing,
+        lookahead=lookahead,
+        labels=[sample.label for sample in batch if sample.label is not None] or None,
+        clip_ids=[sample.clip.id for sample in batch],
+        sample_ids=[sample.number for sample in batch],
+        progress=progress,
+    )
+    result: NDArray[Any] = drawn.numpy()
+    return result
+
+
+def _write_complete(
+    writer: CodeStoreWriter, shards: Sequence[ShardPlan], finished: dict[str, NDArray[Any]]
+) -> list[ShardPlan]:
+    """Write the shards whose samples are all drawn; returns the others. A store made with another length of samples
+    keeps its shard size, so a shard may hold parts of several samples."""
+    waiting = []
+    for shard in shards:
+        if all(part.clip_id in finished for part in shard.parts):
+            writer.write_shard(
+                shard.index, np.concatenate([finished[part.clip_id][part.start : part.stop] for part in shard.parts])
+            )
+        else:
+            waiting.append(shard)
+    return waiting

@@ -1,0 +1,1 @@
+"""Which clips a dataset has, and their splits."""

@@ -1,0 +1,378 @@
+"""The list of clips: one JSON object per line, made from any source of videos, read by every later stage.
+
+A clip is a video or a time range of one. Its fingerprint is that of the content and the range, never of the path, so
+renaming or moving a file invalidates nothing. Which files a source lists is in `sources`, which split a clip gets
+in `splits`; both are decided here, once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from lvt_pipeline.config import to_plain
+from lvt_pipeline.errors import ArtefactError, LVTError, ManifestError
+from lvt_pipeline.frames.records import SPLITS
+from lvt_pipeline.manifest.sources import SPOKEN_KINDS, list_source, location_of, recognise
+from lvt_pipeline.manifest.sources.draft import Draft, ManifestSettings, some
+from lvt_pipeline.manifest.splits import Earlier, assign_splits, separate_copies
+from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.provenance import (
+    DigestMemo,
+    Provenance,
+    canonical_rows,
+    digest_file,
+    fingerprint_text,
+    read_record,
+    status_of,
+    write_record,
+)
+from lvt_pipeline.storage import write_bytes
+from lvt_pipeline.video.clips import Clip, check_clip
+from lvt_pipeline.video.locations import absolute, digest_of_url, is_url
+from lvt_pipeline.video.picture_folders import folder_digest, pictures_in
+from lvt_pipeline.video.tfrecords import index_records
+
+__all__ = ["STAGE", "VERSION", "Clip", "ManifestSettings", "build_manifest", "manifest_fingerprint", "read_manifest"]
+
+STAGE = "manifest"
+VERSION = 1
+
+_DEFAULTS = ManifestSettings()
+_MEMO = Path(".lvt") / "digests.sqlite"
+_URLS_AT_ONCE = 16  # reading one object after another would mean waiting for the network most of the time
+_REMARKS_OF_A_KIND = 5  # beyond these, remarks of a kind are counted and not printed
+_MOVED = "moved_into_empty_splits"
+
+
+def manifest_fingerprint(clips: Iterable[Clip]) -> str:
+    """Hash of a list of clips, in order: ids, contents, splits and labels."""
+    return fingerprint_text(canonical_rows([clip.id, clip.fingerprint, clip.split, clip.label] for clip in clips))
+
+
+# Reading -----------------------------------------------------------------------------------------------------------
+
+
+def read_manifest(path: Path) -> list[Clip]:
+    """Parse a manifest. `id` and `source` are needed; `split` is train and the digest is computed when absent.
+
+    Raises:
+        ManifestError: it is missing, empty, or a line cannot be used; the line is named.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise ManifestError(f"{path} does not exist; `lvt manifest build` makes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path} is not a manifest, one JSON object per line ({error})") from error
+    clips: list[Clip] = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        clip = _parse_line(line, path.parent, where=f"{path}:{number}")
+        if clip.id in seen:
+            raise ManifestError(f"{path}:{number}: the id {clip.id!r} is already used in line {seen[clip.id]}")
+        seen[clip.id] = number
+        clips.append(clip)
+    if not clips:
+        raise ManifestError(f"{path} lists no clip")
+    return clips
+
+
+def _parse_line(line: str, folder: Path, where: str) -> Clip:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ManifestError(f"{where}: not a JSON object ({error})") from error
+    if not isinstance(entry, dict):
+        raise ManifestError(f"{where}: not a JSON object, found {line.strip()[:40]}")
+    for name in ("id", "source"):
+        if not isinstance(entry.get(name), str) or not entry[name]:
+            raise ManifestError(f"{where}: {name!r} is missing or not a text")
+    split, label, metadata = entry.get("split", "train"), entry.get("label"), entry.get("metadata", {})
+    if split not in SPLITS:
+        raise ManifestError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}")
+    if not isinstance(label, str | None):
+        raise ManifestError(f"{where}: the label {label!r} is not a text")
+    if not isinstance(metadata, dict):
+        raise ManifestError(f"{where}: the metadata {metadata!r} are not a JSON object")
+    draft = Draft(
+        id=entry["id"],
+        source=absolute(folder, entry["source"]),
+        split=split,
+        label=label,
+        start=entry.get("start"),
+        end=entry.get("end"),
+        metadata=metadata,
+        kind=entry.get("kind", "video"),
+        record=entry.get("record"),
+        camera=entry.get("camera"),
+        fps=entry.get("fps"),
+    )
+    clip = _clip(draft, str(entry.get("digest") or ""))
+    check_clip(clip, where)
+    return clip if clip.digest else _clip(draft, _Digests(None).of(draft))
+
+
+# Building ----------------------------------------------------------------------------------------------------------
+
+
+def build_manifest(
+    source: Path | str,
+    out: Path,
+    settings: ManifestSettings = _DEFAULTS,
+    *,
+    media: Path | str | None = None,
+    progress: Progress = SILENT,
+) -> Provenance:
+    """List the clips of a source and write the manifest.
+
+    The same videos and settings give the same bytes; an unchanged manifest is left untouched. A manifest that grows
+    moves no clip to another split.
+
+    Args:
+        source: a folder, searched with its subfolders; a pattern such as `videos/**/*.mp4`; a CSV or JSON Lines with a
+            column `path`; Kinetics CSVs; tfrecords of BAIR; class folders with UCF101's lists; folders of pictures.
+            Videos, CSVs and JSON Lines may lie at a URL. `settings.kind` says which, else it is recognised.
+        out: the manifest, such as `clips.jsonl`.
+        media: where the videos lie that a list names; beside the list when absent.
+
+    Raises:
+        ManifestError: the source is missing or lists no clip, or two rows are the same clip.
+    """
+    began = time.monotonic()
+    location = location_of(source)
+    kind = settings.kind or recognise(location)
+    if settings.kind is None:
+        progress.say(f"{source}: recognised as {SPOKEN_KINDS[kind]}")
+    listing = list_source(location, kind, None if media is None else location_of(media), settings)
+    for remark in listing.remarks:
+        progress.say(f"{source}: {remark}")
+    clips = _with_content(listing.drafts, out, progress)
+    clips = _report_missing(clips, settings, progress)
+    clips, moved = assign_splits(clips, settings, _earlier(out, settings))
+    clips, num_left_out = _report_copies(clips, progress)
+    data = "".join(_line(clip, out.absolute().parent) for clip in clips).encode()
+    record = Provenance(
+        kind="manifest",
+        stage=STAGE,
+        version=VERSION,
+        settings=to_plain(settings),
+        inputs={},
+        fingerprint=manifest_fingerprint(clips),
+        outputs={out.name: len(data)},
+        counts=_counts(clips, kind) | {"left_out": num_left_out, _MOVED: moved},
+        seconds=round(time.monotonic() - began, 3),
+        finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    unchanged = _unchanged_record(out, data, record)
+    if unchanged is not None:
+        return unchanged
+    write_bytes(out, data)
+    write_record(out, record)
+    return record
+
+
+def _clip(draft: Draft, digest: str) -> Clip:
+    return Clip(
+        id=draft.id,
+        source=draft.source,
+        digest=digest,
+        start=draft.start,
+        end=draft.end,
+        split=draft.split or "",
+        label=draft.label,
+        metadata=draft.metadata,
+        kind=draft.kind,
+        record=draft.record,
+        camera=draft.camera,
+        fps=draft.fps,
+    )
+
+
+def _with_content(drafts: Sequence[Draft], out: Path, progress: Progress) -> list[Clip]:
+    """The clips with the digests of their contents."""
+    seen: set[str] = set()
+    for draft in drafts:
+        check_clip(_clip(draft, ""), where=draft.source)
+        if draft.id in seen:
+            raise ManifestError(f"two clips have the id {draft.id!r}; give them different ids or time ranges")
+        seen.add(draft.id)
+    memo = DigestMemo(out.absolute().parent / _MEMO)
+    digests = _Digests(memo)
+    clips: list[Clip] = []
+    waits_for_network = any(is_url(draft.source) for draft in drafts)
+    try:
+        with progress.bar("hashing videos", len(drafts), "clip") as bar, ThreadPoolExecutor(_URLS_AT_ONCE) as pool:
+            found = pool.map(digests.of, drafts) if waits_for_network else map(digests.of, drafts)
+            for draft, digest in zip(drafts, found, strict=True):
+                clips.append(_clip(draft, digest))
+                bar.advance()
+    finally:
+        memo.close()
+    return clips
+
+
+class _Digests:
+    """Digests of contents, each worked out once: of a file, of a record in a file, of a folder of pictures."""
+
+    def __init__(self, memo: DigestMemo | None) -> None:
+        self._memo = memo
+        self._files: dict[str, str] = {}  # by source
+        self._records: dict[str, list[str]] = {}  # by source
+
+    def of(self, draft: Draft) -> str:
+        """Digest of what a clip is cut from, empty when there is no such file: decoding will record it as missing.
+
+        Raises:
+            ManifestError: a folder where a video is expected.
+            LVTError: it cannot be read.
+        """
+        source = draft.source
+        try:
+            if draft.kind == "bair":
+                if source not in self._records:
+                    self._records[source] = self._digests_of_records(Path(source))
+                records = self._records[source]
+                return records[draft.record] if draft.record is not None and draft.record < len(records) else ""
+            if source not in self._files:
+                self._files[source] = self._digest_of(draft)
+            return self._files[source]
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
+        except IsADirectoryError:
+            raise ManifestError(f"{source} is a folder, not a video") from None
+        except OSError as error:
+            raise LVTError(f"{source} cannot be read: {error.strerror}; check its owner and mode") from error
+
+    def _digest_of(self, draft: Draft) -> str:
+        of_file: Callable[[Path], str] = self._memo.digest if self._memo else digest_file
+        if draft.kind == "frames":
+            return folder_digest(pictures_in(draft.source), of_file)
+        if is_url(draft.source):
+            return digest_of_url(draft.source, self._memo)
+        return of_file(Path(draft.source))
+
+    def _digests_of_records(self, path: Path) -> list[str]:
+        if self._memo is None:
+            return _read_records(path)
+        name = f"{path.resolve()}#records"
+        return self._memo.recall(name, status_of(path), lambda: " ".join(_read_records(path))).split()
+
+
+def _read_records(path: Path) -> list[str]:
+    """SHA-256 of each record's payload, and of whatever follows the last one that can be found."""
+    index = index_records(str(path))
+    digests = []
+    with open(path, "rb") as stream:
+        for place in index.places:
+            stream.seek(place.offset)
+            digests.append(hashlib.sha256(stream.read(place.length)).hexdigest())
+        if index.problem is not None:
+            stream.seek(index.end)
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return digests
+
+
+def _report_missing(clips: list[Clip], settings: ManifestSettings, progress: Progress) -> list[Clip]:
+    """Tell which clips have no file; leave them out if that is asked for."""
+    missing = [clip for clip in clips if not clip.digest]
+    outcome = "left out" if settings.missing == "drop" else "recorded as missing (--missing drop leaves it out)"
+    if len(missing) > _REMARKS_OF_A_KIND:
+        examples = some([clip.id for clip in missing])
+        progress.say(f"{len(missing):,} of {len(clips):,} clips have no file, each will be {outcome}: {examples}")
+    else:
+        for clip in missing:
+            progress.say(f"{clip.source} does not exist; its clip {clip.id} will be {outcome}")
+    if settings.missing != "drop":
+        return clips
+    if len(missing) == len(clips):
+        raise ManifestError(f"none of the {len(clips):,} clips has a file, for example {missing[0].source}")
+    return [clip for clip in clips if clip.digest]
+
+
+def _earlier(out: Path, settings: ManifestSettings) -> Earlier:
+    """What the manifest that is about to be replaced decided, if it decided by the same rule."""
+    try:
+        record = read_record(out)
+        digests = [json.loads(line)["digest"] for line in out.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rule = to_plain(settings)
+        if all(record.settings[name] == rule[name] for name in ("split", "val_share", "test_share")):
+            return Earlier(frozenset(digests), dict(record.counts.get(_MOVED, {})))
+    except (ArtefactError, OSError, ValueError, KeyError, TypeError):
+        pass  # there is none, or it was written by hand
+    return Earlier()
+
+
+def _report_copies(clips: Sequence[Clip], progress: Progress) -> tuple[list[Clip], int]:
+    """Tell which clips show the same; leave out those that would put one content into two splits."""
+    kept, left_out = separate_copies(clips)
+    for clip, other in left_out:
+        same = "has the same content as" if clip.fingerprint == other.fingerprint else "overlaps"
+        progress.say(f"{clip.id} {same} {other.id} and is left out: one is {clip.split}, the other {other.split}")
+    lines = []
+    first: dict[str, Clip] = {}
+    for clip in kept:
+        if clip.digest and clip.fingerprint in first:
+            lines.append(f"{clip.id} has the same content as {first[clip.fingerprint].id}")
+        first.setdefault(clip.fingerprint, clip)
+    for line in lines[:_REMARKS_OF_A_KIND]:
+        progress.say(line)
+    if len(lines) > _REMARKS_OF_A_KIND:
+        progress.say(f"{len(lines):,} clips have the same content as another of their split")
+    return kept, len(left_out)
+
+
+def _line(clip: Clip, folder: Path) -> str:
+    entry = {
+        "id": clip.id,
+        "source": _portable(clip.source, folder),
+        "split": clip.split,
+        "label": clip.label,
+        "start": clip.start,
+        "end": clip.end,
+        "kind": None if clip.kind == "video" else clip.kind,
+        "record": clip.record,
+        "camera": clip.camera,
+        "fps": clip.fps,
+        "digest": clip.digest,
+        "metadata": dict(clip.metadata) or None,
+    }
+    return json.dumps({key: value for key, value in entry.items() if value is not None}, ensure_ascii=False) + "\n"
+
+
+def _portable(source: str, folder: Path) -> str:
+    """The path relative to the manifest's folder, so both can move together; absolute if they share only the root."""
+    if is_url(source) or os.path.commonpath([source, folder]) == os.path.sep:
+        return source
+    return Path(os.path.relpath(source, folder)).as_posix()
+
+
+def _counts(clips: Sequence[Clip], kind: str) -> dict[str, Any]:
+    splits = Counter(clip.split for clip in clips)
+    return {
+        "source": kind,
+        "clips": len(clips),
+        "splits": {split: splits[split] for split in SPLITS},
+        "labels": len({clip.label for clip in clips} - {None}),
+        "missing": sum(not clip.digest for clip in clips),
+    }
+
+
+def _unchanged_record(out: Path, data: bytes, record: Provenance) -> Provenance | None:
+    """The record of an existing manifest that is the same as the one about to be written."""
+    try:
+        old = read_record(out)
+        if out.read_bytes() == data and (old.recipe, old.fingerprint) == (record.recipe, record.fingerprint):
+            return old
+    except (ArtefactError, OSError):
+        pass
+    return None

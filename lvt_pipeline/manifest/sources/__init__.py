@@ -1,0 +1,117 @@
+"""What a dataset lists: recognising a source, and handing it to the module that knows its kind.
+
+Each kind has a file: `folders` (videos in a folder, at a URL, or matching a pattern), `tables` (CSV and JSON Lines),
+`kinetics`, `ucf101`, `trajectories` (BAIR) and `frame_folders`. All give drafts: clips whose content is not known yet.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import PurePosixPath
+
+from lvt_pipeline.errors import ManifestError
+from lvt_pipeline.manifest.sources.bair import is_record_file, list_bair
+from lvt_pipeline.manifest.sources.draft import Listing, ManifestSettings, SourceKind
+from lvt_pipeline.manifest.sources.folders import is_pattern, is_video, list_folder, list_pattern, walk
+from lvt_pipeline.manifest.sources.frame_folders import list_frame_folders
+from lvt_pipeline.manifest.sources.kinetics import COLUMNS, find_annotations, list_kinetics
+from lvt_pipeline.manifest.sources.tables import PATH_COLUMNS, csv_columns, list_table
+from lvt_pipeline.manifest.sources.ucf101 import find_lists, list_ucf101
+from lvt_pipeline.video.locations import absolute, exists, is_folder, is_url, parent_of
+from lvt_pipeline.video.picture_folders import is_picture
+
+SPOKEN_KINDS: dict[SourceKind, str] = {
+    "folder": "a folder of videos",
+    "csv": "a CSV that lists videos",
+    "jsonl": "JSON Lines that list videos",
+    "kinetics": "Kinetics annotations",
+    "bair": "BAIR tfrecords",
+    "ucf101": "class folders with UCF101's split files",
+    "frames": "folders of pictures",
+}
+
+
+def list_source(source: str, kind: SourceKind, media: str | None, settings: ManifestSettings) -> Listing:
+    """The clips of a source.
+
+    Args:
+        source: a location: path, URL or pattern.
+        media: the folder or URL of the videos that a list names; the list's own folder when absent.
+
+    Raises:
+        ManifestError: it lists no clip, or something that cannot be used.
+    """
+    _refuse_nothing(source)
+    if is_url(source) and kind in ("bair", "frames", "ucf101"):
+        raise ManifestError(
+            f"{source}: {SPOKEN_KINDS[kind]} are read from a local folder; copy it to this machine first"
+        )
+    match kind:
+        case "folder":
+            return list_pattern(source, settings) if is_pattern(source) else list_folder(source, settings)
+        case "csv" | "jsonl":
+            return list_table(kind, source, media or parent_of(source), settings)
+        case "kinetics":
+            lists = find_annotations(source) if is_folder(source) else [source]
+            return list_kinetics(lists, media or (source if is_folder(source) else parent_of(source)), settings)
+        case "ucf101":
+            folder = find_lists(source) if is_folder(source) else None
+            if folder is None:
+                raise ManifestError(f"{source} holds no trainlist01.txt, nor does a folder in it")
+            return list_ucf101(folder, media or source, settings)
+        case "bair":
+            return list_bair(source, settings)
+        case "frames":
+            return list_frame_folders(source, settings)
+
+
+def recognise(source: str) -> SourceKind:
+    """What a source is, by its name and what lies in it.
+
+    Raises:
+        ManifestError: it does not exist or is nothing of the kind.
+    """
+    if is_pattern(source):
+        return "folder"
+    _refuse_nothing(source)
+    if is_folder(source):
+        return _recognise_folder(source)
+    suffix = PurePosixPath(source).suffix.lower()
+    if suffix == ".csv":
+        columns = csv_columns(source)
+        return "kinetics" if columns >= COLUMNS and not columns.intersection(PATH_COLUMNS) else "csv"
+    if suffix == ".jsonl":
+        return "jsonl"
+    if is_record_file(PurePosixPath(source).name):
+        return "bair"
+    raise ManifestError(
+        f"{source} is neither a folder nor a .csv, .jsonl or .tfrecords file; give the folder that holds the videos"
+    )
+
+
+def _recognise_folder(folder: str) -> SourceKind:
+    if is_url(folder):
+        return "folder"
+    if find_annotations(folder):
+        return "kinetics"
+    if find_lists(folder) is not None:
+        return "ucf101"
+    holds: set[SourceKind] = set()
+    for _, _, files in walk(folder):
+        if any(not name.startswith(".") and is_video(PurePosixPath(name)) for name in files):
+            return "folder"
+        if any(map(is_record_file, files)):
+            holds.add("bair")
+        if any(map(is_picture, files)):
+            holds.add("frames")
+    return next((kind for kind in ("bair", "frames") if kind in holds), "folder")
+
+
+def _refuse_nothing(source: str) -> None:
+    if not exists(source) and not is_pattern(source):
+        raise ManifestError(f"{source} does not exist; give a folder of videos or a CSV that lists them")
+
+
+def location_of(source: str | os.PathLike[str]) -> str:
+    """A source as its user wrote it, as an absolute path or a URL."""
+    return absolute(os.getcwd(), os.fspath(source))

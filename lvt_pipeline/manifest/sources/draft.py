@@ -1,0 +1,143 @@
+"""What every kind of source gives: clips whose content is not known yet, and how they get their names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from lvt_pipeline.errors import ConfigError, ManifestError
+from lvt_pipeline.frames.records import SPLITS
+from lvt_pipeline.video.clips import ClipKind
+
+SourceKind = Literal["folder", "csv", "jsonl", "kinetics", "bair", "ucf101", "frames"]
+
+# Of BAIR and of folders of pictures, which hold no times; only `lvt ingest --fps` and players look at it.
+BAIR_FPS = 10.0
+PICTURE_FPS = 25.0
+
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestSettings:
+    """How clips are found, and how they are assigned to splits and labels."""
+
+    split: Literal["auto", "hash", "none"] = "auto"  # auto: the source decides if it can, else the content
+    val_share: float = 0.1  # expected share of clips whose content falls into val
+    test_share: float = 0.1
+    label: Literal["folder", "none"] = "folder"  # folder: the name of the folder a video lies in
+    kind: SourceKind | None = None  # what the source is; none: recognise it
+    path_column: str | None = None  # of a CSV or JSONL; none: path, source or video
+    label_column: str | None = None  # none: label
+    split_column: str | None = None  # none: split
+    camera: Literal["image_aux1", "image_main", "both"] | None = None  # of BAIR; none: image_aux1
+    fold: int | None = None  # which of UCF101's three splits; none: the first
+    fps: float | None = None  # of sources without times; none: 10 for BAIR, 25 for folders of pictures
+    missing: Literal["list", "drop"] | None = None  # clips without a file; none: list them, ingest records them
+
+    def __post_init__(self) -> None:
+        if min(self.val_share, self.test_share) < 0 or self.val_share + self.test_share >= 1:
+            raise ConfigError(
+                f"val_share={self.val_share} and test_share={self.test_share} leave nothing to train on; "
+                f"their sum must stay below 1"
+            )
+        if self.fold not in (None, 1, 2, 3):
+            raise ConfigError(f"fold={self.fold} is not one of UCF101's splits 1, 2 and 3")
+        if self.fps is not None and not 0 < self.fps < float("inf"):
+            raise ConfigError(f"fps={self.fps} is not a positive number of frames per second")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A clip before its content is known; `split` is what a folder, a row or a list asks for."""
+
+    id: str
+    source: str
+    split: str | None = None
+    label: str | None = None
+    start: float | None = None
+    end: float | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    kind: ClipKind = "video"
+    record: int | None = None
+    camera: str | None = None
+    fps: float | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source lists.
+
+    Attributes:
+        remarks: what people should know about it, one line each.
+    """
+
+    drafts: list[Draft]
+    remarks: list[str] = field(default_factory=list)
+
+
+def unique_ids(names: Sequence[PurePosixPath]) -> list[str]:
+    """Paths without their ending; files that would share an id keep it."""
+    plain = [str(name.with_suffix("")) for name in names]
+    uses = Counter(plain)
+    ids = [short if uses[short] == 1 else str(name) for name, short in zip(names, plain, strict=True)]
+    for clip_id in ids:
+        refuse_odd_name(clip_id)
+    return ids
+
+
+def refuse_odd_name(name: str) -> None:
+    """Refuse a file name that is not text.
+
+    Raises:
+        ManifestError: naming it.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ManifestError(f"the file name {name!r} is not UTF-8; rename the file") from None
+
+
+def split_of_folder(name: PurePosixPath, settings: ManifestSettings) -> str | None:
+    """The split that the first or second folder of a path names."""
+    if settings.split != "auto":
+        return None
+    return next((SPLIT_FOLDERS[part.lower()] for part in name.parts[:-1][:2] if part.lower() in SPLIT_FOLDERS), None)
+
+
+def label_of_folder(name: PurePosixPath, settings: ManifestSettings) -> str | None:
+    """The folder a video lies in; a folder that names the split is no class."""
+    if settings.label == "none" or len(name.parts) < 2:
+        return None
+    parent = name.parts[-2]
+    return None if settings.split == "auto" and len(name.parts) <= 3 and parent.lower() in SPLIT_FOLDERS else parent
+
+
+def split_of_text(text: str, where: str) -> str | None:
+    """The split that a column names; none where it is empty.
+
+    Raises:
+        ManifestError: it names something else.
+    """
+    if not text:
+        return None
+    name = {"validate": "val"}.get(text.lower()) or SPLIT_FOLDERS.get(text.lower())
+    if name is None:
+        raise ManifestError(f"{where}: split {text!r} is not one of {', '.join(SPLITS)}")
+    return name
+
+
+def some(names: Sequence[str], count: int = 3) -> str:
+    """The first of many names, for a sentence."""
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

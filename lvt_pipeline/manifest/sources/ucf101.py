@@ -1,0 +1,94 @@
+"""UCF101 and what is laid out like it: class folders of videos, and official lists that say which are for testing.
+
+`trainlist01.txt` has lines `Class/video.avi 1`, `testlist01.txt` lines `Class/video.avi`, `classInd.txt` lines
+`1 Class`; there are three such splits. The lists lie in the source or in a folder of it (`ucfTrainTestlist`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+from lvt_pipeline.errors import ManifestError
+from lvt_pipeline.manifest.sources.draft import Draft, Listing, ManifestSettings, some, unique_ids
+from lvt_pipeline.manifest.sources.folders import video_files
+from lvt_pipeline.video.locations import absolute, is_url
+
+DEFAULT_FOLD = 1
+
+
+def find_lists(folder: str) -> Path | None:
+    """The folder that holds UCF101's split files: the source itself, or one right below it."""
+    if is_url(folder):
+        return None
+    with os.scandir(folder) as entries:
+        candidates = [Path(folder), *sorted(Path(entry.path) for entry in entries if entry.is_dir())]
+    return next((path for path in candidates if (path / "trainlist01.txt").is_file()), None)
+
+
+def list_ucf101(lists: Path, media: str, settings: ManifestSettings) -> Listing:
+    """Every video of the class folders below `media`, split as the lists of one fold say.
+
+    Ids are `Class/video`. A listed video that is not there is listed as missing; the content decides the split of a
+    video that is in neither list.
+
+    Raises:
+        ManifestError: a list is missing or contradicts itself, or not one listed video is there.
+    """
+    splits = _read_lists(lists, settings.fold or DEFAULT_FOLD)
+    found = {PurePosixPath(*name.parts[-2:]): name for name in video_files(media) if len(name.parts) >= 2}
+    missing = [name for name in splits if name not in found]
+    if len(missing) == len(splits):
+        raise ManifestError(
+            f"none of the {len(splits):,} videos in {lists} is in {media}: looked for {missing[0]}; "
+            f"--media names the folder that holds the class folders"
+        )
+    names = sorted({*splits, *found}, key=lambda name: name.parts)
+    drafts = [
+        Draft(
+            id=clip_id,
+            source=absolute(media, str(found.get(name, name))),
+            split=splits.get(name) if settings.split == "auto" else None,
+            label=name.parts[0] if settings.label == "folder" else None,
+        )
+        for name, clip_id in zip(names, unique_ids(names), strict=True)
+    ]
+    unlisted = [str(name) for name in found if name not in splits]
+    remark = f"{len(unlisted):,} videos are in neither list, their content decides: {some(unlisted)}"
+    remarks = [remark] if unlisted else []
+    return Listing(drafts, remarks)
+
+
+def _read_lists(folder: Path, fold: int) -> dict[PurePosixPath, str]:
+    """Split by `Class/video.avi`."""
+    classes = _read_classes(folder / "classInd.txt")
+    splits: dict[PurePosixPath, str] = {}
+    for split in ("train", "test"):
+        path = folder / f"{split}list{fold:02d}.txt"
+        for number, line in _lines(path):
+            name, _, class_number = line.partition(" ")
+            video = PurePosixPath(name)
+            if len(video.parts) != 2:
+                raise ManifestError(f"{path}:{number}: {line!r} is not Class/video.avi")
+            if class_number and classes and classes.get(class_number) != video.parts[0]:
+                raise ManifestError(
+                    f"{path}:{number}: {video.parts[0]} is not class {class_number} of {folder / 'classInd.txt'}"
+                )
+            if splits.setdefault(video, split) != split:
+                raise ManifestError(f"{path}:{number}: {name} is already in the list of {splits[video]}")
+    return splits
+
+
+def _read_classes(path: Path) -> dict[str, str]:
+    """Class names by number; empty when the file is not there."""
+    if not path.is_file():
+        return {}
+    return {number: name.strip() for number, _, name in (line.partition(" ") for _, line in _lines(path))}
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path} cannot be read as a list of videos ({error})") from error
+    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]

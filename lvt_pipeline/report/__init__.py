@@ -1,0 +1,1 @@
+"""The report page, the figures and the contact sheets."""

@@ -1,0 +1,172 @@
+"""How often each code occurs: sorted (paper figure 5), and as a map of the codebook."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lvt_pipeline.codes.usage import USUAL_SHARE, codes_holding, perplexity
+from lvt_pipeline.errors import ShapeError
+from lvt_pipeline.report.charts import SERIES_COLOURS
+from lvt_pipeline.report.figures.canvas import (
+    FAINT,
+    PAGE_WIDTH,
+    FigureFiles,
+    figure_look,
+    new_figure,
+    plain_numbers,
+    save_figure,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLUMNS = 2  # of panels with one codebook each
+MAP_COLUMNS = 4
+WIDEST_MAP = 2.4  # inches
+
+
+def draw_code_frequencies(counts: NDArray[np.int64], out: Path, *, title: str = "") -> FigureFiles:
+    """Draw, for each codebook, its codes from most to least used, and mark how many hold 80 % of all positions.
+
+    The CSV has a line per codebook and rank: `codebook`, `rank` (from 1), `code`, `count`, `share` and `cumulative`
+    (share of the codes up to this rank). Codes used equally often stand in the order of their index.
+
+    Args:
+        counts: int64 (n_c, K), how often each code occurs.
+        out: path of the files without an ending.
+
+    Raises:
+        ShapeError: `counts` is not a table with at least one codebook of one code.
+        LVTError: matplotlib is not installed.
+    """
+    _check(counts)
+    num_books = len(counts)
+    with figure_look():
+        columns = min(num_books, COLUMNS)
+        num_rows = math.ceil(num_books / columns)
+        figure = new_figure(PAGE_WIDTH, 0.35 + 2.0 * num_rows, title)
+        panels = figure.subplots(num_rows, columns, sharex=True, sharey=True, squeeze=False).flat
+        for book, (axes, row) in enumerate(zip(panels, counts, strict=False)):
+            _draw_sorted(axes, row, f"codebook {book}: " if num_books > 1 else "")
+        for axes in panels[num_books:]:
+            axes.set_axis_off()
+        highest = float((counts.max(1) / np.maximum(counts.sum(1), 1)).max())
+        panels[0].set_ylim(0, 130 * (highest or 1.0))  # room for the note above the bars
+        figure.supxlabel("codes, most used first (dotted: if all were used equally)", fontsize="medium")
+        figure.supylabel("share of positions, %", fontsize="medium")
+        header = ("codebook", "rank", "code", "count", "share", "cumulative")
+        return save_figure(figure, out, header, _sorted_numbers(counts))
+
+
+def draw_code_usage(counts: NDArray[np.int64], out: Path, *, title: str = "") -> FigureFiles:
+    """Draw each codebook as a map with one cell per code, in the order of the indices, on a logarithmic scale.
+
+    The CSV has a line per code: `codebook`, `code`, `count`, `share` and `times_even` (count over the count that each
+    code would have if all were used equally).
+
+    Args:
+        counts: int64 (n_c, K), how often each code occurs.
+        out: path of the files without an ending.
+
+    Raises:
+        ShapeError: `counts` is not a table with at least one codebook of one code.
+        LVTError: matplotlib is not installed.
+    """
+    _check(counts)
+    num_books, size = counts.shape
+    times_even = counts / np.maximum(counts.sum(1, keepdims=True), 1) * size
+    with figure_look():
+        from matplotlib import colormaps
+        from matplotlib.colors import LogNorm
+        from matplotlib.ticker import LogLocator
+
+        columns = min(num_books, MAP_COLUMNS)
+        num_rows = math.ceil(num_books / columns)
+        width = _map_width(size)
+        height = math.ceil(size / width)
+        panel = min(PAGE_WIDTH / columns - 0.15, WIDEST_MAP)
+        figure = new_figure(PAGE_WIDTH, (panel * height / width + 0.4) * num_rows + 0.8, title)
+        panels = figure.subplots(num_rows, columns, squeeze=False)
+        used = times_even[times_even > 0]
+        low, high = min(0.99, used.min(initial=0.99)), max(1.01, used.max(initial=1.01))
+        colours = colormaps["cividis"].with_extremes(under="white", bad="#DDDDDD")
+        for book, axes in enumerate(panels.flat[:num_books]):
+            cells = np.full(width * height, np.nan)  # the last line may have cells without a code
+            cells[:size] = np.where(times_even[book] > 0, times_even[book], low / 2)
+            scale = LogNorm(low, high)
+            picture = axes.imshow(cells.reshape(height, width), cmap=colours, norm=scale, interpolation="none")
+            axes.set(xticks=(), yticks=())
+            axes.spines[:].set_visible(True)
+            name = f"codebook {book}: " if num_books > 1 else ""
+            axes.set_title(f"{name}{int((counts[book] == 0).sum())} never used")
+        for axes in panels.flat[num_books:]:
+            axes.set_axis_off()
+        bar = figure.colorbar(picture, ax=panels, location="bottom", shrink=0.6, aspect=40)
+        meaning = "white: never used" + ("; grey: no code" if width * height > size else "")
+        bar.set_label(f"times as often as if all codes were used equally ({meaning})")
+        bar.ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high / low < 1000 else (1.0,)))
+        plain_numbers(bar.ax, "x")
+        lines = (
+            (book, code, int(count), float(share), float(share * size))
+            for book, row in enumerate(counts)
+            for code, (count, share) in enumerate(zip(row, row / max(int(row.sum()), 1), strict=True))
+        )
+        return save_figure(figure, out, ("codebook", "code", "count", "share", "times_even"), lines)
+
+
+def _check(counts: NDArray[np.int64]) -> None:
+    if counts.ndim != 2 or not counts.size:
+        raise ShapeError(f"counts of shape (n_c, K) are needed, found {counts.shape}")
+
+
+def _draw_sorted(axes: Axes, row: NDArray[np.int64], name: str) -> None:
+    """One codebook: bars from most to least used, and the mark after those that hold 80 %."""
+    size, total, unused = len(row), int(row.sum()), int((row == 0).sum())
+    axes.set_xlim(0, size)
+    plain_numbers(axes, "x", "y")
+    if not total:
+        axes.set_title(f"{name}nothing counted")
+        return
+    holding, effective = codes_holding(row[None])[0], perplexity(row[None])[0]
+    axes.set_title(f"{name}perplexity {effective:.1f}, {unused} never used")
+    share = np.sort(row)[::-1] / total * 100
+    edges = np.arange(size + 1)
+    axes.stairs(share[:holding], edges[: holding + 1], fill=True, color=SERIES_COLOURS[0])
+    axes.stairs(share[holding:], edges[holding:], fill=True, color=FAINT)
+    axes.axhline(100 / size, color="black", linewidth=0.8, linestyle=":")
+    axes.axvline(holding, color=SERIES_COLOURS[1], linewidth=1.4, linestyle="--")
+    is_far = holding > 0.5 * size  # then the note stands before the mark, else after it
+    axes.annotate(
+        f"{holding} of {size} codes {'hold' if holding > 1 else 'holds'} {USUAL_SHARE:.0%}",
+        (holding, 0.97),
+        xycoords=("data", "axes fraction"),
+        xytext=(-4 if is_far else 4, 0),
+        textcoords="offset points",
+        ha="right" if is_far else "left",
+        va="top",
+        color=SERIES_COLOURS[1],
+    )
+
+
+def _sorted_numbers(counts: NDArray[np.int64]) -> list[tuple[int, int, int, int, float, float]]:
+    lines = []
+    for book, row in enumerate(counts):
+        order = np.argsort(-row, kind="stable")
+        total = max(int(row.sum()), 1)
+        running = np.cumsum(row[order])
+        lines += [
+            (book, rank + 1, int(code), int(row[code]), float(row[code] / total), float(running[rank] / total))
+            for rank, code in enumerate(order)
+        ]
+    return lines
+
+
+def _map_width(size: int) -> int:
+    """Cells per line: a divisor of the number of codes that makes the map nearly square, if there is one."""
+    root = math.ceil(math.sqrt(size))
+    return next((width for width in range(root, 2 * root + 1) if size % width == 0), root)

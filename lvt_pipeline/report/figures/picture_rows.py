@@ -1,0 +1,308 @@
+"""Rows of pictures with one column per frame: the layout of the paper's figures 3, 4 and 6 to 8.
+
+Everything is placed in pixels of the PNG, so that each pixel of a frame and each code is a square of whole pixels. In
+the SVG the same pictures are embedded, and all lines and words are vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lvt_pipeline.errors import ShapeError
+from lvt_pipeline.report.figures.canvas import GENERATED_COLOUR, GIVEN_COLOUR, PAGE_WIDTH, text_width
+from lvt_pipeline.report.figures.strips import strip
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TILE_SIZES = (0.2, 0.9)  # inches: narrower tiles make the page wider than PAGE_WIDTH instead
+MOST_TILE_PIXELS = 128  # larger frames are averaged down
+LEAST_DOTS = 300  # per inch, of pictures
+GAP = 0.02  # inches between tiles
+LINE = 0.17  # inches of a line of text
+MOST_LABEL = 1.5  # inches; longer labels are cut
+LABEL_SPACE = 0.06  # inches on each side of the labels
+LEGEND_SPACE = 0.42  # inches of an entry beside its words
+MARGIN = 0.04  # inches around the page
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """One row.
+
+    Attributes:
+        label: written before it; may have two lines.
+        tiles: one picture per frame, uint8 (T, H, W, 3 or 4).
+        num_given: this many of its first tiles are framed; rows without space between them share a frame.
+        group: consecutive rows of one group share a bracket with this name.
+        space_above: inches.
+    """
+
+    label: str
+    tiles: NDArray[np.uint8]
+    num_given: int = 0
+    group: str = ""
+    space_above: float = 0.0
+
+
+@dataclass(frozen=True)
+class RowFigure:
+    """A drawn figure and the resolution at which its pictures fall on whole pixels."""
+
+    figure: Figure
+    dots_per_inch: int
+
+
+def draw_picture_rows(
+    rows: Sequence[PictureRow],
+    num_given: int,
+    *,
+    title: str = "",
+    legend: Sequence[tuple[tuple[int, int, int], str]] = (),
+) -> RowFigure:
+    """Draw rows under a head with frame numbers, which says which frames were given; call it inside `figure_look`.
+
+    Args:
+        num_given: frames 1 to this are headed as given, the others as generated.
+        legend: colours, 0 to 255, and what they mean, below the rows.
+
+    Raises:
+        ShapeError: there is no row, or no frame in one.
+    """
+    if not rows or any(row.tiles.ndim != 4 or not row.tiles.size for row in rows):
+        raise ShapeError("a figure of pictures needs at least one row of shape (T, H, W, 3) with at least one frame")
+    layout = _lay_out(rows, bool(title), [meaning for _, meaning in legend])
+    sheet = _Sheet(layout)
+    if title:
+        sheet.draw_title(title)
+    sheet.draw_head(min(num_given, layout.num_frames))
+    for row, top in zip(rows, layout.tops, strict=True):
+        sheet.draw_row(row, top)
+    sheet.draw_frames(rows)
+    sheet.draw_groups(rows)
+    sheet.draw_legend(legend)
+    return RowFigure(sheet.figure, layout.dots)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """Where everything lies, in pixels from the top left corner.
+
+    Attributes:
+        dots: pixels per inch.
+        head: top of the brackets and frame numbers.
+        left: left edge of the first tiles.
+        tops: of each row.
+        below: bottom of the last row and its gap.
+        label_room: inches that a label may take.
+    """
+
+    dots: int
+    num_frames: int
+    tile_height: int
+    tile_width: int
+    head: int
+    left: int
+    tops: tuple[int, ...]
+    below: int
+    width: int
+    height: int
+    label_room: float
+
+    @property
+    def gap(self) -> int:
+        return self.pixels(GAP)
+
+    def pixels(self, inches: float) -> int:
+        return round(inches * self.dots)
+
+    def column(self, frame: int) -> int:
+        """Left edge of a frame's tiles."""
+        return self.left + frame * (self.tile_width + self.gap)
+
+    def box(self, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
+        """Left, bottom, width and height as shares of the page, from the bottom left corner."""
+        return left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height
+
+
+def _lay_out(rows: Sequence[PictureRow], has_title: bool, meanings: Sequence[str]) -> _Layout:
+    """The largest tiles with which the page is as wide as print, of whole pixels per pixel."""
+    num_frames = max(len(row.tiles) for row in rows)
+    label_room = min(MOST_LABEL, max(text_width(line) for row in rows for line in row.label.split("\n")))
+    left = label_room + 2 * LABEL_SPACE + (LINE + 0.1 if any(row.group for row in rows) else 0.0)
+    tile = (PAGE_WIDTH - left - MARGIN) / num_frames - GAP
+    tile = min(max(tile, TILE_SIZES[0]), TILE_SIZES[1])
+    height, width = _tile_shape(rows)
+    enlarged = math.ceil(LEAST_DOTS * tile / width)
+    dots = round(enlarged * width / tile)
+
+    def pixels(inches: float) -> int:
+        return round(inches * dots)
+
+    head = pixels(MARGIN + (1.3 * LINE if has_title else 0.0))
+    tops, below = [], head + pixels(2.2 * LINE)
+    for row in rows:
+        below += pixels(row.space_above)
+        tops.append(below)
+        below += enlarged * height + pixels(GAP)
+    tiles_width = num_frames * (enlarged * width + pixels(GAP))
+    legend_width = sum(pixels(LEGEND_SPACE + text_width(meaning)) for meaning in meanings)
+    return _Layout(
+        dots=dots,
+        num_frames=num_frames,
+        tile_height=enlarged * height,
+        tile_width=enlarged * width,
+        head=head,
+        left=pixels(left),
+        tops=tuple(tops),
+        below=below,
+        width=pixels(left) + max(tiles_width, legend_width) + pixels(MARGIN),
+        height=below + pixels(1.4 * LINE if meanings else MARGIN),
+        label_room=label_room,
+    )
+
+
+class _Sheet:
+    """A page on which things are drawn at pixels."""
+
+    def __init__(self, layout: _Layout) -> None:
+        from matplotlib.figure import Figure
+
+        # A trifle more, because matplotlib cuts what rounding leaves just below a whole pixel.
+        size = ((layout.width + 1e-4) / layout.dots, (layout.height + 1e-4) / layout.dots)
+        self.figure = Figure(figsize=size)
+        self.layout = layout
+
+    def draw_title(self, title: str) -> None:
+        layout = self.layout
+        room = (layout.width - layout.left) / layout.dots
+        self.text(layout.left, layout.head - layout.pixels(0.7 * LINE), _shortened(title, room), ha="left")
+
+    def draw_head(self, num_given: int) -> None:
+        """Brackets over the given and the generated frames, and the number of each frame."""
+        layout = self.layout
+        for first, after, colour, name in (
+            (0, num_given, GIVEN_COLOUR, "given"),
+            (num_given, layout.num_frames, GENERATED_COLOUR, "generated"),
+        ):
+            if first == after:
+                continue
+            left, right = layout.column(first), layout.column(after) - layout.gap
+            self.text((left + right) / 2, layout.head + layout.pixels(0.4 * LINE), name, color=colour, weight="bold")
+            height = layout.head + layout.pixels(0.95 * LINE)
+            self.line([left, right], [height, height], color=colour, linewidth=1.6)
+        room = 0.8 * (layout.tile_width + layout.gap) / layout.dots
+        for frame in range(0, layout.num_frames, math.ceil(text_width(str(layout.num_frames)) / room)):
+            centre = layout.column(frame) + layout.tile_width / 2
+            self.text(centre, layout.head + layout.pixels(1.6 * LINE), str(frame + 1), color="#444444")
+
+    def draw_row(self, row: PictureRow, top: int) -> None:
+        layout = self.layout
+        label = "\n".join(_shortened(line, layout.label_room) for line in row.label.split("\n"))
+        middle = top + layout.tile_height / 2
+        self.text(layout.left - layout.pixels(LABEL_SPACE), middle, label, ha="right", va="center")
+        tiles = np.stack([_fitted(tile, layout.tile_height, layout.tile_width) for tile in row.tiles])
+        image = strip(tiles, layout.gap)
+        # A trifle less, because matplotlib may enlarge a picture to whole pixels when rounding leaves it just above.
+        height, width = image.shape[0] - 1e-3, image.shape[1] - 1e-3
+        axes = self.figure.add_axes(layout.box(layout.left, top, width, height))
+        axes.set_axis_off()
+        axes.imshow(image, interpolation="none", aspect="auto")
+
+    def draw_frames(self, rows: Sequence[PictureRow]) -> None:
+        """A frame around the given tiles of rows that touch, in the gaps around them."""
+        layout, half = self.layout, self.layout.gap / 2
+        for first, last in _spans(rows, lambda row, below: row.num_given == below.num_given and not below.space_above):
+            num_given = min(rows[first].num_given, layout.num_frames)
+            if not num_given:
+                continue
+            left, right = layout.left - half, layout.column(num_given) - half
+            top, bottom = layout.tops[first] - half, layout.tops[last] + layout.tile_height + half
+            self.line(
+                [left, right, right, left, left],
+                [top, top, bottom, bottom, top],
+                color=GIVEN_COLOUR,
+                linewidth=72 * layout.gap / layout.dots,
+                solid_joinstyle="miter",
+                snap=False,  # it fills the gap exactly, and covers no pixel of a frame
+            )
+
+    def draw_groups(self, rows: Sequence[PictureRow]) -> None:
+        """A line with a name, beside consecutive rows of one group."""
+        layout = self.layout
+        for first, last in _spans(rows, lambda row, below: row.group == below.group):
+            if rows[first].group:
+                left = layout.pixels(LINE + 0.05)
+                top, bottom = layout.tops[first], layout.tops[last] + layout.tile_height
+                self.line([left, left], [top, bottom], color="#555555", linewidth=0.8)
+                middle = (top + bottom) / 2
+                self.text(left - layout.pixels(0.6 * LINE), middle, rows[first].group, rotation=90, va="center")
+
+    def draw_legend(self, legend: Sequence[tuple[tuple[int, int, int], str]]) -> None:
+        """Squares of colour and what they mean, below the rows."""
+        from matplotlib.patches import Rectangle
+
+        layout = self.layout
+        left, middle = layout.left, layout.below + layout.pixels(0.8 * LINE)
+        size = layout.pixels(0.11)
+        for colour, meaning in legend:
+            x, y, width, height = layout.box(left, middle - size / 2, size, size)
+            face = tuple(channel / 255 for channel in colour)
+            self.figure.add_artist(
+                Rectangle((x, y), width, height, transform=self.figure.transFigure, facecolor=face, edgecolor="none")
+            )
+            self.text(left + 1.5 * size, middle, meaning, ha="left")
+            left += layout.pixels(LEGEND_SPACE + text_width(meaning))
+
+    def text(self, x: float, y: float, text: str, **options: Any) -> None:
+        left, bottom, _, _ = self.layout.box(x, y, 0, 0)
+        self.figure.text(left, bottom, text, **{"ha": "center", "va": "center_baseline", **options})
+
+    def line(self, x: Sequence[float], y: Sequence[float], **options: Any) -> None:
+        from matplotlib.lines import Line2D
+
+        corners = [self.layout.box(left, top, 0, 0) for left, top in zip(x, y, strict=True)]
+        options = {"transform": self.figure.transFigure, "solid_capstyle": "butt", **options}
+        self.figure.add_artist(Line2D([corner[0] for corner in corners], [corner[1] for corner in corners], **options))
+
+
+def _spans(rows: Sequence[PictureRow], joins: Callable[[PictureRow, PictureRow], bool]) -> Iterator[tuple[int, int]]:
+    """First and last index of each stretch of rows that belong together, by what joins a row and the one below."""
+    first = 0
+    for last in range(len(rows)):
+        if last + 1 == len(rows) or not joins(rows[last], rows[last + 1]):
+            yield first, last
+            first = last + 1
+
+
+def _tile_shape(rows: Sequence[PictureRow]) -> tuple[int, int]:
+    """Height and width of the largest tile, in its own pixels, or averaged down by a whole factor."""
+    shapes: list[tuple[int, int]] = [(row.tiles.shape[1], row.tiles.shape[2]) for row in rows]
+    height, width = max(shapes, key=math.prod)
+    factor = math.ceil(max(height, width) / MOST_TILE_PIXELS)
+    return max(1, height // factor), max(1, width // factor)
+
+
+def _fitted(tile: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """A picture at another size: enlarged without smoothing, or averaged down."""
+    if tile.shape[0] <= height and tile.shape[1] <= width:
+        rows, columns = np.arange(height) * tile.shape[0] // height, np.arange(width) * tile.shape[1] // width
+        enlarged: NDArray[np.uint8] = tile[rows[:, None], columns]
+        return enlarged
+    return np.asarray(Image.fromarray(tile).resize((width, height), Image.Resampling.BOX))
+
+
+def _shortened(text: str, room: float) -> str:
+    """A text that fits into so many inches; the end of an id tells more than its beginning."""
+    if text_width(text) <= room:
+        return text
+    while len(text) > 1 and text_width("…" + text) > room:
+        text = text[1:]
+    return "…" + text

@@ -1,0 +1,144 @@
+"""What a training would cost, measured on one step of the real model and optimizer, writing nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lvt_pipeline.codes.loading.cache import available_memory
+from lvt_pipeline.training.activation_checkpointing import checkpoint_activations
+from lvt_pipeline.training.loop import StepLoss
+from lvt_pipeline.training.optimizers import make_optimizer
+from lvt_pipeline.training.settings import TrainingSettings
+
+CPU_BATCH_SIZE = 2  # what a CPU tries first: a paper-size batch would not fit into the memory of a laptop
+CPU_SECONDS = 5.0  # on a CPU, a micro-batch that takes longer than this is not tried
+TIMED_STEPS = 3
+
+
+def count_by_part(model: nn.Module) -> dict[str, int]:
+    """Parameters of each part of a model. Codebooks count although they follow averages instead of gradients."""
+    counts = {}
+    for name, part in model.named_children():
+        trained = sum(value.numel() for value in part.parameters())
+        tables = sum(value.numel() for key, value in part.named_buffers() if key.rpartition(".")[2] == "table")
+        counts[name] = trained + tables
+    return counts
+
+
+def measure_step(
+    model: nn.Module,
+    settings: TrainingSettings,
+    make_batch: Callable[[int], Mapping[str, Tensor]],
+    loss: Callable[[nn.Module, Mapping[str, Tensor]], StepLoss],
+    device: torch.device,
+) -> dict[str, Any]:
+    """Take one step to warm up and a few to be timed, of which the quickest counts.
+
+    On a GPU a step has the configured micro-batch, and its activations are the peak that the allocator saw beyond
+    weights, gradients and optimizer state. On a CPU the first has at most two samples; activations are the tensors that
+    autograd keeps for the backward pass, scaled up to the micro-batch. Where that fits into memory and is quick enough,
+    whole micro-batches are timed, elsewhere two samples, whose time is scaled up.
+
+    Args:
+        make_batch: data for a number of samples.
+
+    Returns:
+        "measured_batch_size", "step_seconds" (one whole step with all its micro-batches), "steps_per_second",
+        "max_steps", "total_seconds" (of all of them, without evaluations), "memory_bytes" and "memory_bytes_by_part":
+        weights (with buffers and their moving average), gradients, optimizer, activations.
+    """
+    micro_batch_size = settings.batch_size // settings.gradient_accumulation_steps
+    measured = micro_batch_size if device.type == "cuda" else min(micro_batch_size, CPU_BATCH_SIZE)
+    optimizer = make_optimizer(model, settings)
+    if settings.activation_checkpointing:
+        checkpoint_activations(model)
+    model.train()
+    batch = {name: value.to(device) for name, value in make_batch(measured).items()}
+    watched = measured
+    kept_bytes = _take_step(model, settings, optimizer, batch, loss, device)
+    weights = sum(_bytes(value) for value in (*model.parameters(), *model.buffers()))
+    averages = weights if settings.ema_decay is not None else 0
+    gradients = sum(_bytes(value) for value in model.parameters() if value.requires_grad)
+    states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    optimizer_bytes = sum(_bytes(value) for value in states)
+
+    def seconds_of_step() -> float:
+        start = time.perf_counter()
+        _take_step(model, settings, optimizer, batch, loss, device, is_watched=False)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    elif measured < micro_batch_size:
+        is_small = kept_bytes * micro_batch_size // measured < available_memory() // 2
+        if is_small and seconds_of_step() * micro_batch_size / measured < CPU_SECONDS:
+            measured = micro_batch_size
+            batch = dict(make_batch(measured))
+    seconds = min(seconds_of_step() for _ in range(TIMED_STEPS))
+    if device.type == "cuda":
+        activations = max(0, torch.cuda.max_memory_allocated(device) - weights - gradients - optimizer_bytes)
+    else:
+        activations = kept_bytes * micro_batch_size // watched
+    parts = {
+        "weights": weights + averages,
+        "gradients": gradients,
+        "optimizer": optimizer_bytes,
+        "activations": activations,
+    }
+    step_seconds = seconds * settings.batch_size / measured
+    return {
+        "measured_batch_size": measured,
+        "step_seconds": step_seconds,
+        "steps_per_second": 1 / step_seconds,
+        "max_steps": settings.max_steps,
+        "total_seconds": step_seconds * settings.max_steps,
+        "memory_bytes": sum(parts.values()),
+        "memory_bytes_by_part": parts,
+        "device": str(device),
+    }
+
+
+def _take_step(
+    model: nn.Module,
+    settings: TrainingSettings,
+    optimizer: torch.optim.Optimizer,
+    batch: Mapping[str, Tensor],
+    loss: Callable[[nn.Module, Mapping[str, Tensor]], StepLoss],
+    device: torch.device,
+    *,
+    is_watched: bool = True,
+) -> int:
+    """One optimizer step; returns the bytes that autograd kept for it, beside the weights, if it is watched."""
+    ours = {value.untyped_storage().data_ptr() for value in (*model.parameters(), *model.buffers(), *batch.values())}
+    kept: dict[int, int] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in ours:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    watching = torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value) if is_watched else nullcontext()
+    with (
+        watching,
+        torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16"),
+    ):
+        result = loss(model, batch)
+    assert result.loss is not None
+    result.loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return sum(kept.values())
+
+
+def _bytes(value: Tensor) -> int:
+    return value.numel() * value.element_size()

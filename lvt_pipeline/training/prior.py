@@ -1,0 +1,290 @@
+"""Train the video transformer on codes (paper, sections 3.2 and 4.2): a code store in, a run directory out.
+
+No video, no pixels and no tokenizer is opened, and the test split never is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lvt_pipeline.codes.loading.batches import check_mix
+from lvt_pipeline.codes.loading.cache import Cache, Tier, cache_file, choose_tier
+from lvt_pipeline.codes.loading.windows import CodeWindows
+from lvt_pipeline.codes.store import CodeStore, open_codes
+from lvt_pipeline.errors import ConfigError
+from lvt_pipeline.models.device import choose_device
+from lvt_pipeline.models.prior.adaptive import set_frequencies
+from lvt_pipeline.models.prior.model import Prior
+from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.provenance import Provenance
+from lvt_pipeline.runs.directory import RunDirectory, RunPlan, open_run
+from lvt_pipeline.runs.read import PRIOR_KIND, RUN_NAME, read_run, read_run_record
+from lvt_pipeline.runs.trained_clips import write_trained_clips
+from lvt_pipeline.training.distributed import Workers, joined_workers
+from lvt_pipeline.training.dry_run import count_by_part, measure_step
+from lvt_pipeline.training.loop import seeded, train
+from lvt_pipeline.training.prior_settings import (
+    PriorRunSettings,
+    PriorTraining,
+    ResolvedPriorSettings,
+    check_alike,
+    class_names,
+    count_train_codes,
+    resolve_settings,
+)
+from lvt_pipeline.training.prior_task import PriorTask, prior_loss
+from lvt_pipeline.training.settings import HARMLESS_SETTINGS
+
+STAGE = "train-prior"
+VERSION = 1
+
+
+def train_prior(
+    codes: Path | Sequence[Path],
+    out: Path,
+    settings: PriorRunSettings | None = None,
+    *,
+    generation: int | None = None,
+    cache: Cache = "auto",
+    device: str = "auto",
+    max_seconds: float | None = None,
+    overwrite: bool = False,
+    allow_config_change: bool = False,
+    track: Sequence[str] = (),
+    progress: Progress = SILENT,
+) -> Provenance:
+    """Train a prior, or go on with an interrupted training. Calling it again for a finished run does nothing.
+
+    An unfinished run goes on with the generation of the store that it was started on, even if the store has grown.
+
+    Args:
+        codes: code store from `lvt encode-dataset`; several are mixed by `settings.training.mix`.
+        out: run directory.
+        generation: which generation of the store a new run learns from; the current one by default.
+        cache: where the training codes are kept: "ram", "mmap", "stream" or "auto", see `CodeWindows`. Streaming needs
+            the order `settings.training.shuffle="shards"`, which a new run takes on when it streams and keeps.
+        device: "auto", "cpu", "cuda" or "cuda:N". Under `torchrun` every process takes its own part of each batch.
+        max_seconds: save and stop after this time.
+        overwrite: train from nothing, whatever is in `out`.
+        allow_config_change: go on although settings of the training have changed; the run says so ever after.
+        track: "tensorboard", "wandb": where the metrics are shown as well.
+
+    Raises:
+        LVTError: there is no training clip, or none is as long as a window.
+        Stopped: a signal or the time limit asked; the step is saved.
+        ChangedRunError: the run was started with other settings or codes.
+        ConfigError: the settings do not fit each other.
+        MismatchError: the settings state another K, n_c or grid than the store has, or the stores differ.
+        TrainingError: the loss is not finite any more, or has exploded.
+    """
+    settings = settings or PriorRunSettings()
+    paths = [codes] if isinstance(codes, Path) else list(codes)
+    if generation is not None and len(paths) > 1:
+        raise ConfigError("one generation is asked for but several code stores are given; leave --at out")
+    check_mix(settings.training.mix, len(paths))
+    stores = [
+        open_codes(path, generation)
+        if generation is not None or overwrite
+        else _store_of_run(path, out, _role(number), progress)
+        for number, path in enumerate(paths)
+    ]
+    check_alike(stores)
+    store = stores[0]
+    resolved = resolve_settings(settings, store, stores[1:])
+    names = class_names(stores, resolved.model.num_classes)
+    with joined_workers(device) as workers:
+        recorded = None if overwrite else _shuffle_of_run(out)
+        training, tiers = _choose_tiers(stores, resolved, cache, recorded, workers)
+        resolved = replace(resolved, training=training)
+        plan = RunPlan(
+            kind=PRIOR_KIND,
+            stage=STAGE,
+            version=VERSION,
+            settings=settings,
+            resolved=resolved,
+            inputs={_role(number): one.fingerprint for number, one in enumerate(stores)},
+            harmless=HARMLESS_SETTINGS,
+            facts={"tokenizer": store.tokenizer, "class_names": names, "generation": store.generation},
+        )
+
+        def opening(is_writer: bool) -> AbstractContextManager[RunDirectory]:
+            return open_run(
+                out,
+                plan,
+                max_steps=training.max_steps,
+                overwrite=overwrite,
+                is_writer=is_writer,
+                allow_config_change=allow_config_change,
+                progress=progress,
+            )
+
+        with workers.in_turn(opening) as run:
+            if run.record is not None:
+                return run.record
+            windows = [
+                CodeWindows(one, frames=resolved.model.frames, split="train", cache=tier, progress=progress)
+                for one, tier in zip(stores, tiers, strict=True)
+            ]
+            if run.is_writer:
+                write_trained_clips(out, (clip for one in windows for clip in one.clips))
+            with seeded(training.seed, workers.device):
+                model = Prior(resolved.model)
+                if resolved.model.is_adaptive:
+                    set_frequencies(model, count_train_codes(stores, training.mix))
+                if training.parallel == "ddp" or workers.size == 1:
+                    model.to(workers.device)  # a sharded one may be too large
+            task = PriorTask(model, windows, training, class_names=names, progress=progress)
+            result = train(task, training, run, workers, max_seconds=max_seconds, track=track, progress=progress)
+            counts: dict[str, Any] = {
+                "parameters": sum(count_by_part(model).values()),
+                **result.counts(),
+                "tokenizer": store.tokenizer,
+                "generation": store.generation,
+                "train_clips": sum(one.num_clips for one in windows),
+                "short_clips": sum(one.num_short_clips for one in windows),
+                **{f"val_{name}": value for name, value in result.evaluation.items()},
+            }
+            record = run.finish(
+                result.weights, counts, steps=result.steps, max_steps=training.max_steps, seconds=result.seconds
+            )
+            return workers.share(record)  # only worker 0 has looked at the validation clips
+
+
+def dry_run_prior(
+    settings: PriorRunSettings | None = None,
+    *,
+    codes: Path | Sequence[Path] | None = None,
+    generation: int | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Size, memory and speed of a training, writing nothing.
+
+    Args:
+        codes: what would be trained on; random codes of the paper's shape, or the settings', when not given.
+        generation: of the code store.
+
+    Returns:
+        "parameters", "parameters_by_part", "batch_size", "frames", "grid", "num_slices", "codes_per_step" (those that
+        are predicted), and what `dry_run.measure_step` tells about memory and time.
+    """
+    settings = settings or PriorRunSettings()
+    chosen = choose_device(device)
+    paths = [] if codes is None else [codes] if isinstance(codes, Path) else list(codes)
+    stores = [open_codes(path, generation) for path in paths]
+    config = resolve_settings(settings, stores[0] if stores else None, stores[1:]).model
+    windows: list[CodeWindows] = []
+    if stores:
+        check_mix(settings.training.mix, len(stores))
+        check_alike(stores)
+        class_names(stores, config.num_classes)
+        windows = [CodeWindows(store, frames=config.frames, split="train", cache="stream") for store in stores]
+    with seeded(settings.training.seed, chosen):
+        model = Prior(config).to(chosen)
+        slices = model.trainable_slices
+
+        def make_batch(count: int) -> dict[str, Tensor]:
+            shape = (count, config.frames, *config.grid, config.num_codebooks)
+            random = torch.randint(0, config.codebook_size, shape)
+            batch = {
+                "codes": torch.stack([windows[0][row % len(windows[0])] for row in range(count)])
+                if windows
+                else random,
+                # The last slice has the longest context.
+                "slices": torch.full((count,), slices[-1]),
+            }
+            return {**batch, "labels": torch.zeros(count, dtype=torch.int64)} if config.num_classes else batch
+
+        facts = measure_step(model, settings.training, make_batch, prior_loss, chosen)
+    num_slices = math.prod(config.subscale)
+    slice_codes = config.frames * math.prod(config.grid) * config.num_codebooks // num_slices
+    return {
+        "parameters": sum(count_by_part(model).values()),
+        "parameters_by_part": count_by_part(model),
+        "batch_size": settings.training.batch_size,
+        "frames": config.frames,
+        "grid": list(config.grid),
+        "num_slices": num_slices,
+        "codes_per_step": settings.training.batch_size * slice_codes,
+        **facts,
+    }
+
+
+def _role(number: int) -> str:
+    """What a store is called among the inputs of a run."""
+    return "codes" if number == 0 else f"codes_{number + 1}"
+
+
+def _shuffle_of_run(out: Path) -> Literal["clips", "shards"] | None:
+    """The order that a run was started with, None when there is no run yet."""
+    if not (out / RUN_NAME).exists():
+        return None
+    found: Literal["clips", "shards"] = read_run(out)["settings"]["training"].get("shuffle", "clips")
+    return found
+
+
+def _choose_tiers(
+    stores: Sequence[CodeStore],
+    resolved: ResolvedPriorSettings,
+    cache: Cache,
+    recorded: Literal["clips", "shards"] | None,
+    workers: Workers,
+) -> tuple[PriorTraining, list[Tier]]:
+    """Where the training codes are kept, and the order that follows from it when the settings leave it open.
+
+    Raises:
+        ConfigError: the order and the tier do not go together.
+    """
+    training = resolved.training
+    tiers = [choose_tier(cache, _train_bytes(store), cache_file(store, "train")) for store in stores]
+    # Workers look at the memory of different hosts, or at different times; their order has to be one.
+    streams = workers.agree(["stream" in tiers])[0]
+    shuffle = training.shuffle or recorded or ("shards" if streams else "clips")
+    if shuffle == "clips":
+        if cache == "stream":
+            raise ConfigError(
+                "--cache stream goes through the codes shard by shard, but "
+                + (
+                    "training.shuffle=clips asks for clips from anywhere; leave one of them out"
+                    if training.shuffle
+                    else "this run was started on clips from anywhere; give --cache ram or mmap, or train into a new "
+                    "directory"
+                )
+            )
+        tiers = ["mmap" if tier == "stream" else tier for tier in tiers]
+        if training.windows_per_clip != 1:
+            raise ConfigError(
+                f"training.windows_per_clip={training.windows_per_clip} needs training.shuffle=shards; with clips from "
+                "anywhere a clip comes once an epoch"
+            )
+    # Clips from anywhere is what was always done, and is left unsaid.
+    return replace(training, shuffle="shards" if shuffle == "shards" else None), tiers
+
+
+def _train_bytes(store: CodeStore) -> int:
+    frames = sum(clip.length for clip in store.split("train"))
+    return frames * math.prod(store.schema.frame_shape) * store.dtype.itemsize
+
+
+def _store_of_run(codes: Path, out: Path, role: str, progress: Progress) -> CodeStore:
+    """The generation that an unfinished run was started on, the current one for any other."""
+    store = open_codes(codes)
+    if not (out / RUN_NAME).exists() or read_run_record(out) is not None:
+        return store
+    started_on = read_run(out)["inputs"].get(role)
+    for generation in reversed(store.generations[:-1] if started_on != store.fingerprint else []):
+        earlier = open_codes(codes, generation)
+        if earlier.fingerprint == started_on:
+            progress.say(
+                f"{codes} has grown since {out} was started; going on with its generation {generation} "
+                "(--overwrite trains on all of it)"
+            )
+            return earlier
+    return store

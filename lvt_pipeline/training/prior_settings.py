@@ -1,0 +1,198 @@
+"""Settings of a prior and its training, and what the codes decide of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lvt_pipeline.codes.store import CodeStore
+from lvt_pipeline.codes.usage import count_codes
+from lvt_pipeline.config import LATER, build, to_plain
+from lvt_pipeline.errors import ConfigError, MismatchError
+from lvt_pipeline.models.prior.adaptive import cutoffs_by_mass
+from lvt_pipeline.models.prior.config import uses_clusters
+from lvt_pipeline.models.prior.model import PriorConfig
+from lvt_pipeline.training.settings import TrainingSettings
+
+FROM_STORE = {"codebook_size": 512, "num_codebooks": 4, "grid": (16, 16)}  # defaults where there is no store: the paper
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorModelSettings:
+    """`PriorConfig`, with what the codes decide left open.
+
+    Unless stated, K, n_c and the grid are those of the store, and the cut-offs of adaptive layers come from how often
+    its training codes occur.
+    """
+
+    explained_by: ClassVar[type] = PriorConfig
+
+    frames: int = 16
+    grid: tuple[int, int] | None = None  # (h, w); unset: that of the codes
+    num_codebooks: int | None = None  # n_c; unset: that of the codes
+    codebook_size: int | None = None  # K; unset: that of the codes
+    subscale: tuple[int, int, int] = (16, 1, 1)
+    kernel: tuple[int, int, int] = (7, 1, 1)
+    kernel_reach: Literal["centred", "past"] = field(default="centred", metadata=LATER)
+    block: tuple[int, int, int] | None = None
+    width: int = 512
+    head_width: int = 128
+    num_heads: int = 8
+    embedding_width: int = 128
+    encoder_layers: int = 8
+    decoder_layers: int = 8
+    attention: Literal["query-key", "key-only", "distance-only"] = "query-key"
+    decoder_input: Literal["embedding", "adaptive"] = field(default="embedding", metadata=LATER)
+    head: Literal["separate", "shared", "tied", "adaptive", "adaptive-tied", "adaptive-tied-projections"] = "separate"
+    cutoffs: tuple[int, ...] | None = field(default=None, metadata=LATER)
+    cluster_ratio: int = field(default=4, metadata=LATER)
+    num_classes: int = 0
+    class_dropout: float = field(default=0.0, metadata=LATER)
+    encoder_position: bool = False
+    qkv_init: Literal["reference", "standard"] = "reference"
+    priming_frames: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorTraining(TrainingSettings):
+    """Training settings with the defaults of the paper's released priors."""
+
+    max_steps: int = 600_000
+    batch_size: int = 64
+    optimizer: Literal["adamw", "adam", "rmsprop"] = "rmsprop"
+    learning_rate: float = 2e-5
+    log_every: int = 100
+    eval_every: int = 5_000
+    picture_every: int = 5_000
+    checkpoint_every: int = 5_000
+    # Stop when the average loss is so many times its lowest: by then, whatever was learnt is gone; none: never.
+    explosion_factor: float | None = field(default=10.0, metadata=LATER)
+    # Which windows a step sees. Unset: clips, unless the codes are streamed; see `codes.loading.batches`.
+    shuffle: Literal["clips", "shards"] | None = field(default=None, metadata=LATER)
+    windows_per_clip: int = field(default=1, metadata=LATER)  # in an epoch of shards
+    mix: tuple[float, ...] | None = field(default=None, metadata=LATER)  # shares of several code stores
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.windows_per_clip < 1:
+            raise ConfigError(f"training.windows_per_clip={self.windows_per_clip} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorRunSettings:
+    """What `lvt train-prior --config` reads."""
+
+    model: PriorModelSettings = field(default_factory=PriorModelSettings)
+    training: PriorTraining = field(default_factory=PriorTraining)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedPriorSettings:
+    """Run settings with nothing left open, as they are saved beside the run."""
+
+    model: PriorConfig
+    training: PriorTraining
+
+
+def check_alike(stores: Sequence[CodeStore]) -> None:
+    """Codes that are learnt together must mean the same.
+
+    Raises:
+        MismatchError: the stores differ in K, n_c, grid or tokenizer.
+    """
+    first = stores[0]
+    for other in stores[1:]:
+        for name in ("codebook_size", "num_codebooks", "grid", "tokenizer"):
+            ours, theirs = getattr(first, name), getattr(other, name)
+            if ours != theirs:
+                short = (_spoken(value)[:12] if name == "tokenizer" else _spoken(value) for value in (ours, theirs))
+                raise MismatchError(
+                    f"{first.path} and {other.path} cannot be learnt together: {name} is {next(short)} in the first "
+                    f"and {next(short)} in the second; encode both with the same VQ-VAE"
+                )
+
+
+def resolve_settings(
+    settings: PriorRunSettings, store: CodeStore | None = None, others: Sequence[CodeStore] = ()
+) -> ResolvedPriorSettings:
+    """Fill in what the codes decide.
+
+    Args:
+        others: further stores of a mixture, whose codes are alike.
+        store: None gives the paper's values to what the settings leave open, and cut-offs for codes that are all
+            equally frequent.
+
+    Raises:
+        MismatchError: the settings state something else than the store has.
+        ConfigError: the model cannot be built.
+    """
+    found: dict[str, Any] = dict(FROM_STORE)
+    if store is not None:
+        found = {
+            "codebook_size": store.codebook_size,
+            "num_codebooks": store.num_codebooks,
+            "grid": tuple(store.grid),
+        }
+        stated = {name: getattr(settings.model, name) for name in found}
+        wrong = [name for name, value in stated.items() if value is not None and value != found[name]]
+        if wrong:
+            ours = ", ".join(f"{name}={_spoken(stated[name])}" for name in wrong)
+            theirs = ", ".join(f"{name}={_spoken(found[name])}" for name in wrong)
+            raise MismatchError(
+                f"the settings say model.{ours} but the codes in {store.path} have {theirs}; "
+                "leave them out of the settings, or give the codes they were written for"
+            )
+    values = {name: value for name, value in to_plain(settings.model).items() if value is not None}
+    if uses_clusters(settings.model.decoder_input, settings.model.head) and settings.model.cutoffs is None:
+        shape = (found["num_codebooks"], found["codebook_size"])
+        counts = (
+            np.zeros(shape, np.int64) if store is None else count_train_codes([store, *others], settings.training.mix)
+        )
+        found["cutoffs"] = cutoffs_by_mass(counts)
+    where = "settings" if store is None else f"settings for {store.path}"
+    try:
+        model = build(PriorConfig, {**found, **values}, where=where)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (table [model])") from error
+    return ResolvedPriorSettings(model=model, training=settings.training)
+
+
+def class_names(stores: Sequence[CodeStore], num_classes: int) -> list[str]:
+    """Labels of the stores in the order of their class numbers, [] for an unconditional prior.
+
+    Raises:
+        MismatchError: there are more labels than classes, or clips without a label.
+    """
+    if not num_classes:
+        return []
+    found: set[str] = set()
+    for store in stores:
+        labels = {clip.label for clip in store.clips}
+        if None in labels:
+            raise MismatchError(f"model.num_classes={num_classes} but {store.path} has clips without a label")
+        found |= {label for label in labels if label is not None}
+        if len(found) > num_classes:
+            raise MismatchError(f"model.num_classes={num_classes} but {store.path} has {len(found)} labels")
+    return sorted(found)
+
+
+def count_train_codes(stores: Sequence[CodeStore], mix: Sequence[float] | None) -> NDArray[np.int64]:
+    """How often each code is learnt, int64 (n_c, K): counted in one store, in proportion in a mixture."""
+    counts = [count_codes(store, "train") for store in stores]
+    if len(stores) == 1:
+        return counts[0]
+    weights = np.asarray(mix or [1.0] * len(stores))
+    total = sum(one.sum() for one in counts)
+    mixed = np.zeros(counts[0].shape)
+    for one, weight in zip(counts, weights, strict=True):
+        mixed += one * (total * weight / weights.sum() / max(1, one.sum()))
+    result: NDArray[np.int64] = np.ceil(mixed).astype(np.int64)
+    return result
+
+
+def _spoken(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,1 @@
+"""Video files and other sources of frames, read and written."""

@@ -1,0 +1,147 @@
+"""A clip to frames, whatever holds it: a video, a record of a tfrecord file, a folder of pictures, here or at a URL.
+
+It runs inside a worker process. Every kind gives the same thing, with the same settings: frames chosen by presentation
+time, cropped and resized as for videos, and arrays with one row per frame where the source has some.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from lvt_pipeline.errors import DecodeError
+from lvt_pipeline.frames.shards import Frames
+from lvt_pipeline.provenance import digest_file, status_of
+from lvt_pipeline.video import decode as videos
+from lvt_pipeline.video import picture_folders
+from lvt_pipeline.video.bair import parse_trajectory
+from lvt_pipeline.video.clips import Clip
+from lvt_pipeline.video.decode import (
+    DecodedClip,
+    GeometrySettings,
+    VideoFacts,
+    choose_frames,
+    clip_fps,
+    decode_clip,
+    shown_times,
+    take_frames,
+)
+from lvt_pipeline.video.locations import local_copy
+from lvt_pipeline.video.tfrecords import RecordIndex, index_records, read_record
+
+
+def readers_of(clip: Clip, geometry: GeometrySettings) -> tuple[str, ...]:
+    """What may read a clip, in the order it is tried."""
+    if clip.kind == "bair":
+        return ("records",)
+    if clip.kind == "frames":
+        return ("pillow",)
+    return videos.DECODERS if geometry.decoder == "auto" else (geometry.decoder,)
+
+
+def reader_version(reader: str) -> str:
+    """Family and version of what reads a clip: where versions differ in pixels, this enters fingerprints."""
+    if reader == "records":
+        return "records"  # pixels lie there as they are
+    return picture_folders.pillow_version() if reader == "pillow" else videos.decoder_version(reader)
+
+
+def read_clip(clip: Clip, geometry: GeometrySettings, downloads: Path) -> DecodedClip:
+    """The frames of one clip.
+
+    Args:
+        downloads: scratch folder for copies of what lies at a URL.
+
+    Raises:
+        DecodeError: with one of `FAILURE_REASONS`; "changed" when the content is not what the manifest says.
+    """
+    if clip.kind == "bair":
+        return _read_trajectory(clip, geometry)
+    if clip.kind == "frames":
+        return _read_folder(clip, geometry)
+    with local_copy(clip.source, downloads) as path:
+        if os.path.isfile(path):
+            _refuse_change(clip, _digest(path, status_of(Path(path))))
+        try:
+            return decode_clip(path, clip.start, clip.end, geometry)
+        except DecodeError as error:  # a copy's name means nothing to people, and differs from run to run
+            raise DecodeError(error.reason, str(error).replace(path, clip.source)) from error
+
+
+def _read_trajectory(clip: Clip, geometry: GeometrySettings) -> DecodedClip:
+    assert clip.record is not None, "the manifest says so"
+    assert clip.camera is not None, "the manifest says so"
+    try:
+        index = _index(clip.source, status_of(Path(clip.source)))
+        payload = read_record(clip.source, clip.record, index)
+    except FileNotFoundError:
+        raise DecodeError("missing", f"{clip.source} does not exist") from None
+    except OSError as error:
+        raise DecodeError("unreadable", f"{clip.source} cannot be read: {error.strerror}") from error
+    _refuse_change(clip, hashlib.sha256(payload).hexdigest())
+    where = f"{clip.source}: record {clip.record}"
+    trajectory = parse_trajectory(payload, clip.camera, where)
+    return _chosen(clip, geometry, "records", len(trajectory.frames), iter(trajectory.frames), trajectory.arrays)
+
+
+def _read_folder(clip: Clip, geometry: GeometrySettings) -> DecodedClip:
+    try:
+        pictures = picture_folders.pictures_in(clip.source)
+        digest = picture_folders.folder_digest(pictures, digest_file)
+    except FileNotFoundError:
+        raise DecodeError("missing", f"{clip.source} does not exist") from None
+    except OSError as error:
+        raise DecodeError("unreadable", f"{clip.source} is no folder that can be read: {error.strerror}") from error
+    if not pictures:
+        raise DecodeError("no-video", f"{clip.source} holds no picture")
+    _refuse_change(clip, digest)
+    return _chosen(clip, geometry, "pillow", len(pictures), picture_folders.read_pictures(pictures), {})
+
+
+def _chosen(
+    clip: Clip,
+    geometry: GeometrySettings,
+    reader: str,
+    num_frames: int,
+    pictures: Iterator[Frames],
+    arrays: dict[str, np.ndarray],
+) -> DecodedClip:
+    """The frames that the clip's range and the geometry ask for, and the same rows of the arrays."""
+    assert clip.fps is not None, "the manifest says so"
+    facts = VideoFacts(clip.kind, reader, np.arange(num_frames) / clip.fps, clip.fps)
+    wanted = choose_frames(facts, clip.start, clip.end, geometry)
+    # No decoder is there that could scale, so `resize="decoder"` is Pillow's Lanczos too.
+    frames = take_frames(pictures, wanted, replace(geometry, resize="lanczos"))
+    return DecodedClip(
+        frames,
+        clip_fps(facts, geometry),
+        reader,
+        arrays={name: rows[wanted] for name, rows in arrays.items()},
+        times=shown_times(facts, clip.start, wanted, geometry),
+        begins=clip.start or 0.0,
+    )
+
+
+def _refuse_change(clip: Clip, digest: str) -> None:
+    if digest != clip.digest:
+        raise DecodeError(
+            "changed", f"{clip.source} has changed since the manifest was made; run `lvt manifest build` again"
+        )
+
+
+@lru_cache(maxsize=8)
+def _digest(path: str, status: tuple[int, int, int]) -> str:
+    """Digest of a file's bytes; many clips of one video hash it once."""
+    return digest_file(Path(path))
+
+
+@lru_cache(maxsize=8)
+def _index(path: str, status: tuple[int, int, int]) -> RecordIndex:
+    """Where the records of a file are; its many clips look once."""
+    return index_records(path)

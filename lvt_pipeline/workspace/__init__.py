@@ -1,0 +1,1 @@
+"""A work directory as a whole: all stages together, status and reasons."""

@@ -1,0 +1,245 @@
+"""What a path is, what made it and what is in it: `lvt inspect`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lvt_pipeline.codes.layout import read_root
+from lvt_pipeline.codes.store import is_unfinished
+from lvt_pipeline.errors import ArtefactError
+from lvt_pipeline.provenance import ZARR_METADATA, Provenance, missing_outputs, read_record, record_path, short
+from lvt_pipeline.runs.read import METRICS_NAME, RUN_NAME, read_run
+
+if TYPE_CHECKING:
+    from lvt_pipeline.codes.store import CodeStore
+
+INSPECTABLE = "give a manifest, frames, a run, a code store, videos or a work directory"
+
+
+def inspect_artefact(path: Path, generation: int | None = None) -> dict[str, Any]:
+    """Facts about any artefact of the pipeline.
+
+    Args:
+        generation: of a code store, which generation to tell about; the current one by default.
+
+    Returns:
+        kind, path, is_finished, `made_by` (the provenance record, if there is one), `contents` (by kind), `problems`.
+
+    Raises:
+        ArtefactError: the path does not exist, is nothing that lvt makes, or has no such generation.
+    """
+    kind = kind_of(path)
+    record = _record(path)
+    reader = _READERS.get(kind)
+    if reader is None:
+        raise ArtefactError(f"{path} is nothing that lvt makes; {INSPECTABLE}")
+    if generation is not None:
+        return _facts_at(path, kind, generation)
+    problems = [f"{name} is missing or has another size" for name in missing_outputs(path, record)] if record else []
+    return {
+        "kind": kind,
+        "path": str(path),
+        "is_finished": record is not None or kind == "work-dir",
+        "made_by": record.to_json() if record else None,
+        "contents": reader(path, record),
+        "problems": problems,
+    }
+
+
+def kind_of(path: Path) -> str:
+    """What kind of artefact lies at a path: "frames", "codes", ... or "unknown".
+
+    Raises:
+        ArtefactError: there is nothing.
+    """
+    if not path.exists():
+        raise ArtefactError(f"{path} does not exist; {INSPECTABLE}")
+    record = _record(path)
+    return record.kind if record else _guess(path)
+
+
+def _facts_at(path: Path, kind: str, generation: int) -> dict[str, Any]:
+    """Facts about one generation of a code store."""
+    from lvt_pipeline.codes.store import open_codes
+
+    if kind != "codes":
+        raise ArtefactError(f"{path} is no code store, so it has no generation {generation}; leave --at out")
+    store = open_codes(path, generation)
+    shards = [store.array.problem(index) and f"shard {index} {store.array.problem(index)}" for index in store.shards()]
+    return {
+        "kind": kind,
+        "path": str(path),
+        "is_finished": True,
+        "made_by": store.provenance.to_json(),
+        "contents": _facts_of_store(store),
+        "problems": [problem for problem in shards if problem],
+    }
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """The facts as a page of text for people."""
+    lines = [f"{facts['path']}: {facts['kind']}" + ("" if facts["is_finished"] else " (unfinished)")]
+    history = facts["contents"].get("history", [])
+    lines += _table({name: value for name, value in facts["contents"].items() if name != "history"})
+    for info in history:
+        when = info["finished"] or "at a time that was not recorded"
+        lines.append(f"  generation {info['generation']:<3} {info['clips']} clips, {info['frames']} frames, "
+                     f"{short(info['fingerprint'])}, by lvt {info['stage']} {when}")  # fmt: skip
+    made_by = facts["made_by"]
+    if made_by:
+        lines.append(f"made by lvt {made_by['stage']} (lvt {made_by['lvt_version']}), {made_by['finished']}, "
+                     f"{made_by['seconds']:.1f} s")  # fmt: skip
+        lines.append(f"  fingerprint  {short(made_by['fingerprint'])}")
+        lines += [f"  input        {role} {short(value)}" for role, value in made_by["inputs"].items()]
+        lines += [f"  setting      {name} = {value}" for name, value in _flat(made_by["settings"])]
+    lines += [f"PROBLEM: {problem}" for problem in facts["problems"]]
+    return "\n".join(lines)
+
+
+def _record(path: Path) -> Provenance | None:
+    if not (path / ZARR_METADATA).exists() and not record_path(path).exists():
+        return None
+    try:
+        return read_record(path)
+    except ArtefactError:
+        if (path / ZARR_METADATA).exists():
+            return None
+        raise
+
+
+def _guess(path: Path) -> str:
+    """The kind of an output that has no record (unfinished, or written by hand)."""
+    if path.is_file():
+        return "manifest" if path.suffix == ".jsonl" else "unknown"
+    if (path / "pipeline.toml").exists():
+        return "work-dir"
+    if (path / ZARR_METADATA).exists():
+        read_root(path)  # names what is wrong with it
+        return "codes"
+    if is_unfinished(path):
+        return "codes"
+    if (path / RUN_NAME).exists():
+        return str(read_run(path)["kind"])
+    if any(path.glob("*-[0-9][0-9][0-9][0-9][0-9][0-9].json")):
+        return "frames"
+    return "unknown"
+
+
+def _manifest(path: Path, record: Provenance | None) -> dict[str, Any]:
+    from lvt_pipeline.manifest.manifest import read_manifest
+
+    clips = read_manifest(path)
+    return {
+        "clips": len(clips),
+        "splits": dict(Counter(clip.split for clip in clips)),
+        "labels": len({clip.label for clip in clips} - {None}),
+        "first": clips[0].id,
+    }
+
+
+def _frames(path: Path, record: Provenance | None) -> dict[str, Any]:
+    from lvt_pipeline.frames.shards import FrameShards
+
+    if record is None:
+        return {"finished_shards": len(list(path.glob("*-[0-9][0-9][0-9][0-9][0-9][0-9].json")))}
+    shards = FrameShards(path)
+    first = shards.clips[0] if shards.clips else None
+    return {
+        "clips": len(shards.clips),
+        "frames": shards.num_frames,
+        "frame_shape": [first.height, first.width, 3] if first else None,
+        "codec": first.codec if first else None,
+        "splits": dict(Counter(clip.split for clip in shards.clips)),
+        "decoders": dict(Counter(clip.decoder for clip in shards.clips)),
+        "failures": dict(Counter(failure.reason for failure in shards.failures)),
+        "bytes": sum(file.stat().st_size for file in path.glob("*.tar")),
+    }
+
+
+def _codes(path: Path, record: Provenance | None) -> dict[str, Any]:
+    from lvt_pipeline.codes.store import open_codes
+
+    if record is None:
+        return {"generation": 0, "pending": (path / "pending").exists()}
+    return _facts_of_store(open_codes(path))
+
+
+def _facts_of_store(store: CodeStore) -> dict[str, Any]:
+    from lvt_pipeline.codes.layout import with_history
+    from lvt_pipeline.codes.store import shard_name
+
+    files = [store.path / shard_name(index) for index in store.shards()]
+    stored = sum(file.stat().st_size for file in files if file.exists())
+    root = with_history(store.path, store.root)
+    num_codes = store.num_frames * store.grid[0] * store.grid[1] * store.num_codebooks
+    lengths = [clip.length for clip in store.clips]
+    return {
+        "clips": len(store.clips),
+        "frames": store.num_frames,
+        "array": [store.array_frames, *store.grid, store.num_codebooks],
+        "dtype": str(store.dtype),
+        "codebook_size": store.codebook_size,
+        "tokenizer": short(store.tokenizer),
+        "clip_frames": {"shortest": min(lengths), "longest": max(lengths)} if lengths else {},
+        "splits": dict(Counter(clip.split for clip in store.clips)),
+        "generation": store.generation,
+        "generations": store.generations,
+        "history": [asdict(info) for info in root.generations],
+        "bytes": stored,
+        "bits_per_code": round(8 * stored / num_codes, 3) if num_codes else None,
+    }
+
+
+def _run(path: Path, record: Provenance | None) -> dict[str, Any]:
+    from lvt_pipeline.runs.checkpoints import list_checkpoints
+
+    state = read_run(path)
+    facts = {name: state[name] for name in ("status", "step", "max_steps", "started", "updated")}
+    facts["checkpoints"] = [checkpoint.step for checkpoint in list_checkpoints(path)]
+    metrics = path / METRICS_NAME
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    facts["last_metrics"] = json.loads(lines[-1]) if lines else None
+    return {**facts, **(dict(record.counts) if record else {})}
+
+
+def _videos(path: Path, record: Provenance | None) -> dict[str, Any]:
+    return dict(record.counts) if record else {}
+
+
+def _work_dir(path: Path, record: Provenance | None) -> dict[str, Any]:
+    from lvt_pipeline.workspace.pipeline import open_pipeline
+
+    return {state.name: state.state for state in open_pipeline(path).states()}
+
+
+_READERS: dict[str, Callable[[Path, Provenance | None], dict[str, Any]]] = {
+    "manifest": _manifest,
+    "frames": _frames,
+    "codes": _codes,
+    "vqvae-run": _run,
+    "prior-run": _run,
+    "videos": _videos,
+    "evaluation": _videos,
+    "report": _videos,
+    "figures": _videos,
+    "work-dir": _work_dir,
+}
+
+
+def _table(contents: dict[str, Any]) -> list[str]:
+    return [f"  {name.replace('_', ' '):14} {value}" for name, value in _flat(contents)]
+
+
+def _flat(values: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((f"{prefix}{name}", value))
+    return rows

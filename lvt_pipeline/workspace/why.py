@@ -1,0 +1,155 @@
+"""Why the codes of a clip are stale: its chain from the source's bytes to the codes, compared link by link.
+
+    clip                source content, time range          manifest
+    frames of a clip    clip, geometry, decoder             frame shards
+    codes of a clip     frames, tokenizer                   code store
+
+A fingerprint only says that something differs. A store also keeps, clip by clip, what the frames were made of, so the
+link that changed has a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lvt_pipeline.codes.plan import codes_fingerprint
+from lvt_pipeline.codes.store import CodeClip, CodeStore, open_codes, read_table, shards_of
+from lvt_pipeline.config import build
+from lvt_pipeline.errors import ConfigError
+from lvt_pipeline.frames.records import FrameClip
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.jobs.ingest.settings import IngestSettings, line_fingerprint
+from lvt_pipeline.manifest.manifest import read_manifest
+from lvt_pipeline.provenance import SHORT, canonical_json, short
+from lvt_pipeline.runs.read import precision_of
+from lvt_pipeline.video.clips import Clip
+from lvt_pipeline.video.decode import GeometrySettings
+from lvt_pipeline.video.read import reader_version, readers_of
+
+
+def explain_clip(
+    store: Path,
+    clip_id: str,
+    *,
+    frames: Path | None = None,
+    tokenizer: str | None = None,
+    manifest: Path | None = None,
+    generation: int | None = None,
+) -> list[str]:
+    """What makes the codes of a clip stale, a line for each link of its chain that changed; [] when nothing does.
+
+    Args:
+        frames: folder of frames that the store should hold.
+        tokenizer: fingerprint of the tokenizer that should have made it.
+        manifest: what the frames should be made of.
+        generation: of the store, the current one by default.
+
+    Raises:
+        StoreError: neither the store nor the frames have that clip.
+        ArtefactError: something given is not there.
+    """
+    codes = open_codes(store, generation)
+    shards = FrameShards(frames) if frames is not None else None
+    wanted = {clip.id: clip for clip in shards.clips}.get(clip_id) if shards is not None else None
+    if shards is None or wanted is None:
+        failure = next((failure for failure in shards.failures if failure.id == clip_id), None) if shards else None
+        if failure is not None:
+            return [f"it has no frames: {failure.reason} ({failure.message})"]
+        row = codes.clip(clip_id)  # names the closest id when the store does not know it either
+        if shards is not None:
+            return ["it is in the store but no longer in the frames"]
+        return [*_tokenizer(codes, tokenizer), *_lost(codes, row)]
+    if clip_id not in codes:
+        reasons = ["it is in the frames but not in the store yet"]
+        twin = _renamed(codes, wanted)
+        return [f"it is in the store as {twin}"] if twin else reasons
+    row = codes.clip(clip_id)
+    reasons = list(_tokenizer(codes, tokenizer))
+    if row.fingerprint != codes_fingerprint(wanted.fingerprint, codes.tokenizer):
+        reasons += _changed_frames(codes, row, wanted, shards)
+    for name in ("split", "label"):
+        if getattr(row, name) != getattr(wanted, name):
+            reasons.append(f"{name}: {getattr(row, name)} -> {getattr(wanted, name)} (its codes are kept)")
+    reasons += _lost(codes, row)
+    if manifest is not None:
+        reasons += _changed_source(manifest, wanted, shards)
+    return reasons
+
+
+def _tokenizer(codes: CodeStore, tokenizer: str | None) -> Iterator[str]:
+    if tokenizer is not None and precision_of(codes.tokenizer, tokenizer) is None:
+        yield f"tokenizer: {short(codes.tokenizer)} -> {short(tokenizer)}"
+
+
+def _lost(codes: CodeStore, row: CodeClip) -> Iterator[str]:
+    for index in shards_of([row], codes.schema.shard_frames):
+        problem = codes.array.problem(index)
+        if problem:
+            yield f"codes: shard {index}, which holds some of them, {problem}"
+
+
+def _renamed(codes: CodeStore, wanted: FrameClip) -> str:
+    fingerprint = codes_fingerprint(wanted.fingerprint, codes.tokenizer)
+    return next((clip.id for clip in codes.clips if clip.fingerprint == fingerprint), "")
+
+
+def _changed_frames(codes: CodeStore, row: CodeClip, wanted: FrameClip, frames: FrameShards) -> list[str]:
+    """The links between the source and the frames that differ between a store and the frames of today."""
+    made_of = _made_of(codes, row.id)
+    reasons = []
+    old_digest, old_decoder = made_of.get("source_digest", ""), made_of.get("decoder", "")
+    if old_digest and not wanted.digest.startswith(old_digest):
+        reasons.append(f"source content: {old_digest[:SHORT]} -> {short(wanted.digest)}")
+    if old_decoder and old_decoder != wanted.decoder:
+        reasons.append(f"decoder: {old_decoder} -> {wanted.decoder}")
+    old, new = codes.schema.geometry, frames.record.settings.get("geometry", {})
+    for name in sorted({*old, *new}):
+        if old.get(name) != new.get(name):
+            reasons.append(f"geometry.{name}: {canonical_json(old.get(name))} -> {canonical_json(new.get(name))}")
+    if not old_digest:
+        reasons.append("frames: changed; the store is too old to say whether in source content, time range or decoder")
+    elif not reasons:
+        # Content, decoder and geometry are all that enters besides.
+        reasons.append("time range: another part of the source")
+    if row.length != wanted.num_frames:
+        reasons.append(f"length: {row.length} -> {wanted.num_frames} frames")
+    return reasons
+
+
+def _made_of(codes: CodeStore, clip_id: str) -> Mapping[str, str]:
+    columns = read_table(codes.path, codes.root, codes.generation).get("made_of", {})
+    position = next(number for number, clip in enumerate(codes.clips) if clip.id == clip_id)
+    return {name: column if isinstance(column, str) else column[position] for name, column in columns.items()}
+
+
+def _changed_source(manifest: Path, frames: FrameClip, shards: FrameShards) -> list[str]:
+    """What makes the frames themselves stale against a manifest."""
+    line, made_of = (frames.part.of, frames.part.fingerprint) if frames.part else (frames.id, frames.fingerprint)
+    clip = next((clip for clip in read_manifest(manifest) if clip.id == line), None)
+    if clip is None:
+        return ["its frames: it is no longer in the manifest"]
+    try:
+        settings = build(IngestSettings, shards.record.settings, where=str(shards.root))
+    except ConfigError:
+        return []  # frames of another maker, such as arrays
+    geometry = settings.geometry
+    if made_of in [line_fingerprint(clip, settings, reader) for reader in readers_of(clip, geometry)]:
+        return []
+    return [f"its frames, which lvt ingest would make again: {change}" for change in _changes(clip, frames, geometry)]
+
+
+def _changes(clip: Clip, frames: FrameClip, geometry: GeometrySettings) -> list[str]:
+    changes = []
+    if clip.digest != frames.digest:
+        changes.append(f"source content: {short(frames.digest)} -> {short(clip.digest)}")
+    versions = [reader_version(reader) for reader in readers_of(clip, geometry)]
+    if frames.decoder not in versions:
+        changes.append(f"decoder: {frames.decoder} -> {' or '.join(versions)}")
+    return changes or [f"time range: now {_range(clip)}"]
+
+
+def _range(clip: Clip) -> str:
+    end: Any = "the end" if clip.end is None else f"{clip.end:g} s"
+    return f"from {clip.start or 0:g} s to {end}"
