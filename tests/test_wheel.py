@@ -33,7 +33,7 @@ def test_wheel_has_exactly_the_two_top_level_names(wheel: Path) -> None:
 
 def test_wheel_carries_presets_template_and_type_mark(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for kept in ("py.typed", "presets/vqvae/tiny.toml", "presets/pipeline/paper.toml", "evaluation/templates/"):
+    for kept in ("py.typed", "presets/vqvae/tiny.toml", "presets/pipeline/paper.toml", "report/templates/"):
         assert any(name.startswith(f"lvt_pipeline/{kept}") for name in names), kept
 
 
