@@ -84,7 +84,8 @@ def command(
     Example: lvt evaluate --codes data.zarr --prior runs/prior -o eval.json
     """
     from lvt_pipeline.config import build
-    from lvt_pipeline.evaluation.evaluate import EvaluateSettings, evaluate, summary_line
+    from lvt_pipeline.evaluation.evaluate import evaluate, summary_line
+    from lvt_pipeline.evaluation.settings import EvaluateSettings
     from lvt_pipeline.storage import read_json
 
     settings = build(

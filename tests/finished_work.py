@@ -6,7 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-from lvt_pipeline.evaluation.evaluate import EvaluateSettings, evaluate
+from lvt_pipeline.evaluation.evaluate import evaluate
+from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
 from tests.toy_work import FRAMES, ToyWork, make_prior, make_toy_work
 

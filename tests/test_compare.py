@@ -14,7 +14,8 @@ import pytest
 from lvt_pipeline.errors import ArtefactError, ConfigError, ShapeError
 from lvt_pipeline.evaluation.bootstrap import difference_interval, mean_interval
 from lvt_pipeline.evaluation.compare import Comparison, Difference, compare
-from lvt_pipeline.evaluation.evaluate import EvaluateSettings, evaluate
+from lvt_pipeline.evaluation.evaluate import evaluate
+from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.storage import write_json
 from tests.toy_work import FRAMES, ToyWork, make_prior, make_toy_work
 

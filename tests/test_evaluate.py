@@ -16,7 +16,8 @@ import torch
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import ConfigError, LVTError, MismatchError
 from lvt_pipeline.evaluation import evaluate as stage
-from lvt_pipeline.evaluation.evaluate import EvaluateSettings, evaluate, summary_line
+from lvt_pipeline.evaluation.evaluate import evaluate, summary_line
+from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
 from lvt_pipeline.models.prior.model import Prior

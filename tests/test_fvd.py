@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ArtefactError, ShapeError
 from lvt_pipeline.evaluation import fvd
-from lvt_pipeline.evaluation.evaluate import EvaluateSettings, evaluate
+from lvt_pipeline.evaluation.evaluate import evaluate
 from lvt_pipeline.evaluation.fvd import FeatureCache, FeatureNetwork, Gaussian, frechet_distance, network_label, resize
 from lvt_pipeline.evaluation.networks import load_scripted
 from lvt_pipeline.evaluation.sampled_fvd import measure_fvd
+from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
 from lvt_pipeline.models.vqvae.model import VQVAE

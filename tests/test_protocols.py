@@ -15,8 +15,9 @@ import pytest
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import ConfigError, Stopped
 from lvt_pipeline.evaluation import protocols
-from lvt_pipeline.evaluation.evaluate import EvaluateSettings, evaluate
+from lvt_pipeline.evaluation.evaluate import evaluate
 from lvt_pipeline.evaluation.protocols import PROTOCOLS, Protocol, evaluate_protocol, protocol_line
+from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.jobs import sample as sampling
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.storage import read_json

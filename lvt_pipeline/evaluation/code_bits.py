@@ -19,7 +19,7 @@ from lvt_pipeline.evaluation.metrics import CodeCounts, PreviousFrameBaseline
 from lvt_pipeline.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from lvt_pipeline.evaluation.evaluate import EvaluateSettings
+    from lvt_pipeline.evaluation.settings import EvaluateSettings
     from lvt_pipeline.models.prior.model import Prior
 
 

@@ -29,23 +29,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from lvt_pipeline.codes.selection import clips_of_split
 from lvt_pipeline.codes.store import CodeClip, CodeStore, open_codes
 from lvt_pipeline.codes.usage import codes_holding, perplexity, usage
 from lvt_pipeline.config import to_plain
-from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
+from lvt_pipeline.errors import ArtefactError, LVTError
 from lvt_pipeline.evaluation.code_bits import baselines_by_clip, measure_baselines, measure_prior
-from lvt_pipeline.evaluation.fvd import FeatureCache, FeatureNetwork, ResizeRule
+from lvt_pipeline.evaluation.fvd import FeatureCache, FeatureNetwork
 from lvt_pipeline.evaluation.metrics import CodeCounts
 from lvt_pipeline.evaluation.networks import PerceptualDistance, load_scripted
 from lvt_pipeline.evaluation.pixels import measure_reconstruction
-from lvt_pipeline.evaluation.sampled_fvd import PrimingPixels, measure_fvd, measure_reconstruction_fvd
+from lvt_pipeline.evaluation.sampled_fvd import measure_fvd, measure_reconstruction_fvd
 from lvt_pipeline.evaluation.samples import check_samples, measure_samples, original_of
+from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import (
@@ -64,31 +64,14 @@ from lvt_pipeline.storage import read_json, write_json
 
 STAGE = "evaluate"
 VERSION = 2  # 2: SSIM, LPIPS, FVD, bits by frame and slice, dead codes, diversity, values of single clips
+DEFAULTS = EvaluateSettings()
 CACHE = Path(".lvt") / "features"  # beside the result: features of reference videos; may be deleted
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateSettings:
-    """What is measured. Defaults are the paper's: 16 frames, the first of them given."""
-
-    frames: int = 16  # first frames of every clip; shorter clips are left out and counted
-    priming_frames: int = 1  # frames whose codes are not counted in bits/dim and baselines
-    split: Literal["train", "val", "test"] = "test"
-    max_clips: int | None = None  # first clips of the split; unset: all
-    resize: ResizeRule = "tf1"  # how frames grow to the size FVD's network takes; "tf1" as the published code
-    priming_pixels: PrimingPixels = "both"  # where the priming frames of sampled clips come from in FVD
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.priming_frames < self.frames:
-            raise ConfigError(f"priming_frames={self.priming_frames} must be from 1 to frames - 1 = {self.frames - 1}")
-        if self.max_clips is not None and self.max_clips < 1:
-            raise ConfigError(f"max_clips={self.max_clips} must be at least 1")
 
 
 def evaluate(
     codes: Path,
     out: Path,
-    settings: EvaluateSettings = EvaluateSettings(),
+    settings: EvaluateSettings = DEFAULTS,
     *,
     prior: Path | None = None,
     frames: Path | None = None,

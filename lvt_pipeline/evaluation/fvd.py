@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +24,10 @@ from torch import Tensor
 
 from lvt_pipeline.errors import ArtefactError, ShapeError
 from lvt_pipeline.evaluation.networks import ScriptedNetwork
+from lvt_pipeline.evaluation.settings import ResizeRule
 from lvt_pipeline.models.vqvae.model import full_float32
 from lvt_pipeline.provenance import fingerprint
 from lvt_pipeline.storage import atomic_writer
-
-ResizeRule = Literal["tf1", "half-pixel"]
 
 INPUT_SIZE = 224  # rows and columns that the network sees
 FEATURE_SIZE = 400  # classes of Kinetics-400

@@ -28,9 +28,9 @@ from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, ConfigError
 from lvt_pipeline.evaluation.evaluate import (
     CACHE,
+    DEFAULTS,
     STAGE,
     VERSION,
-    EvaluateSettings,
     evaluate,
     finished,
     plain,
@@ -40,6 +40,7 @@ from lvt_pipeline.evaluation.fvd import FeatureCache, FeatureNetwork
 from lvt_pipeline.evaluation.networks import PerceptualDistance, load_scripted
 from lvt_pipeline.evaluation.sampled_fvd import measure_fvd
 from lvt_pipeline.evaluation.samples import measure_samples
+from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
 from lvt_pipeline.progress import SILENT, Progress
@@ -48,7 +49,6 @@ from lvt_pipeline.runs.read import load_vqvae, run_fingerprint
 from lvt_pipeline.storage import exclusive_lock, read_json, write_json
 
 RUN_STAGE, RUN_VERSION = "evaluate-run", 1
-DEFAULTS = EvaluateSettings()
 RUN_METRICS = ("mse", "psnr", "ssim", "lpips", "share_same_as_previous_frame")
 
 

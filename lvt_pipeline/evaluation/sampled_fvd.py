@@ -7,7 +7,7 @@ reconstructions, which is what a program gets that decodes all codes. Both are m
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,13 @@ from lvt_pipeline.evaluation.fvd import (
 )
 from lvt_pipeline.evaluation.pixels import real_frames, repeat_last
 from lvt_pipeline.evaluation.samples import priming_frames_of, siblings_of
+from lvt_pipeline.evaluation.settings import PrimingPixels
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from lvt_pipeline.models.vqvae.model import VQVAE
 
-PrimingPixels = Literal["both", "real", "reconstructed"]
 FEWEST_CLIPS = 2  # a covariance needs two
 
 

@@ -15,8 +15,9 @@ from lvt_pipeline import config
 from lvt_pipeline.demo.videos import write_demo_videos
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
 from lvt_pipeline.evaluation import evaluate as evaluate_stage
-from lvt_pipeline.evaluation.evaluate import EvaluateSettings, evaluate
+from lvt_pipeline.evaluation.evaluate import evaluate
 from lvt_pipeline.evaluation.protocols import evaluate_protocol, recorded_settings
+from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.jobs import encode as encoding

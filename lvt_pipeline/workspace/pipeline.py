@@ -20,7 +20,8 @@ from typing import Any, Literal
 from lvt_pipeline import config
 from lvt_pipeline.errors import ArtefactError, ChangedRunError, CheckpointError, ConfigError, OverBudget, StoreError
 from lvt_pipeline.evaluation import evaluate as evaluate_stage
-from lvt_pipeline.evaluation.evaluate import EvaluateSettings, evaluate
+from lvt_pipeline.evaluation.evaluate import evaluate
+from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.jobs import decode as decoding
 from lvt_pipeline.jobs import encode as encoding
 from lvt_pipeline.jobs import sample as sampling
