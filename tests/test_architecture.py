@@ -81,3 +81,10 @@ def test_numbers_of_the_house_stay_within_their_limits(name: str, limit: float) 
 
 def test_most_public_names_have_a_docstring() -> None:
     assert house.numbers().documented >= 0.9
+
+
+def test_the_map_in_the_documentation_names_every_room() -> None:
+    page = (house.REPOSITORY / "docs" / "contributing.md").read_text()
+    map_block = page.split("```text")[1].split("```")[0]
+    drawn = {line.split("/")[0].strip("| ") for line in map_block.splitlines() if line.startswith(" | ")}
+    assert drawn == {*house.ROOMS} - {"stages", "entry"}
