@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from itertools import islice
@@ -141,6 +142,11 @@ class DigestMemo:
                 )
                 rows = [(name, *row) for name, row in self._new.items()]
                 connection.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)", rows)
+
+
+def now() -> str:
+    """The time as all records spell it: ISO 8601 in UTC, to the second, such as 2026-03-01T09:30:00Z."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def lvt_version() -> str:

@@ -1,0 +1,249 @@
+"""The skeleton that all long jobs share: open, lock, remove leftovers, check, up to date?, work, record.
+
+A stage declares once what it is, and its function holds only what is about that stage:
+
+    JOB = Job(stage="decode", version=1, kind="videos")
+
+    with JOB.open_folder(out, settings, inputs) as work:
+        if work.is_current:
+            return work.record
+        work.begin()
+        ...
+        return work.finish(fingerprint, outputs, counts)
+
+Code stores and run directories have writers with locks and records of their own. Their stages use `Job.recorder`,
+which builds the record, and nothing else of this module.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lvt_pipeline.config import to_plain
+from lvt_pipeline.errors import ArtefactError
+from lvt_pipeline.interrupts import StopRequest, stop_requested
+from lvt_pipeline.provenance import (
+    RECORD_NAME,
+    Provenance,
+    differences,
+    missing_outputs,
+    now,
+    read_record,
+    record_path,
+    write_record,
+)
+from lvt_pipeline.storage import exclusive_lock, remove_leftovers
+
+
+class Clock:
+    """Measures the wall time of a job from the moment the clock is made.
+
+    Args:
+        earlier_seconds: wall time of the interrupted runs that this one resumes.
+    """
+
+    def __init__(self, earlier_seconds: float = 0.0) -> None:
+        self._started = time.monotonic() - earlier_seconds
+
+    @property
+    def seconds(self) -> float:
+        """Wall time so far."""
+        return time.monotonic() - self._started
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a stage is.
+
+    Attributes:
+        stage: name of the command.
+        version: of the algorithm; raised by hand when its output changes.
+        kind: what it makes, as in `Provenance.kind`.
+    """
+
+    stage: str
+    version: int
+    kind: str
+
+    def recorder(self, settings: Any, inputs: Mapping[str, str], clock: Clock | None = None) -> Recorder:
+        """Something that builds the record of an output with these settings and inputs.
+
+        Args:
+            settings: settings dataclass, or plain data.
+            inputs: fingerprints by role.
+            clock: started earlier, when the work began before the inputs were known.
+        """
+        return Recorder(self, settings, inputs, clock)
+
+    @contextmanager
+    def open_folder(
+        self,
+        out: Path,
+        settings: Any,
+        inputs: Mapping[str, str],
+        *,
+        overwrite: bool = False,
+        is_ours: Callable[[Path], bool] = lambda out: False,
+        clock: Clock | None = None,
+    ) -> Iterator[Work]:
+        """Own an output folder until the block ends; it is created if missing.
+
+        Args:
+            overwrite: nothing that exists counts as current.
+            is_ours: whether a folder without a record is an unfinished output of this stage.
+
+        Raises:
+            ArtefactError: the folder holds something else.
+            BusyError: another process is writing it.
+        """
+        with exclusive_lock(out), stop_requested() as stop:
+            remove_leftovers(out)
+            if any(out.iterdir()) and not is_ours(out):
+                require_own_output(out, self)
+            yield Work(self, settings, inputs, clock, out=out, is_folder=True, stop=stop, overwrite=overwrite)
+
+    @contextmanager
+    def open_file(
+        self,
+        out: Path,
+        settings: Any,
+        inputs: Mapping[str, str],
+        *,
+        overwrite: bool = False,
+        is_ours: Callable[[Path], bool] = lambda out: False,
+        clock: Clock | None = None,
+    ) -> Iterator[Work]:
+        """Prepare to write one output file, which is replaced as a whole.
+
+        Args:
+            overwrite: nothing that exists counts as current.
+            is_ours: whether a file without a record is an output of this stage, left by a run that was killed.
+
+        Raises:
+            ArtefactError: there is something else at this path.
+        """
+        if out.exists() and not is_ours(out):
+            require_own_output(out, self)
+        with stop_requested() as stop:
+            yield Work(self, settings, inputs, clock, out=out, is_folder=False, stop=stop, overwrite=overwrite)
+
+
+class Recorder:
+    """Builds the record of one output. Made by `Job.recorder`."""
+
+    def __init__(self, job: Job, settings: Any, inputs: Mapping[str, str], clock: Clock | None = None) -> None:
+        self.job = job
+        self.settings: Mapping[str, Any] = dict(settings) if isinstance(settings, Mapping) else to_plain(settings)
+        self.inputs = dict(inputs)
+        self.clock = clock or Clock()
+
+    def new_record(
+        self, fingerprint: str = "", outputs: Mapping[str, int] | None = None, counts: Mapping[str, Any] | None = None
+    ) -> Provenance:
+        """The record of what was made.
+
+        Args:
+            fingerprint: hash of what came out; empty where the writer of a code store fills it in.
+            outputs: size in bytes of each file.
+            counts: facts about the output. What one of several resumed runs did is not a fact about the output: a
+                record is the same however often the work was interrupted, but for its times.
+        """
+        return Provenance(
+            kind=self.job.kind,
+            stage=self.job.stage,
+            version=self.job.version,
+            settings=self.settings,
+            inputs=self.inputs,
+            fingerprint=fingerprint,
+            outputs=dict(outputs or {}),
+            counts=dict(counts or {}),
+            seconds=round(self.clock.seconds, 3),
+            finished=now(),
+        )
+
+
+class Work(Recorder):
+    """A job under way. Made by `Job.open_folder` and `Job.open_file`.
+
+    Attributes:
+        old: record of the finished output that was there before, None when there is none.
+        stop: whether a signal has asked the work to end.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        settings: Any,
+        inputs: Mapping[str, str],
+        clock: Clock | None,
+        *,
+        out: Path,
+        is_folder: bool,
+        stop: StopRequest,
+        overwrite: bool,
+    ) -> None:
+        super().__init__(job, settings, inputs, clock)
+        self.out, self.stop = out, stop
+        self._is_folder = is_folder
+        self._overwrite = overwrite
+        self.old = finished_record(out)
+
+    @property
+    def record(self) -> Provenance:
+        """The record of the output that was there before. Ask `is_current` first."""
+        assert self.old is not None, f"{self.out} has no record"
+        return self.old
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the output is finished, complete and what would be made now."""
+        if self.old is None or self._overwrite or missing_outputs(self.out, self.old):
+            return False
+        return not differences(self.old, self.job.version, self.settings, self.inputs)
+
+    def begin(self) -> None:
+        """Mark a folder as unfinished, from now until `finish`. A file is replaced whole and needs no mark."""
+        if self._is_folder:
+            (self.out / RECORD_NAME).unlink(missing_ok=True)
+
+    def finish(
+        self, fingerprint: str, outputs: Mapping[str, int] | None = None, counts: Mapping[str, Any] | None = None
+    ) -> Provenance:
+        """Write the record: from here on the output is finished.
+
+        Args:
+            outputs: size in bytes of each file; by default the output file itself.
+        """
+        if outputs is None and not self._is_folder:
+            outputs = {self.out.name: self.out.stat().st_size}
+        record = self.new_record(fingerprint, outputs, counts)
+        write_record(self.out, record)
+        return record
+
+
+def finished_record(out: Path) -> Provenance | None:
+    """The record of an output, or None when it is missing, unfinished, or its record cannot be read."""
+    with suppress(ArtefactError):
+        return read_record(out)
+    return None
+
+
+def require_own_output(out: Path, job: Job) -> None:
+    """Refuse to write over something that another stage or another program made.
+
+    Raises:
+        ArtefactError: the record of what is there is missing, or of another stage.
+    """
+    record = finished_record(out)
+    if record is not None and record.kind == job.kind:
+        return
+    found = "something that `lvt` did not make" if record is None else f"the output of lvt {record.stage}"
+    if record is None and record_path(out).exists():
+        found = f"an output whose record {record_path(out).name} cannot be read"
+    what = "folder" if out.is_dir() else "file"
+    raise ArtefactError(f"{out} is {found}; choose another {what} for the output of lvt {job.stage}, or delete it")
