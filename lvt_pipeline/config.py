@@ -175,7 +175,7 @@ def load(
     tables = merge(
         defaults or {},
         read_preset(family, preset) if preset else {},
-        read_toml(config) if config else {},
+        with_base(family, read_toml(config)) if config else {},
     )
     if recipe:
         tables = with_recipe(family, tables, recipe, preset)
@@ -185,14 +185,25 @@ def load(
 def read_preset(family: str, name: str) -> dict[str, Any]:
     """The tables of a preset that ships with the package.
 
-    One with `recipe = "NAME"` starts from the settings of that recipe and may change some of them for its size.
-
     Raises:
         ConfigError: there is no such preset (the known ones are named).
     """
-    tables = _read_shipped(family, name, f"{family} preset")
-    recipe = tables.pop("recipe", None)
-    return merge(read_recipe(family, recipe), tables) if recipe else tables
+    return with_base(family, _read_shipped(family, name, f"{family} preset"))
+
+
+def with_base(family: str, tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables completed by what they name at the top.
+
+    `base = "NAME"` starts from another preset of the family, so that only the differences are stated. `recipe = "NAME"`
+    starts from the settings of that recipe, some of which the tables may change.
+
+    Raises:
+        ConfigError: there is no such preset or recipe.
+    """
+    own = {key: value for key, value in tables.items() if key not in ("base", "recipe")}
+    base = read_preset(family, tables["base"]) if "base" in tables else {}
+    recipe = read_recipe(family, tables["recipe"]) if "recipe" in tables else {}
+    return merge(base, recipe, own)
 
 
 def read_recipe(family: str, name: str) -> dict[str, Any]:
@@ -217,7 +228,7 @@ def with_recipe(family: str, tables: Mapping[str, Any], name: str, preset: str |
         ConfigError: there is no such recipe.
     """
     recipe = read_recipe(family, name)
-    if preset is not None and _read_shipped(family, preset, f"{family} preset").get("recipe") == name:
+    if preset is not None and _recipe_of(family, preset) == name:
         return dict(tables)
     spoken_of = {key for other in recipe_names(family) for key in read_recipe(family, other)["training"]}
     training = tables.get("training", {})
@@ -230,6 +241,14 @@ def with_recipe(family: str, tables: Mapping[str, Any], name: str, preset: str |
 def recipe_names(family: str) -> list[str]:
     """Names of the recipes that ship with the package, sorted."""
     return preset_names(_recipe_folder(family))
+
+
+def _recipe_of(family: str, preset: str) -> str | None:
+    """The recipe that a preset, or the one it is based on, names."""
+    tables = _read_shipped(family, preset, f"{family} preset")
+    if "recipe" in tables or "base" not in tables:
+        return tables.get("recipe")
+    return _recipe_of(family, tables["base"])
 
 
 def _recipe_folder(family: str) -> str:

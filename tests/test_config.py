@@ -10,6 +10,7 @@ import pytest
 
 from lvt_pipeline import config
 from lvt_pipeline.errors import ConfigError
+from lvt_pipeline.training.prior_settings import PriorRunSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,25 @@ def test_broken_toml_is_named_with_its_line(tmp_path: Path) -> None:
 def test_missing_config_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml does not exist"):
         config.read_toml(tmp_path / "none.toml")
+
+
+def test_a_preset_with_a_base_states_only_what_differs() -> None:
+    base, tied = config.read_preset("prior", "table8-adaptive"), config.read_preset("prior", "table8-adaptive-tied")
+    assert tied == config.merge(base, {"model": {"head": "adaptive-tied"}})
+    assert base["model"]["width"] == 512
+    assert base["training"]["optimizer"] == "rmsprop"
+
+
+def test_a_file_may_name_a_base_and_a_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "single-frame"\nrecipe = "default"\n[model]\nwidth = 64\n')
+    mine = config.load(PriorRunSettings, "prior", config=file)
+    paper = config.load(PriorRunSettings, "prior", preset="single-frame", overrides=["model.width=64"])
+    assert mine.model == paper.model
+    assert (mine.training.max_steps, mine.training.optimizer) == (600_000, "adamw")
+    file.write_text('base = "single-fame"\n')
+    with pytest.raises(ConfigError, match=r"no prior preset 'single-fame'; did you mean single-frame\?"):
+        config.load(PriorRunSettings, "prior", config=file)
 
 
 def test_unknown_preset_names_the_known_ones() -> None:
