@@ -47,6 +47,7 @@ from lvt_pipeline.evaluation.sampled_fvd import measure_fvd, measure_reconstruct
 from lvt_pipeline.evaluation.samples import check_samples, measure_samples, original_of
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import (
     Provenance,
@@ -63,6 +64,7 @@ from lvt_pipeline.runs.trained_clips import find_trained_clips
 from lvt_pipeline.storage import read_json, write_json
 
 STAGE = "evaluate"
+FILE_MARK = b'"short_clips": '  # near the beginning of every file with results
 VERSION = 2  # 2: SSIM, LPIPS, FVD, bits by frame and slice, dead codes, diversity, values of single clips
 DEFAULTS = EvaluateSettings()
 CACHE = Path(".lvt") / "features"  # beside the result: features of reference videos; may be deleted
@@ -104,6 +106,7 @@ def evaluate(
         LVTError: no clip has enough frames; or clips, of the split or of the samples, were for training.
     """
     started = time.monotonic()
+    require_output_file(out, STAGE, (codes, prior, frames, vqvae, samples, i3d, lpips), mark=FILE_MARK)
     store = open_codes(codes, generation)
     inputs = {"codes": store.fingerprint}
     model = tokenizer = shards = sampled = None

@@ -29,6 +29,7 @@ from lvt_pipeline.errors import ArtefactError, ConfigError
 from lvt_pipeline.evaluation.evaluate import (
     CACHE,
     DEFAULTS,
+    FILE_MARK,
     STAGE,
     VERSION,
     evaluate,
@@ -43,6 +44,7 @@ from lvt_pipeline.evaluation.samples import measure_samples
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
+from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, differences, fingerprint, write_record
 from lvt_pipeline.runs.read import load_vqvae, run_fingerprint
@@ -130,6 +132,7 @@ def evaluate_protocol(
         raise ConfigError(f"num_runs={num_runs} must be at least 1")
     seeds = range(first_seed, first_seed + num_runs)
     settings = _as_in(protocol, settings)
+    require_output_file(out, STAGE, (codes, prior, frames, vqvae, i3d, lpips), mark=FILE_MARK)
     folder = runs_folder(out)
     with exclusive_lock(folder):
         forced_path = folder / "teacher-forced.json"

@@ -19,6 +19,7 @@ from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
 from lvt_pipeline.frames.shards import Frames
 from lvt_pipeline.interrupts import stop_requested
+from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import RECORD_NAME, Provenance, differences, fingerprint, read_record, write_record
 from lvt_pipeline.runs.compatibility import check_tokenizer
@@ -89,6 +90,7 @@ def decode_store(
         Stopped: a signal came; finished files are kept.
     """
     started = time.monotonic()
+    require_output_folder(out, STAGE, (codes, vqvae))
     store = open_codes(codes, generation)
     model = load_vqvae(vqvae, device=device)
     check_tokenizer(store, vqvae, model)

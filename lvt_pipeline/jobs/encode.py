@@ -34,6 +34,7 @@ from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.interrupts import StopRequest, stop_requested
 from lvt_pipeline.jobs.change_table import ChangeTable, change_table
 from lvt_pipeline.machine import paused_collection
+from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Bar, Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.read import PRECISIONS, in_precision, load_vqvae
@@ -148,6 +149,7 @@ def encode_dataset(
     from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
 
     started = time.monotonic()
+    require_output_folder(out, STAGE, (frames, vqvae))
     source = FrameShards(frames)
     model = load_vqvae(vqvae, device=device)
     tokenizer = in_precision(tokenizer_fingerprint(model), settings.precision)

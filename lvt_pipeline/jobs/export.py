@@ -26,6 +26,7 @@ from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
 from lvt_pipeline.frames.records import SPLITS
 from lvt_pipeline.interrupts import stop_requested
+from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import RECORD_NAME, Provenance, differences, fingerprint, read_record, write_record
 from lvt_pipeline.storage import TEMPORARY_SUFFIX, exclusive_lock, read_json, remove_leftovers, write_json
@@ -79,6 +80,7 @@ def export_codes(
         Stopped: a signal came; what is finished is kept.
     """
     started = time.monotonic()
+    require_output_folder(out, STAGE, (codes,))
     store = open_codes(codes, generation)
     clips = [clip for clip in store.clips if settings.split in (None, clip.split)]
     if not clips:

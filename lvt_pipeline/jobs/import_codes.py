@@ -29,6 +29,7 @@ from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError, MismatchEr
 from lvt_pipeline.frames.records import SPLITS
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.jobs.export import KIND as EXPORT_KIND
+from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import RECORD_NAME, Provenance, fingerprint, read_record
 from lvt_pipeline.runs.read import load_vqvae
@@ -100,6 +101,7 @@ def import_codes(
         Stopped: a signal came; finished shards are kept.
     """
     started = time.monotonic()
+    require_output_folder(out, STAGE, (folder, tokenizer))
     exported = _export_record(folder)
     codebook_size = _codebook_size(settings, exported)
     found = list(find_clips(folder))

@@ -17,6 +17,7 @@ from lvt_pipeline.errors import CheckpointError
 from lvt_pipeline.models.official import prior_from_official, vqvae_from_official
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.models.vqvae.model import VQVAE, tokenizer_fingerprint
+from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.provenance import Provenance, digest_file
 from lvt_pipeline.runs.directory import save_model_run
 from lvt_pipeline.runs.read import PRIOR_KIND, VQVAE_KIND
@@ -38,6 +39,7 @@ def import_vqvae(encoder: Path, decoder: Path, codebook: Path, out: Path, *, ove
         CheckpointError: a file cannot be read, or a tensor is missing, unknown or of the wrong shape.
         ArtefactError: `out` holds a run already.
     """
+    require_output_folder(out, STAGE, (encoder, decoder, codebook))
     files = {"encoder": _file(encoder), "decoder": _file(decoder), "codebook": _file(codebook)}
     states = {role: read_official(path) for role, path in files.items()}
     config, state = vqvae_from_official(**states)
@@ -72,6 +74,7 @@ def import_prior(
         CheckpointError: the file cannot be read, or a tensor is missing, unknown or of the wrong shape.
         ArtefactError: `out` holds a run already.
     """
+    require_output_folder(out, STAGE, (weights,))
     path = _file(weights)
     config, state = prior_from_official(read_official(path), grid=grid, frames=frames, subscale=subscale)
     model = Prior(config)

@@ -25,6 +25,7 @@ from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.interrupts import stop_requested
+from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, fingerprint
 from lvt_pipeline.runs.compatibility import check_frames_count, check_prior, label_numbers
@@ -122,6 +123,7 @@ def sample_clips(
     from lvt_pipeline.models.sampling.sampler import check_priming, check_rule
 
     started = time.monotonic()
+    require_output_folder(out, STAGE, (prior, codes))
     store = open_codes(codes, generation)
     model = load_prior(prior, device=device)
     check_prior(store, prior, model)

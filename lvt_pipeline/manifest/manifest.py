@@ -23,6 +23,7 @@ from lvt_pipeline.frames.records import SPLITS
 from lvt_pipeline.manifest.sources import SPOKEN_KINDS, list_source, location_of, recognise
 from lvt_pipeline.manifest.sources.draft import Draft, ManifestSettings, some
 from lvt_pipeline.manifest.splits import Earlier, assign_splits, separate_copies
+from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import (
     DigestMemo,
@@ -149,6 +150,7 @@ def build_manifest(
         ManifestError: the source is missing or lists no clip, or two rows are the same clip.
     """
     began = time.monotonic()
+    require_output_file(out, STAGE, (Path(source), Path(media) if media else None), mark=b'"digest": "')
     location = location_of(source)
     kind = settings.kind or recognise(location)
     if settings.kind is None:

@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lvt_pipeline.errors import ArtefactError, LVTError
 from lvt_pipeline.evaluation.compare import names_of
+from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, fingerprint, lvt_version, write_record
 from lvt_pipeline.report import sections
@@ -32,6 +33,7 @@ from lvt_pipeline.report.work_dir import TABS, MissingPart, StageRecord, WorkDir
 from lvt_pipeline.storage import write_bytes
 
 STAGE = "report"
+FILE_MARK = b'<meta name="generator" content="lvt '  # near the beginning of every page
 VERSION = 2  # 2: tabs, single clips, everything that lvt evaluate measures
 
 Section = TypeVar("Section")
@@ -44,6 +46,7 @@ def write_report(work_dir: Path, out: Path, *, progress: Progress = SILENT) -> P
         ArtefactError: `work_dir` holds nothing that a stage makes.
     """
     started = time.monotonic()
+    require_output_file(out, STAGE, WorkDir(work_dir).artefacts.values(), mark=FILE_MARK)
     page = gather(_opened(work_dir), progress)
     not_up_to_date = [record.role for record in page.records if record.state != "done"]
     return _write(out, render(page, "report.html.j2"), report_inputs(work_dir), not_up_to_date, started)
@@ -57,6 +60,8 @@ def write_comparison(work_dirs: Sequence[Path], out: Path, *, progress: Progress
         ConfigError: there are too many, or one is there twice.
     """
     started = time.monotonic()
+    inputs_of_all = [path for work in work_dirs for path in WorkDir(work).artefacts.values()]
+    require_output_file(out, STAGE, inputs_of_all, mark=FILE_MARK)
     page = gather_comparison([_opened(path) for path in work_dirs], lvt_version(), progress)
     inputs = {
         f"{name}/{role}": value

@@ -23,6 +23,7 @@ from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.models.device import choose_device
 from lvt_pipeline.models.prior.adaptive import set_frequencies
 from lvt_pipeline.models.prior.model import Prior
+from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.directory import RunDirectory, RunPlan, open_run
@@ -87,6 +88,7 @@ def train_prior(
     """
     settings = settings or PriorRunSettings()
     paths = [codes] if isinstance(codes, Path) else list(codes)
+    require_output_folder(out, STAGE, paths)
     if generation is not None and len(paths) > 1:
         raise ConfigError("one generation is asked for but several code stores are given; leave --at out")
     check_mix(settings.training.mix, len(paths))

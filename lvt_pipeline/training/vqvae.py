@@ -28,6 +28,7 @@ from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.models.device import choose_device
 from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig, tokenizer_fingerprint
 from lvt_pipeline.models.vqvae.quantize import SlicedQuantizer
+from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.checkpoints import EMA_NAME, MODEL_NAME
@@ -113,6 +114,7 @@ def train_vqvae(
         TrainingError: the loss is not finite any more.
     """
     settings = settings or VQVAERunSettings()
+    require_output_folder(out, STAGE, (frames,))
     shards = FrameShards(frames)
     plan = RunPlan(
         kind=VQVAE_KIND,

@@ -19,9 +19,10 @@ from lvt_pipeline.frames.writer import write_failures
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.jobs.ingest.folder import NEXT_NAME, publish, record_in, refuse_foreign, remove_shards
 from lvt_pipeline.jobs.ingest.job import DOWNLOADS_NAME, IngestJob
-from lvt_pipeline.jobs.ingest.settings import IngestSettings
+from lvt_pipeline.jobs.ingest.settings import STAGE, IngestSettings
 from lvt_pipeline.jobs.ingest.space import refuse_without_space
 from lvt_pipeline.manifest.manifest import manifest_fingerprint, read_manifest
+from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.storage import exclusive_lock, remove_leftovers
@@ -69,6 +70,7 @@ def ingest(
         BusyError: another process writes the same output.
     """
     began = time.monotonic()
+    require_output_folder(out, STAGE, (manifest,))
     clips = read_manifest(manifest)
     with exclusive_lock(out), stop_requested() as stop:
         refuse_foreign(out)
