@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lvt_pipeline.demo.scene import HEIGHT, TABLE, WIDTH, Array, Scene, Thing, Vector
-from lvt_pipeline.frames.shards import Frames
+from lvt_pipeline.video.geometry import Frames
 
 LIGHT = np.array([0.55, 0.5])  # how far a shadow falls per pixel of height, right and down
 

@@ -8,17 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.errors import ShapeError
 from lvt_pipeline.frames.codecs import Codec, encode_frames
 from lvt_pipeline.provenance import (
     canonical_rows,
     fingerprint,
     fingerprint_text,
 )
-from lvt_pipeline.video.geometry import Frames
+from lvt_pipeline.video.geometry import Frames, check_frames
 
 FORMAT_VERSION = 1  # raised when the bytes of a shard change for the same frames
 SPLITS = ("train", "val", "test")
@@ -177,16 +175,6 @@ def shard_name(split: str, index: int) -> str:
 def receipt_path(shard: Path) -> Path:
     """The receipt of a shard: `train-000012.json`."""
     return shard.with_suffix(".json")
-
-
-def check_frames(frames: Frames) -> None:
-    """Refuse what is not uint8 (T, H, W, 3) with T > 0.
-
-    Raises:
-        ShapeError: naming the shape and dtype found.
-    """
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-        raise ShapeError(f"frames are uint8 (T, H, W, 3) with T > 0, found {frames.dtype} {frames.shape}")
 
 
 def content_fingerprint(clips: Iterable[FrameClip]) -> str:

@@ -17,7 +17,6 @@ from typing import Literal, get_args
 from lvt_pipeline.codes.store import CodeClip, CodeStore, open_codes
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
-from lvt_pipeline.frames.shards import Frames
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
@@ -25,6 +24,7 @@ from lvt_pipeline.provenance import RECORD_NAME, Provenance, differences, finger
 from lvt_pipeline.runs.compatibility import check_tokenizer
 from lvt_pipeline.runs.read import load_vqvae, run_fingerprint
 from lvt_pipeline.storage import describe_os_error, exclusive_lock, remove_leftovers, write_bytes
+from lvt_pipeline.video.geometry import Frames
 from lvt_pipeline.video.write import write_gif, write_mp4, write_npy, write_png_strip
 
 STAGE = "decode"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.errors import DecodeError
-from lvt_pipeline.frames.shards import Frames
+from lvt_pipeline.video.geometry import Frames
 from lvt_pipeline.video.tfrecords import Feature, parse_example
 
 CAMERAS = ("image_aux1", "image_main")  # video prediction uses the first

@@ -15,6 +15,29 @@ ClipKind = Literal["video", "bair", "frames"]
 CLIP_KINDS: tuple[ClipKind, ...] = get_args(ClipKind)
 
 
+# What may be unusual about a video that is read all the same. Receipts hold these and summaries count them.
+NOTE_KINDS = (
+    "non-square-pixels",  # the sample aspect ratio is not 1:1; pixels are taken as square
+    "hdr",  # PQ, HLG or BT.2020; stored without tone mapping
+    "size-change",  # frames change size; all are scaled to the first size
+    "repaired-times",  # some time stamps were wrong or missing
+    "rate",  # the header's frame rate disagrees with the time stamps
+    "holes",  # frames are missing in the middle
+    "undecodable-start",  # pictures before the first one that can be decoded were left out
+    "several-streams",  # one of several video streams was chosen
+    "short-range",  # the clip's range ends after the video
+    "truncated",  # the file was cut short; the frames that are there are kept
+)
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something unusual about a clip that was accepted. `kind` is one of `NOTE_KINDS`, `text` is for people."""
+
+    kind: str
+    text: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Clip:
     """One line of a manifest.

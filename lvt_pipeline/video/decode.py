@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from lvt_pipeline.config import LATER
 from lvt_pipeline.errors import ConfigError, DecodeError
-from lvt_pipeline.frames.shards import Frames
-from lvt_pipeline.video.geometry import Fit, lanczos_square, scaled_sides, square_of_scaled
+from lvt_pipeline.video.clips import Note
+from lvt_pipeline.video.geometry import Fit, Frames, lanczos_square, scaled_sides, square_of_scaled
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame, VideoStream
@@ -114,7 +114,7 @@ class DecodedClip:
         frames: uint8 (T, size, size, 3), RGB.
         fps: frames per second of what is in `frames`.
         decoder: "decord" or "pyav"; for what is no video, the name of its reader in `video.read`.
-        notes: what was odd about the file, for people.
+        notes: what was unusual about the file but accepted, for receipts.
         arrays: what the source holds beside the frames, one row per frame, by name.
         times: when each frame is shown, seconds from the first one of the source, float64 (T,).
         begins: the moment the clip was asked to begin at, in the same seconds.
@@ -124,7 +124,7 @@ class DecodedClip:
     frames: Frames
     fps: float
     decoder: str
-    notes: list[str] = field(default_factory=list)
+    notes: tuple[Note, ...] = ()
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     times: Times = field(default_factory=lambda: np.empty(0))
     begins: float = 0.0
@@ -140,7 +140,7 @@ class VideoFacts:
         codec: name of the video codec.
         times: when each frame is shown, seconds from the first one, ascending, float64 (frames,).
         fps: native frame rate.
-        notes: what was odd.
+        notes: what is unusual.
         truncated: what is there and what is missing, when the file was cut short; empty for a whole one.
     """
 
@@ -148,7 +148,7 @@ class VideoFacts:
     codec: str
     times: Times
     fps: float
-    notes: list[str] = field(default_factory=list)
+    notes: tuple[Note, ...] = ()
     truncated: str = ""
 
     @property
@@ -222,7 +222,7 @@ def _decode(
             frames,
             clip_fps(facts, geometry),
             decoder,
-            [*facts.notes, *(f"not read by decord: {error}" for error in errors)],
+            facts.notes,
             times=shown_times(facts, start, wanted, geometry)[: len(frames)],
             begins=max(0.0, start or 0.0),
             truncated=facts.truncated,
@@ -377,16 +377,17 @@ def _shows_a_frame(packet: Packet[Stream], codec: str) -> bool:
     return True
 
 
-def _native_fps(moments: list[float | None], header: Fraction | None) -> tuple[float, list[str]]:
+def _native_fps(moments: list[float | None], header: Fraction | None) -> tuple[float, tuple[Note, ...]]:
     """Frames per second: the header's when the frames agree with it, else what the frames say; and a note if not."""
     known = [moment for moment in moments if moment is not None]
     span = max(known) - min(known) if known else 0.0
     measured = (len(known) - 1) / span if span > 0 else None
     stated = float(header) if header and header <= MAX_FPS else None
     if stated and (measured is None or 0.8 < stated / measured < 1.25):
-        return round(stated, 6), []
+        return round(stated, 6), ()
     fps = round(min(measured or stated or UNKNOWN_FPS, MAX_FPS), 6)
-    return fps, [f"the header says {float(header or 0):g} frames per second, the frames {fps:g}"]
+    text = f"the header says {float(header or 0):g} frames per second, the frames {fps:g}"
+    return fps, (Note("rate", text),)
 
 
 def _ascending(moments: list[float | None], fps: float) -> Times:

@@ -11,8 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lvt_pipeline.errors import ShapeError
+
 Frames = NDArray[np.uint8]
 Fit = Literal["crop", "letterbox"]  # crop: the middle of the picture. letterbox: all of it, on black
+
+
+def check_frames(frames: Frames) -> None:
+    """Refuse what is not uint8 (T, H, W, 3) with T > 0.
+
+    Raises:
+        ShapeError: naming the shape and dtype found.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        raise ShapeError(f"frames are uint8 (T, H, W, 3) with T > 0, found {frames.dtype} {frames.shape}")
 
 
 def lanczos_square(frame: Frames, size: int, fit: Fit = "crop") -> Frames:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from lvt_pipeline.errors import DecodeError
-from lvt_pipeline.frames.shards import Frames
+from lvt_pipeline.video.geometry import Frames
 
 PICTURE_EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 # 8 bits per channel; Pillow would clip deeper ones to white.

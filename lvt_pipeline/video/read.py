@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from lvt_pipeline.errors import DecodeError
-from lvt_pipeline.frames.shards import Frames
 from lvt_pipeline.provenance import digest_file, status_of
 from lvt_pipeline.video import decode as videos
 from lvt_pipeline.video import picture_folders
@@ -32,6 +31,7 @@ from lvt_pipeline.video.decode import (
     shown_times,
     take_frames,
 )
+from lvt_pipeline.video.geometry import Frames
 from lvt_pipeline.video.locations import local_copy
 from lvt_pipeline.video.tfrecords import RecordIndex, index_records, read_record
 

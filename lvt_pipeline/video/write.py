@@ -17,9 +17,8 @@ from einops import rearrange, repeat
 from PIL import Image
 
 from lvt_pipeline.errors import ShapeError
-from lvt_pipeline.frames.records import check_frames
-from lvt_pipeline.frames.shards import Frames
 from lvt_pipeline.storage import write_bytes
+from lvt_pipeline.video.geometry import Frames, check_frames
 from lvt_pipeline.video.pictures import png_bytes
 
 VISUALLY_LOSSLESS_CRF = 18  # x264's constant rate factor; 0 is lossless, 23 is x264's default
