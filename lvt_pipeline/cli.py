@@ -124,7 +124,7 @@ def run(arguments: list[str] | None = None) -> int:
         click.echo(f"lvt: {error}", err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nlvt: interrupted; what was finished is kept, run the same command again to go on", err=True)
+        click.echo("\nlvt: interrupted; what was finished is kept, run the same command again to resume", err=True)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as in `lvt inspect x | head`
         sys.stderr.close()

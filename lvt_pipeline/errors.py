@@ -56,6 +56,10 @@ class MismatchError(LVTError):
     """Two artefacts do not belong together (codes of another tokenizer, a prior of another grid)."""
 
 
+class NotFiniteError(LVTError):
+    """Weights or predictions of a network are not finite (NaN or infinite), so nothing can be made with it."""
+
+
 class BusyError(LVTError):
     """Another process is writing the same output."""
 

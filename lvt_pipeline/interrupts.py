@@ -1,4 +1,4 @@
-"""Stopping politely: a signal asks, the work in hand is finished and saved, the command ends with exit code 75."""
+"""Stopping on request: after a signal the unit of work in hand is finished and saved; the exit code is 75."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import FrameType
 
 from lvt_pipeline.errors import Stopped
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # SIGHUP: the terminal was closed
 
 
 class StopRequest:
@@ -28,19 +28,23 @@ class StopRequest:
             Stopped: a signal came.
         """
         if self:
-            raise Stopped(f"stopped by {self.signal_name}: {saved}; run the same command again to go on")
+            raise Stopped(f"stopped by {self.signal_name}: {saved}; run the same command again to resume")
 
 
 @contextmanager
 def stop_requested() -> Iterator[StopRequest]:
-    """Turn SIGTERM and SIGUSR1 into a request while the block runs. Outside the main thread nothing is changed."""
+    """Turn SIGTERM, SIGUSR1 and SIGHUP into a request while the block runs.
+
+    Outside the main thread nothing is changed, nor for a signal that is ignored, as `nohup` ignores SIGHUP.
+    """
     request = StopRequest()
 
     def remember(number: int, frame: FrameType | None) -> None:
         request.signal_name = signal.Signals(number).name
 
     try:
-        old = {number: signal.signal(number, remember) for number in STOP_SIGNALS}
+        heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        old = {number: signal.signal(number, remember) for number in heard}
     except ValueError:  # not the main thread: signals belong to the caller
         yield request
         return

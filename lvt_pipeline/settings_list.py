@@ -36,14 +36,10 @@ class Setting:
 
 
 def list_settings(cls: type[Any], prefix: str = "") -> Iterator[Setting]:
-    """The keys of a settings dataclass and of those inside it, in order.
-
-    A class may name another one, as `explained_by`, whose comments hold for fields of the same name.
-    """
+    """The keys of a settings dataclass and of those inside it, in order."""
     hints = typing.get_type_hints(cls)
-    known = [*cls.__mro__, *([cls.explained_by] if hasattr(cls, "explained_by") else [])]
     meanings: dict[str, str] = {}
-    for one in known:
+    for one in cls.__mro__:
         if isinstance(one, type) and is_dataclass(one):
             for name, meaning in _comments(one).items():
                 meanings[name] = meanings.get(name) or meaning

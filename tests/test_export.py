@@ -232,7 +232,7 @@ def test_a_stop_request_keeps_what_is_finished(
     monkeypatch.setattr(exporting, "clip_units", signalling)
     code, _, error = lvt("export", store.path, "--format", "npy", "-o", tmp_path / "out")
     assert code == 75
-    assert "run the same command again to go on" in error
+    assert "run the same command again to resume" in error
     assert written == ["train/a.npy"]
     monkeypatch.setattr(exporting, "clip_units", real)
     assert export(store, tmp_path / "out", "npy").counts["written"] == 4

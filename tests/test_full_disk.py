@@ -241,7 +241,7 @@ def test_a_signal_ends_an_encode_with_its_code_and_the_next_run_goes_on(
         time.sleep(0.001)
     os.kill(process.pid or 0, number)
     process.join(60)
-    assert_one_line(process.exitcode or 0, errors.read_text(), "run the same command again to go on", expected=code)
+    assert_one_line(process.exitcode or 0, errors.read_text(), "run the same command again to resume", expected=code)
     finished = len(list((store / "codes/c").glob("*/0/0/0")))
     assert 1 <= finished < 15
     done = (tmp_path / "log").stat().st_size

@@ -425,7 +425,7 @@ def test_a_signal_ends_it_after_the_stage_in_hand(
     code, _, err = lvt("reproduce", "table1", "--work-dir", work_dir, "--device", "cpu", "--workers", "1")
     assert code == 75
     assert ran == ["manifest", "ingest"]
-    assert "stopped by SIGTERM: ingest is finished; run the same command again to go on" in err
+    assert "stopped by SIGTERM: ingest is finished; run the same command again to resume" in err
 
 
 @pytest.mark.slow

@@ -244,7 +244,7 @@ def test_resumed_run_matches_uninterrupted_run(tmp_path: Path, changes: dict[str
     assert record.fingerprint == run_toy(tmp_path / "whole", settings).fingerprint
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_signal_saves_the_step_and_says_how_to_go_on(tmp_path: Path, number: int) -> None:
     with pytest.raises(Stopped, match=r"stopped by SIG\w+: step 3 is saved in .*run the same command again") as caught:
         run_toy(tmp_path, toy_settings(), on_batch=at_step(3, send(number)))
@@ -253,6 +253,15 @@ def test_signal_saves_the_step_and_says_how_to_go_on(tmp_path: Path, number: int
     assert read_run(tmp_path)["status"] == "stopped"
     live = read_live_run(tmp_path)
     assert (live.status, live.step, live.saved_step, live.max_steps) == ("stopped", 3, 3, 12)
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert run_toy(tmp_path, toy_settings(), on_batch=at_step(3, send(signal.SIGHUP))).counts["steps"] == 12
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_interrupt_from_the_keyboard_saves_the_step(tmp_path: Path) -> None:

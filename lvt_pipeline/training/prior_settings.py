@@ -4,57 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.codes.usage import count_codes
-from lvt_pipeline.config import LATER, build, to_plain
+from lvt_pipeline.config import LATER, build, check_fields, to_plain
 from lvt_pipeline.errors import ConfigError, MismatchError
 from lvt_pipeline.models.prior.adaptive import cutoffs_by_mass
-from lvt_pipeline.models.prior.config import uses_clusters
-from lvt_pipeline.models.prior.model import PriorConfig
+from lvt_pipeline.models.prior.config import PriorConfig, PriorModelSettings, uses_clusters
 from lvt_pipeline.training.settings import TrainingSettings
 
 FROM_STORE = {"codebook_size": 512, "num_codebooks": 4, "grid": (16, 16)}  # defaults where there is no store: the paper
-
-
-@dataclass(frozen=True, kw_only=True)
-class PriorModelSettings:
-    """`PriorConfig`, with what the codes decide left open.
-
-    Unless stated, K, n_c and the grid are those of the store, and the cut-offs of adaptive layers come from how often
-    its training codes occur.
-    """
-
-    explained_by: ClassVar[type] = PriorConfig
-
-    frames: int = 16
-    grid: tuple[int, int] | None = None  # (h, w); unset: that of the codes
-    num_codebooks: int | None = None  # n_c; unset: that of the codes
-    codebook_size: int | None = None  # K; unset: that of the codes
-    subscale: tuple[int, int, int] = (16, 1, 1)
-    kernel: tuple[int, int, int] = (7, 1, 1)
-    kernel_reach: Literal["centred", "past"] = field(default="centred", metadata=LATER)
-    block: tuple[int, int, int] | None = None
-    width: int = 512
-    head_width: int = 128
-    num_heads: int = 8
-    embedding_width: int = 128
-    encoder_layers: int = 8
-    decoder_layers: int = 8
-    attention: Literal["query-key", "key-only", "distance-only"] = "query-key"
-    decoder_input: Literal["embedding", "adaptive"] = field(default="embedding", metadata=LATER)
-    head: Literal["separate", "shared", "tied", "adaptive", "adaptive-tied", "adaptive-tied-projections"] = "separate"
-    cutoffs: tuple[int, ...] | None = field(default=None, metadata=LATER)
-    cluster_ratio: int = field(default=4, metadata=LATER)
-    num_classes: int = 0
-    class_dropout: float = field(default=0.0, metadata=LATER)
-    encoder_position: bool = False
-    qkv_init: Literal["reference", "standard"] = "reference"
-    priming_frames: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +43,8 @@ class PriorTraining(TrainingSettings):
         super().__post_init__()
         if self.windows_per_clip < 1:
             raise ConfigError(f"training.windows_per_clip={self.windows_per_clip} must be at least 1")
+        if not all(weight > 0 for weight in self.mix or ()):
+            raise ConfigError(f"training.mix={self.mix} must be above 0; leave out a store instead")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +53,9 @@ class PriorRunSettings:
 
     model: PriorModelSettings = field(default_factory=PriorModelSettings)
     training: PriorTraining = field(default_factory=PriorTraining)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from lvt_pipeline.config import LATER
+from lvt_pipeline.config import LATER, check_fields
 from lvt_pipeline.errors import ConfigError
 
 # They change when a run looks at itself or ends, or who computes what, never what a step does.
@@ -83,16 +83,11 @@ class TrainingSettings:
     explosion_factor: float | None = field(default=100.0, metadata=LATER)
 
     def __post_init__(self) -> None:
-        positive = (
-            *("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "eval_every", "eval_items"),
-            *("picture_every", "checkpoint_every", "keep_checkpoints", "patience", "decay_steps"),
-        )
-        for name in positive:
-            value: Any = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"training.{name}={value} must be at least 1")
-        if self.seed < 0:
-            raise ConfigError(f"training.seed={self.seed} must not be negative")
+        check_fields(self, "training.")
+        for name, (is_allowed, needed) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not all(map(is_allowed, value if isinstance(value, tuple) else (value,))):
+                raise ConfigError(f"training.{name}={value} must be {needed}")
         if self.batch_size % self.gradient_accumulation_steps:
             raise ConfigError(
                 f"training.batch_size={self.batch_size} does not divide into "
@@ -100,15 +95,23 @@ class TrainingSettings:
             )
         if self.compile and self.parallel == "fsdp":
             raise ConfigError("training.compile does not go with training.parallel=fsdp; leave one of them out")
-        if not self.learning_rate > 0:
-            raise ConfigError(f"training.learning_rate={self.learning_rate} must be above 0")
-        if self.warmup_steps < 0:
-            raise ConfigError(f"training.warmup_steps={self.warmup_steps} must not be negative")
         if self.decay_steps is not None and self.schedule != "wsd":
             raise ConfigError(f"training.decay_steps={self.decay_steps} needs schedule='wsd', found {self.schedule!r}")
-        if self.grad_clip is not None and not self.grad_clip > 0:
-            raise ConfigError(f"training.grad_clip={self.grad_clip} must be above 0; leave it out for no clipping")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"training.ema_decay={self.ema_decay} must be at least 0 and below 1")
-        if self.explosion_factor is not None and not self.explosion_factor > 1:
-            raise ConfigError(f"training.explosion_factor={self.explosion_factor} must be above 1; none turns it off")
+
+
+Range = tuple[Callable[[float], bool], str]
+_AT_LEAST_ONE: Range = (lambda value: value >= 1, "at least 1")
+_NOT_NEGATIVE: Range = (lambda value: value >= 0, "at least 0")
+_POSITIVE: Range = (lambda value: value > 0, "above 0")
+_SHARE: Range = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+_RANGES: dict[str, Range] = {
+    **dict.fromkeys(("max_steps", "batch_size", "gradient_accumulation_steps", "decay_steps"), _AT_LEAST_ONE),
+    **dict.fromkeys(("log_every", "eval_every", "eval_items", "picture_every"), _AT_LEAST_ONE),
+    **dict.fromkeys(("checkpoint_every", "keep_checkpoints", "patience"), _AT_LEAST_ONE),
+    **dict.fromkeys(("seed", "warmup_steps", "weight_decay"), _NOT_NEGATIVE),
+    **dict.fromkeys(("learning_rate", "eps"), _POSITIVE),
+    **dict.fromkeys(("betas", "alpha", "momentum", "ema_decay"), _SHARE),
+    "min_lr_ratio": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "grad_clip": (lambda value: value > 0, "above 0; leave it out for no clipping"),
+    "explosion_factor": (lambda value: value > 1, "above 1; none turns it off"),
+}

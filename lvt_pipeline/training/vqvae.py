@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lvt_pipeline.codes.loading.cache import available_memory
 from lvt_pipeline.codes.loading.order import clip_batch
 from lvt_pipeline.codes.usage import perplexity, usage
+from lvt_pipeline.config import check_fields
 from lvt_pipeline.errors import ConfigError, LVTError, ShapeError
 from lvt_pipeline.frames.records import FrameClip
 from lvt_pipeline.frames.shards import FrameShards
@@ -79,6 +80,9 @@ class VQVAERunSettings:
 
     model: VQVAEConfig = field(default_factory=VQVAEConfig)
     training: VQVAETraining = field(default_factory=VQVAETraining)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def train_vqvae(

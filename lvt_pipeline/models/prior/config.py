@@ -6,32 +6,23 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
-from lvt_pipeline.config import LATER
+from lvt_pipeline.config import LATER, check_fields
 from lvt_pipeline.errors import ConfigError
-from lvt_pipeline.models.prior.attention import KINDS
-from lvt_pipeline.models.prior.subscale import REACHES, Triple, subscale
-
-CHOICES = {
-    "kernel_reach": REACHES,
-    "attention": KINDS,
-    "decoder_input": ("embedding", "adaptive"),
-    "head": ("separate", "shared", "tied", "adaptive", "adaptive-tied", "adaptive-tied-projections"),
-    "qkv_init": ("reference", "standard"),
-}
+from lvt_pipeline.models.prior.subscale import Triple, subscale
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorConfig:
-    """Shape of the prior. Defaults are the paper's single-frame model.
+class PriorModelSettings:
+    """`PriorConfig` before the codes are known, which decide K, n_c, the grid and the cut-offs of adaptive layers.
 
     The paper's three orders: single frame (frames, 1, 1) with kernel (7, 1, 1); spatiotemporal (4, 2, 2) with
     (5, 3, 3) and block (4, 8, 8); spatial (1, 2, 2) with (1, 3, 3).
     """
 
     frames: int = 16  # T
-    grid: tuple[int, int] = (16, 16)  # (h, w)
-    num_codebooks: int = 4  # n_c
-    codebook_size: int = 512  # K
+    grid: tuple[int, int] | None = None  # (h, w); unset: that of the codes
+    num_codebooks: int | None = None  # n_c; unset: that of the codes
+    codebook_size: int | None = None  # K; unset: that of the codes
     subscale: tuple[int, int, int] = (16, 1, 1)  # (s_t, s_h, s_w)
     kernel: tuple[int, int, int] = (7, 1, 1)  # of the context convolution, odd
     # In time, the kernel lies around the frame as in the paper, or only on the frames before it.
@@ -61,6 +52,19 @@ class PriorConfig:
     priming_frames: int = 1  # n_prime: frames that are never a target in training
 
     def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig(PriorModelSettings):
+    """Shape of the prior, with nothing left open. Defaults are the paper's single-frame model."""
+
+    grid: tuple[int, int] = (16, 16)  # (h, w)
+    num_codebooks: int = 4  # n_c
+    codebook_size: int = 512  # K
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         sizes = ("frames", "num_codebooks", "codebook_size", "width", "head_width", "num_heads", "embedding_width")
         for name in sizes:
             if getattr(self, name) < 1:
@@ -68,9 +72,6 @@ class PriorConfig:
         for name in ("encoder_layers", "decoder_layers", "num_classes", "priming_frames"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
         if self.priming_frames >= self.frames:
             raise ConfigError(f"priming_frames={self.priming_frames} leaves nothing to learn in {self.frames} frames")
         if not 0 <= self.class_dropout < 1:

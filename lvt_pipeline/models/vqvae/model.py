@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from lvt_pipeline.config import to_plain
+from lvt_pipeline.config import check_fields, to_plain
 from lvt_pipeline.errors import ConfigError, ShapeError
 from lvt_pipeline.models.vqvae.fsq import FSQuantizer, check_levels
 from lvt_pipeline.models.vqvae.quantize import Quantized, SlicedQuantizer, integer_codes
@@ -53,6 +53,7 @@ class VQVAEConfig:
     fsq_levels: tuple[int, ...] | None = None  # of each of the n_c codebooks; their product is codebook_size
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("num_codebooks", "codebook_size", "code_width", "stem_width", "residual_width"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
@@ -64,12 +65,9 @@ class VQVAEConfig:
             raise ConfigError(f"ema_decay={self.ema_decay} must be at least 0 and below 1")
         if self.ema_epsilon <= 0:
             raise ConfigError(f"ema_epsilon={self.ema_epsilon} must be above 0")
-        if self.residual not in ("reference", "textbook"):
-            raise ConfigError(f"residual={self.residual!r} is not one of reference, textbook")
-        if self.codebook_init not in (None, "uniform", "kmeans"):
-            raise ConfigError(f"codebook_init={self.codebook_init!r} is not one of uniform, kmeans")
-        if self.quantizer not in (None, "vq", "fsq"):
-            raise ConfigError(f"quantizer={self.quantizer!r} is not one of vq, fsq")
+        for name in ("commitment_weight", "dead_code_threshold"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
         self._check_levels()
 
     def _check_levels(self) -> None:
