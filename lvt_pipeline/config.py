@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import tomli_w
 
+from lvt_pipeline import storage
 from lvt_pipeline.errors import ConfigError
 
 Settings = TypeVar("Settings")
@@ -156,12 +157,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it is missing or not TOML (with line and column).
     """
-    try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"config file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} is not a TOML file: {error}") from error
+    if not path.exists():
+        raise ConfigError(f"config file {path} does not exist")
+    return storage.read_toml(path, error=ConfigError)
 
 
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
@@ -177,7 +175,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {assignment}: write it as name=value, for example --set model.width=256")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):  # not TOML, or a number of thousands of digits
             value = text
         table = result
         *parents, leaf = name.strip().split(".")

@@ -1,10 +1,76 @@
-"""Python's own bookkeeping of memory, kept out of the way of large tables."""
+"""What this process may use of the machine: cores, memory, disk. Container limits and `ulimit` count.
+
+The one place that counts them. A control group (cgroup) limits a process together with every group above it, so the
+smallest limit on the way up decides; both versions of the interface are read.
+"""
 
 from __future__ import annotations
 
 import gc
+import math
+import os
+import resource
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+ROOT = Path("/")
+NO_LIMIT_BYTES = 1 << 60  # version 1 writes "no limit" as a number close to 2**63
+
+
+def num_cores(root: Path = ROOT) -> int:
+    """Cores that this process may use: its affinity, and the processor quota of its control groups, rounded up.
+
+    Args:
+        root: where `/proc` and `/sys` are, for tests.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *_core_quotas(root)]))
+
+
+def total_memory(root: Path = ROOT) -> int | None:
+    """Bytes of memory that this process could have at most: the machine's, or its smallest limit. None when unknown."""
+    sizes = [limit for _, limit in _memory_limits(root)]
+    with suppress(ValueError, OSError):
+        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(sizes, default=None)
+
+
+def available_memory(root: Path = ROOT) -> int:
+    """Bytes that this process may still take: what the kernel calls available, within every limit on it."""
+    available = (total_memory(root) or 2**32) // 2  # where the system does not say
+    for line in (_read(root / "proc/meminfo") or "").split("\n"):
+        name, _, size = line.partition(":")
+        if name == "MemAvailable":
+            available = int(size.split()[0]) * 1024
+    for group, limit in _memory_limits(root):
+        used = _number(group / "memory.current") or _number(group / "memory.usage_in_bytes") or 0
+        available = min(available, limit - max(0, used - _reclaimable(group)))
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        available = min(available, soft - address_space())
+    return max(0, available)
+
+
+def address_space() -> int:
+    """Bytes of address space that this process has reserved: mostly libraries."""
+    text = _read(ROOT / "proc/self/statm")
+    return int(text.split()[0]) * resource.getpagesize() if text else 0
+
+
+def limit_address_space(num_bytes: int) -> None:
+    """Let this process reserve at most this many bytes; a smaller limit that is in force already stays."""
+    in_force = [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit != resource.RLIM_INFINITY]
+    limit = min([num_bytes, *in_force])
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def free_disk_bytes(folder: Path) -> int:
+    """Bytes that may be written to the disk of a folder, which need not exist yet; 0 if it is not ours to write to."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free if os.access(existing, os.W_OK) else 0
 
 
 @contextmanager
@@ -21,3 +87,73 @@ def paused_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+# Control groups ------------------------------------------------------------------------------------------------------
+
+
+@cache  # asked for every chunk of codes that is read
+def _core_quotas(root: Path) -> list[int]:
+    """How many cores each control group allows, for those that limit them."""
+    quotas = []
+    for group in _groups(root, "cpu"):
+        quota, _, period = (_read(group / "cpu.max") or "max").partition(" ")
+        if quota == "max":
+            quota, period = _read(group / "cpu.cfs_quota_us") or "-1", _read(group / "cpu.cfs_period_us") or ""
+        if quota.isdecimal() and period.isdecimal() and int(period) > 0:
+            quotas.append(math.ceil(int(quota) / int(period)))
+    return quotas
+
+
+def _memory_limits(root: Path) -> list[tuple[Path, int]]:
+    """The control groups that limit memory, each with its limit in bytes."""
+    found = []
+    for group in _groups(root, "memory"):
+        for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
+            limit = _number(group / name)
+            if limit is not None and limit < NO_LIMIT_BYTES:
+                found.append((group, limit))
+    return found
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of this process's control groups, from its own up to the one mounted."""
+    for line in (_read(root / "proc/self/cgroup") or "").split("\n"):
+        number, _, rest = line.partition(":")
+        controllers, _, name = rest.partition(":")
+        if number == "0" and not controllers:
+            mounts = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
+        elif controller in controllers.split(","):
+            mounts = [root / "sys/fs/cgroup" / controllers, root / "sys/fs/cgroup" / controller]
+        else:
+            continue
+        mount = next((path for path in mounts if path.is_dir()), None)
+        if mount is None:
+            continue
+        # In a container the group may be named as the host sees it, or with `..`: then only the mount is visible.
+        parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
+        for count in range(len(parts), -1, -1):
+            group = mount.joinpath(*parts[:count])
+            if group.is_dir():
+                yield group
+
+
+def _reclaimable(group: Path) -> int:
+    """Bytes of a group's memory that cache files and are given back when something else needs them."""
+    for line in (_read(group / "memory.stat") or "").split("\n"):
+        name, _, size = line.partition(" ")
+        if name in ("inactive_file", "total_inactive_file") and size.isdecimal():
+            return int(size)
+    return 0
+
+
+def _number(path: Path) -> int | None:
+    text = _read(path)
+    return int(text) if text is not None and text.isdecimal() else None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except (OSError, ValueError):
+        return None

@@ -1,24 +1,35 @@
-"""How bytes reach the disk: whole or not at all, and by one writer.
+"""How bytes reach the disk and come back: written whole or not at all, by one writer; read without surprises.
 
 Every file that later runs rely on is written to a temporary name in the same folder, flushed to the device and renamed,
-so a reader sees the old file or the new one and a killed process leaves nothing that looks finished.
+so a reader sees the old file or the new one and a killed process leaves nothing that looks finished. Text, JSON, JSON
+Lines and TOML are read here and nowhere else: whatever is in such a file, it is read or refused in one line that names
+it.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
+import math
 import os
+import re
 import shutil
+import stat
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lvt_pipeline.errors import ArtefactError, BusyError, LVTError
+from lvt_pipeline.file_systems import LOCK_NAME, flush, is_supported, make_lock_file, owner_of
 
 TEMPORARY_SUFFIX = ".partial"
+MAX_NAME_BYTES = 255  # of a file or folder name, on every file system in use
+
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def describe_os_error(error: OSError, doing: str) -> LVTError:
@@ -49,13 +60,13 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     Raises:
         LVTError: the operating system refused (disk full, read-only, no permission).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            flush(stream.fileno())
         os.replace(temporary, path)
         sync_directory(path.parent)
     except OSError as error:
@@ -70,7 +81,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """A temporary directory that becomes `path` when the block ends without an error. `path` must not exist yet."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = _temporary(path)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -96,35 +107,233 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as indented JSON, whole or not at all."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    """Replace `path` by `value` as indented JSON, whole or not at all.
+
+    Raises:
+        LVTError: a number in it is not finite, which JSON cannot hold.
+    """
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise LVTError(f"{path} was not written: a number in it is not finite") from None
+    write_bytes(path, (text + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
+# Names -------------------------------------------------------------------------------------------------------------
+
+
+def shortened_name(name: str, suffix: str = "", max_bytes: int = MAX_NAME_BYTES) -> str:
+    """`name` + `suffix` as a file name of at most `max_bytes` bytes.
+
+    A name that is too long keeps its beginning and gets a hash of all of it, so different names stay different.
+    """
+    if len((name + suffix).encode(errors="surrogateescape")) <= max_bytes:
+        return name + suffix
+    mark = "~" + hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:12]
+    room = max_bytes - len((mark + suffix).encode())
+    return name.encode(errors="surrogateescape")[:room].decode(errors="ignore") + mark + suffix
+
+
+def clip_file(clip_id: str, suffix: str) -> str:
+    """The relative path of the file of a clip: its id and an ending, every part short enough for any file system.
+
+    The single rule for outputs with one file per clip; record the id in the output's list of files.
+    """
+    *folders, name = clip_id.split("/")
+    return "/".join([*map(shortened_name, folders), shortened_name(name, suffix)])
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name("." + shortened_name(path.name, f".{os.getpid()}{TEMPORARY_SUFFIX}", MAX_NAME_BYTES - 1))
+
+
+# Reading -----------------------------------------------------------------------------------------------------------
+
+
+def describe_file(mode: int) -> str:
+    """What a directory entry is, from its `st_mode`: "a folder", "a named pipe", ..."""
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "not a regular file")
+
+
+def open_regular(path: Path | str) -> BinaryIO:
+    """Open a regular file for reading. Nothing else is opened: a pipe would wait forever, a device may act.
+
+    Raises:
+        OSError: there is no such file or it cannot be read; `strerror` says so when it is not a regular file.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISREG(mode):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISREG(mode):
+            return os.fdopen(descriptor, "rb")
+        os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    raise OSError(errno.EINVAL, f"it is {describe_file(mode)}, not a regular file", str(path))
+
+
+def read_text(path: Path, *, error: type[LVTError] = ArtefactError, kind: str = "text") -> str:
+    """The content of a UTF-8 text file, without a byte order mark; line ends are left as they are.
+
+    Args:
+        error: the class of what is raised.
+        kind: what the file should be, for the message.
+
+    Raises:
+        LVTError: of the class `error`, in one line that names the file.
+    """
+    try:
+        with open_regular(path) as stream:
+            data = stream.read()
+    except FileNotFoundError:
+        raise error(f"{path} does not exist") from None
+    except (OSError, ValueError) as problem:  # ValueError: a null character in the path
+        raise error(f"{path} cannot be read as {kind}: {getattr(problem, 'strerror', None) or 'bad path'}") from None
+    return decode_text(data, path, error=error, kind=kind)
+
+
+def decode_text(data: bytes, where: object, *, error: type[LVTError] = ArtefactError, kind: str = "text") -> str:
+    """`read_text` for bytes that are in memory; `where` names them in the message."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise error(f"{where} cannot be read as {kind}: byte {problem.start:,} is not UTF-8") from None
+
+
+def parse_json(text: str | bytes, where: object, *, error: type[LVTError] = ArtefactError) -> Any:
+    """One JSON value; only what JSON allows, so no NaN and no infinite number.
+
+    Args:
+        where: file (and line) for the message.
+
+    Raises:
+        LVTError: of the class `error`, in one line that names `where`.
+    """
+    if isinstance(text, bytes):
+        text = decode_text(text, where, error=error, kind="JSON")
+    try:
+        return _parse(text)
+    except _Unusable as problem:
+        raise error(f"{where} cannot be read as JSON: {problem}; it is damaged or was not written by lvt") from None
+
+
+class _Unusable(Exception):
+    """Why a text is not JSON."""
+
+
+def _parse(text: str) -> Any:
+    try:
+        value = _JSON.decode(text)
+        if _HALF_CHARACTER.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except json.JSONDecodeError as problem:
+        place = f"line {problem.lineno}, column {problem.colno}"
+        cause = f"the text breaks off or is wrong at {place}" if text.strip() else "it is empty"
+    except RecursionError:
+        cause = "it is nested too deeply"
+    except UnicodeEncodeError:
+        cause = "a text in it holds half of a character (an unpaired surrogate)"
+    except ValueError:  # Python refuses to convert thousands of digits
+        cause = "a number in it is too large or not finite"
+    raise _Unusable(cause)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+_JSON = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+
+
+def read_json(path: Path, *, error: type[LVTError] = ArtefactError) -> Any:
     """Parse a JSON file that one of our commands wrote.
 
     Raises:
-        ArtefactError: it is missing, unreadable, or not JSON.
+        LVTError: of the class `error`: it is missing, unreadable, or not JSON.
     """
+    return parse_json(read_text(path, error=error, kind="JSON"), path, error=error)
+
+
+def read_json_lines(path: Path, *, error: type[LVTError] = ArtefactError) -> list[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON Lines file, each with its line number from 1; blank lines are skipped.
+
+    Lines end at the newline character only: JSON texts may hold every other character that Python calls a line end.
+
+    Raises:
+        LVTError: of the class `error`, naming the file and the line.
+    """
+    return parse_json_lines(read_text(path, error=error, kind="JSON Lines"), path, error=error)
+
+
+def parse_json_lines(text: str, where: object, *, error: type[LVTError] = ArtefactError) -> list[tuple[int, Any]]:
+    """`read_json_lines` for a text that is in memory; `where` names it in the message."""
+    rows = []
+    for number, line in numbered_lines(text):
+        try:
+            row = _parse(line)
+        except _Unusable as problem:
+            raise error(f"{where}:{number}: not a JSON object: {problem}") from None
+        if not isinstance(row, dict):
+            raise error(f"{where}:{number}: not a JSON object, found {line.strip()[:40]}")
+        rows.append((number, row))
+    return rows
+
+
+def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, with their numbers from 1; they end at the newline character only."""
+    return ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
+
+
+def json_log(data: bytes) -> Iterator[dict[str, Any]]:
+    """The objects of a log of JSON Lines, leaving out lines that a crash cut short or that are damaged."""
+    for line in data.split(b"\n"):
+        with suppress(ArtefactError):
+            value = parse_json(line, "")
+            if isinstance(value, dict):
+                yield value
+
+
+def read_toml(path: Path, *, error: type[LVTError] = ArtefactError) -> dict[str, Any]:
+    """Parse a TOML file.
+
+    Raises:
+        LVTError: of the class `error`, with line and column.
+    """
+    text = read_text(path, error=error, kind="TOML")
     try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ArtefactError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ArtefactError(f"{path} cannot be read as JSON ({error}); it is damaged or not ours") from error
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
+        problem_text = str(problem)
+    except RecursionError:
+        problem_text = "it is nested too deeply"
+    except ValueError:
+        problem_text = "a number in it is too large"
+    raise error(f"{path} is not a TOML file: {problem_text}")
 
 
 def sync_file(path: Path) -> None:
     """Flush a file's data to the device."""
     with open(path, "rb") as stream:
-        os.fsync(stream.fileno())
+        flush(stream.fileno())
 
 
 def sync_directory(path: Path) -> None:
     """Flush a directory's names to the device, so a rename survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        flush(descriptor)
     finally:
         os.close(descriptor)
 
@@ -143,7 +352,7 @@ def exclusive_lock(directory: Path) -> Iterator[None]:
     """Own an output directory until the block ends; it is created if missing.
 
     The lock is on the directory's own descriptor: it needs no lock file, and the kernel drops it when the process dies,
-    so a killed writer never leaves a stale lock.
+    so a killed writer never leaves a stale lock. A file system without such locks gets a lock file instead.
 
     Raises:
         BusyError: another process owns it.
@@ -154,9 +363,11 @@ def exclusive_lock(directory: Path) -> Iterator[None]:
         descriptor = os.open(directory, os.O_RDONLY)
     except OSError as error:
         raise describe_os_error(error, f"opening {directory} for writing") from error
+    lock_file: Path | None = None
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not is_supported(lambda: fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)):
+                lock_file = make_lock_file(directory)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise BusyError(
@@ -167,6 +378,8 @@ def exclusive_lock(directory: Path) -> Iterator[None]:
             raise LVTError(f"{directory} is not writable; check its owner and mode, or choose another output folder")
         yield
     finally:
+        if lock_file is not None:
+            lock_file.unlink(missing_ok=True)
         os.close(descriptor)
 
 
@@ -177,7 +390,8 @@ def is_locked(directory: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if not is_supported(lambda: fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)):
+            return owner_of(directory / LOCK_NAME) is not None
     except OSError:
         return True
     finally:

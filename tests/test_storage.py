@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from lvt_pipeline.errors import ArtefactError, BusyError, LVTError
+from lvt_pipeline.errors import ArtefactError, BusyError, ConfigError, LVTError
+from lvt_pipeline.file_systems import LOCK_NAME, missing_guarantees
 from lvt_pipeline.storage import (
     atomic_directory,
     atomic_writer,
+    clip_file,
     exclusive_lock,
+    is_locked,
+    json_log,
+    open_regular,
     read_json,
+    read_json_lines,
+    read_text,
+    read_toml,
     remove_leftovers,
     write_bytes,
     write_json,
@@ -108,3 +120,140 @@ def test_read_only_folder_is_one_clear_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(LVTError, match="permission denied"):
         write_bytes(tmp_path / "a", b"x")
+
+
+# What is read --------------------------------------------------------------------------------------------------------
+
+SEPARATORS = "\u2028\u2029\u0085\x0b\x0c"
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{", "wrong at line 1, column 2"),
+        (b"\xff\xfe", "byte 0 is not UTF-8"),
+        (b"", "empty"),
+        (DEEP, "nested too deeply"),
+        (b'{"a": ' + b"7" * 6000 + b"}", "too large"),
+        (b'{"a": NaN}', "not finite"),
+        (b'{"a": 1e999}', "not finite"),
+        (b'{"a": "\\ud800"}', "half of a character"),
+    ],
+)
+def test_unusable_json_is_one_line_with_the_file_and_the_cause(tmp_path: Path, content: bytes, reason: str) -> None:
+    for read in (read_json, read_json_lines):
+        (tmp_path / "a.json").write_bytes(content)
+        if read is read_json_lines and not content:
+            assert read(tmp_path / "a.json") == []
+            continue
+        with pytest.raises(ConfigError, match=reason) as caught:
+            read(tmp_path / "a.json", error=ConfigError)
+        assert "a.json" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_json_lines_end_at_newlines_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"caption": f"one{char}two"} for char in SEPARATORS]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\r\n\n" for row in rows), newline="")
+    assert [row for _, row in read_json_lines(path)] == rows
+    assert [number for number, _ in read_json_lines(path)] == [1, 3, 5, 7, 9]
+    path.write_bytes(b'{"a":\r1}\n')
+    assert read_json_lines(path) == [(1, {"a": 1})]
+    path.write_bytes(b'{"a": 1}\n[2]\n')
+    with pytest.raises(ArtefactError, match=r"a\.jsonl:2: not a JSON object, found \[2\]"):
+        read_json_lines(path)
+
+
+def test_a_log_keeps_its_whole_lines_around_a_damaged_one() -> None:
+    data = b'{"step": 1, "note": "a\xe2\x80\xa8b"}\n{"step": \xff}\n' + DEEP + b'\n{"step": 3}\n{"st'
+    assert [line["step"] for line in json_log(data)] == [1, 3]
+
+
+def test_json_that_is_not_finite_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    with pytest.raises(LVTError, match="not finite"):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert not (tmp_path / "a.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"a = " + b"9" * 6000, b"a = " + b"[" * 50_000, b"\xff", b"a ="])
+def test_unusable_toml_is_one_line_with_the_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.toml").write_bytes(content)
+    with pytest.raises(ArtefactError, match=r"a\.toml") as caught:
+        read_toml(tmp_path / "a.toml")
+    assert "\n" not in str(caught.value)
+
+
+def test_only_regular_files_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(tmp_path)  # a socket's path is limited to 108 bytes
+        server.bind("socket")
+    for path, kind in (("pipe", "a named pipe"), ("socket", "a socket"), ("/dev/zero", "a device"), (".", "a folder")):
+        with pytest.raises(OSError, match=kind):
+            open_regular(tmp_path / path)
+        with pytest.raises(ArtefactError, match=kind):
+            read_text(tmp_path / path)
+
+
+# Names ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["長" * 83, "x" * 255, "é" * 127])
+def test_files_of_clips_have_names_that_every_file_system_takes(tmp_path: Path, name: str) -> None:
+    relative = clip_file(f"{name}/{name}", ".npy")
+    assert all(len(part.encode()) <= 255 for part in relative.split("/"))
+    write_bytes(tmp_path / relative, b"x")
+    assert (tmp_path / relative).read_bytes() == b"x"
+    assert clip_file(f"{name}/{name}", ".npy") == relative
+    assert clip_file(f"{name}/{name[:-1]}?", ".npy") != relative
+
+
+def test_short_names_stay_as_they_are() -> None:
+    assert clip_file("walk/a.b@3.5", ".mp4") == "walk/a.b@3.5.mp4"
+
+
+# File systems that lack something ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_flock(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+def test_a_file_system_without_flock_gets_a_lock_file(tmp_path: Path, without_flock: None) -> None:
+    with exclusive_lock(tmp_path):
+        assert is_locked(tmp_path)
+        with pytest.raises(BusyError, match=r"no flock.*delete"), exclusive_lock(tmp_path):
+            pass
+    assert not is_locked(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_lock_file_of_a_dead_process_is_replaced(tmp_path: Path, without_flock: None) -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    (tmp_path / LOCK_NAME).write_text(f"{socket.gethostname()} {child.pid}")
+    with exclusive_lock(tmp_path):
+        pass
+    (tmp_path / LOCK_NAME).write_text(f"another-machine {child.pid}")
+    with pytest.raises(BusyError, match="another-machine"), exclusive_lock(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_flushed_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert missing_guarantees(tmp_path) == []
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_bytes(tmp_path / "a", b"x")
+    assert (tmp_path / "a").read_bytes() == b"x"
+    assert "cannot flush" in missing_guarantees(tmp_path)[0]

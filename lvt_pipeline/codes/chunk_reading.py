@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from lvt_pipeline.codes.shard_file import CHECKSUM_BYTES, Chunk, chunks_of, index_bytes
 from lvt_pipeline.errors import StoreError
+from lvt_pipeline.machine import num_cores
 
 if TYPE_CHECKING:
     from lvt_pipeline.codes.store import CodeSchema
@@ -51,7 +52,7 @@ def read_frames(
         for index in range(start // size, -(-stop // size))
     ]
     if threads is None:
-        threads = min(len(os.sched_getaffinity(0)), MAX_THREADS, codes.nbytes // BYTES_PER_THREAD)
+        threads = min(num_cores(), MAX_THREADS, codes.nbytes // BYTES_PER_THREAD)
 
     def read(part: tuple[Path, int, int, int]) -> None:
         file, first, last, position = part

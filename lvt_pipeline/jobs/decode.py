@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -23,7 +24,7 @@ from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import RECORD_NAME, Provenance, differences, fingerprint, read_record, write_record
 from lvt_pipeline.runs.compatibility import check_tokenizer
 from lvt_pipeline.runs.read import load_vqvae, run_fingerprint
-from lvt_pipeline.storage import describe_os_error, exclusive_lock, remove_leftovers, write_bytes
+from lvt_pipeline.storage import describe_os_error, exclusive_lock, json_log, remove_leftovers, write_bytes
 from lvt_pipeline.video.geometry import Frames
 from lvt_pipeline.video.write import write_gif, write_mp4, write_npy, write_png_strip
 
@@ -203,14 +204,12 @@ def _finished_files(out: Path) -> dict[str, _File]:
 def _lines(out: Path) -> Iterator[_File]:
     """Lines of the list. One that a crash cut short is as good as none."""
     try:
-        texts = (out / FILES_NAME).read_bytes().splitlines()
+        data = (out / FILES_NAME).read_bytes()
     except FileNotFoundError:
         return
-    for text in texts:
-        try:
-            yield _File(**json.loads(text))
-        except (ValueError, TypeError):
-            continue
+    for line in json_log(data):
+        with suppress(TypeError):
+            yield _File(**line)
 
 
 def _size(path: Path) -> int | None:

@@ -35,7 +35,7 @@ from lvt_pipeline.provenance import (
     status_of,
     write_record,
 )
-from lvt_pipeline.storage import write_bytes
+from lvt_pipeline.storage import read_json_lines, write_bytes
 from lvt_pipeline.video.clips import Clip, check_clip
 from lvt_pipeline.video.locations import absolute, digest_of_url, is_url
 from lvt_pipeline.video.picture_folders import folder_digest, pictures_in
@@ -67,18 +67,12 @@ def read_manifest(path: Path) -> list[Clip]:
     Raises:
         ManifestError: it is missing, empty, or a line cannot be used; the line is named.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise ManifestError(f"{path} does not exist; `lvt manifest build` makes one") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path} is not a manifest, one JSON object per line ({error})") from error
+    if not path.exists():
+        raise ManifestError(f"{path} does not exist; `lvt manifest build` makes one")
     clips: list[Clip] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        clip = _parse_line(line, path.parent, where=f"{path}:{number}")
+    for number, entry in read_json_lines(path, error=ManifestError):
+        clip = _parse_line(entry, path.parent, where=f"{path}:{number}")
         if clip.id in seen:
             raise ManifestError(f"{path}:{number}: the id {clip.id!r} is already used in line {seen[clip.id]}")
         seen[clip.id] = number
@@ -88,13 +82,7 @@ def read_manifest(path: Path) -> list[Clip]:
     return clips
 
 
-def _parse_line(line: str, folder: Path, where: str) -> Clip:
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ManifestError(f"{where}: not a JSON object ({error})") from error
-    if not isinstance(entry, dict):
-        raise ManifestError(f"{where}: not a JSON object, found {line.strip()[:40]}")
+def _parse_line(entry: dict[str, Any], folder: Path, where: str) -> Clip:
     for name in ("id", "source"):
         if not isinstance(entry.get(name), str) or not entry[name]:
             raise ManifestError(f"{where}: {name!r} is missing or not a text")
@@ -305,7 +293,7 @@ def _earlier(out: Path, settings: ManifestSettings) -> Earlier:
     """What the manifest that is about to be replaced decided, if it decided by the same rule."""
     try:
         record = read_record(out)
-        digests = [json.loads(line)["digest"] for line in out.read_text(encoding="utf-8").splitlines() if line.strip()]
+        digests = [entry["digest"] for _, entry in read_json_lines(out)]
         rule = to_plain(settings)
         if all(record.settings[name] == rule[name] for name in ("split", "val_share", "test_share")):
             return Earlier(frozenset(digests), dict(record.counts.get(_MOVED, {})))

@@ -16,7 +16,7 @@ from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.provenance import Provenance, read_record, short
 from lvt_pipeline.report.wording import spoken_seconds, spoken_value
 from lvt_pipeline.runs.read import load_vqvae, read_run
-from lvt_pipeline.storage import read_json
+from lvt_pipeline.storage import json_log, read_json
 
 if TYPE_CHECKING:
     from lvt_pipeline.models.vqvae.model import VQVAE
@@ -209,12 +209,11 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     """
     by_split: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
     try:
-        texts = path.read_bytes().splitlines()
+        data = path.read_bytes()
     except OSError:
         return [], []
-    for text in texts:
+    for line in json_log(data):
         try:
-            line = json.loads(text)
             lines, step = by_split[line["split"]], line["step"]
         except (ValueError, KeyError, TypeError):
             continue

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lvt_pipeline.runs.read import METRICS_NAME, read_run
-from lvt_pipeline.storage import is_locked
+from lvt_pipeline.storage import is_locked, json_log
 
 BLOCK_BYTES = 2**16  # read from the end of the log at a time
 
@@ -82,8 +81,5 @@ def _lines_from_the_end(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _parsed(text: bytes) -> dict[str, Any] | None:
-    try:
-        line = json.loads(text)
-    except ValueError:
-        return None  # being written, or left half-written by a killed run
-    return line if isinstance(line, dict) and {"split", "step"} <= line.keys() else None
+    line = next(json_log(text), None)  # none: it is being written, or a killed run left it half-written
+    return line if line is not None and {"split", "step"} <= line.keys() else None

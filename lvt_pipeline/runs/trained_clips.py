@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lvt_pipeline.codes.store import CodeClip
-from lvt_pipeline.storage import write_bytes
+from lvt_pipeline.storage import read_text, write_bytes
 
 TRAINED_CLIPS_NAME = "trained_clips.txt"
 DIGITS = 16  # two of a million clips agree by chance once in 10^7 datasets
@@ -29,5 +29,5 @@ def find_trained_clips(clips: Sequence[CodeClip], run: Path | None) -> list[Code
         run: of a prior; None, or a run that does not say what it learnt from, leaves the splits.
     """
     path = None if run is None else run / TRAINED_CLIPS_NAME
-    learnt = set(path.read_text().splitlines()) if path is not None and path.exists() else set()
+    learnt = set(read_text(path).split()) if path is not None and path.exists() else set()
     return [clip for clip in clips if clip.split == "train" or clip.fingerprint[:DIGITS] in learnt]

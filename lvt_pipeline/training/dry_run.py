@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lvt_pipeline.codes.loading.cache import available_memory
+from lvt_pipeline.machine import available_memory
 from lvt_pipeline.training.activation_checkpointing import checkpoint_activations
 from lvt_pipeline.training.loop import StepLoss
 from lvt_pipeline.training.optimizers import make_optimizer

@@ -19,13 +19,13 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lvt_pipeline.codes.loading.cache import available_memory
 from lvt_pipeline.codes.loading.order import clip_batch
 from lvt_pipeline.codes.usage import perplexity, usage
 from lvt_pipeline.config import check_fields
 from lvt_pipeline.errors import ConfigError, LVTError, ShapeError
 from lvt_pipeline.frames.records import FrameClip
 from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.machine import available_memory
 from lvt_pipeline.models.device import choose_device
 from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig, tokenizer_fingerprint
 from lvt_pipeline.models.vqvae.quantize import SlicedQuantizer

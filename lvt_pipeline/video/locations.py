@@ -19,6 +19,7 @@ from urllib.parse import unquote
 
 from lvt_pipeline.errors import DecodeError, LVTError
 from lvt_pipeline.provenance import DigestMemo
+from lvt_pipeline.storage import open_regular
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -100,7 +101,8 @@ def read_bytes(location: str) -> bytes:
         LVTError: it is behind a URL that cannot be read.
     """
     if not is_url(location):
-        return Path(location).read_bytes()
+        with open_regular(location) as stream:
+            return stream.read()
     with _remote(location) as (system, path):
         content = system.cat_file(path)
     assert isinstance(content, bytes)

@@ -17,6 +17,8 @@ from typing import Literal
 
 import numpy as np
 
+from lvt_pipeline.machine import num_cores
+
 PACKAGES = ("torch", "webdataset", "zarr", "numcodecs", "decord", "av", "numpy", "einops", "pillow", "safetensors")
 DECODERS: tuple[Literal["decord", "pyav"], ...] = ("decord", "pyav")
 LOW_DISK_BYTES = 10 * 2**30
@@ -63,7 +65,7 @@ def examine(folder: Path) -> list[Check]:
 def _python() -> str:
     if sys.version_info < (3, 11):  # noqa: UP036  # the check is for people who ran from a checkout
         raise RuntimeError(f"{platform.python_version()} is too old; lvt needs 3.11")
-    return f"{platform.python_version()}, {os.cpu_count()} cores, {platform.platform()}"
+    return f"{platform.python_version()}, {num_cores()} cores, {platform.platform()}"
 
 
 def _packages() -> str:

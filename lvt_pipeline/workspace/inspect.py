@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from lvt_pipeline.codes.store import is_unfinished
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance, missing_outputs, read_record, record_path, short
 from lvt_pipeline.runs.read import METRICS_NAME, RUN_NAME, read_run
+from lvt_pipeline.storage import json_log
 
 if TYPE_CHECKING:
     from lvt_pipeline.codes.store import CodeStore
@@ -202,8 +202,8 @@ def _run(path: Path, record: Provenance | None) -> dict[str, Any]:
     facts = {name: state[name] for name in ("status", "step", "max_steps", "started", "updated")}
     facts["checkpoints"] = [checkpoint.step for checkpoint in list_checkpoints(path)]
     metrics = path / METRICS_NAME
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    facts["last_metrics"] = json.loads(lines[-1]) if lines else None
+    lines = list(json_log(metrics.read_bytes())) if metrics.exists() else []
+    facts["last_metrics"] = lines[-1] if lines else None
     return {**facts, **(dict(record.counts) if record else {})}
 
 

@@ -9,7 +9,6 @@ store. Deleting it is always safe: what has it open keeps it, and the next train
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from io import BytesIO
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from lvt_pipeline.codes.store import CodeClip, CodeStore
 from lvt_pipeline.errors import BusyError, ConfigError, LVTError
+from lvt_pipeline.machine import available_memory, free_disk_bytes
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.storage import atomic_writer, exclusive_lock, remove_leftovers
 
@@ -50,28 +50,6 @@ def choose_tier(cache: Cache, num_bytes: int, file: Path) -> Tier:
     if num_bytes * ranks <= available_memory() / 4:
         return "ram"
     return "mmap" if file.exists() or free_disk_bytes(file.parent) >= num_bytes + SPARE_DISK_BYTES else "stream"
-
-
-def available_memory() -> int:
-    """Bytes that this process may still take: what the kernel calls available, within the limit of its cgroup."""
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        if limit.isdecimal():
-            available = min(available, max(0, int(limit) - int((group / "memory.current").read_text())))
-    except (OSError, ValueError):
-        pass  # not Linux, or no limit: the estimate stands
-    return available
-
-
-def free_disk_bytes(folder: Path) -> int:
-    """Bytes that may be written to the disk of a folder, which need not exist yet; 0 if it is not ours to write to."""
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    return shutil.disk_usage(existing).free if os.access(existing, os.W_OK) else 0
 
 
 def cache_folder(store: Path) -> Path:

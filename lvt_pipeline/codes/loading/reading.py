@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes.store import CodeStore
+from lvt_pipeline.machine import num_cores
 
 MAX_THREADS = 8
 CHUNKS_PER_READ = 16  # fetched with one read by one thread; some are skipped when no window touches them
@@ -89,4 +90,4 @@ def _pieces(
 
 def _own_cores() -> int:
     """Cores for this process: those it may use, shared with the other processes that `torchrun` started here."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

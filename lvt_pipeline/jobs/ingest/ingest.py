@@ -7,7 +7,6 @@ one that was never killed. A line of the manifest gives one clip, or several whe
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from lvt_pipeline.jobs.ingest.folder import NEXT_NAME, publish, record_in, refus
 from lvt_pipeline.jobs.ingest.job import DOWNLOADS_NAME, IngestJob
 from lvt_pipeline.jobs.ingest.settings import STAGE, IngestSettings
 from lvt_pipeline.jobs.ingest.space import refuse_without_space
+from lvt_pipeline.machine import num_cores, total_memory
 from lvt_pipeline.manifest.manifest import manifest_fingerprint, read_manifest
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
@@ -81,7 +81,7 @@ def ingest(
                 remove_shards(folder, keep=())
         job = IngestJob(out, clips, settings, retry_failed)
         job.look_around()
-        workers = _available_cores() if num_workers is None else num_workers
+        workers = num_cores() if num_workers is None else num_workers
         if check_space:
             refuse_without_space(
                 out, job.to_decode, settings.geometry, settings.codec, num_workers=workers, should_stop=lambda: stop
@@ -104,16 +104,9 @@ def ingest(
 
 
 def _memory_share(num_workers: int) -> int | None:
-    """Bytes for each worker when all of them together may fill most of the machine's memory; None where unknown."""
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
-    return max(SMALLEST_MEMORY, int(0.9 * memory) // max(1, num_workers))
-
-
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Bytes for each worker when all of them together may fill most of the memory; None where its size is unknown."""
+    memory = total_memory()
+    return None if memory is None else max(SMALLEST_MEMORY, int(0.9 * memory) // max(1, num_workers))
 
 
 def _nothing_decoded(out: Path, failures: Sequence[ClipFailure]) -> LVTError:

@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, TypeVar
 
 from lvt_pipeline.errors import LVTError
+from lvt_pipeline.machine import address_space, limit_address_space
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -257,8 +258,7 @@ def serve() -> None:
     for part in name.split("."):
         function = getattr(function, part)
     if memory_bytes is not None:
-        limit = _address_space() + memory_bytes
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        limit_address_space(address_space() + memory_bytes)
     connection.send("ready")
     while True:
         try:
@@ -270,15 +270,6 @@ def serve() -> None:
         except Exception as error:
             outcome = _failure_of(error)
         connection.send(outcome)
-
-
-def _address_space() -> int:
-    """Bytes that this process has reserved: mostly libraries, and the same for every worker."""
-    try:
-        with open("/proc/self/statm") as stream:
-            return int(stream.read().split()[0]) * resource.getpagesize()
-    except OSError:
-        return 0
 
 
 def _die_with(parent: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from lvt_pipeline.manifest.sources.draft import (
     split_of_text,
     unique_ids,
 )
+from lvt_pipeline.storage import decode_text, parse_json_lines
 from lvt_pipeline.video.clips import CLIP_KINDS
 from lvt_pipeline.video.locations import absolute, as_path, is_url, read_bytes
 
@@ -110,18 +110,26 @@ def csv_rows(location: str) -> list[NumberedRow]:
     Raises:
         ManifestError: it cannot be read, or has no row.
     """
+    text = _text_of(location)
     try:
-        text = read_bytes(location).decode("utf-8-sig")
         reader = csv.DictReader(io.StringIO(text, newline=""))
         rows: list[NumberedRow] = [
             (reader.line_num, {key.strip(): (value or "").strip() for key, value in row.items() if key is not None})
             for row in reader
         ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{location} cannot be read as CSV ({error})") from error
+    except csv.Error as error:
+        raise ManifestError(f"{location} cannot be read as CSV: {error}") from None
     if not rows:
         raise ManifestError(f"{location} lists no clip; it needs a line of column names and one line per clip")
     return rows
+
+
+def _text_of(location: str) -> str:
+    try:
+        data = read_bytes(location)
+    except OSError as error:
+        raise ManifestError(f"{location} cannot be read: {error.strerror}") from None
+    return decode_text(data, location, error=ManifestError, kind="a table")
 
 
 def csv_columns(location: str) -> set[str]:
@@ -138,21 +146,7 @@ def jsonl_rows(location: str) -> list[NumberedRow]:
     Raises:
         ManifestError: it cannot be read, a line is no object, or there is none.
     """
-    try:
-        lines = read_bytes(location).decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{location} cannot be read as JSON Lines ({error})") from error
-    rows: list[NumberedRow] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ManifestError(f"{location}:{number}: not a JSON object ({error})") from error
-        if not isinstance(entry, dict):
-            raise ManifestError(f"{location}:{number}: not a JSON object, found {line.strip()[:40]}")
-        rows.append((number, entry))
+    rows: list[NumberedRow] = list(parse_json_lines(_text_of(location), location, error=ManifestError))
     if not rows:
         raise ManifestError(f"{location} lists no clip; it needs one JSON object per line")
     return rows

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from lvt_pipeline.errors import ManifestError
 from lvt_pipeline.manifest.sources.draft import Draft, Listing, ManifestSettings, some, unique_ids
 from lvt_pipeline.manifest.sources.folders import video_files
+from lvt_pipeline.storage import numbered_lines, read_text
 from lvt_pipeline.video.locations import absolute, is_url
 
 DEFAULT_FOLD = 1
@@ -87,8 +88,5 @@ def _read_classes(path: Path) -> dict[str, str]:
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path} cannot be read as a list of videos ({error})") from error
-    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    text = read_text(path, error=ManifestError, kind="a list of videos")
+    return [(number, line.strip()) for number, line in numbered_lines(text)]
