@@ -84,8 +84,9 @@ def command(
     Example: lvt evaluate --codes data.zarr --prior runs/prior -o eval.json
     """
     from lvt_pipeline.config import build
-    from lvt_pipeline.evaluation.evaluate import evaluate, summary_line
+    from lvt_pipeline.evaluation.evaluate import evaluate
     from lvt_pipeline.evaluation.settings import EvaluateSettings
+    from lvt_pipeline.evaluation.summary import summary_line
     from lvt_pipeline.storage import read_json
 
     settings = build(

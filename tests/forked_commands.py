@@ -21,9 +21,7 @@ SECONDS = 120
 def fork_server() -> ForkServerContext:
     """What such processes are started with."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [__name__, "torch", "stages.encode_dataset", "stages.ingest", "stages.sample", "stages.decode"]
-    )
+    context.set_forkserver_preload([__name__, "torch", "stages.encode_dataset", "stages.ingest"])
     return context
 
 
@@ -31,18 +29,14 @@ class Log:
     """In place of the console: adds a byte to a file for every frame or clip that is done."""
 
     path: str
-    done: int
-    unit: str = ""
 
     @contextmanager
     def bar(self, task: str, total: int | None, unit: str, done: int = 0) -> Iterator[Log]:
-        log = Log()
-        log.done, log.unit = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), unit
-        yield log
+        self.done = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        yield self
 
     def advance(self, amount: int = 1, **facts: Any) -> None:
-        if self.unit != "pixel":  # a bar of the sampler within that of the samples
-            os.write(self.done, b"." * amount)
+        os.write(self.done, b"." * amount)
 
     def say(self, line: str) -> None:
         pass
@@ -72,12 +66,11 @@ def run_command(arguments: list[str], log: str, errors: str | None = None, limit
     """
     from lvt_pipeline.cli import run
     from lvt_pipeline.jobs import encode as encoding
-    from stages import decode, encode_dataset, ingest, sample
+    from stages import encode_dataset, ingest
 
     encoding.SHARD_FRAMES = SHARD_FRAMES
     Log.path = log
-    for stage in (encode_dataset, ingest, sample, decode):
-        stage.Console = Log  # type: ignore[attr-defined]
+    encode_dataset.Console = ingest.Console = Log  # type: ignore[misc, assignment]
     if errors is not None:
         sys.stderr = open(errors, "w", buffering=1)  # noqa: SIM115 - it ends with the process
     limits.apply()

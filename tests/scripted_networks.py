@@ -52,6 +52,31 @@ class OneNumber(nn.Module):
         return (real - other).abs().mean()
 
 
+class Raising(nn.Module):
+    """Refuses everything, over several lines."""
+
+    def forward(self, real: Tensor, other: Tensor | None = None) -> Tensor:
+        assert real.numel() < 0, "no\nuse"
+        return real
+
+
+class Endless(nn.Module):
+    """Never gives an answer."""
+
+    def forward(self, real: Tensor, other: Tensor | None = None) -> Tensor:
+        count = 0
+        while real.numel() > 0:
+            count += 1
+        return real * count
+
+
+class NotFinite(nn.Module):
+    """Gives a finite number for the first pictures of a call only."""
+
+    def forward(self, real: Tensor, other: Tensor) -> Tensor:
+        return (real - other).abs().mean(dim=(1, 2, 3)) / torch.zeros_like(real[:, 0, 0, 0])
+
+
 def save_scripted(module: nn.Module, path: Path) -> Path:
     """Write a TorchScript file."""
     with warnings.catch_warnings():

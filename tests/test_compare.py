@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from lvt_pipeline.errors import ArtefactError, ConfigError, ShapeError
-from lvt_pipeline.evaluation.bootstrap import difference_interval, mean_interval
-from lvt_pipeline.evaluation.compare import Comparison, Difference, compare
+from lvt_pipeline.evaluation.compare import Comparison, Difference, compare, difference_interval, mean_interval
 from lvt_pipeline.evaluation.evaluate import evaluate
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.storage import write_json
@@ -54,7 +53,7 @@ def test_interval_of_unrelated_sets_has_the_width_of_both() -> None:
 def test_memory_does_not_grow_with_the_number_of_values(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).normal(size=100)
     whole = mean_interval(values)
-    monkeypatch.setattr("lvt_pipeline.evaluation.bootstrap.DRAWS_AT_ONCE", 1000)
+    monkeypatch.setattr("lvt_pipeline.evaluation.compare.VALUES_AT_ONCE", 1000)
     assert mean_interval(values) == whole
 
 

@@ -12,21 +12,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from skimage import metrics
 
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import ConfigError, LVTError, MismatchError
 from lvt_pipeline.evaluation import evaluate as stage
-from lvt_pipeline.evaluation.evaluate import evaluate, summary_line
+from lvt_pipeline.evaluation import network_process
+from lvt_pipeline.evaluation.evaluate import evaluate
+from lvt_pipeline.evaluation.networks import NetworkError
+from lvt_pipeline.evaluation.protocols import Protocol, evaluate_protocol
 from lvt_pipeline.evaluation.settings import EvaluateSettings
+from lvt_pipeline.evaluation.summary import summary_line
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.provenance import Provenance, digest_file, read_record
+from lvt_pipeline.runs.directory import save_model_run
 from lvt_pipeline.runs.read import load_prior, load_vqvae
 from lvt_pipeline.runs.trained_clips import write_trained_clips
 from lvt_pipeline.storage import read_json
-from tests.scripted_networks import ToyDistance, save_scripted
-from tests.toy_work import BOOKS, CODES, FRAMES, GRID, PriorSettings, ToyWork, make_tokenizer, make_toy_work
+from tests.scripted_networks import Endless, NotFinite, Raising, ToyDistance, save_scripted
+from tests.toy_work import (
+    BOOKS,
+    CODES,
+    FRAMES,
+    GRID,
+    PriorSettings,
+    ToyWork,
+    make_codes,
+    make_frames,
+    make_prior,
+    make_tokenizer,
+    make_toy_work,
+)
 
 SETTINGS = EvaluateSettings(frames=FRAMES)
 
@@ -128,7 +146,6 @@ def test_diversity_compares_the_samples_of_one_clip(work: ToyWork, results: dict
 
 
 def test_ssim_over_the_horizon_is_that_of_each_frame_index(work: ToyWork, results: dict) -> None:
-    metrics = pytest.importorskip("skimage.metrics")
     frames, store, tokenizer = FrameShards(work.frames), open_codes(work.samples), load_vqvae(work.vqvae, device="cpu")
     values = [
         metrics.structural_similarity(
@@ -308,6 +325,97 @@ def test_settings_that_leave_nothing_to_count_are_refused() -> None:
         EvaluateSettings(frames=4, priming_frames=4)
 
 
+# What must be refused ------------------------------------------------------------------------------------------------
+
+
+def refusal(work: ToyWork, out: Path, kind: type[LVTError] = MismatchError, **options: object) -> str:
+    """The one line that an evaluation is refused with, before anything is written."""
+    with pytest.raises(kind) as caught:
+        run(work, out, **options)
+    assert "\n" not in str(caught.value)
+    assert not list(out.parent.glob("eval*"))
+    return str(caught.value)
+
+
+def test_a_store_without_samples_is_not_taken_for_samples(work: ToyWork, tmp_path: Path) -> None:
+    said = refusal(work, tmp_path / "eval.json", samples=work.codes)
+    assert "was made by lvt encode-dataset and does not hold samples" in said
+
+
+def test_samples_of_other_clips_are_refused(work: ToyWork, tmp_path: Path) -> None:
+    frames = make_frames(tmp_path / "frames", {"test/0": FRAMES + 4})
+    store = make_codes(tmp_path / "other.zarr", frames, load_vqvae(work.vqvae, device="cpu"))
+    settings = SampleSettings(frames=FRAMES, priming_frames=2, num_clips=2)
+    sample_clips(work.prior, store.path, tmp_path / "samples.zarr", settings, device="cpu")
+    said = refusal(work, tmp_path / "eval.json", samples=tmp_path / "samples.zarr")
+    assert "holds samples that continue clips of codes" in said
+    assert "run lvt sample again with these codes" in said
+
+
+def test_samples_of_another_prior_are_refused_next_to_this_one(work: ToyWork, tmp_path: Path) -> None:
+    make_prior(tmp_path / "prior", seed=5)
+    said = refusal(work, tmp_path / "eval.json", prior=tmp_path / "prior")
+    assert "was sampled from prior" in said
+    evaluate(work.codes, tmp_path / "alone.json", SETTINGS, samples=work.samples)
+
+
+def spoiled_prior(work: ToyWork, run: Path, value: float) -> Path:
+    """A prior run with one weight replaced."""
+    torch.manual_seed(0)
+    settings = PriorSettings()
+    model = Prior(settings.model)
+    with torch.no_grad():
+        next(model.parameters()).fill_(value)
+    save_model_run(run, "prior-run", model, settings, stage="train-prior", version=1, counts={})
+    return run
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e38])
+def test_a_prior_that_is_not_finite_is_refused_before_anything_is_written(
+    work: ToyWork, tmp_path: Path, value: float
+) -> None:
+    prior = spoiled_prior(work, tmp_path / "prior", value)
+    assert "not finite" in refusal(work, tmp_path / "eval.json", LVTError, prior=prior, samples=None)
+
+
+# Networks that fail --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", [Raising(), Endless(), NotFinite()], ids=["raising", "endless", "not-finite"])
+def test_a_network_that_fails_costs_only_its_own_numbers(
+    work: ToyWork, results: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: torch.nn.Module
+) -> None:
+    monkeypatch.setattr(network_process, "CALL_SECONDS", 10.0 if not isinstance(network, Endless) else 1.0)
+    networks = {name: save_scripted(network, tmp_path / f"{name}.pt") for name in ("i3d", "lpips")}
+    out = tmp_path / "eval.json"
+    for _ in range(2):  # a failure is not remembered as a result: the same command tries again
+        with pytest.raises(NetworkError) as caught:
+            run(work, out, **networks)
+        assert "\n" not in str(caught.value)
+        assert "i3d.pt" in str(caught.value)
+        assert "lpips.pt" in str(caught.value)
+        assert str(caught.value).endswith(f"everything else is in {out}")
+    found = read_json(out)
+    assert found["missing"]["LPIPS"].startswith("failed: the network")
+    assert found["missing"]["FVD"].startswith("failed: the network")
+    for part in ("prior", "baselines", "reconstruction", "samples", "per_clip"):
+        assert found[part] == results[part], part
+    summary = str(read_record(out).counts["summary"])
+    assert "LPIPS failed: the network" in summary
+
+
+def test_a_protocol_survives_networks_that_fail(work: ToyWork, tmp_path: Path) -> None:
+    protocol = Protocol(name="toy", frames=FRAMES, priming_frames=2, runs=2)
+    networks = {name: save_scripted(Raising(), tmp_path / f"{name}.pt") for name in ("i3d", "lpips")}
+    paths = {"prior": work.prior, "frames": work.frames, "vqvae": work.vqvae}
+    with pytest.raises(NetworkError, match="everything else is in"):
+        evaluate_protocol(work.codes, tmp_path / "eval.json", protocol, device="cpu", **paths, **networks)
+    found = read_json(tmp_path / "eval.json")
+    assert {"mse", "ssim"} <= found["protocol"]["mean"].keys()
+    assert {"FVD", "LPIPS"} <= found["missing"].keys()
+    assert not any("lpips" in name or "fvd" in name for name in found["protocol"]["mean"])
+
+
 # Training clips ------------------------------------------------------------------------------------------------------
 
 
@@ -333,7 +441,7 @@ def test_training_clips_are_not_evaluated_unless_that_is_asked_for(work: ToyWork
     record = run(work, tmp_path / "eval.json", settings, allow_training_clips=True)
     results = read_json(tmp_path / "eval.json")
     assert (results["split"], results["clips"], results["training_clips"]) == ("train", 4, 4)
-    assert "4 clips of the training measured" in str(record.counts["summary"])
+    assert "4 of these clips were used for training; the scores are optimistic" in str(record.counts["summary"])
     with pytest.raises(LVTError, match="train split"):  # the finished result is no answer either
         run(work, tmp_path / "eval.json", settings)
 
@@ -341,7 +449,7 @@ def test_training_clips_are_not_evaluated_unless_that_is_asked_for(work: ToyWork
 def test_content_that_the_prior_has_learnt_from_is_found_in_the_test_split(
     work: ToyWork, trained: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(LVTError, match=r"1 of these clips .* or .*trained has learnt from their content \(test/1\)"):
+    with pytest.raises(LVTError, match=r"1 of these clips .* or .*trained was trained on their content \(test/1\)"):
         run(work, tmp_path / "eval.json", prior=trained)
     run(work, tmp_path / "eval.json", prior=trained, allow_training_clips=True)
     assert read_json(tmp_path / "eval.json")["training_clips"] == 1
@@ -373,5 +481,5 @@ def test_the_command_refuses_training_clips_with_one_line(
     assert len(errors.strip().splitlines()) == 1
     code, out, errors = lvt(*command, "--allow-training-clips")
     assert code == 0, errors
-    assert "clips of the training measured" in out
+    assert "of these clips were used for training" in out
     assert lvt(*command, "--allow-training-clips", "--protocol", "bair", "--prior", work.prior)[0] == 2

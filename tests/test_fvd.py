@@ -17,11 +17,11 @@ from lvt_pipeline.evaluation import fvd
 from lvt_pipeline.evaluation.evaluate import evaluate
 from lvt_pipeline.evaluation.fvd import FeatureCache, FeatureNetwork, Gaussian, frechet_distance, network_label, resize
 from lvt_pipeline.evaluation.networks import load_scripted
+from lvt_pipeline.evaluation.pixels import Pixels
 from lvt_pipeline.evaluation.sampled_fvd import measure_fvd
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
-from lvt_pipeline.models.vqvae.model import VQVAE
 from lvt_pipeline.provenance import digest_file
 from lvt_pipeline.runs.read import load_vqvae
 from lvt_pipeline.storage import read_json
@@ -119,7 +119,7 @@ def test_a_published_port_is_told_that_its_input_is_ready_and_that_logits_are_wa
 
 def test_a_network_of_another_kind_is_refused(tmp_path: Path) -> None:
     network = FeatureNetwork(load_scripted(save_scripted(OneNumber(), tmp_path / "one.pt"), "cpu"))
-    with pytest.raises(ArtefactError, match="does not take videos"):
+    with pytest.raises(ArtefactError, match=r"raised an error on videos \(1, 3, 4, 224, 224\)"):
         network.features([np.zeros((4, 8, 8, 3), np.uint8)])
 
 
@@ -138,15 +138,16 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> ToyWork:
     return work
 
 
-def opened(work: ToyWork) -> tuple[CodeStore, CodeStore, FrameShards, VQVAE, FeatureNetwork]:
+def opened(work: ToyWork) -> tuple[CodeStore, Pixels, FeatureNetwork]:
     network = FeatureNetwork(load_scripted(work.root / "toy.pt", "cpu"))
     tokenizer = load_vqvae(work.vqvae, device="cpu")
-    return open_codes(work.samples), open_codes(work.codes), FrameShards(work.frames), tokenizer, network
+    return open_codes(work.samples), Pixels(open_codes(work.codes), FrameShards(work.frames), tokenizer), network
 
 
 def test_each_distance_is_that_of_the_videos_it_names(work: ToyWork) -> None:
-    sampled, store, shards, tokenizer, network = opened(work)
-    results = measure_fvd(sampled, store, shards, tokenizer, network, FeatureCache(None))
+    sampled, pixels, network = opened(work)
+    store, shards, tokenizer = pixels.store, pixels.shards, pixels.tokenizer
+    results = measure_fvd(sampled, pixels, network, FeatureCache(None))
     ids = [clip.id for clip in sampled.clips]
     real = [shards.read(name, 0, FRAMES) for name in ids]
     decoded = [tokenizer.decode(sampled[name]).numpy() for name in ids]
@@ -163,8 +164,8 @@ def test_each_distance_is_that_of_the_videos_it_names(work: ToyWork) -> None:
 
 
 def test_the_card_says_what_a_comparable_number_needs(work: ToyWork) -> None:
-    sampled, store, shards, tokenizer, network = opened(work)
-    results = measure_fvd(sampled, store, shards, tokenizer, network, FeatureCache(None), "real")
+    sampled, pixels, network = opened(work)
+    results = measure_fvd(sampled, pixels, network, FeatureCache(None), "real")
     assert "reconstructed_priming" not in results
     assert results["label"].startswith("not FVD")
     assert "10 or more" in results["warning"]
@@ -178,7 +179,7 @@ def test_the_card_says_what_a_comparable_number_needs(work: ToyWork) -> None:
 def test_reference_features_are_computed_once_per_data_and_protocol(
     work: ToyWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sampled, store, shards, tokenizer, network = opened(work)
+    sampled, pixels, network = opened(work)
     computed: list[int] = []
     original = FeatureNetwork.features
 
@@ -190,7 +191,7 @@ def test_reference_features_are_computed_once_per_data_and_protocol(
 
     def measured(with_network: FeatureNetwork = network) -> tuple[dict, int]:
         computed.clear()
-        return measure_fvd(sampled, store, shards, tokenizer, with_network, FeatureCache(tmp_path)), len(computed)
+        return measure_fvd(sampled, pixels, with_network, FeatureCache(tmp_path)), len(computed)
 
     first, num_first = measured()
     second, num_second = measured()
@@ -200,7 +201,7 @@ def test_reference_features_are_computed_once_per_data_and_protocol(
     sampling = SampleSettings(frames=FRAMES, priming_frames=PRIMING + 1, num_clips=None)
     sample_clips(work.prior, work.codes, longer, sampling, device="cpu")
     computed.clear()
-    measure_fvd(open_codes(longer), store, shards, tokenizer, network, FeatureCache(tmp_path))
+    measure_fvd(open_codes(longer), pixels, network, FeatureCache(tmp_path))
     assert len(computed) == 3  # the last given frame is another one, so the copies are other videos
     assert measured(FeatureNetwork(network.network, "half-pixel"))[1] == 5
     other = load_scripted(save_scripted(ToyFeatures(2.0), tmp_path / "other.pt"), "cpu")
@@ -224,8 +225,8 @@ def test_a_damaged_cache_file_is_computed_again(tmp_path: Path) -> None:
 def test_too_few_clips_for_a_covariance_are_said_and_nothing_fails(work: ToyWork, tmp_path: Path) -> None:
     sampling = SampleSettings(frames=FRAMES, priming_frames=PRIMING, num_clips=1)
     sample_clips(work.prior, work.codes, tmp_path / "one.zarr", sampling, device="cpu")
-    _, store, shards, tokenizer, network = opened(work)
-    results = measure_fvd(open_codes(tmp_path / "one.zarr"), store, shards, tokenizer, network, FeatureCache(None))
+    _, pixels, network = opened(work)
+    results = measure_fvd(open_codes(tmp_path / "one.zarr"), pixels, network, FeatureCache(None))
     assert set(results) == {"missing"}
 
 

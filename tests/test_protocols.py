@@ -117,9 +117,9 @@ def test_what_differs_from_the_paper_is_said(work: ToyWork, finished: Path, tmp_
     run(work, tmp_path / "eval.json", settings=EvaluateSettings(split="val", max_clips=1), num_runs=1)
     results = read_json(tmp_path / "eval.json")
     said = results["protocol"]["deviations"]
-    assert said[:3] == ["1 clips, the paper has 3", "val clips, the paper has test clips", "1 runs, the paper has 3"]
+    assert said[:3] == ["1 clip, the paper has 3", "val clips, the paper has test clips", "1 run, the paper has 3"]
     assert results["protocol"]["std"]["mse"] is None
-    assert "not as in the paper" in protocol_line(results)
+    assert "differs from the paper" in protocol_line(results)
 
 
 def test_without_pixels_the_codes_are_still_measured_and_the_rest_is_named(work: ToyWork, tmp_path: Path) -> None:
@@ -134,8 +134,8 @@ def test_a_second_evaluation_does_nothing(work: ToyWork, finished: Path, monkeyp
     before = {
         path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and "zarr" not in str(path)
     }
-    monkeypatch.setattr(protocols, "measure_samples", lambda *arguments: pytest.fail("measured again"))
-    monkeypatch.setattr(sampling, "_sample_batch", lambda *arguments: pytest.fail("sampled again"))
+    monkeypatch.setattr(protocols, "measure_samples", lambda *arguments, **options: pytest.fail("measured again"))
+    monkeypatch.setattr(sampling, "_draw", lambda *arguments: pytest.fail("sampled again"))
     run(work, finished / "eval.json", lpips=work.root / "lpips.pt")
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
@@ -146,11 +146,11 @@ def test_an_evaluation_stopped_between_runs_goes_on_and_ends_the_same(
     measured: list[str] = []
     original = protocols.measure_samples
 
-    def stopping(sampled: Any, *arguments: Any) -> Any:
+    def stopping(sampled: Any, *arguments: Any, **options: Any) -> Any:
         if len(measured) == 1:
             raise Stopped("stopped")
         measured.append(sampled.path.parent.name)
-        return original(sampled, *arguments)
+        return original(sampled, *arguments, **options)
 
     monkeypatch.setattr(protocols, "measure_samples", stopping)
     out = tmp_path / "eval.json"
@@ -161,7 +161,7 @@ def test_an_evaluation_stopped_between_runs_goes_on_and_ends_the_same(
     monkeypatch.setattr(
         protocols,
         "measure_samples",
-        lambda sampled, *rest: again.append(sampled.path.parent.name) or original(sampled, *rest),
+        lambda sampled, *rest, **options: again.append(sampled.path.parent.name) or original(sampled, *rest, **options),
     )
     run(work, out, lpips=work.root / "lpips.pt")
     assert (measured, again) == (["run-00"], ["run-01", "run-02"])
@@ -173,8 +173,8 @@ def test_more_runs_keep_those_that_are_there(
 ) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "copy"))
     drawn: list[int] = []
-    original = sampling._sample_batch
-    monkeypatch.setattr(sampling, "_sample_batch", lambda *given: drawn.append(given[3].seed) or original(*given))
+    original = sampling._draw
+    monkeypatch.setattr(sampling, "_draw", lambda *given: drawn.append(given[3].seed) or original(*given))
     run(work, folder / "eval.json", num_runs=4, lpips=work.root / "lpips.pt")
     assert drawn == [3]
     first = read_json(finished / "eval.json")["protocol"]["runs"]
@@ -223,7 +223,7 @@ def test_the_command_prints_a_line_per_number_with_its_bounds(
     out = ["-o", tmp_path / "eval.json", "--device", "cpu"]
     code, said, error = lvt("evaluate", *paths, "--protocol", "bair", "--runs", "2", *out)
     assert code == 0, error
-    assert "protocol toy: 6 frames, 2 given, 2 runs" in said
+    assert "protocol toy: 6 frames, 2 of them priming frames, 2 runs" in said
     assert "  mse: " in said
     assert " ± " in said
     assert "FVD needs a TorchScript I3D (--i3d)" in said

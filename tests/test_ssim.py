@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from skimage import metrics
 
 from lvt_pipeline.errors import ArtefactError, ShapeError
+from lvt_pipeline.evaluation.metrics import ssim_by_frame
 from lvt_pipeline.evaluation.networks import PerceptualDistance, load_scripted
 from lvt_pipeline.evaluation.pixels import Horizon, errors_by_frame, repeat_last
-from lvt_pipeline.evaluation.similarity import ssim_by_frame
 from lvt_pipeline.provenance import digest_file
 from tests.scripted_networks import OneNumber, ToyDistance, save_scripted
 
@@ -21,7 +22,6 @@ def frames(seed: int, shape: tuple[int, ...] = (3, 24, 31, 3)) -> np.ndarray:
 
 @pytest.mark.parametrize("noise", [3, 40, 255])
 def test_ssim_agrees_with_scikit_image(noise: int) -> None:
-    metrics = pytest.importorskip("skimage.metrics")
     smooth = np.linspace(0, 255, 24)[None, :, None, None] * np.linspace(0.2, 1, 31)[None, None, :, None]
     real = np.broadcast_to(smooth, (3, 24, 31, 3)).astype(np.uint8)
     other = np.clip(real + np.random.default_rng(noise).integers(-noise, noise + 1, real.shape), 0, 255).astype(
@@ -71,7 +71,7 @@ def test_horizon_averages_each_frame_over_the_clips_that_reach_it() -> None:
     assert horizon.results("copy") == {} == horizon.results("sampled", first_frame=4)
 
 
-def test_repeating_the_last_frame_keeps_the_given_frames_and_nothing_later() -> None:
+def test_repeating_the_last_frame_keeps_the_priming_frames_and_nothing_later() -> None:
     real = frames(0, (5, 4, 4, 3))
     copied = repeat_last(real, 2)
     assert np.array_equal(copied[:2], real[:2])

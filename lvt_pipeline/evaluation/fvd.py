@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lvt_pipeline.errors import ArtefactError, ShapeError
-from lvt_pipeline.evaluation.networks import ScriptedNetwork
+from lvt_pipeline.errors import ShapeError
+from lvt_pipeline.evaluation.networks import NetworkError, ScriptedNetwork
 from lvt_pipeline.evaluation.settings import ResizeRule
 from lvt_pipeline.models.vqvae.model import full_float32
 from lvt_pipeline.provenance import fingerprint
@@ -151,7 +151,7 @@ class FeatureNetwork:
             videos: uint8 (T, H, W, 3) of one shape.
 
         Raises:
-            ArtefactError: the network refuses such videos or does not give one finite vector for each.
+            NetworkError: the network fails or does not give one finite vector for each.
         """
         parts: list[NDArray[np.float64]] = []
         waiting: list[NDArray[np.uint8]] = []
@@ -166,37 +166,17 @@ class FeatureNetwork:
             raise ShapeError("there is no video to take features of")
         return np.concatenate(parts)
 
-    @torch.no_grad()
     def _of_batch(self, videos: NDArray[np.uint8]) -> NDArray[np.float64]:
-        network = self.network
-        pixels = torch.from_numpy(videos).to(network.device).permute(0, 4, 1, 2, 3).float()
-        with full_float32(network.device):
-            ready = resize(pixels, self.resize_rule) / 127.5 - 1
-        try:
-            with full_float32(network.device):
-                found = network.module(ready, **self._arguments)
-        except (RuntimeError, TypeError) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ArtefactError(
-                f"{network.path} does not take videos {tuple(ready.shape)} in [-1, 1] ({reason[:160]})"
-            ) from error
-        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(videos):
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ArtefactError(
-                f"{network.path} gave {shape} for {len(videos)} videos; one vector for each is needed, "
-                f"({len(videos)}, {FEATURE_SIZE}) for FVD"
+        pixels = torch.from_numpy(videos).to(self.network.device).permute(0, 4, 1, 2, 3).float()
+        with full_float32(pixels.device):
+            ready = (resize(pixels, self.resize_rule) / 127.5 - 1).cpu().numpy()
+        found = self.network([ready], f"videos {ready.shape} in [-1, 1]", PORT_ARGUMENTS)
+        if found.ndim != 2 or len(found) != len(videos):
+            raise NetworkError(
+                f"the network {self.network.path} gave {found.shape} for {len(videos)} videos; one vector for each is "
+                f"needed, ({len(videos)}, {FEATURE_SIZE}) for FVD"
             )
-        if not bool(found.isfinite().all()):
-            raise ArtefactError(
-                f"{network.path} gave features that are not finite for videos of {videos.shape[1]} frames"
-            )
-        vectors: NDArray[np.float64] = found.double().cpu().numpy()
-        return vectors
-
-    @property
-    def _arguments(self) -> dict[str, bool]:
-        names = {argument.name for argument in self.network.module.forward.schema.arguments}
-        return dict(PORT_ARGUMENTS) if names >= PORT_ARGUMENTS.keys() else {}
+        return found
 
 
 def network_label(sha256: str, num_features: int) -> str:

@@ -1,12 +1,12 @@
 """The numbers of an evaluation, as plain functions of arrays (paper sections 4.1 to 4.3, tables 1 to 4, figure 5).
 
-Pixels: mean squared error in [0, 1] and PSNR. Codes: how many are used, how often a code stays the same from one frame
-to the next, and the two baselines a prior has to beat:
+Pixels: mean squared error in [0, 1], PSNR, and SSIM. Codes: how many are used, how often a code stays the same from one
+frame to the next, and the two baselines that a prior has to beat:
 
 - *unigram*: the entropy of each codebook over exactly the evaluated codes. No model that ignores context can do better
   on them, so it is the most favourable version of that baseline.
-- *same as previous frame*: with probability alpha the code of the same place in the previous frame, otherwise a draw
-  from the add-one smoothed unigram; one alpha per codebook, both fitted on training codes.
+- *same as previous frame*: with probability alpha the code of the same place in the previous frame, otherwise a
+  sample from the add-one smoothed unigram; one alpha per codebook, both fitted on training codes.
 
 Everything about codes is computed from `CodeCounts`, which adds up clip by clip, so a dataset is read once.
 """
@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 from lvt_pipeline.errors import ShapeError
 
 BISECTION_STEPS = 60  # halvings of [0, 1]: more digits than a float64 holds
+SSIM_WINDOW = 11  # pixels along each side of the Gaussian window
+SSIM_SIGMA = 1.5
+SSIM_CONSTANTS = ((0.01 * 255) ** 2, (0.03 * 255) ** 2)  # C1 and C2 of the paper, which keep the quotients finite
 
 
 def mean_squared_error(real: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
@@ -54,6 +57,64 @@ def squared_errors(real: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray
 def psnr(mse: float) -> float:
     """Peak signal-to-noise ratio in decibels of a mean squared error in [0, 1]; infinite when nothing differs."""
     return math.inf if mse == 0 else -10.0 * math.log10(mse)
+
+
+def ssim_by_frame(real: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Structural similarity of every frame: 1 for equal pictures, about 0 for unrelated ones, at least -1.
+
+    Wang et al. 2004: Gaussian window of 11x11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, biased variances, mean over
+    every window that is wholly in the picture, each colour channel separately. Other windows and colour treatments are
+    common and give other numbers.
+
+    Args:
+        real, other: uint8 (T, H, W, C) of one shape, H and W at least 11.
+
+    Returns:
+        float64 (T,).
+
+    Raises:
+        ShapeError: the shapes differ, the arrays are not uint8, or the pictures are smaller than a window.
+    """
+    if real.shape != other.shape or real.ndim != 4:
+        raise ShapeError(f"cannot compare frames of shape {real.shape} with frames of shape {other.shape}")
+    if real.dtype != np.uint8 or other.dtype != np.uint8:
+        raise ShapeError(f"frames to compare are uint8, found {real.dtype} and {other.dtype}")
+    if not fits_ssim_window(real):
+        size = f"{real.shape[1]}x{real.shape[2]}"
+        raise ShapeError(f"SSIM needs frames of {SSIM_WINDOW}x{SSIM_WINDOW} pixels or more, found {size}")
+    x, y = (np.moveaxis(frames.astype(np.float64), -1, 1) for frames in (real, other))  # (T, C, H, W)
+    mean_x, mean_y = _blurred(x), _blurred(y)
+    variance_x = _blurred(x * x) - mean_x**2
+    variance_y = _blurred(y * y) - mean_y**2
+    covariance = _blurred(x * y) - mean_x * mean_y
+    of_means, of_variances = SSIM_CONSTANTS
+    luminance = (2 * mean_x * mean_y + of_means) / (mean_x**2 + mean_y**2 + of_means)
+    structure = (2 * covariance + of_variances) / (variance_x + variance_y + of_variances)
+    result: NDArray[np.float64] = (luminance * structure).mean((1, 2, 3))
+    return result
+
+
+def fits_ssim_window(frames: NDArray[np.uint8]) -> bool:
+    """Whether frames (T, H, W, C) are large enough for SSIM."""
+    return int(min(frames.shape[1:3])) >= SSIM_WINDOW
+
+
+def _blurred(pictures: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Gaussian means over every window that is wholly in the picture: (..., H, W) to (..., H - 10, W - 10)."""
+    height, width = pictures.shape[-2:]
+    result: NDArray[np.float64] = _window_rows(height) @ pictures @ _window_rows(width).T
+    return result
+
+
+def _window_rows(length: int) -> NDArray[np.float64]:
+    """(length - 10, length): one window per row. As a matrix product this is much faster than a loop over taps."""
+    offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
+    window = np.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
+    window /= window.sum()
+    rows = np.zeros((length - SSIM_WINDOW + 1, length))
+    for start, row in enumerate(rows):
+        row[start : start + SSIM_WINDOW] = window
+    return rows
 
 
 def mean_pairwise_squared_error(videos: NDArray[np.uint8]) -> float:

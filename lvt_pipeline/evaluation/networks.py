@@ -1,43 +1,64 @@
 """Networks that measure, given by the user as TorchScript files: the feature network of FVD and that of LPIPS.
 
-lvt ships none: their weights have licences and lineages of their own, and numbers from another file are other numbers.
+lvt ships none: their weights have licences and origins of their own, and numbers from another file are other numbers.
 So the SHA-256 of the file is part of every result it takes part in. A TorchScript file is a program: load only one you
-trust.
+trust. It runs in a process of its own, with a deadline (`network_process`).
 """
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lvt_pipeline.errors import ArtefactError
+from lvt_pipeline.evaluation.network_process import SHARED, Call, Failed
 from lvt_pipeline.models.device import choose_device
-from lvt_pipeline.models.vqvae.model import full_float32
 from lvt_pipeline.provenance import digest_file
 
 FRAMES_PER_PASS = 64
 
 
+class NetworkError(ArtefactError):
+    """A network given by the user failed on its input. What it does not take part in can still be measured."""
+
+
 @dataclass(frozen=True)
 class ScriptedNetwork:
-    """A TorchScript module in evaluation mode, and the digest of its file."""
+    """A TorchScript file, its digest, and where it runs."""
 
     path: Path
     sha256: str
-    module: Any
-    device: torch.device
+    device: str
 
     @property
     def card(self) -> dict[str, str]:
-        """What a result says about the network."""
+        """What a result records about the network."""
         return {"file": self.path.name, "sha256": self.sha256}
+
+    def __call__(
+        self, inputs: Sequence[NDArray[np.float32]], what: str, flags: Mapping[str, bool] | None = None
+    ) -> NDArray[np.float64]:
+        """The network's output for these arrays, float64 of any shape.
+
+        Args:
+            what: names the inputs in an error message.
+            flags: keyword arguments, used if the network's `forward` has all of them.
+
+        Raises:
+            NetworkError: it raised, crashed, exceeded its deadline, or gave no finite tensor.
+        """
+        found = SHARED.call(Call(str(self.path.absolute()), self.sha256, self.device, inputs, flags))
+        if found is None:
+            raise NetworkError(f"the network {self.path} gave nothing on {what}")
+        if isinstance(found, Failed):
+            raise NetworkError(f"the network {self.path} {found.reason} on {what}")
+        if not np.isfinite(found).all():
+            raise NetworkError(f"the network {self.path} gave numbers that are not finite on {what}")
+        return found
 
 
 def load_scripted(path: Path, device: str = "auto") -> ScriptedNetwork:
@@ -49,29 +70,38 @@ def load_scripted(path: Path, device: str = "auto") -> ScriptedNetwork:
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise ArtefactError(f"{path} {found}; give a TorchScript file (docs/evaluation.md names known ones)")
-    where = choose_device(device)
-    try:
-        with warnings.catch_warnings():
-            # torch would rather have torch.export; the published networks are TorchScript files.
-            warnings.filterwarnings("ignore", message=".*torch.jit.load.*", category=DeprecationWarning)
-            module = torch.jit.load(str(path), map_location=where)  # type: ignore[no-untyped-call]
-    except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    network = ScriptedNetwork(path, digest_file(path), str(choose_device(device)))
+    failure = SHARED.call(Call(str(path.absolute()), network.sha256, network.device))
+    if isinstance(failure, Failed):
         raise ArtefactError(
-            f"{path} is not a TorchScript file ({reason[:160]}); a file of weights alone does not say what to compute: "
-            "load it into its network and save that with torch.jit.script(network).save(...)"
-        ) from error
-    return ScriptedNetwork(path, digest_file(path), module.eval(), where)
+            f"{path} {failure.reason}; a file of weights alone is not enough: load it into its network and save that "
+            "with torch.jit.script(network).save(...)"
+        )
+    return network
 
 
-@dataclass(frozen=True)
+@dataclass
 class PerceptualDistance:
     """LPIPS (Zhang et al. 2018) with the user's network: called with two float32 (N, 3, H, W) in [-1, 1], it gives N
-    distances, of any shape."""
+    distances, of any shape.
+
+    Attributes:
+        failure: why `try_by_frame` gave up; empty while the network works.
+    """
 
     network: ScriptedNetwork
+    failure: str = ""
 
-    @torch.no_grad()
+    def try_by_frame(self, real: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float64] | None:
+        """`by_frame`, or None once the network has failed: everything else can still be measured."""
+        if self.failure:
+            return None
+        try:
+            return self.by_frame(real, other)
+        except NetworkError as error:
+            self.failure = str(error)
+            return None
+
     def by_frame(self, real: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Distance of every frame, float64 (T,).
 
@@ -79,33 +109,21 @@ class PerceptualDistance:
             real, other: uint8 (T, H, W, 3).
 
         Raises:
-            ArtefactError: the network refuses such pictures, or does not give one finite number for each.
+            NetworkError: the network fails, or does not give one finite number for each frame.
         """
         parts = []
         for start in range(0, len(real), FRAMES_PER_PASS):
-            some = slice(start, start + FRAMES_PER_PASS)
-            parts.append(self._distances(_signed(real[some]), _signed(other[some])))
+            pair = [_signed(frames[start : start + FRAMES_PER_PASS]) for frames in (real, other)]
+            found = self.network(pair, f"two batches of pictures {pair[0].shape} in [-1, 1]")
+            if found.size != len(pair[0]):
+                raise NetworkError(
+                    f"the network {self.network.path} gave {found.shape} for {len(pair[0])} pairs of pictures; "
+                    "one finite number per pair is needed"
+                )
+            parts.append(found.reshape(-1))
         return np.concatenate(parts)
 
-    def _distances(self, real: Tensor, other: Tensor) -> NDArray[np.float64]:
-        path = self.network.path
-        try:
-            with full_float32(self.network.device):
-                found = self.network.module(real.to(self.network.device), other.to(self.network.device))
-        except (RuntimeError, TypeError) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ArtefactError(
-                f"{path} does not take two batches of pictures {tuple(real.shape)} in [-1, 1] ({reason[:160]})"
-            ) from error
-        if not isinstance(found, Tensor) or found.numel() != len(real) or not bool(found.isfinite().all()):
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ArtefactError(
-                f"{path} gave {shape} for {len(real)} pairs of pictures; one finite number per pair is needed"
-            )
-        distances: NDArray[np.float64] = found.reshape(-1).double().cpu().numpy()
-        return distances
 
-
-def _signed(frames: NDArray[np.uint8]) -> Tensor:
+def _signed(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
     """uint8 (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return np.ascontiguousarray(frames.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(127.5) - np.float32(1)

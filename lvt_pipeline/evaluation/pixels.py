@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +17,8 @@ from numpy.typing import NDArray
 from lvt_pipeline.codes.plan import codes_fingerprint
 from lvt_pipeline.codes.store import CodeClip, CodeStore
 from lvt_pipeline.errors import ArtefactError, MismatchError
-from lvt_pipeline.evaluation.metrics import psnr, squared_errors
+from lvt_pipeline.evaluation.metrics import fits_ssim_window, psnr, squared_errors, ssim_by_frame
 from lvt_pipeline.evaluation.networks import PerceptualDistance
-from lvt_pipeline.evaluation.similarity import fits_window, ssim_by_frame
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.progress import SILENT, Progress
 
@@ -26,19 +26,45 @@ if TYPE_CHECKING:
     from lvt_pipeline.models.vqvae.model import VQVAE
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """Clips of a code store as pixels: the frames that its codes were made from, and its codes decoded."""
+
+    store: CodeStore
+    shards: FrameShards
+    tokenizer: VQVAE
+
+    def real(self, clip: CodeClip, num_frames: int) -> NDArray[np.uint8]:
+        """The first frames of a clip, uint8 (T, H, W, 3); fewer when the clip is shorter.
+
+        Raises:
+            MismatchError: its codes were made from other frames than those on disk now.
+        """
+        return real_frames(self.store, clip, self.shards, num_frames)
+
+    def decoded(self, codes: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.uint8]:
+        """Codes (T, h, w, n_c) as uint8 (T, H, W, 3)."""
+        pixels: NDArray[np.uint8] = self.tokenizer.decode(codes).numpy()
+        return pixels
+
+    def reconstructed(self, clip: CodeClip, num_frames: int) -> NDArray[np.uint8]:
+        """The first frames of a clip's own codes, decoded."""
+        return self.decoded(self.store.read(clip, 0, num_frames))
+
+
 def errors_by_frame(
     real: NDArray[np.uint8], other: NDArray[np.uint8], lpips: PerceptualDistance | None = None
 ) -> dict[str, NDArray[np.float64]]:
-    """ "mse", "ssim" (of frames large enough) and "lpips" (with a network) of every frame, float64 (T,) each.
+    """ "mse", "ssim" (of frames large enough) and "lpips" (with a network that works), float64 (T,) each.
 
     Args:
         real, other: uint8 (T, H, W, 3).
     """
     found = {"mse": squared_errors(real, other).mean((1, 2, 3))}
-    if fits_window(real):
+    if fits_ssim_window(real):
         found["ssim"] = ssim_by_frame(real, other)
-    if lpips is not None:
-        found["lpips"] = lpips.by_frame(real, other)
+    if lpips is not None and (distances := lpips.try_by_frame(real, other)) is not None:
+        found["lpips"] = distances
     return found
 
 
@@ -81,15 +107,13 @@ class Horizon:
 
 
 def measure_reconstruction(
-    store: CodeStore,
+    pixels: Pixels,
     clips: Sequence[CodeClip],
-    shards: FrameShards,
-    tokenizer: VQVAE,
     num_frames: int,
-    progress: Progress = SILENT,
     lpips: PerceptualDistance | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Decoded codes against the frames they came from, both as bytes: the results, and the values of each clip.
+    """Decoded codes against the frames they were made from, both as bytes: the results, and the values of each clip.
 
     `psnr` is that of `mse`, which is one mean over all pixel values of all frames. `mean_picture_mse` is the error of
     the best single picture for all of these frames: their mean.
@@ -103,12 +127,12 @@ def measure_reconstruction(
     per_clip: dict[str, list[Any]] = {}
     with progress.bar("reconstruct", len(clips), "clips") as bar:
         for clip in clips:
-            real = real_frames(store, clip, shards, num_frames)
-            found = errors_by_frame(real, tokenizer.decode(store.read(clip, 0, num_frames)).numpy(), lpips)
+            real = pixels.real(clip, num_frames)
+            found = errors_by_frame(real, pixels.reconstructed(clip, num_frames), lpips)
             horizon.add("reconstruction", found)
             for metric, values in found.items():
                 per_clip.setdefault(f"reconstruction_{metric}", []).append(float(values.mean()))
-            per_clip.setdefault("frames", []).append(shards[clip.id].fingerprint)
+            per_clip.setdefault("frames", []).append(pixels.shards[clip.id].fingerprint)
             scaled = real / 255.0
             pixel_sum = pixel_sum + scaled.sum(0)
             square_sum = square_sum + (scaled**2).sum(0)
@@ -143,7 +167,7 @@ def real_frames(store: CodeStore, clip: CodeClip, shards: FrameShards, num_frame
 
 
 def repeat_last(real: NDArray[np.uint8], priming_frames: int) -> NDArray[np.uint8]:
-    """The copy baseline: the priming frames, then the last of them again and again; uint8 of the same shape.
+    """The copy baseline: the priming frames, then the last of them repeated; uint8 of the same shape.
 
     Args:
         real: uint8 (T, H, W, 3).

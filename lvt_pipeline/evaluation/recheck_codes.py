@@ -1,6 +1,6 @@
 """Whether the codes of a store are what its tokenizer makes of the frames: some clips encoded and decoded again.
 
-`codes.verify` shows that the bytes are those that were written; this shows that they say what they should.
+`codes.verify` shows that the bytes are those that were written; this shows that they are the right codes.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lvt_pipeline.codes.layout import table_name
 from lvt_pipeline.codes.plan import codes_fingerprint
 from lvt_pipeline.codes.store import CodeClip, open_codes
 from lvt_pipeline.codes.verify import Problem
 from lvt_pipeline.errors import ArtefactError, ConfigError
-from lvt_pipeline.evaluation.metrics import psnr, squared_errors
+from lvt_pipeline.evaluation.metrics import mean_squared_error, psnr
+from lvt_pipeline.evaluation.pixels import Pixels
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs.encode import use_precision
+from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.runs.compatibility import check_tokenizer
 from lvt_pipeline.runs.read import load_vqvae, precision_of
 
-BATCH_SIZE = 64  # of stores whose record does not say
+BATCH_SIZE = 64  # of stores whose record has none
 # Another kind of device, or another number type, may round a distance between two code vectors the other way. Swapped
 # or shifted clips differ in most codes.
 TOLERATED_SHARE = 0.01
@@ -51,7 +54,7 @@ class DecodeReport:
 
     Attributes:
         checked: in random order.
-        skipped: clips that were drawn but have other frames by now, or none, so that nothing can be said.
+        skipped: chosen clips that have other frames now, or none, so that they cannot be checked.
         problems: clips whose codes are not those of their frames, and shards that cannot be read.
     """
 
@@ -100,56 +103,56 @@ def verify_codes(
     """
     if num_clips < 1:
         raise ConfigError(f"{num_clips} clips to decode; ask for at least 1")
-    store = open_codes(codes, generation)
-    shards = FrameShards(frames)
-    source = {clip.id: clip for clip in shards.clips}
-    from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
-
+    store, shards = open_codes(codes, generation), FrameShards(frames)
     model = load_vqvae(vqvae, device=device)
     check_tokenizer(store, vqvae, model)
     use_precision(model, precision_of(store.tokenizer, tokenizer_fingerprint(model)))
-    # Codes are compared one by one, so frames must pass in batches of the size they passed in then.
-    batch_size = int(store.provenance.settings.get("batch_size", BATCH_SIZE))
+    pixels = Pixels(store, shards, model)
     checked: list[ClipCheck] = []
     skipped: list[str] = []
     problems: list[Problem] = []
-    chosen = _drawn(store.clips, num_clips, seed)
-    with progress.bar("decode", len(chosen), "clips") as bar:
-        for clip in chosen:
+    with progress.bar("decode", min(num_clips, len(store.clips)), "clips") as bar:
+        for clip in _random_clips(store.clips, num_clips, seed):
             bar.advance()
-            own = source.get(clip.id)
-            if own is None or codes_fingerprint(own.fingerprint, store.tokenizer) != clip.fingerprint:
+            if not _has_its_frames(pixels, clip):
                 skipped.append(clip.id)
                 continue
-            pixels = shards.read(own)
             try:
-                found = store.read(clip)
+                stored = store.read(clip)
             except ArtefactError as error:
                 problems.append(Problem(file=clip.id, message=f"cannot be read ({error})", clips=(clip.id,)))
                 continue
-            again = model.encode(pixels, batch_size=batch_size).numpy()
-            same = float((again == found).mean())
-            decoded = model.decode(found.astype(np.int64)).numpy()
-            quality = psnr(float(squared_errors(pixels, decoded).mean()))
-            checked.append(
-                ClipCheck(
-                    id=clip.id,
-                    frames=clip.length,
-                    same_codes=same,
-                    psnr=quality if np.isfinite(quality) else None,
-                )
-            )
-            if same < 1 - TOLERATED_SHARE:
-                problems.append(
-                    Problem(
-                        file=table_name(store.generation),
-                        message=f"has a clip of whose codes {1 - same:.1%} are not those of its frames",
-                        clips=(clip.id,),
-                    )
-                )
+            checked.append(_checked(pixels, clip, stored))
+            if checked[-1].same_codes < 1 - TOLERATED_SHARE:
+                message = f"has a clip of whose codes {1 - checked[-1].same_codes:.1%} are not those of its frames"
+                problems.append(Problem(file=table_name(store.generation), message=message, clips=(clip.id,)))
     return DecodeReport(checked=tuple(checked), skipped=tuple(skipped), problems=tuple(problems))
 
 
-def _drawn(clips: Sequence[CodeClip], count: int, seed: int) -> list[CodeClip]:
+def _has_its_frames(pixels: Pixels, clip: CodeClip) -> bool:
+    """Whether the frames on disk are those that the clip's codes were made from."""
+    try:
+        source = pixels.shards[clip.id]
+    except ArtefactError:
+        return False
+    return codes_fingerprint(source.fingerprint, pixels.store.tokenizer) == clip.fingerprint
+
+
+def _checked(pixels: Pixels, clip: CodeClip, codes: NDArray[np.unsignedinteger[Any]]) -> ClipCheck:
+    """Encode the frames of a clip again, and decode its codes."""
+    frames = pixels.shards.read(clip.id)
+    # Codes are compared one by one, so frames must pass in batches of the size they were encoded in.
+    batch_size = int(pixels.store.provenance.settings.get("batch_size", BATCH_SIZE))
+    again = pixels.tokenizer.encode(frames, batch_size=batch_size).numpy()
+    quality = psnr(mean_squared_error(frames, pixels.decoded(codes)))
+    return ClipCheck(
+        id=clip.id,
+        frames=clip.length,
+        same_codes=float((again == codes).mean()),
+        psnr=quality if np.isfinite(quality) else None,
+    )
+
+
+def _random_clips(clips: Sequence[CodeClip], count: int, seed: int) -> list[CodeClip]:
     order = np.random.default_rng(seed).permutation(len(clips))[:count]
     return [clips[index] for index in order]

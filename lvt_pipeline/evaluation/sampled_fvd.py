@@ -1,13 +1,13 @@
-"""FVD of samples, of the tokenizer's reconstructions, and of repeating the last frame, on the same clips.
+"""FVD of samples, of the tokenizer's reconstructions, and of repeating the last priming frame, on the same clips.
 
-The priming frames of a sampled clip are either the real ones, the natural reading of the protocol, or their
-reconstructions, which is what a program gets that decodes all codes. Both are measured unless one is asked for.
+The priming frames of a sample are either the real ones, the natural reading of the protocol, or their reconstructions,
+which is what a program gets that decodes all codes. Both are measured unless one is asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,66 +21,55 @@ from lvt_pipeline.evaluation.fvd import (
     frechet_distance,
     network_label,
 )
-from lvt_pipeline.evaluation.pixels import real_frames, repeat_last
+from lvt_pipeline.evaluation.pixels import Pixels, repeat_last
 from lvt_pipeline.evaluation.samples import priming_frames_of, siblings_of
 from lvt_pipeline.evaluation.settings import PrimingPixels
-from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.progress import SILENT, Progress
-
-if TYPE_CHECKING:
-    from lvt_pipeline.models.vqvae.model import VQVAE
 
 FEWEST_CLIPS = 2  # a covariance needs two
 
 
 def measure_fvd(
     sampled: CodeStore,
-    store: CodeStore,
-    shards: FrameShards,
-    tokenizer: VQVAE,
+    pixels: Pixels,
     network: FeatureNetwork,
     cache: FeatureCache,
     priming_pixels: PrimingPixels = "both",
-    progress: Progress = SILENT,
+    *,
     only: Collection[str] | None = None,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Distances of samples and baselines from the real clips, with the card of the protocol.
 
-    `real_priming` and `reconstructed_priming` are the samples', by where their priming frames come from;
+    `real_priming` and `reconstructed_priming` are the samples', by the source of their priming frames;
     `reconstruction` is the tokenizer's ceiling; `copy` repeats the last priming frame. `left_out` counts real clips
-    that are shorter than their samples. When too few clips are left, `missing` says so instead.
+    that are shorter than their samples. When too few clips are left, `missing` states that instead.
 
     Args:
+        pixels: of the store whose clips the samples continue.
         only: ids of the real clips that are compared; all that were sampled by default.
+
+    Raises:
+        NetworkError: the network failed.
     """
     priming_frames = priming_frames_of(sampled)
-    groups = siblings_of(sampled, store, only)
-    num_frames = max(clip.length for siblings in groups.values() for clip in siblings)
-    chosen: list[CodeClip] = []
-    samples: list[tuple[CodeClip, CodeClip]] = []
-    left_out = 0
-    for clip_id, siblings in groups.items():
-        if clip_id not in store or store.clip(clip_id).length < num_frames:
-            left_out += 1
-            continue
-        chosen.append(store.clip(clip_id))
-        samples += [(chosen[-1], clip) for clip in siblings if clip.length == num_frames]
+    chosen, samples, left_out, num_frames = _comparable(sampled, pixels, only)
     if len(chosen) < FEWEST_CLIPS or len(samples) < FEWEST_CLIPS:
         return _too_few(chosen, num_frames)
-    real = _RealClips(chosen, num_frames, store, shards, tokenizer, network, cache, progress)
+    real = _RealClips(chosen, num_frames, pixels, network, cache, progress)
 
-    def drawn(with_real: bool) -> Iterator[NDArray[np.uint8]]:
+    def videos(with_real: bool) -> Iterator[NDArray[np.uint8]]:
         for origin, clip in samples:
-            video = real.decoded(sampled, clip)
+            video = pixels.decoded(sampled.read(clip, 0, num_frames))
             if with_real:
-                video[:priming_frames] = real.frames(origin)[:priming_frames]
+                video[:priming_frames] = pixels.real(origin, num_frames)[:priming_frames]
             yield video
 
     results: dict[str, Any] = {"label": real.label}
     for name, with_real in (("real", True), ("reconstructed", False)):
         if priming_pixels in ("both", name):
-            videos = _told(drawn(with_real), f"{name} priming", samples, progress)
-            results[f"{name}_priming"] = real.distance(network.features(videos))
+            shown = _with_bar(videos(with_real), f"{name} priming", samples, progress)
+            results[f"{name}_priming"] = real.distance(network.features(shown))
     results["reconstruction"] = real.distance_of_reconstructions()
     if priming_frames:
         results["copy"] = real.distance_of_copies(priming_frames)
@@ -98,49 +87,63 @@ def measure_fvd(
 
 
 def measure_reconstruction_fvd(
-    store: CodeStore,
+    pixels: Pixels,
     clips: Sequence[CodeClip],
-    shards: FrameShards,
-    tokenizer: VQVAE,
+    num_frames: int,
     network: FeatureNetwork,
     cache: FeatureCache,
-    num_frames: int,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """The tokenizer's own distance, which needs no sample (paper, tables 1 and 4): `reconstruction` and the card.
 
     Args:
-        clips: of `store`, each of `num_frames` frames or more.
+        clips: each of `num_frames` frames or more.
+
+    Raises:
+        NetworkError: the network failed.
     """
     if len(clips) < FEWEST_CLIPS:
         return _too_few(clips, num_frames)
-    real = _RealClips(clips, num_frames, store, shards, tokenizer, network, cache, progress)
+    real = _RealClips(clips, num_frames, pixels, network, cache, progress)
     found = {"label": real.label, "reconstruction": real.distance_of_reconstructions(), "card": real.card}
     return found | _warning(num_frames)
 
 
+def _comparable(
+    sampled: CodeStore, pixels: Pixels, only: Collection[str] | None
+) -> tuple[list[CodeClip], list[tuple[CodeClip, CodeClip]], int, int]:
+    """Real clips as long as the samples, their samples with them, how many clips are shorter, and that length."""
+    groups = siblings_of(sampled, pixels.store, only)
+    num_frames = max(clip.length for siblings in groups.values() for clip in siblings)
+    chosen: list[CodeClip] = []
+    samples: list[tuple[CodeClip, CodeClip]] = []
+    for clip_id, siblings in groups.items():
+        if clip_id in pixels.store and (origin := pixels.store.clip(clip_id)).length >= num_frames:
+            chosen.append(origin)
+            samples += [(origin, clip) for clip in siblings if clip.length == num_frames]
+    return chosen, samples, len(groups) - len(chosen), num_frames
+
+
 class _RealClips:
-    """The clips that everything is compared with: their features, and those of what stands on the same clips."""
+    """The clips that everything is compared with: their features, and those of the baselines on the same clips."""
 
     def __init__(
         self,
         clips: Sequence[CodeClip],
         num_frames: int,
-        store: CodeStore,
-        shards: FrameShards,
-        tokenizer: VQVAE,
+        pixels: Pixels,
         network: FeatureNetwork,
         cache: FeatureCache,
         progress: Progress,
     ) -> None:
-        self._clips, self._num_frames, self._store, self._shards = clips, num_frames, store, shards
-        self._tokenizer, self._network, self._cache, self._progress = tokenizer, network, cache, progress
+        self._clips, self._num_frames, self._pixels = clips, num_frames, pixels
+        self._network, self._cache, self._progress = network, cache, progress
         self._basis = {
             "network": network.fingerprint,
             "frames": num_frames,
-            "clips": [(clip.id, shards[clip.id].fingerprint) for clip in clips],
+            "clips": [(clip.id, pixels.shards[clip.id].fingerprint) for clip in clips],
         }
-        features = self._features({"of": "real"}, self.frames)
+        features = self._features({"of": "real"}, self._frames)
         self._target = Gaussian.fit(features)
         self.label = network_label(network.network.sha256, features.shape[1])
         self.card = {
@@ -152,28 +155,26 @@ class _RealClips:
             "pixels": "bytes, rounded; decoded in memory, never compressed",
         }
 
-    def frames(self, clip: CodeClip) -> NDArray[np.uint8]:
-        return real_frames(self._store, clip, self._shards, self._num_frames)
-
-    def decoded(self, store: CodeStore, clip: CodeClip) -> NDArray[np.uint8]:
-        return self._tokenizer.decode(store.read(clip, 0, self._num_frames)).numpy()
-
     def distance(self, features: NDArray[np.float64]) -> float:
         return frechet_distance(self._target, Gaussian.fit(features))
 
     def distance_of_reconstructions(self) -> float:
-        made_of = {"of": "reconstruction", "tokenizer": self._store.tokenizer}
-        return self.distance(self._features(made_of, lambda clip: self.decoded(self._store, clip)))
+        made_of = {"of": "reconstruction", "tokenizer": self._pixels.store.tokenizer}
+        return self.distance(self._features(made_of, lambda clip: self._pixels.reconstructed(clip, self._num_frames)))
 
     def distance_of_copies(self, priming_frames: int) -> float:
         made_of = {"of": "copy", "priming_frames": priming_frames}
-        return self.distance(self._features(made_of, lambda clip: repeat_last(self.frames(clip), priming_frames)))
+        return self.distance(self._features(made_of, lambda clip: repeat_last(self._frames(clip), priming_frames)))
+
+    def _frames(self, clip: CodeClip) -> NDArray[np.uint8]:
+        return self._pixels.real(clip, self._num_frames)
 
     def _features(
         self, made_of: Mapping[str, Any], video: Callable[[CodeClip], NDArray[np.uint8]]
     ) -> NDArray[np.float64]:
         def compute() -> NDArray[np.float64]:
-            return self._network.features(_told(map(video, self._clips), made_of["of"], self._clips, self._progress))
+            videos = map(video, self._clips)
+            return self._network.features(_with_bar(videos, made_of["of"], self._clips, self._progress))
 
         return self._cache.recall({**self._basis, **made_of}, compute)
 
@@ -188,10 +189,10 @@ def _warning(num_frames: int) -> dict[str, Any]:
     return {"warning": f"clips of {num_frames} frames: I3D needs {SHORTEST_CLIP} or more, the protocol has 16"}
 
 
-def _told(
+def _with_bar(
     videos: Iterator[NDArray[np.uint8]], task: str, items: Sequence[Any], progress: Progress
 ) -> Iterator[NDArray[np.uint8]]:
-    """The same videos, with a bar."""
+    """The same videos, with a progress bar."""
     with progress.bar(f"FVD, {task}", len(items), "videos") as bar:
         for video in videos:
             yield video

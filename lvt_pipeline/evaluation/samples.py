@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,22 +18,20 @@ from lvt_pipeline.codes.store import CodeClip, CodeStore
 from lvt_pipeline.errors import MismatchError
 from lvt_pipeline.evaluation.metrics import CodeCounts, mean_pairwise_squared_error, share_of_differing_pairs
 from lvt_pipeline.evaluation.networks import PerceptualDistance
-from lvt_pipeline.evaluation.pixels import Horizon, errors_by_frame, real_frames, repeat_last
-from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.evaluation.pixels import Horizon, Pixels, errors_by_frame, repeat_last
+from lvt_pipeline.jobs.sample import STAGE as SAMPLE_STAGE
 from lvt_pipeline.progress import SILENT, Progress
-
-if TYPE_CHECKING:
-    from lvt_pipeline.models.vqvae.model import VQVAE
+from lvt_pipeline.provenance import short
 
 
 def measure_samples(
     sampled: CodeStore,
     store: CodeStore,
-    shards: FrameShards | None = None,
-    tokenizer: VQVAE | None = None,
-    progress: Progress = SILENT,
+    pixels: Pixels | None = None,
     lpips: PerceptualDistance | None = None,
+    *,
     only: Collection[str] | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Samples against the real clips they continue: the results, and the values of each real clip.
 
@@ -44,87 +43,118 @@ def measure_samples(
     squared difference of their pixels in [0, 1], over all pairs and the frames after the priming ones.
 
     Args:
+        pixels: of `store`; without them only codes are compared.
         only: ids of the real clips whose samples count; all by default.
 
     Raises:
-        MismatchError: the store holds no sample of such a clip.
+        MismatchError: the store has no sample of such a clip.
     """
-    priming_frames = priming_frames_of(sampled)
     groups = siblings_of(sampled, store, only)
-    num_samples = sum(map(len, groups.values()))
     num_frames = max(clip.length for siblings in groups.values() for clip in siblings)
-    results: dict[str, Any] = {"clips": num_samples, "frames": num_frames, "priming_frames": priming_frames}
-    books, size = store.num_codebooks, store.codebook_size
-    sampled_counts, real_counts = CodeCounts.empty(books, size), CodeCounts.empty(books, size)
-    horizon = Horizon(num_frames)
-    per_clip: dict[str, list[Any]] = {}
-    code_diversity, pixel_diversity = [], []
-    with progress.bar("samples", num_samples, "clips") as bar:
+    measuring = _Comparing(sampled, store, pixels, lpips, num_frames)
+    with progress.bar("samples", sum(map(len, groups.values())), "clips") as bar:
         for clip_id, siblings in groups.items():
-            codes = [sampled.read(clip) for clip in siblings]
-            for some in codes:
-                sampled_counts += CodeCounts.of(some, size, max(priming_frames, 1))
-            if len({len(some) for some in codes}) == 1 < len(codes):
-                code_diversity.append(share_of_differing_pairs(np.stack(codes)[:, priming_frames:]))
-            decoded = [] if tokenizer is None else [tokenizer.decode(some).numpy() for some in codes]
-            if len(decoded) > 1 and len({len(some) for some in decoded}) == 1:
-                pixel_diversity.append(mean_pairwise_squared_error(np.stack(decoded)[:, priming_frames:]))
-            if clip_id in store:
-                origin = store.clip(clip_id)
-                length = min(origin.length, max(clip.length for clip in siblings))
-                real_codes = store.read(origin, 0, length)
-                for clip in siblings:
-                    real_counts += CodeCounts.of(real_codes[: clip.length], size, max(priming_frames, 1))
-                if shards is not None and tokenizer is not None:
-                    real = real_frames(store, origin, shards, length)
-                    own = _compare(real, decoded, tokenizer.decode(real_codes).numpy(), priming_frames, horizon, lpips)
-                    per_clip.setdefault("clip", []).append(clip_id)
-                    per_clip.setdefault("frames", []).append(shards[clip_id].fingerprint)
-                    for name, value in own.items():
-                        per_clip.setdefault(name, []).append(value)
+            measuring.add(clip_id, siblings)
             bar.advance(len(siblings))
-    results["share_same_as_previous_frame"] = _mean_share(sampled_counts)
-    results["real_share_same_as_previous_frame"] = _mean_share(real_counts)
-    for kind, prefix in (("sampled", ""), ("reconstruction", "reconstruction_"), ("copy", "copy_")):
-        results |= horizon.results(kind, prefix, priming_frames)
-    if code_diversity:
-        results["diversity"] = {"clips": len(code_diversity), "codes": float(np.mean(code_diversity))}
-        if pixel_diversity:
-            results["diversity"]["mse"] = float(np.mean(pixel_diversity))
-    return results, per_clip
+    return measuring.results(), measuring.per_clip
 
 
-def _compare(
-    real: NDArray[np.uint8],
-    decoded: Sequence[NDArray[np.uint8]],
-    reconstruction: NDArray[np.uint8],
-    priming_frames: int,
-    horizon: Horizon,
-    lpips: PerceptualDistance | None,
-) -> dict[str, float]:
-    """Add the samples of one clip to `horizon`; their mean errors after the priming frames, nan if there is none.
+class _Comparing:
+    """What is known of the samples so far; one real clip after the other is added."""
 
-    What is not sampled counts once per sample, so that every kind of video averages over the same clips.
-    """
-    own: dict[str, list[float]] = {}
-    fixed = {"reconstruction": errors_by_frame(real, reconstruction, lpips)}
-    if 0 < priming_frames <= len(real):
-        fixed["copy"] = errors_by_frame(real, repeat_last(real, priming_frames), lpips)
-    for video in decoded:
-        length = min(len(real), len(video))
-        found = errors_by_frame(real[:length], video[:length], lpips)
-        horizon.add("sampled", found)
-        for kind, errors in fixed.items():
-            if kind != "copy" or priming_frames <= length:
-                horizon.add(kind, {metric: values[:length] for metric, values in errors.items()})
-        for metric, values in found.items():
-            later = values[priming_frames:]
-            own.setdefault(f"sample_{metric}", []).append(float(later.mean()) if len(later) else math.nan)
-    return {name: float(np.mean(values)) for name, values in own.items()}
+    def __init__(
+        self,
+        sampled: CodeStore,
+        store: CodeStore,
+        pixels: Pixels | None,
+        lpips: PerceptualDistance | None,
+        num_frames: int,
+    ) -> None:
+        self._sampled, self._store, self._pixels, self._lpips = sampled, store, pixels, lpips
+        self._priming = priming_frames_of(sampled)
+        self._num_frames, self._num_samples = num_frames, 0
+        empty = CodeCounts.empty(store.num_codebooks, store.codebook_size)
+        self._sampled_counts, self._real_counts = empty, empty
+        self._horizon = Horizon(num_frames)
+        self._code_diversity: list[float] = []
+        self._pixel_diversity: list[float] = []
+        self.per_clip: dict[str, list[Any]] = {}
+
+    def add(self, clip_id: str, siblings: Sequence[CodeClip]) -> None:
+        """Add all samples of one real clip."""
+        self._num_samples += len(siblings)
+        codes = [self._sampled.read(clip) for clip in siblings]
+        for some in codes:
+            self._sampled_counts += self._transitions(some)
+        decoded = [] if self._pixels is None else [self._pixels.decoded(some) for some in codes]
+        if len(codes) > 1 and len({len(some) for some in codes}) == 1:
+            self._code_diversity.append(share_of_differing_pairs(np.stack(codes)[:, self._priming :]))
+            if decoded:
+                self._pixel_diversity.append(mean_pairwise_squared_error(np.stack(decoded)[:, self._priming :]))
+        if clip_id in self._store:
+            self._add_real(self._store.clip(clip_id), siblings, decoded)
+
+    def _add_real(self, origin: CodeClip, siblings: Sequence[CodeClip], decoded: Sequence[NDArray[np.uint8]]) -> None:
+        """What really happened, as codes and, where there are pixels, as errors of the samples."""
+        length = min(origin.length, max(clip.length for clip in siblings))
+        real_codes = self._store.read(origin, 0, length)
+        for clip in siblings:
+            self._real_counts += self._transitions(real_codes[: clip.length])
+        if self._pixels is None:
+            return
+        own: dict[str, Any] = {"clip": origin.id, "frames": self._pixels.shards[origin.id].fingerprint}
+        own |= self._errors(self._pixels.real(origin, length), decoded, self._pixels.decoded(real_codes))
+        for name, value in own.items():
+            self.per_clip.setdefault(name, []).append(value)
+
+    def _errors(
+        self, real: NDArray[np.uint8], decoded: Sequence[NDArray[np.uint8]], reconstruction: NDArray[np.uint8]
+    ) -> dict[str, float]:
+        """Mean errors of a clip's samples after the priming frames, nan if there is none; adds to the horizon.
+
+        Reconstruction and copy count once per sample, so that every kind of video averages over the same clips.
+        """
+        own: dict[str, list[float]] = {}
+        fixed = {"reconstruction": errors_by_frame(real, reconstruction, self._lpips)}
+        if 0 < self._priming <= len(real):
+            fixed["copy"] = errors_by_frame(real, repeat_last(real, self._priming), self._lpips)
+        for video in decoded:
+            length = min(len(real), len(video))
+            found = errors_by_frame(real[:length], video[:length], self._lpips)
+            self._horizon.add("sampled", found)
+            for kind, errors in fixed.items():
+                if kind != "copy" or self._priming <= length:
+                    self._horizon.add(kind, {metric: values[:length] for metric, values in errors.items()})
+            for metric, values in found.items():
+                later = values[self._priming :]
+                own.setdefault(f"sample_{metric}", []).append(float(later.mean()) if len(later) else math.nan)
+        return {name: float(np.mean(values)) for name, values in own.items()}
+
+    def results(self) -> dict[str, Any]:
+        """The numbers over all clips that were added."""
+        results: dict[str, Any] = {
+            "clips": self._num_samples,
+            "frames": self._num_frames,
+            "priming_frames": self._priming,
+            "share_same_as_previous_frame": _mean_share(self._sampled_counts),
+            "real_share_same_as_previous_frame": _mean_share(self._real_counts),
+        }
+        for kind, prefix in (("sampled", ""), ("reconstruction", "reconstruction_"), ("copy", "copy_")):
+            results |= self._horizon.results(kind, prefix, self._priming)
+        if self._code_diversity:
+            diversity = {"clips": len(self._code_diversity), "codes": float(np.mean(self._code_diversity))}
+            if self._pixel_diversity:
+                diversity["mse"] = float(np.mean(self._pixel_diversity))
+            results["diversity"] = diversity
+        return results
+
+    def _transitions(self, codes: NDArray[Any]) -> CodeCounts:
+        """Counts of the frames after the priming ones, and never of frame 0, which has no frame before it."""
+        return CodeCounts.of(codes, self._store.codebook_size, max(self._priming, 1))
 
 
 def siblings_of(sampled: CodeStore, store: CodeStore, only: Collection[str] | None = None) -> dict[str, list[CodeClip]]:
-    """The samples of each real clip, in order; a sample whose clip is not in the store stands under its own id.
+    """The samples of each real clip, in order; a sample whose clip is not in the store has its own id as key.
 
     Args:
         only: ids of the real clips whose samples are wanted; all by default.
@@ -139,7 +169,7 @@ def siblings_of(sampled: CodeStore, store: CodeStore, only: Collection[str] | No
         if only is None or name in only:
             result.setdefault(name, []).append(clip)
     if not result:
-        raise MismatchError(f"{sampled.path} holds no sample of a clip that is evaluated; sample more clips")
+        raise MismatchError(f"{sampled.path} has no sample of an evaluated clip; sample more clips")
     return result
 
 
@@ -152,12 +182,40 @@ def original_of(clip: CodeClip, store: CodeStore) -> CodeClip | None:
 
 
 def priming_frames_of(sampled: CodeStore) -> int:
-    """How many frames the samples of a store were given."""
+    """How many priming frames the samples of a store start from."""
     return int(sampled.provenance.counts.get("priming_frames", 0))
 
 
-def check_samples(store: CodeStore, sampled: CodeStore) -> None:
-    """Refuse samples of other codes.
+def require_samples_of(store: CodeStore, sampled: CodeStore, prior: tuple[Path, str] | None = None) -> None:
+    """Refuse a store that does not hold samples of these very codes, by what its record says.
+
+    Args:
+        prior: run directory and fingerprint of the prior that is evaluated with them, if there is one.
+
+    Raises:
+        MismatchError: another command made it, or it continues other codes or comes from another prior.
+    """
+    record = sampled.provenance
+    if record.stage != SAMPLE_STAGE:
+        raise MismatchError(
+            f"{sampled.path} was made by lvt {record.stage} and does not hold samples; give a store of lvt sample"
+        )
+    require_same_codes(store, sampled)
+    made_from = record.inputs.get("codes", "")
+    if made_from != store.fingerprint:
+        raise MismatchError(
+            f"{sampled.path} holds samples that continue clips of codes {short(made_from)} but {store.path} is "
+            f"{short(store.fingerprint)}; run lvt sample again with these codes"
+        )
+    if prior is not None and record.inputs.get("prior") != prior[1]:
+        raise MismatchError(
+            f"{sampled.path} was sampled from prior {short(record.inputs.get('prior', ''))} but {prior[0]} is "
+            f"{short(prior[1])}; run lvt sample again with this prior, or evaluate the samples without --prior"
+        )
+
+
+def require_same_codes(store: CodeStore, sampled: CodeStore) -> None:
+    """Refuse samples of another kind of codes.
 
     Raises:
         MismatchError: another tokenizer, grid or number of codebooks.

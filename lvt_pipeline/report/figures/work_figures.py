@@ -20,7 +20,7 @@ from lvt_pipeline.codes.usage import count_codes
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError, MismatchError
 from lvt_pipeline.evaluation.pixels import real_frames
-from lvt_pipeline.evaluation.samples import check_samples, original_of, priming_frames_of, siblings_of
+from lvt_pipeline.evaluation.samples import original_of, priming_frames_of, require_same_codes, siblings_of
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, fingerprint, read_record, record_path, write_record
 from lvt_pipeline.report.charts import Reference, Series, spoken_number
@@ -193,7 +193,7 @@ class _Source:
         """
         sampled, store, tokenizer = self.work.store("samples"), self.work.store(), self.work.tokenizer()
         check_tokenizer(sampled, self.work.artefacts["vqvae"], tokenizer)
-        check_samples(store, sampled)
+        require_same_codes(store, sampled)
         codes = sampled.read(clip, 0, min(clip.length, self.settings.num_frames))
         frames = tokenizer.decode(codes).numpy().copy()
         real = real_codes = None

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from lvt_pipeline.codes.store import CodeClip, CodeStore
 from lvt_pipeline.codes.usage import entropy_bits
+from lvt_pipeline.errors import LVTError
 from lvt_pipeline.evaluation.metrics import CodeCounts, PreviousFrameBaseline
+from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from lvt_pipeline.evaluation.settings import EvaluateSettings
     from lvt_pipeline.models.prior.model import Prior
 
 
@@ -35,7 +36,10 @@ def measure_prior(
     """Bits/dim of a prior: one global sum over all clips divided by one global count; and the bits per code of each.
 
     `per_frame` has a number for every frame, nan in the priming frames; `per_slice` one for every slice in the order of
-    generation, nan for a slice that lies wholly in them.
+    generation, nan for a slice that is wholly in them.
+
+    Raises:
+        LVTError: the prior gives probabilities that are not finite.
     """
     frames, priming = settings.frames, settings.priming_frames
     total = np.zeros((frames, *store.grid, store.num_codebooks))
@@ -54,6 +58,8 @@ def measure_prior(
     counted[priming:] = len(clips)
     positions = model.geometry(frames).positions.numpy()
     by_position, counted_by_position = (array.reshape(-1, store.num_codebooks) for array in (total, counted))
+    if not np.isfinite(total).all():
+        raise LVTError("the prior gives probabilities that are not finite numbers; train it again, or give another run")
     return {
         "bits_per_dim": float(total.sum() / counted.sum()),
         "per_codebook": (total.sum((0, 1, 2)) / counted.sum((0, 1, 2))).tolist(),

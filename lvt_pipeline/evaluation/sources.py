@@ -1,0 +1,134 @@
+"""What an evaluation reads: stores, runs and networks, opened once and checked to belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lvt_pipeline.codes.store import CodeClip, CodeStore, open_codes
+from lvt_pipeline.errors import LVTError
+from lvt_pipeline.evaluation.fvd import FeatureNetwork
+from lvt_pipeline.evaluation.networks import PerceptualDistance, load_scripted
+from lvt_pipeline.evaluation.pixels import Pixels
+from lvt_pipeline.evaluation.samples import original_of, require_samples_of
+from lvt_pipeline.evaluation.settings import EvaluateSettings
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.runs.compatibility import check_frames_count, check_prior, check_tokenizer
+from lvt_pipeline.runs.read import load_prior, load_vqvae, run_fingerprint
+from lvt_pipeline.runs.trained_clips import find_trained_clips
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lvt_pipeline.models.prior.model import Prior
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Paths of everything that an evaluation may read; only the codes are needed."""
+
+    codes: Path
+    generation: int | None = None  # of the codes; the current one by default
+    prior: Path | None = None
+    frames: Path | None = None
+    vqvae: Path | None = None
+    samples: Path | None = None
+    i3d: Path | None = None
+    lpips: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """The sources, opened.
+
+    Attributes:
+        inputs: fingerprint of each, by role.
+        pixels: when both the frames and the VQ-VAE run were given.
+    """
+
+    sources: Sources
+    inputs: dict[str, str]
+    store: CodeStore
+    prior: Prior | None = None
+    pixels: Pixels | None = None
+    sampled: CodeStore | None = None
+    features: FeatureNetwork | None = None
+    lpips: PerceptualDistance | None = None
+
+
+def open_sources(sources: Sources, settings: EvaluateSettings, device: str) -> Opened:
+    """Open everything that was given.
+
+    Raises:
+        MismatchError: the artefacts do not belong together.
+        LVTError: a network holds numbers that are not finite.
+    """
+    store = open_codes(sources.codes, sources.generation)
+    inputs = {"codes": store.fingerprint}
+    prior = tokenizer = shards = sampled = features = lpips = None
+    if sources.prior is not None:
+        prior = load_prior(sources.prior, device=device)
+        _require_finite(prior, sources.prior)
+        check_prior(store, sources.prior, prior)
+        check_frames_count(sources.prior, prior, settings.frames)
+        inputs["prior"] = run_fingerprint(sources.prior)
+    if sources.frames is not None:
+        shards = FrameShards(sources.frames)
+        inputs["frames"] = shards.fingerprint
+    if sources.vqvae is not None:
+        tokenizer = load_vqvae(sources.vqvae, device=device)
+        _require_finite(tokenizer, sources.vqvae)
+        check_tokenizer(store, sources.vqvae, tokenizer)
+        inputs["vqvae"] = run_fingerprint(sources.vqvae)
+    if sources.samples is not None:
+        sampled = open_codes(sources.samples)
+        require_samples_of(store, sampled, (sources.prior, inputs["prior"]) if sources.prior is not None else None)
+        inputs["samples"] = sampled.fingerprint
+    if sources.i3d is not None:
+        features = FeatureNetwork(load_scripted(sources.i3d, device), settings.resize)
+        inputs["i3d"] = features.network.sha256
+    if sources.lpips is not None:
+        lpips = PerceptualDistance(load_scripted(sources.lpips, device))
+        inputs["lpips"] = lpips.network.sha256
+    return Opened(
+        sources=sources,
+        inputs=inputs,
+        store=store,
+        prior=prior,
+        pixels=None if shards is None or tokenizer is None else Pixels(store, shards, tokenizer),
+        sampled=sampled,
+        features=features,
+        lpips=lpips,
+    )
+
+
+def _require_finite(model: nn.Module, run: Path) -> None:
+    if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
+        raise LVTError(f"{run} holds weights that are not finite numbers: its training diverged; give another run")
+
+
+def trained_clips(opened: Opened, clips: Sequence[CodeClip]) -> list[str]:
+    """Ids of training clips among the evaluated ones and those that samples continue."""
+    continued = [] if opened.sampled is None else [original_of(sample, opened.store) for sample in opened.sampled.clips]
+    looked_at = {clip.id: clip for clip in (*clips, *continued) if clip is not None}
+    return [clip.id for clip in find_trained_clips(list(looked_at.values()), opened.sources.prior)]
+
+
+def require_held_out(opened: Opened, clips: Sequence[CodeClip], trained: Sequence[str]) -> None:
+    """Refuse to evaluate on training clips.
+
+    Raises:
+        LVTError: there are some.
+    """
+    if not trained:
+        return
+    prior = opened.sources.prior
+    where = "of these clips" if trained[0] in {clip.id for clip in clips} else "of the clips that the samples continue"
+    are = "are in the train split" + (f", or {prior} was trained on their content" if prior is not None else "")
+    raise LVTError(
+        f"{len(trained)} {where} of {opened.store.path} {are} ({', '.join(trained[:3])}), so the scores would not show "
+        "what the model has learned about other videos; give a store with test clips (lvt manifest build --test-share "
+        "makes a split), or evaluate them anyway with --allow-training-clips"
+    )

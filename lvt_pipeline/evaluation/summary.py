@@ -1,0 +1,84 @@
+"""The main numbers of a result of `lvt evaluate` in one line, or in a few for a protocol."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def summary_line(results: Mapping[str, Any]) -> str:
+    """The main numbers of an `eval.json` in one line."""
+    parts = [count_of(results["clips"], f"{results['split']} clip")]
+    if "training_clips" in results:
+        parts.append(f"{results['training_clips']} of these clips were used for training; the scores are optimistic")
+    parts.append(_bits(results))
+    if "reconstruction" in results:
+        reconstruction = results["reconstruction"]
+        decibels = "∞" if reconstruction["psnr"] is None else f"{reconstruction['psnr']:.2f}"
+        parts.append(f"MSE {reconstruction['mse']:.5f}, PSNR {decibels} dB")
+        parts += [f"{name.upper()} {reconstruction[name]:.3f}" for name in ("ssim", "lpips") if name in reconstruction]
+    if "fvd" in results:
+        parts.append(format_fvd(results["fvd"]))
+    if results.get("missing"):
+        parts.append("not measured: " + "; ".join(f"{name} {needs}" for name, needs in results["missing"].items()))
+    return ", ".join(parts)
+
+
+def _bits(results: Mapping[str, Any]) -> str:
+    baselines = results["baselines"]
+    named = f"unigram {baselines['unigram_bits']:.3f}, previous frame {baselines['previous_frame_bits']:.3f}"
+    if "prior" not in results:
+        return f"bits per code of the baselines: {named}"
+    verdict = "beats both" if all(results["beats"].values()) else "does not beat both"
+    return f"{results['prior']['bits_per_dim']:.3f} bits per code ({verdict}: {named})"
+
+
+def format_fvd(found: Mapping[str, Any]) -> str:
+    """The distance of an `fvd` part under the name that its network allows."""
+    if "missing" in found:
+        return f"no FVD: {found['missing']}"
+    label = str(found["label"])
+    name = "FVD"
+    if not label.startswith("FVD"):
+        name = "Fréchet distance (not FVD)" if label.startswith("not") else "FVD, if the network is I3D,"
+    kinds = [(kind, found[f"{kind}_priming"]) for kind in ("real", "reconstructed") if f"{kind}_priming" in found]
+    if not kinds:
+        return f"{name} of the reconstruction {found['reconstruction']:.5g}"
+    values = " or ".join(f"{value:.5g} ({kind} priming frames)" for kind, value in kinds)
+    against = [f"{kind} {found[kind]:.5g}" for kind in ("reconstruction", "copy") if kind in found]
+    return f"{name} {values} against {', '.join(against)}"
+
+
+def protocol_line(results: Mapping[str, Any]) -> str:
+    """The main numbers of a protocol in a few lines: ours, what bounds them, and how they differ from the paper's."""
+    found = results["protocol"]
+    lines = [
+        f"protocol {found['name']}: {found['frames']} frames, {found['priming_frames']} of them priming frames, "
+        f"{count_of(len(found['runs']), 'run')}",
+        summary_line(results),
+        *(_protocol_row(found, name) for name in found["mean"]),
+    ]
+    if found["published"]:
+        published = ", ".join(f"{name} {value}" for name, value in found["published"].items())
+        lines.append(f"  published, four codebooks: {published}")
+    if found["deviations"]:
+        lines.append("  differs from the paper: " + "; ".join(found["deviations"]))
+    return "\n".join(lines)
+
+
+def _protocol_row(found: Mapping[str, Any], name: str) -> str:
+    mean, std = found["mean"][name], found["std"][name]
+    spread = "" if std is None else f" ± {std:.4g}"
+    bounds = [
+        f"{kind} {found['baselines'][key]:.4g}"
+        for kind in ("reconstruction", "copy")
+        if found["baselines"].get(key := f"{kind}_{'fvd' if name.startswith('fvd') else name}") is not None
+    ]
+    value = f"{mean:.2f}" if math.fabs(mean) >= 10 else f"{mean:.4g}"
+    return f"  {name}: {value}{spread}" + (f" ({', '.join(bounds)})" if bounds else "")
+
+
+def count_of(count: int, noun: str) -> str:
+    """A number with its noun: "1 clip", "2,000 clips"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
