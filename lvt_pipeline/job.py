@@ -27,6 +27,7 @@ from typing import Any
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.interrupts import StopRequest, stop_requested
+from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.provenance import (
     RECORD_NAME,
     Provenance,
@@ -103,8 +104,7 @@ class Job:
         """
         with exclusive_lock(out), stop_requested() as stop:
             remove_leftovers(out)
-            if any(out.iterdir()) and not is_ours(out):
-                require_own_output(out, self)
+            _require_own_folder(out, self, is_ours)
             yield Work(self, settings, inputs, clock, out=out, is_folder=True, stop=stop, overwrite=overwrite)
 
     @contextmanager
@@ -115,20 +115,13 @@ class Job:
         inputs: Mapping[str, str],
         *,
         overwrite: bool = False,
-        is_ours: Callable[[Path], bool] = lambda out: False,
         clock: Clock | None = None,
     ) -> Iterator[Work]:
-        """Prepare to write one output file, which is replaced as a whole.
+        """Prepare to write one output file, which is replaced as a whole. See also `outputs.require_output_file`.
 
         Args:
             overwrite: nothing that exists counts as current.
-            is_ours: whether a file without a record is an output of this stage, left by a run that was killed.
-
-        Raises:
-            ArtefactError: there is something else at this path.
         """
-        if out.exists() and not is_ours(out):
-            require_own_output(out, self)
         with stop_requested() as stop:
             yield Work(self, settings, inputs, clock, out=out, is_folder=False, stop=stop, overwrite=overwrite)
 
@@ -233,17 +226,16 @@ def finished_record(out: Path) -> Provenance | None:
     return None
 
 
-def require_own_output(out: Path, job: Job) -> None:
-    """Refuse to write over something that another stage or another program made.
+def _require_own_folder(out: Path, job: Job, is_ours: Callable[[Path], bool]) -> None:
+    """Refuse a folder that holds files of another stage or of another program.
 
     Raises:
-        ArtefactError: the record of what is there is missing, or of another stage.
+        ArtefactError: it does.
     """
-    record = finished_record(out)
-    if record is not None and record.kind == job.kind:
+    require_output_folder(out, job.stage)
+    if finished_record(out) is not None or is_ours(out) or not any(out.iterdir()):
         return
-    found = "something that `lvt` did not make" if record is None else f"the output of lvt {record.stage}"
-    if record is None and record_path(out).exists():
-        found = f"an output whose record {record_path(out).name} cannot be read"
-    what = "folder" if out.is_dir() else "file"
-    raise ArtefactError(f"{out} is {found}; choose another {what} for the output of lvt {job.stage}, or delete it")
+    found = "holds other things than the output"
+    if record_path(out).exists():
+        found = f"has a {record_path(out).name} that cannot be read, so it cannot be recognised as the output"
+    raise ArtefactError(f"{out} {found} of lvt {job.stage}; choose another output folder, or delete this one first")

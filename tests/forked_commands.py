@@ -21,7 +21,9 @@ SECONDS = 120
 def fork_server() -> ForkServerContext:
     """What such processes are started with."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "torch", "stages.encode_dataset", "stages.ingest"])
+    context.set_forkserver_preload(
+        [__name__, "torch", "stages.encode_dataset", "stages.ingest", "stages.sample", "stages.decode"]
+    )
     return context
 
 
@@ -29,14 +31,18 @@ class Log:
     """In place of the console: adds a byte to a file for every frame or clip that is done."""
 
     path: str
+    done: int
+    unit: str = ""
 
     @contextmanager
     def bar(self, task: str, total: int | None, unit: str, done: int = 0) -> Iterator[Log]:
-        self.done = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        yield self
+        log = Log()
+        log.done, log.unit = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), unit
+        yield log
 
     def advance(self, amount: int = 1, **facts: Any) -> None:
-        os.write(self.done, b"." * amount)
+        if self.unit != "pixel":  # a bar of the sampler within that of the samples
+            os.write(self.done, b"." * amount)
 
     def say(self, line: str) -> None:
         pass
@@ -66,11 +72,12 @@ def run_command(arguments: list[str], log: str, errors: str | None = None, limit
     """
     from lvt_pipeline.cli import run
     from lvt_pipeline.jobs import encode as encoding
-    from stages import encode_dataset, ingest
+    from stages import decode, encode_dataset, ingest, sample
 
     encoding.SHARD_FRAMES = SHARD_FRAMES
     Log.path = log
-    encode_dataset.Console = ingest.Console = Log  # type: ignore[misc, assignment]
+    for stage in (encode_dataset, ingest, sample, decode):
+        stage.Console = Log  # type: ignore[attr-defined]
     if errors is not None:
         sys.stderr = open(errors, "w", buffering=1)  # noqa: SIM115 - it ends with the process
     limits.apply()

@@ -11,7 +11,8 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -25,6 +26,7 @@ from lvt_pipeline.manifest.manifest import build_manifest
 from lvt_pipeline.video.write import write_mp4
 from tests.forked_commands import SHARD_FRAMES, fork_server, run_command
 from tests.test_encoding import make_frames, make_model, make_run
+from tests.toy_work import FRAMES, make_toy_work
 
 BATCH = 4
 LENGTHS = {f"train/{number}": 5 + 7 * number % 23 for number in range(16)}
@@ -140,7 +142,7 @@ def timeless(value: Any) -> Any:
     return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
-def identities(files: Iterator[Path]) -> dict[Path, int]:
+def identities(files: Iterable[Path]) -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in files}
 
 
@@ -190,6 +192,56 @@ def test_an_encode_survives_200_kills(processes: ForkServerContext, tmp_path: Pa
     assert np.mean(killer.lost) <= SHARD_FRAMES
 
 
+# Sample and decode ----------------------------------------------------------------------------------------------------
+
+
+def finished_samples(out: Path) -> tuple[int, dict[Path, int]]:
+    """Samples in finished shards, one each, and the shards."""
+    files = identities((out / "codes/c").glob("*/0/0/0"))
+    return len(files), files
+
+
+def finished_videos(out: Path) -> tuple[int, dict[Path, int]]:
+    """Videos that the list of finished files names."""
+    listed = out / "files.jsonl"
+    lines = listed.read_bytes().splitlines() if listed.exists() else []
+    found = []
+    for line in lines:
+        with suppress(ValueError):
+            found.append(out / json.loads(line)["file"])
+    return len(set(found)), identities(path for path in set(found) if path.exists())
+
+
+def kill(killer: Killer, num_kills: int) -> None:
+    """Kill a command often; it ends with the bytes of an uninterrupted one, and loses one unit of work a kill."""
+    killer.uninterrupted(killer.folder / "warm")
+    seconds = killer.uninterrupted(killer.folder / "whole")
+    whole = contents(killer.folder / "whole")
+
+    def check(out: Path) -> None:
+        assert contents(out) == whole
+
+    killer.check = check
+    killer.kill_often(killer.folder / "out", num_kills, seconds, seed=num_kills)
+    assert max(killer.lost) <= 1
+    assert len(set(killer.stages)) >= 2
+
+
+@pytest.mark.parametrize("num_kills", [4, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_a_killed_sample_ends_with_the_same_bytes(processes: ForkServerContext, tmp_path: Path, num_kills: int) -> None:
+    work = make_toy_work(tmp_path)
+    command = ["sample", "--prior", str(work.prior), "--codes", str(work.codes), "--frames", str(FRAMES)]
+    command += ["--priming-frames", "2", "--samples-per-clip", "3", "--batch-size", "1", "--device", "cpu"]
+    kill(Killer(processes, tmp_path, command, 9, finished_samples), num_kills)
+
+
+@pytest.mark.parametrize("num_kills", [4, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_a_killed_decode_ends_with_the_same_bytes(processes: ForkServerContext, tmp_path: Path, num_kills: int) -> None:
+    work = make_toy_work(tmp_path)
+    command = ["decode", "--codes", str(work.codes), "--vqvae", str(work.vqvae), "--device", "cpu"]
+    kill(Killer(processes, tmp_path, command, 8, finished_videos), num_kills)
+
+
 # Ingest ---------------------------------------------------------------------------------------------------------------
 
 
@@ -197,7 +249,7 @@ def finished_clips(out: Path) -> tuple[int, dict[Path, int]]:
     """Clips in finished shards of frames, and their files."""
     receipts = list(out.glob("train-*.json"))
     clips = sum(len(json.loads(receipt.read_bytes())["clips"]) for receipt in receipts)
-    return clips, identities(iter([*receipts, *(receipt.with_suffix(".tar") for receipt in receipts)]))
+    return clips, identities([*receipts, *(receipt.with_suffix(".tar") for receipt in receipts)])
 
 
 def kill_ingests(processes: ForkServerContext, folder: Path, num_kills: int, workers: int) -> Killer:

@@ -135,7 +135,7 @@ def test_a_second_evaluation_does_nothing(work: ToyWork, finished: Path, monkeyp
         path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and "zarr" not in str(path)
     }
     monkeypatch.setattr(protocols, "measure_samples", lambda *arguments, **options: pytest.fail("measured again"))
-    monkeypatch.setattr(sampling, "_draw", lambda *arguments: pytest.fail("sampled again"))
+    monkeypatch.setattr(sampling, "_sample_batch", lambda *arguments: pytest.fail("sampled again"))
     run(work, finished / "eval.json", lpips=work.root / "lpips.pt")
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
@@ -173,8 +173,8 @@ def test_more_runs_keep_those_that_are_there(
 ) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "copy"))
     drawn: list[int] = []
-    original = sampling._draw
-    monkeypatch.setattr(sampling, "_draw", lambda *given: drawn.append(given[3].seed) or original(*given))
+    original = sampling._sample_batch
+    monkeypatch.setattr(sampling, "_sample_batch", lambda *given: drawn.append(given[3].seed) or original(*given))
     run(work, folder / "eval.json", num_runs=4, lpips=work.root / "lpips.pt")
     assert drawn == [3]
     first = read_json(finished / "eval.json")["protocol"]["runs"]

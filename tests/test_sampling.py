@@ -16,6 +16,7 @@ from lvt_pipeline.jobs import sample as sampling
 from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
 from lvt_pipeline.provenance import read_record
 from lvt_pipeline.runs.read import load_prior
+from lvt_pipeline.storage import read_json
 from tests.toy_work import (
     BOOKS,
     FRAMES,
@@ -160,7 +161,7 @@ def test_shorter_samples_replace_longer_ones_in_the_same_store(work: ToyWork, tm
 def test_sampling_again_does_nothing(work: ToyWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(work, tmp_path / "s.zarr")
     before = {path: path.read_bytes() for path in (tmp_path / "s.zarr").rglob("*") if path.is_file()}
-    monkeypatch.setattr(sampling, "_draw", lambda *arguments: pytest.fail("a finished sample was drawn again"))
+    monkeypatch.setattr(sampling, "_sample_batch", lambda *arguments: pytest.fail("a finished sample was drawn again"))
     run(work, tmp_path / "s.zarr")
     assert {path: path.read_bytes() for path in (tmp_path / "s.zarr").rglob("*") if path.is_file()} == before
 
@@ -170,7 +171,7 @@ def test_a_stopped_run_goes_on_and_gives_what_an_uninterrupted_one_gives(
 ) -> None:
     run(work, tmp_path / "whole.zarr", batch_size=1)
     drawn = []
-    draw = sampling._draw
+    draw = sampling._sample_batch
 
     def draw_then_stop(*arguments: object) -> np.ndarray:
         drawn.append([sample.clip.id for sample in arguments[2]])
@@ -178,12 +179,16 @@ def test_a_stopped_run_goes_on_and_gives_what_an_uninterrupted_one_gives(
             signal.raise_signal(signal.SIGTERM)
         return draw(*arguments)
 
-    monkeypatch.setattr(sampling, "_draw", draw_then_stop)
+    monkeypatch.setattr(sampling, "_sample_batch", draw_then_stop)
     with pytest.raises(Stopped, match="2 of 3 samples are in"):
         run(work, tmp_path / "s.zarr", batch_size=1)
     run(work, tmp_path / "s.zarr", batch_size=1)
     assert drawn == [["test/0"], ["test/1"], ["test/2"]]
     assert same(codes_of(tmp_path / "s.zarr"), codes_of(tmp_path / "whole.zarr"))
+    resumed, uninterrupted = (read_json(tmp_path / name / "zarr.json") for name in ("s.zarr", "whole.zarr"))
+    tables = [root["attributes"]["files"] for root in (resumed, uninterrupted)]
+    assert tables[0] == tables[1]  # digests of every file, the clip table included
+    assert tables[0]
 
 
 class Lines:
@@ -240,11 +245,21 @@ def test_settings_that_leave_nothing_to_sample_are_refused() -> None:
         SampleSettings(temperature=0.0)
 
 
-def test_samples_of_other_codes_are_drawn_again(work: ToyWork, tmp_path: Path) -> None:
+def test_samples_of_other_codes_are_sampled_again(
+    work: ToyWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(work, tmp_path / "s.zarr")
     other = make_codes(
         tmp_path / "other.zarr", make_frames(tmp_path / "frames"), make_tokenizer(tmp_path / "t", seed=5)
     )
-    record = sample_clips(work.prior, other.path, tmp_path / "s.zarr", SETTINGS, device="cpu")
-    assert record.counts["drawn"] == 3
+    sampled: list[str] = []
+    sample = sampling._sample_batch
+
+    def sample_and_note(*arguments: object) -> np.ndarray:
+        sampled.extend(item.clip.id for item in arguments[2])
+        return sample(*arguments)
+
+    monkeypatch.setattr(sampling, "_sample_batch", sample_and_note)
+    sample_clips(work.prior, other.path, tmp_path / "s.zarr", SETTINGS, device="cpu")
+    assert len(sampled) == 3
     assert open_codes(tmp_path / "s.zarr").tokenizer == other.tokenizer

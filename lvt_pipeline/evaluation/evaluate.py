@@ -149,7 +149,7 @@ def write_evaluation(
         require_held_out(opened, clips, trained)
     if trained:
         progress.say(f"{len(trained)} of these clips were used for training; the scores are optimistic")
-    with JOB.open_file(out, settings, opened.inputs, is_ours=lambda _: True, clock=clock) as work:
+    with JOB.open_file(out, settings, opened.inputs, clock=clock) as work:
         if work.is_current and is_unchanged(out, work.record):
             return work.record
         if (opened.sources.frames is None) != (opened.sources.vqvae is None):

@@ -119,7 +119,7 @@ class _Running:
         runs = [self.run(seed, f"{number} of {len(seeds)}") for number, seed in enumerate(seeds, 1)]
         inputs = self.opened.inputs | {f"samples-{run['seed']:02d}": run["inputs"]["samples"] for run in runs}
         settings = recorded_settings(self.protocol, self.settings, seeds)
-        with JOB.open_file(self.out, settings, inputs, is_ours=lambda _: True, clock=clock) as work:
+        with JOB.open_file(self.out, settings, inputs, clock=clock) as work:
             if work.is_current and is_unchanged(self.out, work.record):
                 return work.record
             results = combined_results(read_json(self.forced_path), runs, self.protocol, self.out)
@@ -188,7 +188,7 @@ class _Running:
             "priming_pixels": self.settings.priming_pixels,
             "clips": fingerprint(sorted(clips)),
         }
-        with RUN_JOB.open_file(path, settings, inputs, is_ours=lambda _: True) as work:
+        with RUN_JOB.open_file(path, settings, inputs) as work:
             if work.is_current and is_unchanged(path, work.record):
                 known: dict[str, Any] = read_json(path)
                 return known

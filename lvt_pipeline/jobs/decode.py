@@ -7,29 +7,27 @@ stopped, or a store that grew, costs only the clips that are missing or changed.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 from lvt_pipeline.codes.store import CodeClip, CodeStore, open_codes
-from lvt_pipeline.config import to_plain
-from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
-from lvt_pipeline.interrupts import stop_requested
+from lvt_pipeline.errors import ConfigError, LVTError
+from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.provenance import RECORD_NAME, Provenance, differences, fingerprint, read_record, write_record
+from lvt_pipeline.provenance import Provenance, fingerprint
 from lvt_pipeline.runs.compatibility import check_tokenizer
 from lvt_pipeline.runs.read import load_vqvae, run_fingerprint
-from lvt_pipeline.storage import describe_os_error, exclusive_lock, json_log, remove_leftovers, write_bytes
+from lvt_pipeline.storage import describe_os_error, json_log, remove_leftovers, write_bytes
 from lvt_pipeline.video.geometry import Frames
 from lvt_pipeline.video.write import write_gif, write_mp4, write_npy, write_png_strip
 
 STAGE = "decode"
 VERSION = 1
+JOB = Job(stage=STAGE, version=VERSION, kind="videos")
 FILES_NAME = "files.jsonl"
 
 Format = Literal["mp4", "gif", "png", "npy"]
@@ -90,30 +88,24 @@ def decode_store(
         ArtefactError: `out` holds other things.
         Stopped: a signal came; finished files are kept.
     """
-    started = time.monotonic()
+    clock = Clock()
     require_output_folder(out, STAGE, (codes, vqvae))
     store = open_codes(codes, generation)
     model = load_vqvae(vqvae, device=device)
     check_tokenizer(store, vqvae, model)
-    decoder = run_fingerprint(vqvae)
+    inputs = {"codes": store.fingerprint, "vqvae": run_fingerprint(vqvae)}
     clips = _chosen(store, settings)
-    wanted = {clip.id: _made_of(clip, decoder, settings) for clip in clips}
-    with exclusive_lock(out), stop_requested() as stop:
-        _check_folder(out)
+    wanted = {clip.id: _made_of(clip, inputs["vqvae"], settings) for clip in clips}
+    with JOB.open_folder(out, settings, inputs, overwrite=overwrite, is_ours=_is_ours, clock=clock) as work:
+        if work.is_current:
+            return work.record
         done = {} if overwrite else _finished_files(out)
-        kept = {clip_id for clip_id in wanted if clip_id in done and done[clip_id].fingerprint == wanted[clip_id]}
-        inputs = {"codes": store.fingerprint, "vqvae": decoder}
-        old = _record(out)
-        is_complete = len(kept) == len(done) == len(wanted)
-        if old is not None and is_complete and not differences(old, VERSION, to_plain(settings), inputs):
-            return old
-        (out / RECORD_NAME).unlink(missing_ok=True)  # until this run has finished, the folder is not
+        missing = [clip for clip in clips if clip.id not in done or done[clip.id].fingerprint != wanted[clip.id]]
+        work.begin()
         _append(out)
-        with progress.bar("decode", len(clips), "clips", done=len(kept)) as bar:
-            for clip in clips:
-                if clip.id in kept:
-                    continue
-                stop.raise_if_set(f"finished files are in {out}")
+        with progress.bar("decode", len(clips), "clips", done=len(clips) - len(missing)) as bar:
+            for clip in missing:
+                work.stop.raise_if_set(f"finished files are in {out}")
                 path = out / _file_name(clip.id, settings.format)
                 remove_leftovers(path.parent)
                 _write(path, model.decode(store.read(clip)).numpy(), settings.fps or clip.fps, settings)
@@ -122,29 +114,15 @@ def decode_store(
                 bar.advance()
         files = [done[clip.id] for clip in clips]
         _tidy(out, files)
-        record = Provenance(
-            kind="videos",
-            stage=STAGE,
-            version=VERSION,
-            settings=to_plain(settings),
-            inputs=inputs,
-            fingerprint=fingerprint([[file.id, file.fingerprint] for file in files]),
-            outputs={file.file: file.bytes for file in files},
-            counts={
+        return work.finish(
+            fingerprint([[file.id, file.fingerprint] for file in files]),
+            {file.file: file.bytes for file in files},
+            {
                 "clips": len(files),
                 "frames": sum(clip.length for clip in clips),
-                "decoded": len(clips) - len(kept),
                 "bytes": sum(file.bytes for file in files),
             },
-            seconds=round(time.monotonic() - started, 3),
-            finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        write_record(out, record)
-    return record
-
-
-def _record(out: Path) -> Provenance | None:
-    return read_record(out) if (out / RECORD_NAME).exists() else None
 
 
 def _chosen(store: CodeStore, settings: DecodeSettings) -> list[CodeClip]:
@@ -188,9 +166,8 @@ def _write(path: Path, frames: Frames, fps: float, settings: DecodeSettings) -> 
         write_npy(path, frames)
 
 
-def _check_folder(out: Path) -> None:
-    if not (out / FILES_NAME).exists() and any(out.iterdir()):
-        raise ArtefactError(f"{out} is a folder with other things in it; choose a new folder for the videos")
+def _is_ours(out: Path) -> bool:
+    return (out / FILES_NAME).exists()
 
 
 def _finished_files(out: Path) -> dict[str, _File]:

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -32,6 +31,7 @@ from lvt_pipeline.errors import ConfigError, LVTError, MismatchError
 from lvt_pipeline.frames.records import FrameClip
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.interrupts import StopRequest, stop_requested
+from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.jobs.change_table import ChangeTable, change_table
 from lvt_pipeline.machine import paused_collection
 from lvt_pipeline.outputs import require_output_folder
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 STAGE = "encode-dataset"
 VERSION = 1
+JOB = Job(stage=STAGE, version=VERSION, kind="codes")
 
 PIECE_BYTES = 2**24  # pixels read at a time
 PIECES_AHEAD = 4  # pieces read before they are needed
@@ -146,107 +147,114 @@ def encode_dataset(
         BusyError: another process is writing it.
         Stopped: a signal came; finished shards are kept.
     """
-    from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
-
-    started = time.monotonic()
+    clock = Clock()
     require_output_folder(out, STAGE, (frames, vqvae))
-    source = FrameShards(frames)
-    model = load_vqvae(vqvae, device=device)
-    tokenizer = in_precision(tokenizer_fingerprint(model), settings.precision)
-    use_precision(model, settings.precision)
-    schema = CodeSchema(
-        codebook_size=model.codebook_size,
-        num_codebooks=model.num_codebooks,
-        grid=_grid(source),
-        tokenizer=tokenizer,
-        shard_frames=SHARD_FRAMES,
-        geometry=source.record.settings.get("geometry", {}),
-    )
-    clips = _planned_clips(source, tokenizer)
-
-    def table_of(plan: CodePlan) -> ChangeTable:
-        return change_table(
-            plan, source, lambda pixels: _encode(model, pixels, settings.batch_size), settings.batch_size
-        )
-
+    task = _EncodeTask(frames, vqvae, settings, device)
     if dry_run:
         damaged = find_damaged_shards(out) if repair else ()
-        plan = plan_codes(out, schema, clips, reencode=reencode, overwrite=overwrite, damaged=damaged)
-        return EncodeReport(
-            provenance=None,
-            change=plan.change,
-            table=table_of(plan),
-            num_clips=len(plan.clips),
-            num_frames=sum(clip.length for clip in plan.clips),
-            generation=plan.generation,
-            codebook_size=schema.codebook_size,
-            seconds=time.monotonic() - started,
-        )
-    mended: list[str] = []
+        plan = plan_codes(out, task.schema, task.clips, reencode=reencode, overwrite=overwrite, damaged=damaged)
+        return task.report(plan, clock, table=task.table(plan))
+    repaired: list[str] = []
 
-    def look_for_damage() -> Sequence[int]:
+    def find_damage() -> Sequence[int]:
         if not repair or overwrite:
             return ()
-        mended.extend(mend_metadata(out, schema, clips))
+        repaired.extend(mend_metadata(out, task.schema, task.clips))
         return find_damaged_shards(out) if is_published(out) else ()
 
     with (
         stop_requested() as stop,
         CodeStoreWriter.open(
             out,
-            schema,
-            clips,
+            task.schema,
+            task.clips,
             settings={"stage": STAGE, "version": VERSION, **to_plain(settings)},
             reencode=reencode,
             overwrite=overwrite,
-            damaged=look_for_damage,
+            damaged=find_damage,
         ) as writer,
     ):
-        table = table_of(writer.plan) if is_published(out) and writer.change.frames else None
+        table = task.table(writer.plan) if is_published(out) and writer.change.frames else None
         for line in table.lines() if table else ():
             progress.say(line)
-        tally = encode_shards(source, model, writer, batch_size=settings.batch_size, progress=progress, stop=stop)
-        facts = {"perplexity": perplexity(tally.occurrences), "usage": usage(tally.occurrences)}
-        change = writer.change
-        record = writer.publish(
-            Provenance(
-                kind="codes",
-                stage=STAGE,
-                version=VERSION,
-                settings=to_plain(settings),
-                inputs={"frames": source.fingerprint, "tokenizer": tokenizer},
-                fingerprint="",  # the writer knows it
-                counts={
-                    "clips": len(clips),
-                    "frames": sum(clip.length for clip in clips),
-                    "kept": len(change.kept),
-                    "added": len(change.added),
-                    "changed": len(change.changed),
-                    "removed": len(change.removed),
-                    "encoded_frames": change.frames,
-                    **(
-                        {name: [round(v, 4) for v in values] for name, values in facts.items()} if change.frames else {}
-                    ),
-                },
-                seconds=round(time.monotonic() - started, 3),
-                finished=datetime.now(UTC).isoformat(timespec="seconds"),
-            )
+        tally = encode_shards(
+            task.frames, task.model, writer, batch_size=settings.batch_size, progress=progress, stop=stop
         )
+        record = writer.publish(JOB.recorder(settings, task.inputs, clock).new_record(counts=_counts(writer, tally)))
+        repaired += [shard_name(shard.index) for shard in writer.plan.repairs]
+        return task.report(writer.plan, clock, table=table, record=record, tally=tally, repaired=repaired)
+
+
+class _EncodeTask:
+    """What an encode is about: frames, the network, and the clips that the store is going to hold."""
+
+    def __init__(self, frames: Path, vqvae: Path, settings: EncodeSettings, device: str) -> None:
+        from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
+
+        self.frames, self.settings = FrameShards(frames), settings
+        self.model = load_vqvae(vqvae, device=device)
+        tokenizer = in_precision(tokenizer_fingerprint(self.model), settings.precision)
+        use_precision(self.model, settings.precision)
+        self.inputs = {"frames": self.frames.fingerprint, "tokenizer": tokenizer}
+        self.schema = CodeSchema(
+            codebook_size=self.model.codebook_size,
+            num_codebooks=self.model.num_codebooks,
+            grid=_grid(self.frames),
+            tokenizer=tokenizer,
+            shard_frames=SHARD_FRAMES,
+            geometry=self.frames.record.settings.get("geometry", {}),
+        )
+        self.clips = _planned_clips(self.frames, tokenizer)
+
+    def table(self, plan: CodePlan) -> ChangeTable:
+        """The change in numbers, with an estimate that is measured on a few frames."""
+        size = self.settings.batch_size
+        return change_table(plan, self.frames, lambda pixels: _encode(self.model, pixels, size), size)
+
+    def report(
+        self,
+        plan: CodePlan,
+        clock: Clock,
+        *,
+        table: ChangeTable | None,
+        record: Provenance | None = None,
+        tally: EncodeTally | None = None,
+        repaired: Sequence[str] = (),
+    ) -> EncodeReport:
+        """What was done, or, without a record, what would be done."""
+        counts = record.counts if record is not None else {}
         return EncodeReport(
             provenance=record,
-            change=change,
+            change=plan.change,
             table=table,
-            num_clips=len(clips),
-            num_frames=sum(clip.length for clip in clips),
-            generation=writer.plan.generation,
-            codebook_size=schema.codebook_size,
-            perplexity=record.counts.get("perplexity", ()),
-            usage=record.counts.get("usage", ()),
-            seconds=time.monotonic() - started,
-            phases=tally.phases(),
-            limited_by=tally.limited_by(),
-            repaired=(*mended, *(shard_name(shard.index) for shard in writer.plan.repairs)),
+            num_clips=len(plan.clips),
+            num_frames=sum(clip.length for clip in plan.clips),
+            generation=plan.generation,
+            codebook_size=self.schema.codebook_size,
+            perplexity=counts.get("perplexity", ()),
+            usage=counts.get("usage", ()),
+            seconds=clock.seconds,
+            phases=tally.phases() if tally else {},
+            limited_by=tally.limited_by() if tally else "",
+            repaired=tuple(repaired),
         )
+
+
+def _counts(writer: CodeStoreWriter, tally: EncodeTally) -> dict[str, Any]:
+    change, clips = writer.change, writer.plan.clips
+    counts: dict[str, Any] = {
+        "clips": len(clips),
+        "frames": sum(clip.length for clip in clips),
+        "kept": len(change.kept),
+        "added": len(change.added),
+        "changed": len(change.changed),
+        "removed": len(change.removed),
+        "encoded_frames": change.frames,
+    }
+    if change.frames:
+        for name, values in (("perplexity", perplexity(tally.occurrences)), ("usage", usage(tally.occurrences))):
+            counts[name] = [round(value, 4) for value in values]
+    return counts
 
 
 def use_precision(model: VQVAE, precision: str | None) -> None:

@@ -7,10 +7,8 @@ the sample, and on nothing else: not on the batch it was drawn in, nor on the ru
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,9 +20,9 @@ from lvt_pipeline.codes.plan import PlannedClip, ShardPlan
 from lvt_pipeline.codes.selection import clips_of_split
 from lvt_pipeline.codes.store import CodeClip, CodeSchema, CodeStore, open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
-from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.interrupts import stop_requested
+from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, fingerprint
@@ -36,6 +34,7 @@ if TYPE_CHECKING:
 
 STAGE = "sample"
 VERSION = 1
+JOB = Job(stage=STAGE, version=VERSION, kind="codes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,36 +117,20 @@ def sample_clips(
         LVTError: no clip has enough frames.
         Stopped: a signal came; finished samples are kept.
     """
-    # torch loads only when there is something to sample
-    from lvt_pipeline.models.sampling.rule import as_rule
-    from lvt_pipeline.models.sampling.sampler import check_priming, check_rule
-
-    started = time.monotonic()
+    clock = Clock()
     require_output_folder(out, STAGE, (prior, codes))
     store = open_codes(codes, generation)
     model = load_prior(prior, device=device)
-    check_prior(store, prior, model)
-    check_frames_count(prior, model, settings.frames)
-    check_priming(model, settings.priming_frames, settings.frames)
-    check_rule(model, as_rule(**settings.drawing))
-    prior_fingerprint = run_fingerprint(prior)
+    _check(store, prior, model, settings)
+    inputs = {"codes": store.fingerprint, "prior": run_fingerprint(prior)}
     clips, num_short = clips_of_split(store, settings.split, max(settings.priming_frames, 1), progress=progress)
     clips = clips[: settings.num_clips]
-    labels = label_numbers(clips, prior, model)
-    samples = _plan(clips, labels, settings, prior_fingerprint)
-    schema = CodeSchema(
-        codebook_size=store.codebook_size,
-        num_codebooks=store.num_codebooks,
-        grid=store.grid,
-        tokenizer=store.tokenizer,
-        shard_frames=settings.frames,  # one sample, one shard: a killed run loses the batch in flight
-        geometry=store.schema.geometry,
-    )
+    samples = _plan(clips, label_numbers(clips, prior, model), settings, inputs["prior"])
     with (
         stop_requested() as stop,
         CodeStoreWriter.open(
             out,
-            schema,
+            _schema(store, settings),
             [sample.planned for sample in samples],
             settings={"stage": STAGE, "version": VERSION},
             reencode=True,  # samples name their tokenizer in their fingerprint, so none is kept by mistake
@@ -155,36 +138,53 @@ def sample_clips(
         ) as writer,
     ):
         shards = writer.pending_shards()
-        wanted = {part.clip_id for shard in shards for part in shard.parts}
-        todo = [sample for sample in samples if sample.planned.id in wanted]
+        missing_ids = {part.clip_id for shard in shards for part in shard.parts}
+        missing = [sample for sample in samples if sample.planned.id in missing_ids]
         finished: dict[str, NDArray[Any]] = {}
-        with progress.bar("sample", len(samples), "clips", done=len(samples) - len(todo)) as bar:
-            for batch in _batches(todo, batch_size):
-                drawn = _draw(model, store, batch, settings, lookahead, progress)
-                finished |= {sample.planned.id: codes for sample, codes in zip(batch, drawn, strict=True)}
+        with progress.bar("sample", len(samples), "clips", done=len(samples) - len(missing)) as bar:
+            for batch in _batches(missing, batch_size):
+                sampled = _sample_batch(model, store, batch, settings, lookahead, progress)
+                finished |= {sample.planned.id: codes for sample, codes in zip(batch, sampled, strict=True)}
                 shards = _write_complete(writer, shards, finished)
                 bar.advance(len(batch))
                 if shards:
                     stop.raise_if_set(f"{len(samples) - len(shards)} of {len(samples)} samples are in {out}")
-        record = Provenance(
-            kind="codes",
-            stage=STAGE,
-            version=VERSION,
-            settings=to_plain(settings),
-            inputs={"codes": store.fingerprint, "prior": prior_fingerprint},
-            fingerprint="",  # the writer knows it
-            counts={
-                "clips": len(samples),
-                "frames": len(samples) * settings.frames,
-                "priming_frames": settings.priming_frames,
-                "split": clips[0].split,
-                "drawn": len(todo),
-                "short_clips": num_short,
-            },
-            seconds=round(time.monotonic() - started, 3),
-            finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        return writer.publish(record)
+        counts = {
+            "clips": len(samples),
+            "frames": len(samples) * settings.frames,
+            "priming_frames": settings.priming_frames,
+            "split": clips[0].split,
+            "short_clips": num_short,
+        }
+        return writer.publish(JOB.recorder(settings, inputs, clock).new_record(counts=counts))
+
+
+def _check(store: CodeStore, prior: Path, model: Prior, settings: SampleSettings) -> None:
+    """Refuse settings that this prior, or codes that this prior and store, cannot be sampled with.
+
+    Raises:
+        MismatchError: the prior was trained on other codes or on another number of frames.
+        ConfigError: a setting does not fit the prior.
+    """
+    # torch loads only when there is something to sample
+    from lvt_pipeline.models.sampling.rule import as_rule
+    from lvt_pipeline.models.sampling.sampler import check_priming, check_rule
+
+    check_prior(store, prior, model)
+    check_frames_count(prior, model, settings.frames)
+    check_priming(model, settings.priming_frames, settings.frames)
+    check_rule(model, as_rule(**settings.drawing))
+
+
+def _schema(store: CodeStore, settings: SampleSettings) -> CodeSchema:
+    return CodeSchema(
+        codebook_size=store.codebook_size,
+        num_codebooks=store.num_codebooks,
+        grid=store.grid,
+        tokenizer=store.tokenizer,
+        shard_frames=settings.frames,  # one sample, one shard: a killed run loses the batch in flight
+        geometry=store.schema.geometry,
+    )
 
 
 def _plan(
@@ -224,7 +224,7 @@ def _batches(samples: Sequence[_Sample], size: int) -> Iterator[Sequence[_Sample
         yield samples[start : start + size]
 
 
-def _draw(
+def _sample_batch(
     model: Prior,
     store: CodeStore,
     batch: Sequence[_Sample],
@@ -234,7 +234,7 @@ def _draw(
 ) -> NDArray[Any]:
     """Codes of a batch of samples, (len(batch), frames, h, w, n_c)."""
     priming = np.stack([store.read(sample.clip, 0, settings.priming_frames) for sample in batch])
-    drawn = model.sample(
+    sampled = model.sample(
         priming.astype(np.int64),
         frames=settings.frames,
         seed=settings.seed,
@@ -245,14 +245,14 @@ def _draw(
         sample_ids=[sample.number for sample in batch],
         progress=progress,
     )
-    result: NDArray[Any] = drawn.numpy()
+    result: NDArray[Any] = sampled.numpy()
     return result
 
 
 def _write_complete(
     writer: CodeStoreWriter, shards: Sequence[ShardPlan], finished: dict[str, NDArray[Any]]
 ) -> list[ShardPlan]:
-    """Write the shards whose samples are all drawn; returns the others. A store made with another length of samples
+    """Write the shards whose samples are all finished; returns the others. A store made with another length of samples
     keeps its shard size, so a shard may hold parts of several samples."""
     waiting = []
     for shard in shards:
