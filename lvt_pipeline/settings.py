@@ -1,0 +1,279 @@
+"""What a settings class is: a frozen dataclass whose fields carry their help text, their bounds and their option.
+
+A setting is stated once, where its class is defined:
+
+    num_clips: int = setting(8, "Number of clips to continue.", at_least=1)
+
+From this line come the option of the command (`stages/options.py`), the key in TOML files and for `--set`
+(`config.py`), the check of its value, and its row in docs/configuration.md. A class derives from `Settings`, so that
+its values are checked however it is built.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from functools import cache
+from typing import Any, ClassVar, TypeVar
+
+from lvt_pipeline.errors import ConfigError
+
+Value = TypeVar("Value")
+
+KEY = "lvt_pipeline"  # of a field's metadata
+LARGEST = 2**63 - 1  # whole numbers fit into 64 bits, as in NumPy and zarr
+SHOWN = 60  # characters of a wrong value in a message
+KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a field says about itself.
+
+    Attributes:
+        help: what it is, as a sentence that begins with a noun or an imperative.
+        at_least, above, at_most, below: bounds of a number, or of every number of a list.
+        unset: what the value None stands for, such as "all" or "the clip's own".
+        option: the option's name where it differs from the field's, such as "--num-frames".
+        old_options: former names of the option, still accepted.
+        example: what a value looks like in the help, such as "T,H,W".
+        bare: what the option means without a value; None: it needs one.
+        is_hidden: documented for files, not in the help of a command.
+    """
+
+    help: str = ""
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    unset: str = ""
+    option: str = ""
+    old_options: tuple[str, ...] = ()
+    example: str = ""
+    bare: Any = None
+
+    def require_in_range(self, name: str, value: float) -> None:
+        """Refuse a number outside the bounds.
+
+        Raises:
+            ConfigError: naming the setting, the value and the bounds.
+        """
+        is_inside = (
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+        if not is_inside:
+            raise ConfigError(f"{name}={shown(value)} must be {self.range}")
+
+    @property
+    def range(self) -> str:
+        """The bounds in words, "" without any."""
+        bounds = (
+            ("at least", self.at_least),
+            ("above", self.above),
+            ("at most", self.at_most),
+            ("below", self.below),
+        )
+        return " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
+
+
+def setting(
+    default: Value,
+    help: str = "",
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    unset: str = "",
+    option: str = "",
+    old_options: tuple[str, ...] = (),
+    example: str = "",
+    bare: Any = None,
+) -> Value:
+    """A field of a settings class; the arguments are those of `About`."""
+    about = About(
+        help=help,
+        at_least=at_least,
+        above=above,
+        at_most=at_most,
+        below=below,
+        unset=unset,
+        option=option,
+        old_options=old_options,
+        example=example,
+        bare=bare,
+    )
+    return field(default=default, metadata={KEY: about})
+
+
+class Settings:
+    """Base of settings classes: whichever way one is built, its values have the types, choices and bounds it states.
+
+    Attributes:
+        other_names: what other programs call these settings, and the name here; for "unknown setting" messages.
+        table: what precedes the names in messages, such as "training.".
+    """
+
+    other_names: ClassVar[Mapping[str, str]] = {}
+    table: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        hints = type_hints(type(self))
+        for name, about in abouts(type(self)).items():
+            value = convert(hints[name], getattr(self, name), f"{self.table}{name}", about)
+            object.__setattr__(self, name, value)
+
+
+@cache
+def type_hints(cls: type[Any]) -> dict[str, Any]:
+    """The types of a settings class's fields."""
+    return typing.get_type_hints(cls)
+
+
+@cache
+def abouts(cls: type[Any]) -> dict[str, About]:
+    """What the fields say, by name, in order. A field without words of its own has those of the base class."""
+    return {item.name: _about(cls, item) for item in fields(cls)}
+
+
+def _about(cls: type[Any], item: Field[Any]) -> About:
+    explained_by = [cls.explained_by] if hasattr(cls, "explained_by") else []
+    for base in (cls, *cls.__mro__[1:], *explained_by):
+        known: Mapping[str, Field[Any]] = getattr(base, "__dataclass_fields__", {})
+        if item.name in known and KEY in known[item.name].metadata:
+            about = known[item.name].metadata[KEY]
+            assert isinstance(about, About)
+            return about
+    return About()
+
+
+def convert(hint: Any, value: Any, name: str, about: About = About()) -> Any:
+    """A value as the type that a field states: whole numbers become floats, lists tuples, NumPy numbers Python's.
+
+    Raises:
+        ConfigError: it is of another type, not one of the choices, not finite or out of bounds.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(arguments, value, name, about)
+    if origin is typing.Literal:
+        if not any(value == choice and type(value) is type(choice) for choice in arguments):
+            raise ConfigError(f"{name}={shown(value)} is not one of {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        return _convert_list(arguments, value, name, about)
+    if hint is int or hint is float:
+        return _number(hint, value, name, about)
+    if hint in (str, bool):
+        if type(value) is not hint:
+            raise ConfigError(f"{name} needs {KINDS[hint]}, found {shown(value)}")
+        return value
+    if is_dataclass(hint) or origin in (dict, Mapping) or hint in (dict, Any) or _is_mapping(origin):
+        return value
+    raise AssertionError(f"setting {name} has a type that settings.py does not know: {hint}")
+
+
+def _is_mapping(origin: Any) -> bool:
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def _convert_union(options: tuple[Any, ...], value: Any, name: str, about: About) -> Any:
+    if value is None or (value == "none" and type(None) in options and str not in options):
+        return None
+    kinds = [option for option in options if option is not type(None)]
+    for kind in kinds[:-1]:
+        try:
+            return convert(kind, value, name, about)
+        except ConfigError:
+            continue
+    return convert(kinds[-1], value, name, about)
+
+
+def _convert_list(items: tuple[Any, ...], value: Any, name: str, about: About) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{name} is a list, found {shown(value)}")
+    kinds = [items[0]] * len(value) if items[1:] == (Ellipsis,) else list(items)
+    if len(kinds) != len(value):
+        raise ConfigError(f"{name} needs {len(kinds)} numbers, found {len(value)}")
+    return tuple(convert(kind, entry, name, about) for kind, entry in zip(kinds, value, strict=True))
+
+
+def _number(kind: type[int] | type[float], value: Any, name: str, about: About) -> float:
+    try:
+        if isinstance(value, (bool, str)):
+            raise TypeError
+        number = operator.index(value) if kind is int else float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{name} needs {KINDS[kind]}, found {shown(value)}") from None
+    if kind is float and not math.isfinite(number):
+        raise ConfigError(f"{name}={number} is not a finite number")
+    if kind is int and abs(number) > LARGEST:
+        raise ConfigError(f"{name}={shown(number)} is too large; the largest whole number is {LARGEST}")
+    about.require_in_range(name, number)
+    return number
+
+
+def shown(value: Any) -> str:
+    """A wrong value for a message, cut short."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One key, for `--help` and the documentation.
+
+    Attributes:
+        name: as `--set` takes it, such as "model.width".
+        default: as a TOML value, "unset" where there is none.
+        choices: the accepted values, () where any value of its type is.
+        meaning: in words, "" where the name is enough.
+    """
+
+    name: str
+    default: str
+    choices: tuple[str, ...]
+    meaning: str
+
+
+def list_settings(cls: type[Any], prefix: str = "") -> Iterator[Listed]:
+    """The keys of a settings class and of those inside it, in order.
+
+    A class may name another one, as `explained_by`, whose words hold for fields of the same name.
+    """
+    for item in fields(cls):
+        hint = type_hints(cls)[item.name]
+        if is_dataclass(hint):
+            yield from list_settings(typing.cast(type[Any], hint), f"{prefix}{item.name}.")
+            continue
+        about = abouts(cls)[item.name]
+        unset = f"Unset: {about.unset}" if about.unset else ""
+        meaning = " ".join(filter(None, (about.help, unset and f"{unset}.")))
+        yield Listed(f"{prefix}{item.name}", default_text(item), choices(hint), meaning)
+
+
+def choices(hint: Any) -> tuple[str, ...]:
+    """The accepted values of a field of this type, () where any value is accepted."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(choice for option in typing.get_args(hint) for choice in choices(option))
+    return tuple(map(str, typing.get_args(hint))) if typing.get_origin(hint) is typing.Literal else ()
+
+
+def default_text(item: Field[Any]) -> str:
+    """The default of a field as a TOML value."""
+    if item.default_factory is not MISSING:
+        return json.dumps(item.default_factory())
+    if item.default is MISSING:
+        return "needed"
+    return "unset" if item.default is None else json.dumps(item.default)

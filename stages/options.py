@@ -1,0 +1,358 @@
+"""The options of the commands: built from the settings classes where they are settings, shared where they are not.
+
+A command that takes settings is decorated with `settings_options(SampleSettings)` and receives the built object. Name,
+type, range, choices, default and help of each option come from the fields of the class (`lvt_pipeline.settings`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+import types
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from importlib import import_module
+from typing import Any, TypeVar
+
+import click
+
+from lvt_pipeline.config import build
+from lvt_pipeline.settings import LARGEST, About, abouts, choices, list_settings, shown, type_hints
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# What other tools, and people in a hurry, call an option; the first name that the command has is suggested.
+OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("output", "output-dir", "out-dir", "outdir", "dest", "save-dir", "save-path"), ("out", "work-dir")),
+    **dict.fromkeys(("num-workers", "jobs", "threads", "processes", "num-processes"), ("workers",)),
+    **dict.fromkeys(("force", "overwrite-existing", "clobber", "restart"), ("overwrite",)),
+    **dict.fromkeys(("random-seed", "rng-seed"), ("seed",)),
+    **dict.fromkeys(("checkpoint", "ckpt", "model", "model-path", "run"), ("prior", "vqvae")),
+    **dict.fromkeys(("tokenizer", "vae", "vq-vae", "autoencoder"), ("vqvae",)),
+    **dict.fromkeys(("transformer", "gpt"), ("prior",)),
+    **dict.fromkeys(("data", "dataset", "input", "input-dir", "data-dir", "store"), ("codes", "frames", "videos", "manifest")),
+    **dict.fromkeys(("cuda", "gpu", "gpus", "accelerator", "cpu"), ("device",)),
+    **dict.fromkeys(("limit", "max-samples", "n", "count", "num-videos"), ("num-clips", "max-clips")),
+    **dict.fromkeys(("ids", "id", "clip-id"), ("clip",)),
+    **dict.fromkeys(("generation", "version-number", "revision"), ("at",)),
+    **dict.fromkeys(("dryrun", "plan", "preview"), ("dry-run",)),
+    **dict.fromkeys(("settings", "option", "override", "overrides"), ("set",)),
+    **dict.fromkeys(("logger", "wandb", "tensorboard", "report-to"), ("track",)),
+    **dict.fromkeys(("max-time", "time-limit", "timeout"), ("max-seconds",)),
+    **dict.fromkeys(("steps", "num-steps", "iters", "iterations"), ("max-steps",)),
+}
+RESUME = ("resume", "continue", "resume-from", "auto-resume")
+
+
+# Types of values -----------------------------------------------------------------------------------------------------
+
+
+class PathType(click.Path):
+    """A path as `Path`. The library checks what is there, because its message also says what to do."""
+
+    def __init__(self) -> None:
+        import pathlib
+
+        super().__init__(path_type=pathlib.Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; an empty text is refused."""
+        if value == "":
+            self.fail("an empty text is not a path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class TextType(click.ParamType):
+    """A text of at least one character."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The text; an empty one is refused."""
+        if not str(value).strip():
+            self.fail("an empty text is not a value", param, ctx)
+        return value
+
+
+class Whole(click.IntRange):
+    """A whole number of at most 64 bits."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number; one that no array could hold is refused."""
+        number = super().convert(_short(value), param, ctx)
+        if abs(number) > LARGEST:
+            self.fail(f"{shown(number)} is too large; the largest whole number is {LARGEST}", param, ctx)
+        return number
+
+
+class Real(click.FloatRange):
+    """A finite number."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number; nan and infinity are refused."""
+        number = super().convert(_short(value), param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+class NumberList(click.ParamType):
+    """Numbers separated by commas, such as 0.9,1,1."""
+
+    name = "numbers"
+
+    def __init__(self, of: Whole | Real, count: int | None = None) -> None:
+        self._of, self._count = of, count
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The numbers as a tuple."""
+        if isinstance(value, tuple):
+            return value
+        numbers = tuple(self._of.convert(part, param, ctx) for part in str(value).split(","))
+        if self._count is not None and len(numbers) != self._count:
+            self.fail(f"{shown(value)} is not {self._count} numbers separated by commas", param, ctx)
+        return numbers
+
+
+def _short(value: Any) -> Any:
+    """A number's text, without the thousands of digits that no message should repeat."""
+    return shown(value) if isinstance(value, str) and len(value) > 400 else value
+
+
+PATH = PathType()
+TEXT = TextType()
+
+
+# Commands and options ------------------------------------------------------------------------------------------------
+
+
+class Option(click.Option):
+    """An option that also accepts its former names, which the help does not show.
+
+    Attributes:
+        old_names: former names, with dashes.
+        other_names: what other programs call it; suggested, not accepted.
+    """
+
+    def __init__(
+        self, *args: Any, old_names: tuple[str, ...] = (), other_names: Collection[str] = (), **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.old_names, self.other_names = old_names, other_names
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Also register the former names."""
+        shown_names = self.opts
+        self.opts = [*shown_names, *self.old_names]
+        super().add_to_parser(parser, ctx)
+        self.opts = shown_names
+
+
+class Command(click.Command):
+    """A command that answers an unknown option with the right one, and says how to set what is a setting.
+
+    Attributes:
+        settings_home: module and name of the class whose keys `--set` takes, if the command has `--set`. It is loaded
+            only when needed.
+    """
+
+    settings_home: tuple[str, str] | None = None
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, with a better answer to unknown options.
+
+        Raises:
+            click.UsageError: an option is unknown; the message suggests another one.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            hint = self._suggestion(error.option_name)
+            raise click.UsageError(f"there is no option {error.option_name}{hint}", ctx) from None
+
+    def _suggestion(self, option: str) -> str:
+        wanted = option.lstrip("-").replace("_", "-").lower()
+        known = {name.lstrip("-") for parameter in self.params for name in parameter.opts if name.startswith("--")}
+        if wanted in known:
+            return f"; did you mean --{wanted}?"
+        if wanted in RESUME:
+            return "; to resume, run the same command again"
+        for parameter in self.params:
+            if isinstance(parameter, Option) and wanted.replace("-", "_") in parameter.other_names:
+                return f"; here it is {parameter.opts[-1]}"
+        keys = self._setting_keys(wanted.replace("-", "_"))
+        if keys:
+            return f"; it is a setting: {' or '.join(f'--set {key}=VALUE' for key in keys)}"
+        for name in OTHER_NAMES.get(wanted, ()):
+            if name in known:
+                return f"; here it is --{name}"
+        close = difflib.get_close_matches(wanted, known, n=1)
+        return f"; did you mean --{close[0]}?" if close else ""
+
+    def _setting_keys(self, wanted: str) -> list[str]:
+        """Keys for `--set` whose last part is this, or that other programs call this."""
+        if self.settings_home is None:
+            return []
+        module, name = self.settings_home
+        keys = [one.name for one in list_settings(getattr(import_module(module), name))]
+        names = {wanted, OTHER_SETTINGS.get(wanted, wanted)}
+        return [key for key in keys if key.rpartition(".")[2] in names]
+
+
+def stage_command(
+    name: str, *, settings_home: tuple[str, str] | None = None, lists_settings: bool = False
+) -> Callable[[Callable[..., Any]], Command]:
+    """Decorator of a command's function.
+
+    Args:
+        settings_home: module and name of the class whose keys `--set` takes.
+        lists_settings: whether `--help` ends with all of them.
+    """
+    cls = type("Command", (ListingCommand if lists_settings else Command,), {"settings_home": settings_home})
+    return click.command(name, cls=cls)
+
+
+class ListingCommand(Command):
+    """A command whose `--help` ends with all keys of its settings class."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the keys with their defaults and meanings."""
+        assert self.settings_home is not None
+        module, name = self.settings_home
+        with formatter.section("Settings, for --set and --config, with the values they have without a preset"):
+            formatter.write_dl(setting_rows(getattr(import_module(module), name)))
+
+
+def setting_rows(cls: type[Any]) -> list[tuple[str, str]]:
+    """Each key of a settings class with its default, and its choices and meaning."""
+    return [
+        (f"{one.name} = {one.default}", ". ".join(filter(None, (" | ".join(one.choices), one.meaning))))
+        for one in list_settings(cls)
+    ]
+
+
+# Options from settings -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """A field that becomes an option, and where it is in nested settings."""
+
+    path: tuple[str, ...]
+    hint: Any
+    about: About
+    item: Field[Any]
+    other_names: tuple[str, ...]
+
+    @property
+    def parameter(self) -> str:
+        return "__".join(("setting", *self.path))
+
+
+def settings_options(
+    cls: type[Any], *, argument: str = "settings", leave_out: Collection[str] = (), required: Collection[str] = ()
+) -> Callable[[Function], Function]:
+    """An option for every field of a settings class; the command receives the built object.
+
+    Args:
+        argument: the command's parameter that receives it.
+        leave_out: fields without an option; they keep their defaults.
+        required: fields that must be given, whatever their default.
+    """
+    leaves = [leaf for leaf in _leaves(cls) if leaf.path[-1] not in leave_out]
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            given = {leaf.path: kwargs.pop(leaf.parameter) for leaf in leaves}
+            context = click.get_current_context()
+            settings = build(cls, _nested(given), where=context.command_path)
+            return function(*args, **{argument: settings}, **kwargs)
+
+        for leaf in reversed(leaves):
+            click.option(*_declared(leaf), cls=Option, **_attributes(leaf, required))(call)
+        return typing.cast(Function, call)
+
+    return decorate
+
+
+def _leaves(cls: type[Any], path: tuple[str, ...] = ()) -> Iterator[_Leaf]:
+    others: Mapping[str, str] = getattr(cls, "other_names", {})
+    for item in fields(cls):
+        hint = type_hints(cls)[item.name]
+        if is_dataclass(hint):
+            yield from _leaves(typing.cast(type[Any], hint), (*path, item.name))
+            continue
+        other_names = tuple(other for other, ours in others.items() if ours == item.name)
+        yield _Leaf((*path, item.name), hint, abouts(cls)[item.name], item, other_names)
+
+
+def _nested(given: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Values by path as nested tables, without those that were not given."""
+    tables: dict[str, Any] = {}
+    for path, value in given.items():
+        if value is None:
+            continue
+        table = tables
+        for name in path[:-1]:
+            table = table.setdefault(name, {})
+        table[path[-1]] = value
+    return tables
+
+
+def _declared(leaf: _Leaf) -> tuple[str, str]:
+    return leaf.about.option or "--" + leaf.path[-1].replace("_", "-"), leaf.parameter
+
+
+def _attributes(leaf: _Leaf, required: Collection[str]) -> dict[str, Any]:
+    """The arguments of `click.option`."""
+    about, item = leaf.about, leaf.item
+    attributes: dict[str, Any] = {
+        "help": about.help,
+        "old_names": about.old_options,
+        "other_names": leaf.other_names,
+    }
+    if leaf.path[-1] in required:
+        return {**attributes, "type": _click_type(leaf.hint, about), "required": True}
+    if leaf.hint is bool:
+        return {**attributes, "is_flag": True}
+    if about.example:
+        attributes["metavar"] = about.example
+    if about.bare is not None:
+        attributes |= {"is_flag": False, "flag_value": about.bare}
+    if _is_repeated(leaf.hint):
+        return {**attributes, "type": TEXT, "multiple": True, "show_default": about.unset or False}
+    attributes["type"] = _click_type(leaf.hint, about)
+    if item.default is None or item.default is MISSING:
+        attributes["show_default"] = about.unset or False
+    else:
+        attributes |= {"default": item.default, "show_default": True}
+    return attributes
+
+
+def _is_repeated(hint: Any) -> bool:
+    """Whether an option may be given several times: a tuple of texts."""
+    return typing.get_origin(hint) is tuple and typing.get_args(hint)[0] is str
+
+
+def _click_type(hint: Any, about: About) -> click.ParamType:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (hint,) = [option for option in typing.get_args(hint) if option is not type(None)]
+    if typing.get_origin(hint) is typing.Literal:
+        return click.Choice(choices(hint))
+    if typing.get_origin(hint) is tuple:
+        kind, *rest = typing.get_args(hint)
+        count = None if rest == [Ellipsis] else 1 + len(rest)
+        number = _click_type(kind, about)
+        assert isinstance(number, (Whole, Real))
+        return NumberList(number, count)
+    low = about.at_least if about.above is None else about.above
+    high = about.at_most if about.below is None else about.below
+    if hint is int:
+        return Whole(None if low is None else int(low), None if high is None else int(high))
+    if hint is float:
+        return Real(low, high, min_open=about.above is not None, max_open=about.below is not None)
+    assert hint is str, f"no option can be made of {hint}"
+    return TEXT
