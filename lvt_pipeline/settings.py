@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import operator
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -42,8 +43,7 @@ class About:
         option: the option's name where it differs from the field's, such as "--num-frames".
         old_options: former names of the option, still accepted.
         example: what a value looks like in the help, such as "T,H,W".
-        bare: what the option means without a value; None: it needs one.
-        is_hidden: documented for files, not in the help of a command.
+        bare: the value of the option when it is given without one; None: it needs one.
     """
 
     help: str = ""
@@ -239,12 +239,14 @@ class Listed:
         default: as a TOML value, "unset" where there is none.
         choices: the accepted values, () where any value of its type is.
         meaning: in words, "" where the name is enough.
+        other_names: what other programs call it.
     """
 
     name: str
     default: str
     choices: tuple[str, ...]
     meaning: str
+    other_names: tuple[str, ...] = ()
 
 
 def list_settings(cls: type[Any], prefix: str = "") -> Iterator[Listed]:
@@ -260,7 +262,14 @@ def list_settings(cls: type[Any], prefix: str = "") -> Iterator[Listed]:
         about = abouts(cls)[item.name]
         unset = f"Unset: {about.unset}" if about.unset else ""
         meaning = " ".join(filter(None, (about.help, unset and f"{unset}.")))
-        yield Listed(f"{prefix}{item.name}", default_text(item), choices(hint), meaning)
+        others = other_names(cls, item.name)
+        yield Listed(f"{prefix}{item.name}", default_text(item), choices(hint), meaning, others)
+
+
+def other_names(cls: type[Any], name: str) -> tuple[str, ...]:
+    """What other programs call a field of a settings class."""
+    known: Mapping[str, str] = getattr(cls, "other_names", {})
+    return tuple(theirs for theirs, ours in known.items() if re.match(r"\w+", ours)[0] == name)  # type: ignore[index]
 
 
 def choices(hint: Any) -> tuple[str, ...]:

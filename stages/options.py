@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import click
 
 from lvt_pipeline.config import build
-from lvt_pipeline.settings import LARGEST, About, abouts, choices, list_settings, shown, type_hints
+from lvt_pipeline.settings import LARGEST, About, abouts, choices, list_settings, other_names, shown, type_hints
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -196,9 +196,8 @@ class Command(click.Command):
         if self.settings_home is None:
             return []
         module, name = self.settings_home
-        keys = [one.name for one in list_settings(getattr(import_module(module), name))]
-        names = {wanted, OTHER_SETTINGS.get(wanted, wanted)}
-        return [key for key in keys if key.rpartition(".")[2] in names]
+        listed = list_settings(getattr(import_module(module), name))
+        return [one.name for one in listed if wanted in (one.name.rpartition(".")[2], *one.other_names)]
 
 
 def stage_command(
@@ -279,14 +278,12 @@ def settings_options(
 
 
 def _leaves(cls: type[Any], path: tuple[str, ...] = ()) -> Iterator[_Leaf]:
-    others: Mapping[str, str] = getattr(cls, "other_names", {})
     for item in fields(cls):
         hint = type_hints(cls)[item.name]
         if is_dataclass(hint):
             yield from _leaves(typing.cast(type[Any], hint), (*path, item.name))
             continue
-        other_names = tuple(other for other, ours in others.items() if ours == item.name)
-        yield _Leaf((*path, item.name), hint, abouts(cls)[item.name], item, other_names)
+        yield _Leaf((*path, item.name), hint, abouts(cls)[item.name], item, other_names(cls, item.name))
 
 
 def _nested(given: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
