@@ -118,7 +118,8 @@ def run(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f"; see {context.command_path} --help" if context is not None else ""
-        click.echo(f"lvt: {error.format_message().rstrip('.')}{hint}", err=True)
+        message = " ".join(error.format_message().split())  # click lists choices on lines of their own
+        click.echo(f"lvt: {message.rstrip('.')}{hint}", err=True)
         return error.exit_code
     except LVTError as error:
         click.echo(f"lvt: {error}", err=True)

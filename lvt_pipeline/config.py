@@ -7,13 +7,9 @@ the resolved settings are saved beside every output.
 from __future__ import annotations
 
 import difflib
-import math
 import tomllib
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, fields, is_dataclass
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
@@ -23,13 +19,13 @@ import tomli_w
 
 from lvt_pipeline import storage
 from lvt_pipeline.errors import ConfigError
+from lvt_pipeline.settings import build_tables
 
 Settings = TypeVar("Settings")
 
 # Metadata of a setting that was added after outputs existed without it: `field(default=..., metadata=LATER)`. At its
 # default, which means what was always done, it is left out of plain data, so those outputs stay current.
 LATER = MappingProxyType({"later": True})
-INTEGER_LIMIT = 2**63  # whole numbers of TOML have 64 bits
 
 
 def build(cls: type[Settings], values: Mapping[str, Any], where: str = "settings") -> Settings:
@@ -42,113 +38,11 @@ def build(cls: type[Settings], values: Mapping[str, Any], where: str = "settings
         ConfigError: an unknown key, a value of the wrong type, or a combination the dataclass refuses.
     """
     try:
-        result = _build(cls, values, prefix="")
+        result = build_tables(cls, values)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     assert isinstance(result, cls)
     return result
-
-
-def check_fields(settings: Any, prefix: str = "") -> None:
-    """Hold the fields of a settings dataclass to their types and choices; call it first in `__post_init__`.
-
-    So settings that are built in Python are checked like those that are read from a file. Whole numbers given for
-    fractions, and lists given for tuples, are converted.
-
-    Args:
-        prefix: the table of the settings, such as "training.", named in errors.
-
-    Raises:
-        ConfigError: a value of the wrong type, a number that is not finite, or none of the choices.
-    """
-    cls: Any = type(settings)
-    for name, hint in _hints(cls).items():
-        object.__setattr__(settings, name, _convert(hint, getattr(settings, name), f"{prefix}{name}"))
-
-
-@cache
-def _hints(cls: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
-    return {item.name: hints[item.name] for item in fields(cls)}
-
-
-def _build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
-    hints = _hints(cls)
-    arguments: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in hints:
-            raise ConfigError(f"unknown setting {prefix}{key}; {_suggestion(cls, key, list(hints), prefix)}")
-        arguments[key] = _convert(hints[key], value, f"{prefix}{key}")
-    return cls(**arguments)
-
-
-def _suggestion(cls: Any, key: str, names: list[str], prefix: str) -> str:
-    # Settings may list what other programs call them: `other_names: ClassVar = {"their_name": "our_name"}`.
-    other_names: Mapping[str, str] = getattr(cls, "other_names", {})
-    if key in other_names:
-        return f"here it is {prefix}{other_names[key]}"
-    close = difflib.get_close_matches(key, names, n=1)
-    return f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(names)}"
-
-
-def _convert(hint: Any, value: Any, name: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return _convert_optional(arguments, value, name)
-    if is_dataclass(hint):
-        if isinstance(value, typing.cast(type, hint)):
-            return value
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{name} is a table of settings, found {value!r}")
-        return _build(hint, value, f"{name}.")
-    if origin is typing.Literal:
-        if not any(value == choice and type(value) is type(choice) for choice in arguments):
-            raise ConfigError(f"{name}={value!r} is not one of {', '.join(map(str, arguments))}")
-        return value
-    if origin is tuple:
-        return _convert_list(arguments, value, name)
-    if hint in (int, float, str, bool):
-        return _convert_plain(hint, value, name)
-    if origin in (dict, Mapping) or hint in (dict, Any) or (isinstance(origin, type) and issubclass(origin, Mapping)):
-        return value
-    raise AssertionError(f"setting {name} has a type that config.py does not know: {hint}")
-
-
-def _convert_optional(options: tuple[Any, ...], value: Any, name: str) -> Any:
-    if value is None or (value == "none" and type(None) in options and str not in options):
-        return None
-    wanted = [option for option in options if option is not type(None)]
-    for option in wanted[:-1]:
-        try:
-            return _convert(option, value, name)
-        except ConfigError:
-            continue
-    return _convert(wanted[-1], value, name)
-
-
-def _convert_list(hints: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{name} is a list, found {value!r}")
-    item_hints = [hints[0]] * len(value) if hints[1:] == (Ellipsis,) else list(hints)
-    if len(item_hints) != len(value):
-        raise ConfigError(f"{name} needs {len(item_hints)} numbers, found {len(value)}")
-    return tuple(_convert(item, entry, name) for item, entry in zip(item_hints, value, strict=True))
-
-
-def _convert_plain(hint: Any, value: Any, name: str) -> Any:
-    if hint is float and type(value) is int:
-        value = float(value) if abs(value) < INTEGER_LIMIT else math.inf
-    if type(value) is not hint:
-        raise ConfigError(f"{name} needs {_spoken(hint)}, found {value!r}")
-    if hint is float and not math.isfinite(value):
-        raise ConfigError(f"{name}={value} is not a finite number")
-    if hint is int and not -INTEGER_LIMIT <= value < INTEGER_LIMIT:
-        raise ConfigError(f"{name} needs a whole number of at most 64 bits, found one of {value.bit_length()} bits")
-    return value
-
-
-def _spoken(hint: type) -> str:
-    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[hint]
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -11,9 +11,9 @@ its values are checked however it is built.
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
-import operator
 import re
 import types
 import typing
@@ -126,22 +126,36 @@ class Settings:
     table: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        hints = type_hints(type(self))
-        for name, about in abouts(type(self)).items():
-            value = convert(hints[name], getattr(self, name), f"{self.table}{name}", about)
-            object.__setattr__(self, name, value)
+        check_fields(self, self.table)
 
 
-@cache
-def type_hints(cls: type[Any]) -> dict[str, Any]:
+def check_fields(settings: Any, prefix: str = "") -> None:
+    """Hold the fields of a settings class to their types, choices and bounds.
+
+    Args:
+        prefix: what precedes the names in messages, such as "training.".
+
+    Raises:
+        ConfigError: a value is of another type, not one of the choices, not finite or out of bounds.
+    """
+    hints = type_hints(type(settings))
+    for name, about in abouts(type(settings)).items():
+        object.__setattr__(settings, name, convert(hints[name], getattr(settings, name), f"{prefix}{name}", about))
+
+
+def type_hints(cls: Any) -> dict[str, Any]:
     """The types of a settings class's fields."""
-    return typing.get_type_hints(cls)
+    return _hints_and_abouts(cls)[0]
+
+
+def abouts(cls: Any) -> dict[str, About]:
+    """What the fields say, by name, in order. A field without words of its own has those of the base class."""
+    return _hints_and_abouts(cls)[1]
 
 
 @cache
-def abouts(cls: type[Any]) -> dict[str, About]:
-    """What the fields say, by name, in order. A field without words of its own has those of the base class."""
-    return {item.name: _about(cls, item) for item in fields(cls)}
+def _hints_and_abouts(cls: Any) -> tuple[dict[str, Any], dict[str, About]]:
+    return typing.get_type_hints(cls), {item.name: _about(cls, item) for item in fields(cls)}
 
 
 def _about(cls: type[Any], item: Field[Any]) -> About:
@@ -156,7 +170,7 @@ def _about(cls: type[Any], item: Field[Any]) -> About:
 
 
 def convert(hint: Any, value: Any, name: str, about: About = About()) -> Any:
-    """A value as the type that a field states: whole numbers become floats, lists tuples, NumPy numbers Python's.
+    """A value as the type that a field states: whole numbers become floats, lists tuples, tables settings.
 
     Raises:
         ConfigError: it is of another type, not one of the choices, not finite or out of bounds.
@@ -176,9 +190,46 @@ def convert(hint: Any, value: Any, name: str, about: About = About()) -> Any:
         if type(value) is not hint:
             raise ConfigError(f"{name} needs {KINDS[hint]}, found {shown(value)}")
         return value
-    if is_dataclass(hint) or origin in (dict, Mapping) or hint in (dict, Any) or _is_mapping(origin):
+    if is_dataclass(hint):
+        return _convert_table(hint, value, name)
+    if origin in (dict, Mapping) or hint in (dict, Any) or _is_mapping(origin):
         return value
     raise AssertionError(f"setting {name} has a type that settings.py does not know: {hint}")
+
+
+def _convert_table(cls: Any, value: Any, name: str) -> Any:
+    if isinstance(value, cls):
+        return value
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} is a table of settings, found {shown(value)}")
+    return build_tables(cls, value, f"{name}.")
+
+
+def build_tables(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """Make a settings class from nested tables; missing keys take their defaults.
+
+    Args:
+        prefix: what precedes the keys in messages.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type, or a combination the class refuses.
+    """
+    hints, about = type_hints(cls), abouts(cls)
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in about:
+            raise ConfigError(f"unknown setting {prefix}{key}; {_suggestion(cls, key, prefix)}")
+        arguments[key] = convert(hints[key], value, f"{prefix}{key}", about[key])
+    return cls(**arguments)
+
+
+def _suggestion(cls: Any, key: str, prefix: str) -> str:
+    known: Mapping[str, str] = getattr(cls, "other_names", {})
+    if key in known:
+        return f"here it is {prefix}{known[key]}"
+    names = list(abouts(cls))
+    close = difflib.get_close_matches(key, names, n=1)
+    return f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(names)}"
 
 
 def _is_mapping(origin: Any) -> bool:
@@ -206,19 +257,17 @@ def _convert_list(items: tuple[Any, ...], value: Any, name: str, about: About) -
     return tuple(convert(kind, entry, name, about) for kind, entry in zip(kinds, value, strict=True))
 
 
-def _number(kind: type[int] | type[float], value: Any, name: str, about: About) -> float:
-    try:
-        if isinstance(value, (bool, str)):
-            raise TypeError
-        number = operator.index(value) if kind is int else float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{name} needs {KINDS[kind]}, found {shown(value)}") from None
-    if kind is float and not math.isfinite(number):
-        raise ConfigError(f"{name}={number} is not a finite number")
-    if kind is int and abs(number) > LARGEST:
-        raise ConfigError(f"{name}={shown(number)} is too large; the largest whole number is {LARGEST}")
-    about.require_in_range(name, number)
-    return number
+def _number(kind: type[int] | type[float], value: Any, name: str, about: About) -> Any:
+    if kind is float and type(value) is int:
+        value = float(value) if abs(value) <= LARGEST else math.inf
+    if type(value) is not kind:
+        raise ConfigError(f"{name} needs {KINDS[kind]}, found {shown(value)}")
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"{name}={value} is not a finite number")
+    if kind is int and abs(value) > LARGEST:
+        raise ConfigError(f"{name}={shown(value)} is too large; the largest whole number is {LARGEST}")
+    about.require_in_range(name, value)
+    return value
 
 
 def shown(value: Any) -> str:

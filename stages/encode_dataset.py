@@ -6,42 +6,35 @@ from pathlib import Path
 
 import click
 
-from stages.console import (
-    PATH,
-    Console,
-    clock,
+from lvt_pipeline.jobs.settings import EncodeSettings
+from stages.console import Console, clock, echo_facts
+from stages.options import (
     device_option,
-    echo_facts,
     json_option,
     out_option,
     overwrite_option,
+    settings_options,
+    stage_command,
 )
+from stages.values import PATH
 
 
-@click.command("encode-dataset")
-@click.option("--frames", type=PATH, required=True, help="Frame shards from `lvt ingest`.")
-@click.option("--vqvae", type=PATH, required=True, help="Run directory from `lvt train-vqvae`.")
+@stage_command("encode-dataset")
+@click.option("--frames", type=PATH, required=True, help="Frame folder from `lvt ingest`.")
+@click.option("--vqvae", type=PATH, required=True, help="VQ-VAE run from `lvt train-vqvae`.")
 @out_option("Code store to create, resume or bring up to date, such as data.zarr.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Frames per pass.")
-@click.option(
-    "--precision",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Of the encoder. bfloat16 is faster on GPUs and gives some frames other codes: a tokenizer of its own.",
-)
+@settings_options(EncodeSettings)
 @device_option
-@click.option("--dry-run", is_flag=True, help="Print what would be kept, added, changed and removed, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print which clips would be kept, added, changed and removed, and stop.")
 @click.option("--reencode", is_flag=True, help="Allow a store of another tokenizer to be encoded again.")
-@click.option("--repair", is_flag=True, help="Check every byte of the store first; make again what is damaged.")
+@click.option("--repair", is_flag=True, help="Check every byte of the store first, and encode damaged parts again.")
 @overwrite_option
 @json_option
 def command(
     frames: Path,
     vqvae: Path,
     out: Path,
-    batch_size: int,
-    precision: str,
+    settings: EncodeSettings,
     device: str,
     dry_run: bool,
     reencode: bool,
@@ -49,18 +42,17 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Encode every clip; on an existing store, only what is new or changed.
+    """Encode every clip; in an existing store, only clips that are new or changed.
 
     Example: lvt encode-dataset --frames frames --vqvae runs/vqvae -o data.zarr
     """
-    from lvt_pipeline.config import build
-    from lvt_pipeline.jobs.encode import EncodeSettings, encode_dataset
+    from lvt_pipeline.jobs.encode import encode_dataset
 
     report = encode_dataset(
         frames,
         vqvae,
         out,
-        build(EncodeSettings, {"batch_size": batch_size, "precision": precision}),
+        settings,
         device=device,
         reencode=reencode,
         dry_run=dry_run,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import math
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -17,112 +16,39 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from lvt_pipeline.config import build
-from lvt_pipeline.settings import LARGEST, About, abouts, choices, list_settings, other_names, shown, type_hints
+from lvt_pipeline.settings import About, abouts, choices, list_settings, other_names, type_hints
+from stages.values import PATH, TEXT, NumberList, ParamType, Real, Whole
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # What other tools, and people in a hurry, call an option; the first name that the command has is suggested.
-OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("output", "output-dir", "out-dir", "outdir", "dest", "save-dir", "save-path"), ("out", "work-dir")),
-    **dict.fromkeys(("num-workers", "jobs", "threads", "processes", "num-processes"), ("workers",)),
-    **dict.fromkeys(("force", "overwrite-existing", "clobber", "restart"), ("overwrite",)),
-    **dict.fromkeys(("random-seed", "rng-seed"), ("seed",)),
-    **dict.fromkeys(("checkpoint", "ckpt", "model", "model-path", "run"), ("prior", "vqvae")),
-    **dict.fromkeys(("tokenizer", "vae", "vq-vae", "autoencoder"), ("vqvae",)),
-    **dict.fromkeys(("transformer", "gpt"), ("prior",)),
-    **dict.fromkeys(("data", "dataset", "input", "input-dir", "data-dir", "store"), ("codes", "frames", "videos", "manifest")),
-    **dict.fromkeys(("cuda", "gpu", "gpus", "accelerator", "cpu"), ("device",)),
-    **dict.fromkeys(("limit", "max-samples", "n", "count", "num-videos"), ("num-clips", "max-clips")),
-    **dict.fromkeys(("ids", "id", "clip-id"), ("clip",)),
-    **dict.fromkeys(("generation", "version-number", "revision"), ("at",)),
-    **dict.fromkeys(("dryrun", "plan", "preview"), ("dry-run",)),
-    **dict.fromkeys(("settings", "option", "override", "overrides"), ("set",)),
-    **dict.fromkeys(("logger", "wandb", "tensorboard", "report-to"), ("track",)),
-    **dict.fromkeys(("max-time", "time-limit", "timeout"), ("max-seconds",)),
-    **dict.fromkeys(("steps", "num-steps", "iters", "iterations"), ("max-steps",)),
+OTHER_NAMES: Mapping[str, list[str]] = {
+    theirs: ours.split()
+    for many, ours in {
+        "output output-dir out-dir outdir dest save-dir save-path": "out work-dir",
+        "num-workers jobs threads processes num-processes": "workers",
+        "force overwrite-existing clobber restart": "overwrite",
+        "random-seed rng-seed": "seed",
+        "checkpoint ckpt model model-path run": "prior vqvae",
+        "tokenizer vae vq-vae autoencoder": "vqvae",
+        "transformer gpt": "prior",
+        "data dataset input input-dir data-dir store": "codes frames videos manifest",
+        "cuda gpu gpus accelerator cpu": "device",
+        "limit max-samples n count num-videos": "num-clips max-clips",
+        "ids id clip-id": "clip",
+        "generation revision": "at",
+        "dryrun plan preview": "dry-run",
+        "settings option override overrides": "set",
+        "logger wandb tensorboard report-to": "track",
+        "max-time time-limit timeout": "max-seconds",
+        "steps num-steps iters iterations": "max-steps",
+    }.items()
+    for theirs in many.split()
 }
 RESUME = ("resume", "continue", "resume-from", "auto-resume")
-
-
-# Types of values -----------------------------------------------------------------------------------------------------
-
-
-class PathType(click.Path):
-    """A path as `Path`. The library checks what is there, because its message also says what to do."""
-
-    def __init__(self) -> None:
-        import pathlib
-
-        super().__init__(path_type=pathlib.Path)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path; an empty text is refused."""
-        if value == "":
-            self.fail("an empty text is not a path", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-class TextType(click.ParamType):
-    """A text of at least one character."""
-
-    name = "text"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The text; an empty one is refused."""
-        if not str(value).strip():
-            self.fail("an empty text is not a value", param, ctx)
-        return value
-
-
-class Whole(click.IntRange):
-    """A whole number of at most 64 bits."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number; one that no array could hold is refused."""
-        number = super().convert(_short(value), param, ctx)
-        if abs(number) > LARGEST:
-            self.fail(f"{shown(number)} is too large; the largest whole number is {LARGEST}", param, ctx)
-        return number
-
-
-class Real(click.FloatRange):
-    """A finite number."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number; nan and infinity are refused."""
-        number = super().convert(_short(value), param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number", param, ctx)
-        return number
-
-
-class NumberList(click.ParamType):
-    """Numbers separated by commas, such as 0.9,1,1."""
-
-    name = "numbers"
-
-    def __init__(self, of: Whole | Real, count: int | None = None) -> None:
-        self._of, self._count = of, count
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The numbers as a tuple."""
-        if isinstance(value, tuple):
-            return value
-        numbers = tuple(self._of.convert(part, param, ctx) for part in str(value).split(","))
-        if self._count is not None and len(numbers) != self._count:
-            self.fail(f"{shown(value)} is not {self._count} numbers separated by commas", param, ctx)
-        return numbers
-
-
-def _short(value: Any) -> Any:
-    """A number's text, without the thousands of digits that no message should repeat."""
-    return shown(value) if isinstance(value, str) and len(value) > 400 else value
-
-
-PATH = PathType()
-TEXT = TextType()
 
 
 # Commands and options ------------------------------------------------------------------------------------------------
@@ -232,6 +158,69 @@ def setting_rows(cls: type[Any]) -> list[tuple[str, str]]:
     ]
 
 
+# Options that several commands share ---------------------------------------------------------------------------------
+
+
+def out_option(help_text: str, *, required: bool = True, default: str | None = None) -> Callable[[Function], Function]:
+    """The `-o/--out` option that every writing stage has."""
+    attributes: dict[str, Any] = {"required": True} if required else {}
+    if default is not None:
+        attributes = {"default": default, "show_default": True}
+    return click.option("-o", "--out", type=PATH, help=help_text, **attributes)
+
+
+def json_option(function: Function) -> Function:
+    """`--json`: facts as one JSON object on stdout instead of text."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")(function)
+
+
+def device_option(function: Function) -> Function:
+    """`--device`: where tensors are computed."""
+    return click.option(
+        "--device",
+        type=TEXT,
+        default="auto",
+        show_default=True,
+        help="Device: auto, cpu, cuda or cuda:N. auto uses a GPU if there is one.",
+    )(function)
+
+
+def at_option(function: Function) -> Function:
+    """`--at`: which generation of a code store is read."""
+    return click.option(
+        "--at",
+        type=Whole(1),
+        metavar="N",
+        show_default="the current one",
+        help="Generation of the code store to read; `lvt inspect` lists them.",
+    )(function)
+
+
+def overwrite_option(function: Function) -> Function:
+    """`--overwrite`: delete the existing output first. Never the default."""
+    return click.option("--overwrite", is_flag=True, help="Delete the existing output first.")(function)
+
+
+def set_option(help_text: str = "Change one setting; may be repeated.") -> Callable[[Function], Function]:
+    """`--set`: settings by their keys."""
+    return click.option("--set", "overrides", type=TEXT, multiple=True, metavar="NAME=VALUE", help=help_text)
+
+
+def workers_option(function: Function) -> Function:
+    """`--workers`: processes that decode videos."""
+    return click.option(
+        "--workers",
+        type=Whole(0, 4096),
+        show_default="one per core",
+        help="Number of decoding processes. 0: decode in the main process.",
+    )(function)
+
+
+def is_given(name: str) -> bool:
+    """Whether the parameter was given on the command line."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
 # Options from settings -----------------------------------------------------------------------------------------------
 
 
@@ -334,7 +323,7 @@ def _is_repeated(hint: Any) -> bool:
     return typing.get_origin(hint) is tuple and typing.get_args(hint)[0] is str
 
 
-def _click_type(hint: Any, about: About) -> click.ParamType:
+def _click_type(hint: Any, about: About) -> ParamType:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         (hint,) = [option for option in typing.get_args(hint) if option is not type(None)]
     if typing.get_origin(hint) is typing.Literal:

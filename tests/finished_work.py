@@ -8,7 +8,8 @@ from pathlib import Path
 
 from lvt_pipeline.evaluation.evaluate import evaluate
 from lvt_pipeline.evaluation.settings import EvaluateSettings
-from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
+from lvt_pipeline.jobs.sample import sample_clips
+from lvt_pipeline.jobs.settings import SampleSettings
 from tests.toy_work import FRAMES, ToyWork, make_prior, make_toy_work
 
 PRIMING = 2

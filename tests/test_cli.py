@@ -54,8 +54,8 @@ def test_misspelt_command_gets_a_suggestion_and_exit_code_2(capsys: pytest.Captu
 
 
 def test_wrong_option_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["ingest", "--no-such-option"]) == 2
-    assert "No such option" in capsys.readouterr().err
+    assert cli.run(["sample", "--no-such-option"]) == 2
+    assert "there is no option --no-such-option" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

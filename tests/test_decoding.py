@@ -14,8 +14,9 @@ from PIL import Image
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError, MismatchError, Stopped, StoreError
 from lvt_pipeline.jobs import decode as decoding
-from lvt_pipeline.jobs.decode import FILES_NAME, DecodeSettings, decode_store
-from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
+from lvt_pipeline.jobs.decode import FILES_NAME, decode_store
+from lvt_pipeline.jobs.sample import sample_clips
+from lvt_pipeline.jobs.settings import DecodeSettings, SampleSettings
 from lvt_pipeline.provenance import missing_outputs, read_record, short
 from lvt_pipeline.runs.read import load_vqvae
 from tests.toy_work import FRAMES, SIZE, ToyWork, make_tokenizer, make_toy_work
@@ -198,7 +199,12 @@ def test_an_unknown_clip_is_refused_with_a_suggestion(work: ToyWork, tmp_path: P
 
 def test_a_split_without_clips_is_refused(work: ToyWork, tmp_path: Path) -> None:
     with pytest.raises(LVTError, match="no clip to decode"):
-        run(work, tmp_path / "v", DecodeSettings(split="validation"))
+        run(work, tmp_path / "v", DecodeSettings(split="train", clips=("test/1",)))
+
+
+def test_a_misspelt_split_is_refused_with_the_choices() -> None:
+    with pytest.raises(ConfigError, match="split='validation' is not one of train, val, test"):
+        DecodeSettings(split="validation")  # type: ignore[arg-type]
 
 
 def test_a_clip_id_cannot_lead_out_of_the_folder() -> None:

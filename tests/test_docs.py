@@ -331,7 +331,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from lvt_pipeline.frames.records import FrameSample
     from lvt_pipeline.frames.shards import FrameShards
     from lvt_pipeline.frames.writer import write_frames
-    from lvt_pipeline.jobs.export import ExportSettings, export_codes
+    from lvt_pipeline.jobs.export import export_codes
+    from lvt_pipeline.jobs.settings import ExportSettings
     from lvt_pipeline.models.prior.model import Prior
     from lvt_pipeline.models.vqvae.model import VQVAE, tokenizer_fingerprint
     from lvt_pipeline.provenance import Provenance

@@ -31,7 +31,8 @@ from lvt_pipeline.errors import StoreError
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs import encode as encoding
 from lvt_pipeline.jobs.change_table import change_table
-from lvt_pipeline.jobs.encode import EncodeReport, EncodeSettings, encode_dataset
+from lvt_pipeline.jobs.encode import EncodeReport, encode_dataset
+from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.models.vqvae.model import VQVAE
 from lvt_pipeline.progress import Bar
 from lvt_pipeline.video.write import write_mp4

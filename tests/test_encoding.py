@@ -28,7 +28,8 @@ from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.frames.writer import write_frames
 from lvt_pipeline.jobs import encode as encoding
 from lvt_pipeline.jobs.decode import decode_store
-from lvt_pipeline.jobs.encode import EncodeReport, EncodeSettings, encode_dataset
+from lvt_pipeline.jobs.encode import EncodeReport, encode_dataset
+from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig, tokenizer_fingerprint
 from lvt_pipeline.progress import Bar
 from lvt_pipeline.provenance import differences, read_record, short

@@ -24,7 +24,8 @@ from lvt_pipeline.evaluation.protocols import Protocol, evaluate_protocol
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.evaluation.summary import summary_line
 from lvt_pipeline.frames.shards import FrameShards
-from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
+from lvt_pipeline.jobs.sample import sample_clips
+from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.provenance import Provenance, digest_file, read_record
 from lvt_pipeline.runs.directory import save_model_run

@@ -22,7 +22,8 @@ from lvt_pipeline.codes.exchange.units import Unit
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
 from lvt_pipeline.jobs import export as exporting
-from lvt_pipeline.jobs.export import ExportSettings, export_codes
+from lvt_pipeline.jobs.export import export_codes
+from lvt_pipeline.jobs.settings import ExportSettings
 from lvt_pipeline.provenance import read_record
 from tests.code_stores import LENGTHS, TOKENIZER, make_store
 

@@ -21,7 +21,8 @@ from lvt_pipeline.evaluation.pixels import Pixels
 from lvt_pipeline.evaluation.sampled_fvd import measure_fvd
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.frames.shards import FrameShards
-from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
+from lvt_pipeline.jobs.sample import sample_clips
+from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.provenance import digest_file
 from lvt_pipeline.runs.read import load_vqvae
 from lvt_pipeline.storage import read_json

@@ -19,7 +19,8 @@ from lvt_pipeline.codes.maintenance import collect_garbage, compact_store
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import ChangedRunError, StoreError
 from lvt_pipeline.frames.shards import FrameShards
-from lvt_pipeline.jobs.encode import EncodeSettings, encode_dataset
+from lvt_pipeline.jobs.encode import encode_dataset
+from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.runs.read import read_run
 from lvt_pipeline.storage import read_json
 from tests.toy_codes import FIVE, codes_of, files_of, planned, write

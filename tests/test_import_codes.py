@@ -11,8 +11,9 @@ import pytest
 
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError, MismatchError, StoreError
-from lvt_pipeline.jobs.export import ExportSettings, export_codes
-from lvt_pipeline.jobs.import_codes import ImportSettings, import_codes
+from lvt_pipeline.jobs.export import export_codes
+from lvt_pipeline.jobs.import_codes import import_codes
+from lvt_pipeline.jobs.settings import ExportSettings, ImportSettings
 from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
 from tests.code_stores import make_store
 from tests.toy_work import BOOKS, CODES, make_tokenizer

@@ -18,7 +18,8 @@ from lvt_pipeline.errors import ArtefactError, ConfigError
 from lvt_pipeline.evaluation.compare import compare
 from lvt_pipeline.evaluation.protocols import Protocol, evaluate_protocol
 from lvt_pipeline.frames.shards import FrameShards
-from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
+from lvt_pipeline.jobs.sample import sample_clips
+from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.provenance import missing_outputs, read_record, write_record
 from lvt_pipeline.report import samples as report_samples
 from lvt_pipeline.report.charts import Series, line_chart

@@ -13,7 +13,8 @@ import pytest
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import ConfigError, LVTError, MismatchError, Stopped
 from lvt_pipeline.jobs import sample as sampling
-from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
+from lvt_pipeline.jobs.sample import sample_clips
+from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.provenance import read_record
 from lvt_pipeline.runs.read import load_prior
 from lvt_pipeline.storage import read_json

@@ -25,7 +25,8 @@ from lvt_pipeline.evaluation.recheck_codes import verify_codes
 from lvt_pipeline.frames.records import FrameSample
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.frames.writer import write_frames
-from lvt_pipeline.jobs.encode import EncodeSettings, encode_dataset
+from lvt_pipeline.jobs.encode import encode_dataset
+from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
 from lvt_pipeline.progress import SILENT
 from lvt_pipeline.workspace.pipeline import encode_up_to_date

@@ -14,9 +14,10 @@ import pytest
 from lvt_pipeline.errors import StoreError
 from lvt_pipeline.frames.records import FrameSample
 from lvt_pipeline.frames.writer import write_frames
-from lvt_pipeline.jobs.encode import EncodeSettings, encode_dataset
+from lvt_pipeline.jobs.encode import encode_dataset
 from lvt_pipeline.jobs.ingest.ingest import ingest
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
+from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.manifest.manifest import build_manifest
 from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
 from lvt_pipeline.provenance import fingerprint, short

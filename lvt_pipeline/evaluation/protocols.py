@@ -33,7 +33,8 @@ from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.evaluation.sources import Opened, Sources, open_sources
 from lvt_pipeline.evaluation.summary import count_of, protocol_line, summary_line
 from lvt_pipeline.job import Clock, Job
-from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
+from lvt_pipeline.jobs.sample import sample_clips
+from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, fingerprint

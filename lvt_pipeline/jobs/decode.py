@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
 
 from lvt_pipeline.codes.store import CodeClip, CodeStore, open_codes
-from lvt_pipeline.errors import ConfigError, LVTError
+from lvt_pipeline.errors import LVTError
 from lvt_pipeline.job import Clock, Job
+from lvt_pipeline.jobs.settings import DecodeSettings
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, fingerprint
@@ -29,27 +29,6 @@ STAGE = "decode"
 VERSION = 1
 JOB = Job(stage=STAGE, version=VERSION, kind="videos")
 FILES_NAME = "files.jsonl"
-
-Format = Literal["mp4", "gif", "png", "npy"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodeSettings:
-    """Which clips become which kind of file."""
-
-    format: Format = "mp4"  # png: the frames side by side; npy: uint8 (T, H, W, 3)
-    scale: int = 4  # every pixel becomes a square this wide; npy keeps the network's size
-    fps: float | None = None  # unset: the clip's own
-    split: str | None = None  # unset: all splits
-    clips: tuple[str, ...] = ()  # only these ids; empty: all
-
-    def __post_init__(self) -> None:
-        if self.format not in get_args(Format):
-            raise ConfigError(f"format={self.format!r} is not one of {', '.join(get_args(Format))}")
-        if self.scale < 1:
-            raise ConfigError(f"scale={self.scale} must be at least 1")
-        if self.fps is not None and not self.fps > 0:
-            raise ConfigError(f"fps={self.fps} must be above 0")
 
 
 @dataclass(frozen=True)

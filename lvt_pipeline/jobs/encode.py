@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,17 +27,18 @@ from lvt_pipeline.codes.usage import perplexity, usage
 from lvt_pipeline.codes.verify import find_damaged_shards
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.config import to_plain
-from lvt_pipeline.errors import ConfigError, LVTError, MismatchError
+from lvt_pipeline.errors import LVTError, MismatchError
 from lvt_pipeline.frames.records import FrameClip
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.interrupts import StopRequest, stop_requested
 from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.jobs.change_table import ChangeTable, change_table
+from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.machine import paused_collection
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Bar, Progress
 from lvt_pipeline.provenance import Provenance
-from lvt_pipeline.runs.read import PRECISIONS, in_precision, load_vqvae
+from lvt_pipeline.runs.read import in_precision, load_vqvae
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,23 +52,6 @@ JOB = Job(stage=STAGE, version=VERSION, kind="codes")
 PIECE_BYTES = 2**24  # pixels read at a time
 PIECES_AHEAD = 4  # pieces read before they are needed
 READERS = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodeSettings:
-    """How frames pass through the encoder. The size of a pass can change the last bit of a sum, and so a rare code."""
-
-    batch_size: int = 64
-    precision: Literal["float32", "bfloat16"] | None = None  # of the encoder; unset: float32. Codes differ, so it is
-    # part of the tokenizer's fingerprint; nearest codes are compared in float32 in any case
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size={self.batch_size} must be at least 1")
-        if self.precision not in (None, *PRECISIONS):
-            raise ConfigError(f"precision={self.precision!r} is not one of {', '.join(PRECISIONS)}")
-        if self.precision == PRECISIONS[0]:
-            object.__setattr__(self, "precision", None)  # one way to say it, so one fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)

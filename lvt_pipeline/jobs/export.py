@@ -11,10 +11,8 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, get_args
 
 from lvt_pipeline.codes.exchange.memmap import memmap_units
 from lvt_pipeline.codes.exchange.npy import clip_units, frame_units
@@ -23,9 +21,9 @@ from lvt_pipeline.codes.exchange.tars import tar_units
 from lvt_pipeline.codes.exchange.units import Unit
 from lvt_pipeline.codes.store import CodeClip, CodeStore, open_codes
 from lvt_pipeline.config import to_plain
-from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
-from lvt_pipeline.frames.records import SPLITS
+from lvt_pipeline.errors import ArtefactError, LVTError
 from lvt_pipeline.interrupts import stop_requested
+from lvt_pipeline.jobs.settings import ExportSettings
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import RECORD_NAME, Provenance, differences, fingerprint, read_record, write_record
@@ -35,25 +33,6 @@ STAGE = "export"
 VERSION = 1
 KIND = "exported-codes"
 PLAN_NAME = "export.json"
-
-Format = Literal["npy", "npy-frames", "memmap", "webdataset", "parquet"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportSettings:
-    """Which clips become which kind of file."""
-
-    format: Format = "npy"
-    split: str | None = None  # unset: all splits
-    clips_per_file: int = 1024  # in webdataset and parquet
-
-    def __post_init__(self) -> None:
-        if self.format not in get_args(Format):
-            raise ConfigError(f"format={self.format!r} is not one of {', '.join(get_args(Format))}")
-        if self.split not in (None, *SPLITS):
-            raise ConfigError(f"split={self.split!r} is not one of {', '.join(SPLITS)}")
-        if self.clips_per_file < 1:
-            raise ConfigError(f"clips_per_file={self.clips_per_file} must be at least 1")
 
 
 def export_codes(

@@ -25,10 +25,11 @@ from lvt_pipeline.codes.plan import PlannedClip
 from lvt_pipeline.codes.store import SHARD_FRAMES, CodeSchema
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.config import to_plain
-from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError, MismatchError
+from lvt_pipeline.errors import ArtefactError, LVTError, MismatchError
 from lvt_pipeline.frames.records import SPLITS
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.jobs.export import KIND as EXPORT_KIND
+from lvt_pipeline.jobs.settings import ImportSettings
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import RECORD_NAME, Provenance, fingerprint, read_record
@@ -37,21 +38,6 @@ from lvt_pipeline.runs.read import load_vqvae
 STAGE = "import-codes"
 VERSION = 1
 FRAME_AXES, CLIP_AXES = (2, 3), 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportSettings:
-    """What the files do not say."""
-
-    codebook_size: int | None = None  # K; unset: from the record that `lvt export` leaves
-    split: str = "train"  # of clips that are in no folder train, val or test, and in no clips.jsonl
-    fps: float = 10.0  # of clips that are in no clips.jsonl
-
-    def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ConfigError(f"split={self.split!r} is not one of {', '.join(SPLITS)}")
-        if not self.fps > 0:
-            raise ConfigError(f"fps={self.fps} must be above 0")
 
 
 @dataclass(frozen=True)

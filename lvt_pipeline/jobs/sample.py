@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,9 @@ from lvt_pipeline.codes.plan import PlannedClip, ShardPlan
 from lvt_pipeline.codes.selection import clips_of_split
 from lvt_pipeline.codes.store import CodeClip, CodeSchema, CodeStore, open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
-from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.job import Clock, Job
+from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, fingerprint
@@ -35,45 +35,6 @@ if TYPE_CHECKING:
 STAGE = "sample"
 VERSION = 1
 JOB = Job(stage=STAGE, version=VERSION, kind="codes")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleSettings:
-    """What is sampled. Defaults are the paper's protocol: 5 real frames, 11 sampled ones, temperature 1."""
-
-    frames: int = 16  # length of a sample, with its priming frames
-    priming_frames: int = 5  # real frames it starts with
-    split: Literal["train", "val", "test"] = "test"
-    num_clips: int | None = 8  # first clips of the split; unset: all of them
-    samples_per_clip: int = 1
-    seed: int = 0
-    temperature: float = 1.0  # below 1: safer, above 1: wilder
-    codebook_temperatures: tuple[float, ...] | None = None  # one per codebook, in place of `temperature`
-    top_k: int | None = None  # only the k likeliest codes
-    top_p: float | None = None  # only the likeliest codes that together hold this probability
-    guidance: float | None = None  # classifier-free guidance; for a prior trained with classes and class_dropout
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.priming_frames < self.frames:
-            raise ConfigError(
-                f"priming_frames={self.priming_frames} must be at least 0 and less than frames={self.frames}"
-            )
-        for name in ("num_clips", "samples_per_clip"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value} must be at least 1")
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature={self.temperature} must be above 0")
-        if self.codebook_temperatures is not None and self.temperature != 1:
-            raise ConfigError("temperature and codebook_temperatures exclude each other; give one of them")
-
-    @property
-    def drawing(self) -> dict[str, Any]:
-        """Arguments of `Prior.sample` that change how a code is drawn, without those that are off."""
-        chosen = {"top_k": self.top_k, "top_p": self.top_p, "guidance": self.guidance}
-        drawing: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-        temperatures = self.codebook_temperatures
-        return {"temperature": self.temperature if temperatures is None else list(temperatures), **drawing}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ Precision = Literal["float32", "bfloat16"]
 VideoFormat = Literal["mp4", "gif", "png", "npy"]
 ExportFormat = Literal["npy", "npy-frames", "memmap", "webdataset", "parquet"]
 
-LARGEST_BATCH = 1_000_000
 LARGEST_FPS = 1000.0
 
 
@@ -22,7 +21,7 @@ LARGEST_FPS = 1000.0
 class EncodeSettings(Settings):
     """How frames pass through the encoder. The size of a pass can change the last bit of a sum, and so a rare code."""
 
-    batch_size: int = setting(64, "Frames per pass of the encoder.", at_least=1, at_most=LARGEST_BATCH)
+    batch_size: int = setting(64, "Frames per pass of the encoder.", at_least=1)
     precision: Precision | None = setting(
         None,
         "Encoder precision. bfloat16 is faster on GPUs but changes some codes, so it counts as a different tokenizer.",
@@ -62,9 +61,7 @@ class SampleSettings(Settings):
         "nucleus": "top_p",
     }
 
-    split: Split = setting(
-        "test", "Split of the clips to continue. If it is empty, the next split with clips is used."
-    )
+    split: Split = setting("test", "Split of the clips to continue. If it is empty, the next split with clips is used.")
     num_clips: int | None = setting(8, "Number of clips to continue.", at_least=1, unset="all")
     samples_per_clip: int = setting(1, "Number of samples per clip.", at_least=1)
     frames: int = setting(
@@ -111,7 +108,9 @@ class SampleSettings(Settings):
         """Arguments of `Prior.sample` that change how a code is sampled, without those that are off."""
         chosen = {"top_k": self.top_k, "top_p": self.top_p, "guidance": self.guidance}
         drawing: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-@@REST@@
+        temperatures = self.codebook_temperatures
+        return {"temperature": self.temperature if temperatures is None else list(temperatures), **drawing}
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeSettings(Settings):
@@ -157,7 +156,6 @@ class ImportSettings(Settings):
         None,
         "Number of codes in a codebook (K). Required unless `lvt export` wrote the folder.",
         at_least=1,
-        at_most=65536,
     )
     split: Split = setting("train", "Split of clips that are not in a folder named train, val or test.")
     fps: float = setting(10.0, "Frame rate of the clips.", above=0, at_most=LARGEST_FPS)

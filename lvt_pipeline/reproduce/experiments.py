@@ -15,8 +15,8 @@ from typing import Any, Literal
 from lvt_pipeline import config
 from lvt_pipeline.demo.videos import DemoSettings
 from lvt_pipeline.errors import ConfigError
-from lvt_pipeline.jobs.encode import EncodeSettings
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
+from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.manifest.manifest import ManifestSettings
 from lvt_pipeline.manifest.sources import location_of
 from lvt_pipeline.reproduce.published import COPY, DATASETS, TABLES, Dataset

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.codes.usage import count_codes
-from lvt_pipeline.config import LATER, build, check_fields, to_plain
+from lvt_pipeline.config import LATER, build, to_plain
 from lvt_pipeline.errors import ConfigError, MismatchError
 from lvt_pipeline.models.prior.adaptive import cutoffs_by_mass
 from lvt_pipeline.models.prior.config import PriorConfig, PriorModelSettings, uses_clusters
+from lvt_pipeline.settings import check_fields
 from lvt_pipeline.training.settings import TrainingSettings
 
 FROM_STORE = {"codebook_size": 512, "num_codebooks": 4, "grid": (16, 16)}  # defaults where there is no store: the paper

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from lvt_pipeline.config import LATER, check_fields
+from lvt_pipeline.config import LATER
 from lvt_pipeline.errors import ConfigError
+from lvt_pipeline.settings import check_fields
 
 # They change when a run looks at itself or ends, or who computes what, never what a step does.
 HARMLESS_SETTINGS = frozenset(

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from lvt_pipeline.codes.loading.order import clip_batch
 from lvt_pipeline.codes.usage import perplexity, usage
-from lvt_pipeline.config import check_fields
 from lvt_pipeline.errors import ConfigError, LVTError, ShapeError
 from lvt_pipeline.frames.records import FrameClip
 from lvt_pipeline.frames.shards import FrameShards
@@ -35,6 +34,7 @@ from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.checkpoints import EMA_NAME, MODEL_NAME
 from lvt_pipeline.runs.directory import RunDirectory, RunPlan, open_run
 from lvt_pipeline.runs.read import VQVAE_KIND
+from lvt_pipeline.settings import check_fields
 from lvt_pipeline.training.codebook_watch import CodebookWatch
 from lvt_pipeline.training.distributed import joined_workers
 from lvt_pipeline.training.dry_run import count_by_part, measure_step

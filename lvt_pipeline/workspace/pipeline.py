@@ -25,12 +25,13 @@ from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.jobs import decode as decoding
 from lvt_pipeline.jobs import encode as encoding
 from lvt_pipeline.jobs import sample as sampling
-from lvt_pipeline.jobs.decode import DecodeSettings, decode_store
-from lvt_pipeline.jobs.encode import EncodeSettings, encode_dataset
+from lvt_pipeline.jobs.decode import decode_store
+from lvt_pipeline.jobs.encode import encode_dataset
 from lvt_pipeline.jobs.ingest import settings as ingest_stage
 from lvt_pipeline.jobs.ingest.ingest import ingest
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
-from lvt_pipeline.jobs.sample import SampleSettings, sample_clips
+from lvt_pipeline.jobs.sample import sample_clips
+from lvt_pipeline.jobs.settings import DecodeSettings, EncodeSettings, SampleSettings
 from lvt_pipeline.manifest import manifest as manifest_stage
 from lvt_pipeline.manifest.manifest import ManifestSettings, build_manifest
 from lvt_pipeline.progress import SILENT, Progress

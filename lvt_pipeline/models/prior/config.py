@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
-from lvt_pipeline.config import LATER, check_fields
+from lvt_pipeline.config import LATER
 from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.models.prior.subscale import Triple, subscale
+from lvt_pipeline.settings import check_fields
 
 
 @dataclass(frozen=True, kw_only=True)

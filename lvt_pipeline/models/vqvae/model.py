@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from lvt_pipeline.config import check_fields, to_plain
+from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ConfigError, ShapeError
 from lvt_pipeline.models.vqvae.fsq import FSQuantizer, check_levels
 from lvt_pipeline.models.vqvae.quantize import Quantized, SlicedQuantizer, integer_codes
 from lvt_pipeline.provenance import fingerprint
+from lvt_pipeline.settings import check_fields
 
 DOWNSAMPLING = 4  # pixels per latent position, along each axis
 

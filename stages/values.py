@@ -1,0 +1,94 @@
+"""The types of values on the command line: what is refused before a command starts, with exit code 2."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lvt_pipeline.settings import LARGEST, shown
+
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # not generic before click 8.3
+
+
+class PathType(click.Path):
+    """A path as `Path`. The library checks what is there, because its message also says what to do."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; an empty text is refused."""
+        if value == "":
+            self.fail("an empty text is not a path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class TextType(ParamType):
+    """A text of at least one character."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The text; an empty one is refused."""
+        if not str(value).strip():
+            self.fail("an empty text is not a value", param, ctx)
+        return value
+
+
+class Whole(click.IntRange):
+    """A whole number of at most 64 bits."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number; one that no array could hold is refused."""
+        number = super().convert(_short(value), param, ctx)
+        if abs(number) > LARGEST:
+            self.fail(f"{shown(number)} is too large; the largest whole number is {LARGEST}", param, ctx)
+        return number
+
+
+class Real(click.FloatRange):
+    """A finite number."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number; nan and infinity are refused."""
+        number = super().convert(_short(value), param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+class NumberList(ParamType):
+    """Numbers separated by commas, such as 0.9,1,1."""
+
+    name = "numbers"
+
+    def __init__(self, of: Whole | Real, count: int | None = None) -> None:
+        self._of, self._count = of, count
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The numbers as a tuple."""
+        if isinstance(value, tuple):
+            return value
+        numbers = tuple(self._of.convert(part, param, ctx) for part in str(value).split(","))
+        if self._count is not None and len(numbers) != self._count:
+            self.fail(f"{shown(value)} is not {self._count} numbers separated by commas", param, ctx)
+        return numbers
+
+
+def _short(value: Any) -> Any:
+    """A number's text, without the thousands of digits that no message should repeat."""
+    return shown(value) if isinstance(value, str) and len(value) > 400 else value
+
+
+PATH = PathType()
+TEXT = TextType()
