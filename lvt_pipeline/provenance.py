@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from lvt_pipeline.errors import ArtefactError
-from lvt_pipeline.storage import read_json, write_json
+from lvt_pipeline.storage import open_regular, read_json, write_json
 
 RECORD_NAME = "provenance.json"
 ZARR_METADATA = "zarr.json"
@@ -87,7 +87,7 @@ def short(digest: str) -> str:
 
 def digest_file(path: Path) -> str:
     """SHA-256 of a file's bytes, 64 hexadecimal digits."""
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

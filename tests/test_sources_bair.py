@@ -177,13 +177,13 @@ def test_an_update_reads_new_records_only_and_keeps_the_arrays(
 
 
 def test_files_are_hashed_once_while_unchanged(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lvt_pipeline.manifest import manifest
+    from lvt_pipeline.manifest import digests
 
     listed(dataset, tmp_path / "m.jsonl")
     before = (tmp_path / "m.jsonl").read_bytes()
     read: list[Path] = []
-    original = manifest._read_records
-    monkeypatch.setattr(manifest, "_read_records", lambda path: read.append(path) or original(path))
+    original = digests._digests_in
+    monkeypatch.setattr(digests, "_digests_in", lambda path: read.append(path) or original(path))
     listed(dataset, tmp_path / "m.jsonl")
     assert read == []
     assert (tmp_path / "m.jsonl").read_bytes() == before

@@ -148,7 +148,7 @@ def test_a_kind_that_is_asked_for_is_not_second_guessed(tmp_path: Path) -> None:
     listener = Listener()
     build_manifest(source, tmp_path / "m.jsonl", ManifestSettings(kind="folder"), progress=listener)
     assert [clip.id for clip in read_manifest(tmp_path / "m.jsonl")] == ["a"]
-    assert listener.said == []
+    assert listener.said == [f"{source}: left out: 1 file of another kind (.txt 1)"]
 
 
 def test_every_option_of_the_command_arrives(tmp_path: Path, lvt: Callable[..., tuple[int, str, str]]) -> None:

@@ -7,21 +7,21 @@ in `splits`; both are decided here, once.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lvt_pipeline.config import to_plain
-from lvt_pipeline.errors import ArtefactError, LVTError, ManifestError
+from lvt_pipeline.errors import ArtefactError, ManifestError
 from lvt_pipeline.frames.records import SPLITS
-from lvt_pipeline.manifest.sources import SPOKEN_KINDS, list_source, location_of, recognise
+from lvt_pipeline.manifest.digests import ContentDigests
+from lvt_pipeline.manifest.sources import KIND_NAMES, list_source, location_of, recognise
 from lvt_pipeline.manifest.sources.draft import Draft, ManifestSettings, some
+from lvt_pipeline.manifest.sources.walk import LeftOut, describe_left_out
 from lvt_pipeline.manifest.splits import Earlier, assign_splits, separate_copies
 from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.progress import SILENT, Progress
@@ -29,17 +29,14 @@ from lvt_pipeline.provenance import (
     DigestMemo,
     Provenance,
     canonical_rows,
-    digest_file,
     fingerprint_text,
     read_record,
-    status_of,
+    record_path,
     write_record,
 )
 from lvt_pipeline.storage import read_json_lines, write_bytes
 from lvt_pipeline.video.clips import Clip, check_clip
-from lvt_pipeline.video.locations import absolute, digest_of_url, is_url
-from lvt_pipeline.video.picture_folders import folder_digest, pictures_in
-from lvt_pipeline.video.tfrecords import index_records
+from lvt_pipeline.video.locations import absolute, is_url
 
 __all__ = ["STAGE", "VERSION", "Clip", "ManifestSettings", "build_manifest", "manifest_fingerprint", "read_manifest"]
 
@@ -48,7 +45,6 @@ VERSION = 1
 
 _DEFAULTS = ManifestSettings()
 _MEMO = Path(".lvt") / "digests.sqlite"
-_URLS_AT_ONCE = 16  # reading one object after another would mean waiting for the network most of the time
 _REMARKS_OF_A_KIND = 5  # beyond these, remarks of a kind are counted and not printed
 _MOVED = "moved_into_empty_splits"
 
@@ -108,7 +104,7 @@ def _parse_line(entry: dict[str, Any], folder: Path, where: str) -> Clip:
     )
     clip = _clip(draft, str(entry.get("digest") or ""))
     check_clip(clip, where)
-    return clip if clip.digest else _clip(draft, _Digests(None).of(draft))
+    return clip if clip.digest else _clip(draft, ContentDigests(None).of(draft))
 
 
 # Building ----------------------------------------------------------------------------------------------------------
@@ -142,14 +138,17 @@ def build_manifest(
     location = location_of(source)
     kind = settings.kind or recognise(location)
     if settings.kind is None:
-        progress.say(f"{source}: recognised as {SPOKEN_KINDS[kind]}")
-    listing = list_source(location, kind, None if media is None else location_of(media), settings)
+        progress.say(f"{source}: recognised as {KIND_NAMES[kind]}")
+    left_out = LeftOut(ignored=_own_files(out))
+    listing = list_source(location, kind, None if media is None else location_of(media), settings, left_out)
     for remark in listing.remarks:
         progress.say(f"{source}: {remark}")
-    clips = _with_content(listing.drafts, out, progress)
-    clips = _report_missing(clips, settings, progress)
+    clips, problems = _with_content(listing.drafts, out, progress)
+    clips = _report_missing(clips, problems, settings, progress)
     clips, moved = assign_splits(clips, settings, _earlier(out, settings))
-    clips, num_left_out = _report_copies(clips, progress)
+    clips, num_copies = _report_copies(clips, progress)
+    if left_out.counts:
+        progress.say(f"{source}: {describe_left_out(left_out.to_json())}")
     data = "".join(_line(clip, out.absolute().parent) for clip in clips).encode()
     record = Provenance(
         kind="manifest",
@@ -159,7 +158,7 @@ def build_manifest(
         inputs={},
         fingerprint=manifest_fingerprint(clips),
         outputs={out.name: len(data)},
-        counts=_counts(clips, kind) | {"left_out": num_left_out, _MOVED: moved},
+        counts=_counts(clips, kind) | {"left_out": num_copies, _MOVED: moved, "not_listed": left_out.to_json()},
         seconds=round(time.monotonic() - began, 3),
         finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
@@ -188,8 +187,8 @@ def _clip(draft: Draft, digest: str) -> Clip:
     )
 
 
-def _with_content(drafts: Sequence[Draft], out: Path, progress: Progress) -> list[Clip]:
-    """The clips with the digests of their contents."""
+def _with_content(drafts: Sequence[Draft], out: Path, progress: Progress) -> tuple[list[Clip], dict[str, str]]:
+    """The clips with the digests of their contents, and why a source has none."""
     seen: set[str] = set()
     for draft in drafts:
         check_clip(_clip(draft, ""), where=draft.source)
@@ -197,91 +196,34 @@ def _with_content(drafts: Sequence[Draft], out: Path, progress: Progress) -> lis
             raise ManifestError(f"two clips have the id {draft.id!r}; give them different ids or time ranges")
         seen.add(draft.id)
     memo = DigestMemo(out.absolute().parent / _MEMO)
-    digests = _Digests(memo)
-    clips: list[Clip] = []
-    waits_for_network = any(is_url(draft.source) for draft in drafts)
+    digests = ContentDigests(memo)
     try:
-        with progress.bar("hashing videos", len(drafts), "clip") as bar, ThreadPoolExecutor(_URLS_AT_ONCE) as pool:
-            found = pool.map(digests.of, drafts) if waits_for_network else map(digests.of, drafts)
-            for draft, digest in zip(drafts, found, strict=True):
-                clips.append(_clip(draft, digest))
-                bar.advance()
+        found = digests.of_all(drafts, progress)
     finally:
         memo.close()
-    return clips
+    return [_clip(draft, digest) for draft, digest in zip(drafts, found, strict=True)], digests.problems
 
 
-class _Digests:
-    """Digests of contents, each worked out once: of a file, of a record in a file, of a folder of pictures."""
-
-    def __init__(self, memo: DigestMemo | None) -> None:
-        self._memo = memo
-        self._files: dict[str, str] = {}  # by source
-        self._records: dict[str, list[str]] = {}  # by source
-
-    def of(self, draft: Draft) -> str:
-        """Digest of what a clip is cut from, empty when there is no such file: decoding will record it as missing.
-
-        Raises:
-            ManifestError: a folder where a video is expected.
-            LVTError: it cannot be read.
-        """
-        source = draft.source
-        try:
-            if draft.kind == "bair":
-                if source not in self._records:
-                    self._records[source] = self._digests_of_records(Path(source))
-                records = self._records[source]
-                return records[draft.record] if draft.record is not None and draft.record < len(records) else ""
-            if source not in self._files:
-                self._files[source] = self._digest_of(draft)
-            return self._files[source]
-        except (FileNotFoundError, NotADirectoryError):
-            return ""
-        except IsADirectoryError:
-            raise ManifestError(f"{source} is a folder, not a video") from None
-        except OSError as error:
-            raise LVTError(f"{source} cannot be read: {error.strerror}; check its owner and mode") from error
-
-    def _digest_of(self, draft: Draft) -> str:
-        of_file: Callable[[Path], str] = self._memo.digest if self._memo else digest_file
-        if draft.kind == "frames":
-            return folder_digest(pictures_in(draft.source), of_file)
-        if is_url(draft.source):
-            return digest_of_url(draft.source, self._memo)
-        return of_file(Path(draft.source))
-
-    def _digests_of_records(self, path: Path) -> list[str]:
-        if self._memo is None:
-            return _read_records(path)
-        name = f"{path.resolve()}#records"
-        return self._memo.recall(name, status_of(path), lambda: " ".join(_read_records(path))).split()
+def _own_files(out: Path) -> set[str]:
+    """The manifest and its record, which may be in the folder that is listed."""
+    return {str(path.absolute()) for path in (out, record_path(out))}
 
 
-def _read_records(path: Path) -> list[str]:
-    """SHA-256 of each record's payload, and of whatever follows the last one that can be found."""
-    index = index_records(str(path))
-    digests = []
-    with open(path, "rb") as stream:
-        for place in index.places:
-            stream.seek(place.offset)
-            digests.append(hashlib.sha256(stream.read(place.length)).hexdigest())
-        if index.problem is not None:
-            stream.seek(index.end)
-            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return digests
-
-
-def _report_missing(clips: list[Clip], settings: ManifestSettings, progress: Progress) -> list[Clip]:
-    """Tell which clips have no file; leave them out if that is asked for."""
+def _report_missing(
+    clips: list[Clip], problems: Mapping[str, str], settings: ManifestSettings, progress: Progress
+) -> list[Clip]:
+    """Report the clips whose source cannot be read; leave them out if that is asked for."""
     missing = [clip for clip in clips if not clip.digest]
     outcome = "left out" if settings.missing == "drop" else "recorded as missing (--missing drop leaves it out)"
     if len(missing) > _REMARKS_OF_A_KIND:
         examples = some([clip.id for clip in missing])
-        progress.say(f"{len(missing):,} of {len(clips):,} clips have no file, each will be {outcome}: {examples}")
+        progress.say(
+            f"{len(missing):,} of {len(clips):,} clips have no readable file, each will be {outcome}: {examples}"
+        )
     else:
         for clip in missing:
-            progress.say(f"{clip.source} does not exist; its clip {clip.id} will be {outcome}")
+            problem = problems.get(clip.source, "does not exist")
+            progress.say(f"{clip.source} {problem}; its clip {clip.id} will be {outcome}")
     if settings.missing != "drop":
         return clips
     if len(missing) == len(clips):
@@ -362,7 +304,10 @@ def _unchanged_record(out: Path, data: bytes, record: Provenance) -> Provenance 
     try:
         old = read_record(out)
         if out.read_bytes() == data and (old.recipe, old.fingerprint) == (record.recipe, record.fingerprint):
-            return old
+            if old.counts == record.counts:
+                return old
+            write_record(out, record)  # the same clips, but other things were passed over
+            return record
     except (ArtefactError, OSError):
         pass
     return None

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_DOWNLOAD_BYTES = 8 * 2**30  # a larger video is a failure, not a full disk
 _CHUNK_BYTES = 2**20
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_LFS_POINTER_BYTES = 1024  # a pointer is smaller
 _LOCAL = "file://"
 # What different stores call the time or the checksum of an object.
 _MARKS = (
@@ -107,6 +109,17 @@ def read_bytes(location: str) -> bytes:
         content = system.cat_file(path)
     assert isinstance(content, bytes)
     return content
+
+
+def is_lfs_pointer(path: str) -> bool:
+    """Whether a file is the text that Git keeps in place of a large file that was not fetched."""
+    try:
+        if os.stat(path).st_size > _LFS_POINTER_BYTES:
+            return False
+        with open_regular(path) as stream:
+            return stream.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError:
+        return False
 
 
 def files_below(url: str) -> list[PurePosixPath]:

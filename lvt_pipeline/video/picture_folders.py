@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
+import struct
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageOps, features
 
 from lvt_pipeline.errors import DecodeError
+from lvt_pipeline.storage import open_regular
 from lvt_pipeline.video.geometry import Frames
 
 PICTURE_EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 # 8 bits per channel; Pillow would clip deeper ones to white.
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 
@@ -28,10 +31,27 @@ def is_picture(name: str) -> bool:
 def pictures_in(folder: str) -> list[Path]:
     """The frames of a folder in the order a person reads their names: frame2 before frame10.
 
+    Files only, and links that lead nowhere: reading one of those fails, so no frame is skipped without notice.
+
     Raises:
         OSError: the folder cannot be read.
     """
-    return [Path(folder, name) for name in sorted(filter(is_picture, os.listdir(folder)), key=_reading_order)]
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if is_picture(entry.name) and _is_file_or_broken_link(entry)]
+    return [Path(folder, name) for name in sorted(names, key=_reading_order)]
+
+
+def _is_file_or_broken_link(entry: os.DirEntry[str]) -> bool:
+    return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
+
+
+def is_animated(path: Path) -> bool:
+    """Whether a picture file holds several pictures: animated WebP, APNG, multi-page TIFF."""
+    try:
+        with open_regular(path) as stream, Image.open(stream) as picture:
+            return getattr(picture, "n_frames", 1) > 1
+    except _PILLOW_ERRORS:
+        return False  # decoding says what is wrong with it
 
 
 def _reading_order(name: str) -> tuple[list[tuple[int, str]], str]:
@@ -67,13 +87,15 @@ def read_pictures(pictures: Sequence[Path]) -> Iterator[Frames]:
 
 def _read(path: Path) -> Frames:
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as picture:
+        with open_regular(path) as stream, Image.open(stream) as picture:
+            if getattr(picture, "n_frames", 1) > 1:
+                raise DecodeError("unreadable", f"{path} is an animated picture; a frame is a file with one picture")
             if picture.mode not in _MODES:
                 raise DecodeError(
                     "unreadable", f"{path} has pixels of type {picture.mode}, frames have 8 bits per channel"
                 )
             return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except _PILLOW_ERRORS as error:
         raise DecodeError("damaged", f"{path} is not a picture, or is damaged") from error
 
 

@@ -7,7 +7,6 @@ time, cropped and resized as for videos, and arrays with one row per frame where
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -32,7 +31,7 @@ from lvt_pipeline.video.decode import (
     take_frames,
 )
 from lvt_pipeline.video.geometry import Frames
-from lvt_pipeline.video.locations import local_copy
+from lvt_pipeline.video.locations import is_lfs_pointer, local_copy
 from lvt_pipeline.video.tfrecords import RecordIndex, index_records, read_record
 
 
@@ -66,12 +65,24 @@ def read_clip(clip: Clip, geometry: GeometrySettings, downloads: Path) -> Decode
     if clip.kind == "frames":
         return _read_folder(clip, geometry)
     with local_copy(clip.source, downloads) as path:
-        if os.path.isfile(path):
-            _refuse_change(clip, _digest(path, status_of(Path(path))))
+        _require_file(clip, path)
         try:
             return decode_clip(path, clip.start, clip.end, geometry)
         except DecodeError as error:  # a copy's name means nothing to people, and differs from run to run
             raise DecodeError(error.reason, str(error).replace(path, clip.source)) from error
+
+
+def _require_file(clip: Clip, path: str) -> None:
+    """Refuse what cannot be read, is not a regular file, or has another content than the manifest recorded."""
+    try:
+        digest = _digest(path, status_of(Path(path)))
+    except (FileNotFoundError, NotADirectoryError):
+        raise DecodeError("missing", f"{clip.source} does not exist") from None
+    except OSError as error:
+        raise DecodeError("unreadable", f"{clip.source} cannot be read: {error.strerror}") from error
+    if not clip.digest and is_lfs_pointer(path):
+        raise DecodeError("unreadable", f"{clip.source} is a Git LFS pointer; fetch the file with `git lfs pull`")
+    _refuse_change(clip, digest)
 
 
 def _read_trajectory(clip: Clip, geometry: GeometrySettings) -> DecodedClip:
@@ -94,10 +105,10 @@ def _read_folder(clip: Clip, geometry: GeometrySettings) -> DecodedClip:
     try:
         pictures = picture_folders.pictures_in(clip.source)
         digest = picture_folders.folder_digest(pictures, digest_file)
-    except FileNotFoundError:
-        raise DecodeError("missing", f"{clip.source} does not exist") from None
+    except FileNotFoundError as error:
+        raise DecodeError("missing", f"{error.filename or clip.source} does not exist") from None
     except OSError as error:
-        raise DecodeError("unreadable", f"{clip.source} is no folder that can be read: {error.strerror}") from error
+        raise DecodeError("unreadable", f"{error.filename or clip.source} cannot be read: {error.strerror}") from error
     if not pictures:
         raise DecodeError("no-video", f"{clip.source} holds no picture")
     _refuse_change(clip, digest)

@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.errors import DecodeError
+from lvt_pipeline.storage import open_regular
 
 Feature = list[bytes] | NDArray[np.float32] | NDArray[np.int64]
 
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
 _MASK_DELTA = 0xA282EAD8
+_COMPRESSED = (b"\x1f\x8b", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")  # gzip; zlib at its four levels
 # Wire types of protobuf.
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 # Field numbers of tf.train.Feature.
@@ -45,11 +47,13 @@ class RecordIndex:
         places: every record up to the first that cannot be delimited.
         end: where the last of them ends, in bytes.
         problem: why nothing after `end` can be found; None when the file ends there.
+        compressed: whether the file is compressed as a whole, so that no record can be found.
     """
 
     places: list[RecordPlace]
     end: int
     problem: DecodeError | None
+    compressed: bool = False
 
 
 def masked_crc(data: bytes) -> int:
@@ -65,7 +69,7 @@ def index_records(path: str) -> RecordIndex:
         OSError: the file cannot be read.
     """
     places: list[RecordPlace] = []
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         end = 0
         while end < size:
@@ -78,6 +82,8 @@ def index_records(path: str) -> RecordIndex:
                 length, checksum = _HEADER.unpack(header)
                 missing = end + _HEADER.size + length + _CHECKSUM.size - size
                 if masked_crc(header[:8]) != checksum:
+                    if end == 0 and header.startswith(_COMPRESSED):
+                        return RecordIndex([], 0, _is_compressed(path), compressed=True)
                     problem = _wrong_checksum(path, len(places), "length")
                 elif missing > 0:
                     problem = _cut_short(path, len(places), f"misses its last {missing:,} bytes")
@@ -114,6 +120,10 @@ def read_record(path: str, record: int, index: RecordIndex) -> bytes:
 
 def _wrong_checksum(path: str, record: int, what: str) -> DecodeError:
     return DecodeError("damaged", f"{path}: record {record} is damaged: the CRC-32C of its {what} does not match")
+
+
+def _is_compressed(path: str) -> DecodeError:
+    return DecodeError("unreadable", f"{path} is a compressed record file; decompress it with `gzip -d`")
 
 
 def _cut_short(path: str, record: int, how: str) -> DecodeError:

@@ -1,7 +1,7 @@
 """What a dataset lists: recognising a source, and handing it to the module that knows its kind.
 
 Each kind has a file: `folders` (videos in a folder, at a URL, or matching a pattern), `tables` (CSV and JSON Lines),
-`kinetics`, `ucf101`, `trajectories` (BAIR) and `frame_folders`. All give drafts: clips whose content is not known yet.
+`kinetics`, `ucf101`, `bair` and `frame_folders`. All give drafts: clips whose content is not known yet.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ import os
 from pathlib import PurePosixPath
 
 from lvt_pipeline.errors import ManifestError
-from lvt_pipeline.manifest.sources.bair import is_record_file, list_bair
-from lvt_pipeline.manifest.sources.draft import Listing, ManifestSettings, SourceKind
-from lvt_pipeline.manifest.sources.folders import is_pattern, is_video, list_folder, list_pattern, walk
+from lvt_pipeline.manifest.sources.bair import list_bair
+from lvt_pipeline.manifest.sources.draft import Listing, ManifestSettings, SourceKind, is_record_file
+from lvt_pipeline.manifest.sources.folders import is_pattern, is_video, list_folder, list_pattern
 from lvt_pipeline.manifest.sources.frame_folders import list_frame_folders
 from lvt_pipeline.manifest.sources.kinetics import COLUMNS, find_annotations, list_kinetics
 from lvt_pipeline.manifest.sources.tables import PATH_COLUMNS, csv_columns, list_table
 from lvt_pipeline.manifest.sources.ucf101 import find_lists, list_ucf101
+from lvt_pipeline.manifest.sources.walk import LeftOut, is_playlist, walk
 from lvt_pipeline.video.locations import absolute, exists, is_folder, is_url, parent_of
 from lvt_pipeline.video.picture_folders import is_picture
 
-SPOKEN_KINDS: dict[SourceKind, str] = {
+KIND_NAMES: dict[SourceKind, str] = {
     "folder": "a folder of videos",
     "csv": "a CSV that lists videos",
     "jsonl": "JSON Lines that list videos",
@@ -31,7 +32,9 @@ SPOKEN_KINDS: dict[SourceKind, str] = {
 }
 
 
-def list_source(source: str, kind: SourceKind, media: str | None, settings: ManifestSettings) -> Listing:
+def list_source(
+    source: str, kind: SourceKind, media: str | None, settings: ManifestSettings, left_out: LeftOut
+) -> Listing:
     """The clips of a source.
 
     Args:
@@ -41,28 +44,27 @@ def list_source(source: str, kind: SourceKind, media: str | None, settings: Mani
     Raises:
         ManifestError: it lists no clip, or something that cannot be used.
     """
-    _refuse_nothing(source)
+    _require_source(source)
     if is_url(source) and kind in ("bair", "frames", "ucf101"):
-        raise ManifestError(
-            f"{source}: {SPOKEN_KINDS[kind]} are read from a local folder; copy it to this machine first"
-        )
+        raise ManifestError(f"{source}: {KIND_NAMES[kind]} are read from a local folder; copy it to this machine first")
     match kind:
         case "folder":
-            return list_pattern(source, settings) if is_pattern(source) else list_folder(source, settings)
+            return (list_pattern if is_pattern(source) else list_folder)(source, settings, left_out)
         case "csv" | "jsonl":
-            return list_table(kind, source, media or parent_of(source), settings)
+            return list_table(kind, source, media or parent_of(source), settings, left_out)
         case "kinetics":
             lists = find_annotations(source) if is_folder(source) else [source]
-            return list_kinetics(lists, media or (source if is_folder(source) else parent_of(source)), settings)
+            videos = media or (source if is_folder(source) else parent_of(source))
+            return list_kinetics(lists, videos, settings, left_out)
         case "ucf101":
             folder = find_lists(source) if is_folder(source) else None
             if folder is None:
                 raise ManifestError(f"{source} holds no trainlist01.txt, nor does a folder in it")
-            return list_ucf101(folder, media or source, settings)
+            return list_ucf101(folder, media or source, settings, left_out)
         case "bair":
-            return list_bair(source, settings)
+            return list_bair(source, settings, left_out)
         case "frames":
-            return list_frame_folders(source, settings)
+            return list_frame_folders(source, settings, left_out)
 
 
 def recognise(source: str) -> SourceKind:
@@ -73,7 +75,7 @@ def recognise(source: str) -> SourceKind:
     """
     if is_pattern(source):
         return "folder"
-    _refuse_nothing(source)
+    _require_source(source)
     if is_folder(source):
         return _recognise_folder(source)
     suffix = PurePosixPath(source).suffix.lower()
@@ -84,6 +86,8 @@ def recognise(source: str) -> SourceKind:
         return "jsonl"
     if is_record_file(PurePosixPath(source).name):
         return "bair"
+    if is_playlist(source):
+        raise ManifestError(f"{source} is a playlist or a script, which names other files; give the videos themselves")
     raise ManifestError(
         f"{source} is neither a folder nor a .csv, .jsonl or .tfrecords file; give the folder that holds the videos"
     )
@@ -97,17 +101,19 @@ def _recognise_folder(folder: str) -> SourceKind:
     if find_lists(folder) is not None:
         return "ucf101"
     holds: set[SourceKind] = set()
-    for _, _, files in walk(folder):
-        if any(not name.startswith(".") and is_video(PurePosixPath(name)) for name in files):
+    for found in walk(folder, LeftOut()):
+        if any(is_video(PurePosixPath(name)) for name in found.files):
             return "folder"
-        if any(map(is_record_file, files)):
+        if any(map(is_record_file, found.files)):
             holds.add("bair")
-        if any(map(is_picture, files)):
+        if any(map(is_picture, found.files)):
             holds.add("frames")
     return next((kind for kind in ("bair", "frames") if kind in holds), "folder")
 
 
-def _refuse_nothing(source: str) -> None:
+def _require_source(source: str) -> None:
+    if not is_url(source) and os.path.islink(source) and not os.path.exists(source):
+        raise ManifestError(f"{source} is a broken link; give a folder of videos or a CSV that lists them")
     if not exists(source) and not is_pattern(source):
         raise ManifestError(f"{source} does not exist; give a folder of videos or a CSV that lists them")
 

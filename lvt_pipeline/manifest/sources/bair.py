@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from lvt_pipeline.errors import DecodeError, LVTError, ManifestError
-from lvt_pipeline.manifest.sources.draft import BAIR_FPS, Draft, Listing, ManifestSettings, split_of_folder, unique_ids
-from lvt_pipeline.manifest.sources.folders import walk
+from lvt_pipeline.errors import DecodeError, ManifestError
+from lvt_pipeline.manifest.sources.draft import (
+    BAIR_FPS,
+    RECORD_EXTENSIONS,
+    Draft,
+    Listing,
+    ManifestSettings,
+    is_record_file,
+    split_of_folder,
+    unique_ids,
+)
+from lvt_pipeline.manifest.sources.folders import also, is_video
+from lvt_pipeline.manifest.sources.walk import LeftOut, walk
 from lvt_pipeline.video.bair import CAMERAS, parse_trajectory
+from lvt_pipeline.video.locations import is_lfs_pointer
 from lvt_pipeline.video.tfrecords import RecordIndex, index_records, read_record
 
-RECORD_EXTENSIONS = frozenset({".tfrecord", ".tfrecords"})
 
-
-def is_record_file(name: str) -> bool:
-    """Whether a file holds records, by its ending; hidden files are none."""
-    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in RECORD_EXTENSIONS
-
-
-def list_bair(source: str, settings: ManifestSettings) -> Listing:
+def list_bair(source: str, settings: ManifestSettings, left_out: LeftOut) -> Listing:
     """Every record of every tfrecord file below a folder, in the order of paths; or of the one file given.
 
     An id is the file's path without its ending and the record's number. Records behind a place where a file is damaged
@@ -31,20 +36,21 @@ def list_bair(source: str, settings: ManifestSettings) -> Listing:
     if root.is_file():
         root, names = root.parent, [PurePosixPath(root.name)]
     else:
-        below = [Path(parent, name) for parent, _, files in walk(source) for name in filter(is_record_file, files)]
-        names = sorted(
-            (PurePosixPath(path.relative_to(root).as_posix()) for path in below), key=lambda name: name.parts
-        )
+        names = sorted(_record_files(source, left_out), key=lambda name: name.parts)
+    indices = {name: index for name in names if (index := _usable_index(root, name, left_out)) is not None}
+    names = list(indices)
     if not names:
-        raise ManifestError(f"{source} holds no tfrecord file: none ends in {' or '.join(sorted(RECORD_EXTENSIONS))}")
+        raise ManifestError(
+            f"{source} holds no tfrecord file: none ends in {' or '.join(sorted(RECORD_EXTENSIONS))}{also(left_out)}"
+        )
     cameras = CAMERAS if settings.camera == "both" else (settings.camera or CAMERAS[0],)
     drafts: list[Draft] = []
     remarks: list[str] = []
     for number, (name, file_id) in enumerate(zip(names, unique_ids(names), strict=True)):
         path = str(root / name)
-        index = _index(path)
+        index = indices[name]
         if number == 0:
-            _refuse_other_records(path, index, cameras)
+            _require_trajectories(path, index, cameras)
         if index.problem is not None:
             remarks.append(f"{index.problem}; nothing after it can be found")
         for record in range(len(index.places) + (index.problem is not None)):
@@ -60,19 +66,41 @@ def list_bair(source: str, settings: ManifestSettings) -> Listing:
                         fps=settings.fps or BAIR_FPS,
                     )
                 )
-    if not drafts:
-        raise ManifestError(f"{source} holds {len(names)} tfrecord files and not one record")
     return Listing(drafts, remarks)
 
 
-def _index(path: str) -> RecordIndex:
+def _record_files(source: str, left_out: LeftOut) -> Iterator[PurePosixPath]:
+    for folder in walk(source, left_out):
+        for name in folder.files:
+            if is_record_file(name):
+                yield PurePosixPath(folder.inside(name))
+            elif is_video(PurePosixPath(name)):
+                left_out.add("videos", folder.inside(name))
+            else:
+                left_out.add_other(folder.inside(name))
+
+
+def _usable_index(root: Path, name: PurePosixPath, left_out: LeftOut) -> RecordIndex | None:
+    """Where the records of a file are; None when there are none to be had, which is counted."""
+    path = str(root / name)
+    if is_lfs_pointer(path):
+        left_out.add("git-lfs", str(name))
+        return None
     try:
-        return index_records(path)
-    except OSError as error:
-        raise LVTError(f"{path} cannot be read: {error.strerror}; check its owner and mode") from error
+        index = index_records(path)
+    except OSError:
+        left_out.add("unreadable", str(name))
+        return None
+    if index.compressed:
+        left_out.add("compressed-records", str(name))
+        return None
+    if not index.places and index.problem is None:
+        left_out.add("empty-records", str(name))
+        return None
+    return index
 
 
-def _refuse_other_records(path: str, index: RecordIndex, cameras: tuple[str, ...]) -> None:
+def _require_trajectories(path: str, index: RecordIndex, cameras: tuple[str, ...]) -> None:
     """Look into the first record, so that another dataset is one error and not a failure per clip."""
     try:
         payload = read_record(path, 0, index)

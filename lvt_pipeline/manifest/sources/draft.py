@@ -18,6 +18,8 @@ SourceKind = Literal["folder", "csv", "jsonl", "kinetics", "bair", "ucf101", "fr
 BAIR_FPS = 10.0
 PICTURE_FPS = 25.0
 
+RECORD_EXTENSIONS = frozenset({".tfrecord", ".tfrecords"})
+
 SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
@@ -95,6 +97,11 @@ def unique_ids(names: Sequence[PurePosixPath]) -> list[str]:
     for clip_id in ids:
         refuse_odd_name(clip_id)
     return ids
+
+
+def is_record_file(name: str) -> bool:
+    """Whether a file holds records, by its ending; hidden files do not count."""
+    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in RECORD_EXTENSIONS
 
 
 def refuse_odd_name(name: str) -> None:

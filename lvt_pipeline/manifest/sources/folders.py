@@ -2,47 +2,52 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
-import os
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
 
 from lvt_pipeline.errors import ManifestError
 from lvt_pipeline.manifest.sources.draft import (
     Draft,
     Listing,
     ManifestSettings,
+    is_record_file,
     label_of_folder,
     split_of_folder,
     unique_ids,
 )
-from lvt_pipeline.video.locations import absolute, exists, files_below, files_matching, is_url
+from lvt_pipeline.manifest.sources.walk import LeftOut, describe_left_out, is_playlist, walk
+from lvt_pipeline.video.locations import absolute, exists, files_below, files_matching, is_lfs_pointer, is_url
+from lvt_pipeline.video.picture_folders import is_picture
 
 # Files with these endings are listed even if they turn out to be broken: decoding decides, and says why.
 # fmt: off
 VIDEO_EXTENSIONS = frozenset({
-    ".3g2", ".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv",
-    ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
+    ".3g2", ".3gp", ".apng", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".gxf", ".ivf", ".m1v", ".m2p",
+    ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg",
+    ".mpv", ".mts", ".mxf", ".nut", ".ogg", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".roq", ".tod", ".tp", ".trp",
+    ".ts", ".vob", ".webm", ".wmv", ".wtv", ".xvid", ".y4m",
 })
 # fmt: on
 
 
-def list_folder(folder: str, settings: ManifestSettings) -> Listing:
+def list_folder(folder: str, settings: ManifestSettings, left_out: LeftOut) -> Listing:
     """Every video below a folder; ids are relative paths without their ending.
 
     Raises:
         ManifestError: there is none.
     """
-    names = sorted(video_files(folder), key=lambda name: name.parts)
+    names = sorted(videos_below(folder, left_out), key=lambda name: name.parts)
     if not names:
         raise ManifestError(
             f"{folder} holds no video: no file in it or its subfolders ends in one of "
-            f"{' '.join(sorted(VIDEO_EXTENSIONS))}"
+            f"{' '.join(sorted(VIDEO_EXTENSIONS))}{also(left_out)}"
         )
     return _listed(folder, names, settings)
 
 
-def list_pattern(pattern: str, settings: ManifestSettings) -> Listing:
+def list_pattern(pattern: str, settings: ManifestSettings, left_out: LeftOut) -> Listing:
     """Every file that a pattern matches; ids count from the last folder without a wildcard.
 
     A pattern that ends in a plain ending (`*.mp4`, `*.bin`) is taken at its word, else only videos are listed.
@@ -52,22 +57,52 @@ def list_pattern(pattern: str, settings: ManifestSettings) -> Listing:
     """
     root = _fixed_part(pattern)
     takes_all = not glob.has_magic(PurePosixPath(pattern).suffix or "*")
-    if is_url(pattern):
-        found = files_matching(pattern, root)
-    else:
-        paths = [Path(path) for path in glob.iglob(pattern, recursive=True)]
-        found = [PurePosixPath(path.relative_to(root).as_posix()) for path in paths if path.is_file()]
-    names = sorted((name for name in found if takes_all or is_video(name)), key=lambda name: name.parts)
+    found = files_matching(pattern, root) if is_url(pattern) else _files_matching(pattern, root, left_out)
+    names = []
+    for name in sorted(found, key=lambda name: name.parts):
+        if is_playlist(name.name):
+            left_out.add("playlists", str(name))
+        elif not takes_all and not is_video(name):
+            left_out.add_other(str(name))
+        elif not is_url(pattern) and is_lfs_pointer(f"{root}/{name}"):
+            left_out.add("git-lfs", str(name))
+        else:
+            names.append(name)
     if not names:
         raise ManifestError(
-            f"{pattern} matches no video; ** stands for any number of folders, and quotes keep it whole"
+            f"{pattern} matches no video; ** stands for any number of folders, and quotes keep it whole{also(left_out)}"
         )
     return _listed(root, names, settings)
 
 
 def is_pattern(location: str) -> bool:
-    """Whether a source is a pattern: it has wildcards and is no file or folder itself."""
+    """Whether a source is a pattern: it has wildcards and is not a file or folder itself."""
     return glob.has_magic(location) and not exists(location)
+
+
+def also(left_out: LeftOut) -> str:
+    """What was left out, as the end of a message about an empty listing."""
+    line = describe_left_out(left_out.to_json())
+    return f"; {line}" if line else ""
+
+
+def _files_matching(pattern: str, root: str, left_out: LeftOut) -> Iterator[PurePosixPath]:
+    parts = PurePosixPath(pattern).parts[len(PurePosixPath(root).parts) :]
+    for folder in walk(root, left_out, None if "**" in parts else len(parts) - 1):
+        for file in folder.files:
+            name = PurePosixPath(folder.inside(file))
+            if _matches(name.parts, parts):
+                yield name
+
+
+def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path matches a pattern part by part, as in `glob`; `**` is any number of folders."""
+    if not pattern:
+        return not names
+    if pattern[0] == "**":
+        rest = pattern[1:] or ("*",)
+        return any(_matches(names[skipped:], rest) for skipped in range(len(names)))
+    return bool(names) and fnmatch.fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
 
 
 def _fixed_part(pattern: str) -> str:
@@ -94,25 +129,35 @@ def is_video(name: PurePosixPath) -> bool:
     return name.suffix.lower() in VIDEO_EXTENSIONS
 
 
-def video_files(folder: str) -> Iterator[PurePosixPath]:
-    """Videos below a folder or URL, relative to it, hidden ones left out."""
+def videos_below(folder: str, left_out: LeftOut) -> Iterator[PurePosixPath]:
+    """Videos below a folder or URL, relative to it; everything else is counted."""
     if is_url(folder):
-        yield from filter(is_video, files_below(folder))
+        for path in files_below(folder):
+            if is_video(path):
+                yield path
+            else:
+                _count(path.name, str(path), left_out)
         return
-    for parent, _, files in walk(folder):
-        for name in files:
-            if not name.startswith(".") and is_video(PurePosixPath(name)):
-                yield PurePosixPath(Path(parent, name).relative_to(folder).as_posix())
+    for found in walk(folder, left_out):
+        pictures = False
+        for name in found.files:
+            if is_video(PurePosixPath(name)):
+                if is_lfs_pointer(f"{found.path}/{name}"):
+                    left_out.add("git-lfs", found.inside(name))
+                else:
+                    yield PurePosixPath(found.inside(name))
+            elif is_picture(name):
+                pictures = True
+            else:
+                _count(name, found.inside(name), left_out)
+        if pictures:
+            left_out.add("pictures", found.name or ".")
 
 
-def walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk` over folders that are not hidden, sorted. Links are followed; no folder is entered twice."""
-    entered: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield parent, folders, files
+def _count(name: str, path: str, left_out: LeftOut) -> None:
+    if is_playlist(name):
+        left_out.add("playlists", path)
+    elif is_record_file(name):
+        left_out.add("records", path)
+    else:
+        left_out.add_other(path)

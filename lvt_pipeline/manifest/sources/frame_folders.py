@@ -11,15 +11,17 @@ from lvt_pipeline.manifest.sources.draft import (
     Draft,
     Listing,
     ManifestSettings,
+    is_record_file,
     label_of_folder,
-    refuse_odd_name,
     split_of_folder,
 )
-from lvt_pipeline.manifest.sources.folders import walk
-from lvt_pipeline.video.picture_folders import PICTURE_EXTENSIONS, is_picture
+from lvt_pipeline.manifest.sources.folders import also, is_video
+from lvt_pipeline.manifest.sources.walk import Folder, LeftOut, walk
+from lvt_pipeline.video.locations import is_lfs_pointer
+from lvt_pipeline.video.picture_folders import PICTURE_EXTENSIONS, is_animated, is_picture
 
 
-def list_frame_folders(source: str, settings: ManifestSettings) -> Listing:
+def list_frame_folders(source: str, settings: ManifestSettings, left_out: LeftOut) -> Listing:
     """Every folder that holds pictures, the source itself included; ids are relative paths.
 
     Raises:
@@ -28,15 +30,14 @@ def list_frame_folders(source: str, settings: ManifestSettings) -> Listing:
     root = Path(source)
     if not root.is_dir():
         raise ManifestError(f"{source} is not a folder; give the one that holds a folder of pictures per clip")
-    folders = [Path(parent) for parent, _, files in walk(source) if any(map(is_picture, files))]
-    if not folders:
+    names = sorted(
+        (PurePosixPath(folder) for folder in _picture_folders(source, left_out)), key=lambda name: name.parts
+    )
+    if not names:
         raise ManifestError(
             f"{source} holds no picture: no file in it or its subfolders ends in one of "
-            f"{' '.join(sorted(PICTURE_EXTENSIONS))}"
+            f"{' '.join(sorted(PICTURE_EXTENSIONS))}{also(left_out)}"
         )
-    names = sorted((PurePosixPath(path.relative_to(root).as_posix()) for path in folders), key=lambda name: name.parts)
-    for name in names:
-        refuse_odd_name(str(name))
     return Listing(
         [
             Draft(
@@ -50,3 +51,33 @@ def list_frame_folders(source: str, settings: ManifestSettings) -> Listing:
             for name in names
         ]
     )
+
+
+def _picture_folders(source: str, left_out: LeftOut) -> list[str]:
+    found = []
+    for folder in walk(source, left_out):
+        pictures = [name for name in folder.files if is_picture(name)]
+        for name in folder.files:
+            if is_video(PurePosixPath(name)):
+                left_out.add("videos", folder.inside(name))
+            elif is_record_file(name):
+                left_out.add("records", folder.inside(name))
+            elif not is_picture(name):
+                left_out.add_other(folder.inside(name))
+        if pictures and _is_usable(folder, pictures, left_out):
+            found.append(folder.name)
+    return found
+
+
+def _is_usable(folder: Folder, pictures: list[str], left_out: LeftOut) -> bool:
+    """Whether the pictures of a folder are frames; the others of a clip are checked when it is decoded."""
+    if any(is_picture(name) and reason != "special" for name, reason in folder.odd.items()):
+        left_out.add("incomplete", folder.name or ".")
+        return False
+    for name in (pictures[0], pictures[-1]):
+        path = Path(folder.path, name)
+        reason = "git-lfs" if is_lfs_pointer(str(path)) else "animated" if is_animated(path) else None
+        if reason is not None:
+            left_out.add(reason, folder.inside(name))
+            return False
+    return True

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from lvt_pipeline.errors import ManifestError
-from lvt_pipeline.manifest.sources.draft import Draft, Listing, ManifestSettings, refuse_odd_name, some, split_of_text
-from lvt_pipeline.manifest.sources.folders import video_files
+from lvt_pipeline.manifest.sources.draft import Draft, Listing, ManifestSettings, some, split_of_text
+from lvt_pipeline.manifest.sources.folders import videos_below
 from lvt_pipeline.manifest.sources.tables import Row, csv_columns, csv_rows
+from lvt_pipeline.manifest.sources.walk import LeftOut
 from lvt_pipeline.video.locations import absolute, is_url
 
 COLUMNS = frozenset({"youtube_id", "time_start", "time_end"})
@@ -28,7 +29,7 @@ def find_annotations(folder: str) -> list[str]:
     return [str(path) for path in files if csv_columns(str(path)) >= COLUMNS]
 
 
-def list_kinetics(annotations: Iterable[str], media: str, settings: ManifestSettings) -> Listing:
+def list_kinetics(annotations: Iterable[str], media: str, settings: ManifestSettings, left_out: LeftOut) -> Listing:
     """The rows of annotation files, with the videos that belong to them.
 
     An id is `label/youtube_id_000010_000020` wherever the file lies, so rearranging a download changes nothing. A row
@@ -37,7 +38,10 @@ def list_kinetics(annotations: Iterable[str], media: str, settings: ManifestSett
     Raises:
         ManifestError: a row cannot be used, or not one video is there.
     """
-    files = _by_stem(media)
+    annotations = list(annotations)
+    left_out.ignored.update(annotations)
+    files = _by_stem(media, left_out)
+    used: set[str] = set()
     drafts: dict[str, Draft] = {}
     missing: list[str] = []
     repeated: list[str] = []
@@ -53,6 +57,7 @@ def list_kinetics(annotations: Iterable[str], media: str, settings: ManifestSett
                 repeated.append(draft.id)
                 continue
             drafts[draft.id] = draft
+            used.add(draft.source)
             if is_missing:
                 missing.append(draft.id)
     if not drafts:
@@ -63,15 +68,17 @@ def list_kinetics(annotations: Iterable[str], media: str, settings: ManifestSett
             f"none of the {len(drafts):,} clips is in {media}: looked in it and its subfolders for {name}.mp4, "
             f"{name[:-14]}.mp4 and so on; --media names the folder of the videos"
         )
+    for path in files.values():
+        if absolute(media, str(path)) not in used:
+            left_out.add("unnamed", str(path))
     remarks = [f"{len(repeated):,} rows repeat a clip and are left out: {some(repeated)}"] if repeated else []
     return Listing(list(drafts.values()), remarks)
 
 
-def _by_stem(media: str) -> dict[str, PurePosixPath]:
+def _by_stem(media: str, left_out: LeftOut) -> dict[str, PurePosixPath]:
     """The videos of a download by name; the first in order where a name occurs twice."""
     found: dict[str, PurePosixPath] = {}
-    for name in sorted(video_files(media), key=lambda name: name.parts):
-        refuse_odd_name(str(name))
+    for name in sorted(videos_below(media, left_out), key=lambda name: name.parts):
         found.setdefault(name.stem, name)
     return found
 

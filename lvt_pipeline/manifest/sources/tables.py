@@ -22,6 +22,8 @@ from lvt_pipeline.manifest.sources.draft import (
     split_of_text,
     unique_ids,
 )
+from lvt_pipeline.manifest.sources.folders import also
+from lvt_pipeline.manifest.sources.walk import LeftOut, is_playlist
 from lvt_pipeline.storage import decode_text, parse_json_lines
 from lvt_pipeline.video.clips import CLIP_KINDS
 from lvt_pipeline.video.locations import absolute, as_path, is_url, read_bytes
@@ -34,7 +36,9 @@ Row = Mapping[str, Any]
 NumberedRow = tuple[int, Row]  # with its line number
 
 
-def list_table(kind: Literal["csv", "jsonl"], table: str, media: str, settings: ManifestSettings) -> Listing:
+def list_table(
+    kind: Literal["csv", "jsonl"], table: str, media: str, settings: ManifestSettings, left_out: LeftOut
+) -> Listing:
     """The clips of a table.
 
     Args:
@@ -58,6 +62,11 @@ def list_table(kind: Literal["csv", "jsonl"], table: str, media: str, settings: 
     for number, row in rows:
         if not isinstance(row.get(path), str) or not row[path]:
             raise ManifestError(f"{table}:{number}: the column {path!r} is empty")
+        if is_playlist(row[path]):
+            left_out.add("playlists", row[path])
+    rows = [(number, row) for number, row in rows if not is_playlist(row[path])]
+    if not rows:
+        raise ManifestError(f"{table} lists no video{also(left_out)}")
     sources = [absolute(media, row[path]) for _, row in rows]
     uses = Counter(sources)
     names = _names_of(list(uses), media)
@@ -112,6 +121,7 @@ def csv_rows(location: str) -> list[NumberedRow]:
     """
     text = _text_of(location)
     try:
+        _require_commas(text, location)
         reader = csv.DictReader(io.StringIO(text, newline=""))
         rows: list[NumberedRow] = [
             (reader.line_num, {key.strip(): (value or "").strip() for key, value in row.items() if key is not None})
@@ -122,6 +132,13 @@ def csv_rows(location: str) -> list[NumberedRow]:
     if not rows:
         raise ManifestError(f"{location} lists no clip; it needs a line of column names and one line per clip")
     return rows
+
+
+def _require_commas(text: str, location: str) -> None:
+    header = text.split("\n", 1)[0]
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if separator in header and "," not in header:
+            raise ManifestError(f"{location} separates its columns with {name}; save it with commas between them")
 
 
 def _text_of(location: str) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from lvt_pipeline.errors import ManifestError
 from lvt_pipeline.manifest.sources.draft import Draft, Listing, ManifestSettings, some, unique_ids
-from lvt_pipeline.manifest.sources.folders import video_files
+from lvt_pipeline.manifest.sources.folders import videos_below
+from lvt_pipeline.manifest.sources.walk import LeftOut
 from lvt_pipeline.storage import numbered_lines, read_text
 from lvt_pipeline.video.locations import absolute, is_url
 
@@ -22,12 +23,15 @@ def find_lists(folder: str) -> Path | None:
     """The folder that holds UCF101's split files: the source itself, or one right below it."""
     if is_url(folder):
         return None
-    with os.scandir(folder) as entries:
-        candidates = [Path(folder), *sorted(Path(entry.path) for entry in entries if entry.is_dir())]
-    return next((path for path in candidates if (path / "trainlist01.txt").is_file()), None)
+    try:
+        with os.scandir(folder) as entries:
+            below = sorted(entry.path for entry in entries)
+    except OSError:
+        return None
+    return next((Path(path) for path in (folder, *below) if os.path.isfile(f"{path}/trainlist01.txt")), None)
 
 
-def list_ucf101(lists: Path, media: str, settings: ManifestSettings) -> Listing:
+def list_ucf101(lists: Path, media: str, settings: ManifestSettings, left_out: LeftOut) -> Listing:
     """Every video of the class folders below `media`, split as the lists of one fold say.
 
     Ids are `Class/video`. A listed video that is not there is listed as missing; the content decides the split of a
@@ -36,8 +40,9 @@ def list_ucf101(lists: Path, media: str, settings: ManifestSettings) -> Listing:
     Raises:
         ManifestError: a list is missing or contradicts itself, or not one listed video is there.
     """
+    left_out.ignored.update(str(path) for path in lists.glob("*.txt"))
     splits = _read_lists(lists, settings.fold or DEFAULT_FOLD)
-    found = {PurePosixPath(*name.parts[-2:]): name for name in video_files(media) if len(name.parts) >= 2}
+    found = {PurePosixPath(*name.parts[-2:]): name for name in videos_below(media, left_out) if len(name.parts) >= 2}
     missing = [name for name in splits if name not in found]
     if len(missing) == len(splits):
         raise ManifestError(
@@ -82,7 +87,7 @@ def _read_lists(folder: Path, fold: int) -> dict[PurePosixPath, str]:
 
 def _read_classes(path: Path) -> dict[str, str]:
     """Class names by number; empty when the file is not there."""
-    if not path.is_file():
+    if not path.exists():
         return {}
     return {number: name.strip() for number, _, name in (line.partition(" ") for _, line in _lines(path))}
 
