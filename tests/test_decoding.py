@@ -209,7 +209,7 @@ def test_a_misspelt_split_is_refused_with_the_choices() -> None:
 
 def test_a_clip_id_cannot_lead_out_of_the_folder() -> None:
     for clip_id in ("../up", "a/../../up", "/etc/passwd"):
-        with pytest.raises(LVTError, match="no name for a file"):
+        with pytest.raises(LVTError, match="cannot be a file name"):
             decoding._file_name(clip_id, "mp4")
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lvt_pipeline import lineage
 from lvt_pipeline.codes.layout import DamagedRootError, read_root, with_history
 from lvt_pipeline.codes.store import (
     CodeClip,
@@ -143,7 +144,7 @@ class CodePlan:
 
 def codes_fingerprint(frames: str, tokenizer: str) -> str:
     """Fingerprint of a clip's codes, from those of its frames and of the tokenizer."""
-    return fingerprint({"frames": frames, "tokenizer": tokenizer})
+    return lineage.clip_codes_fingerprint(frames, tokenizer)
 
 
 def plan_codes(

@@ -20,7 +20,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
+from lvt_pipeline import lineage
 from lvt_pipeline.codes.chunk_reading import read_chunks, read_frames
 from lvt_pipeline.codes.layout import (
     ARRAY,
@@ -48,10 +48,7 @@ from lvt_pipeline.machine import paused_collection
 from lvt_pipeline.provenance import (
     ZARR_METADATA,
     Provenance,
-    canonical_json,
-    canonical_rows,
     digest_file,
-    fingerprint_text,
 )
 from lvt_pipeline.video.relative_paths import kept_sources, opened_sources
 
@@ -498,17 +495,13 @@ def clips_to_columns(clips: Sequence[CodeClip], path: Path) -> dict[str, list[An
 
 def table_fingerprint(schema: CodeSchema, clips: Sequence[CodeClip]) -> str:
     """Hash of what a generation contains; where its codes lie in the array does not enter."""
-    about = canonical_json(
-        {
-            "codebook_size": schema.codebook_size,
-            "num_codebooks": schema.num_codebooks,
-            "grid": list(schema.grid),
-            "tokenizer": schema.tokenizer,
-        }
+    return lineage.store_fingerprint(
+        codebook_size=schema.codebook_size,
+        num_codebooks=schema.num_codebooks,
+        grid=schema.grid,
+        tokenizer=schema.tokenizer,
+        rows=([clip.id, clip.split, clip.label, clip.fingerprint, clip.length] for clip in clips),
     )
-    rows = canonical_rows([clip.id, clip.split, clip.label, clip.fingerprint, clip.length] for clip in clips)
-    # The fingerprint of one object with the rows under "clips", which its keys' order puts first.
-    return fingerprint_text(chain(['{"clips":'], rows, [",", about[1:]]))
 
 
 def open_array(path: Path) -> zarr.Array[Any]:

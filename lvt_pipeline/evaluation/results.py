@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lvt_pipeline import lineage
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.job import Work
-from lvt_pipeline.provenance import Provenance, fingerprint
+from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.storage import read_json, write_json
 
 NEEDED_KEYS = {"baselines", "codes", "clips", "split"}
@@ -30,7 +31,7 @@ def read_results(path: Path) -> dict[str, Any]:
 def is_unchanged(out: Path, record: Provenance) -> bool:
     """Whether a finished result is still what was written. One in which a network failed is to be measured again."""
     try:
-        return not record.counts.get("failed") and fingerprint(read_json(out)) == record.fingerprint
+        return not record.counts.get("failed") and lineage.results_fingerprint(read_json(out)) == record.fingerprint
     except ArtefactError:
         return False
 
@@ -38,7 +39,7 @@ def is_unchanged(out: Path, record: Provenance) -> bool:
 def write_results(work: Work, results: Mapping[str, Any], counts: Mapping[str, Any]) -> Provenance:
     """Write a result file, then its record."""
     write_json(work.out, results)
-    return work.finish(fingerprint(results), counts=counts)
+    return work.finish(lineage.results_fingerprint(results), counts=counts)
 
 
 def plain(value: Any) -> Any:

@@ -10,12 +10,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from lvt_pipeline import lineage
 from lvt_pipeline.frames.codecs import Codec, encode_frames
-from lvt_pipeline.provenance import (
-    canonical_rows,
-    fingerprint,
-    fingerprint_text,
-)
 from lvt_pipeline.video.geometry import Frames, check_frames
 
 FORMAT_VERSION = 1  # raised when the bytes of a shard change for the same frames
@@ -98,7 +94,7 @@ class FrameSample:
             fps=fps,
             source=source,
             digest=digest,
-            fingerprint=fingerprint({"digest": digest, "shape": list(frames.shape)}),
+            fingerprint=lineage.array_fingerprint(digest, frames.shape),
             decoder=decoder,
             codec=codec,
             shape=frames.shape[:3],
@@ -179,7 +175,7 @@ def receipt_path(shard: Path) -> Path:
 
 def content_fingerprint(clips: Iterable[FrameClip]) -> str:
     """Hash of a folder of frames: which clips it has, in order, and what each is made of."""
-    return fingerprint_text(canonical_rows([clip.id, clip.split, clip.label, clip.fingerprint] for clip in clips))
+    return lineage.frames_fingerprint([clip.id, clip.split, clip.label, clip.fingerprint] for clip in clips)
 
 
 def frame_counts(clips: Sequence[FrameClip], failures: Sequence[ClipFailure]) -> dict[str, Any]:

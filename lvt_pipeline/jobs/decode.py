@@ -12,13 +12,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
+from lvt_pipeline import lineage
 from lvt_pipeline.codes.store import CodeClip, CodeStore, open_codes
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.jobs.settings import DecodeSettings
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.provenance import Provenance, fingerprint
+from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.compatibility import check_tokenizer
 from lvt_pipeline.runs.read import load_vqvae, run_fingerprint
 from lvt_pipeline.storage import describe_os_error, json_log, remove_leftovers, write_bytes
@@ -94,7 +95,7 @@ def decode_store(
         files = [done[clip.id] for clip in clips]
         _tidy(out, files)
         return work.finish(
-            fingerprint([[file.id, file.fingerprint] for file in files]),
+            lineage.videos_fingerprint([[file.id, file.fingerprint] for file in files]),
             {file.file: file.bytes for file in files},
             {
                 "clips": len(files),
@@ -113,16 +114,13 @@ def _chosen(store: CodeStore, settings: DecodeSettings) -> list[CodeClip]:
 
 
 def _made_of(clip: CodeClip, decoder: str, settings: DecodeSettings) -> str:
-    return fingerprint(
-        {
-            "stage": STAGE,
-            "version": VERSION,
-            "codes": clip.fingerprint,
-            "decoder": decoder,
-            "format": settings.format,
-            "scale": settings.scale,
-            "fps": settings.fps or clip.fps,
-        }
+    return lineage.video_fingerprint(
+        VERSION,
+        codes=clip.fingerprint,
+        decoder=decoder,
+        format=settings.format,
+        scale=settings.scale,
+        fps=settings.fps or clip.fps,
     )
 
 
@@ -130,7 +128,7 @@ def _file_name(clip_id: str, suffix: str) -> str:
     """Where a clip's file lies in the output folder. An id cannot lead out of it."""
     parts = PurePosixPath(clip_id).parts
     if not parts or parts[0] == "/" or ".." in parts:
-        raise LVTError(f"clip id {clip_id!r} is no name for a file; rename it in the manifest")
+        raise LVTError(f"clip id {clip_id!r} cannot be a file name; rename it in the manifest")
     return f"{PurePosixPath(clip_id)}.{suffix}"
 
 

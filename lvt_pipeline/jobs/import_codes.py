@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lvt_pipeline import lineage
 from lvt_pipeline.codes.exchange.npy import CLIPS_NAME, from_released
 from lvt_pipeline.codes.plan import PlannedClip
 from lvt_pipeline.codes.store import SHARD_FRAMES, CodeSchema
@@ -102,7 +103,7 @@ def import_codes(
         shard_frames=SHARD_FRAMES,
     )
     planned = [
-        replace(clip, fingerprint=fingerprint({"codes": clip.fingerprint, "tokenizer": schema.tokenizer}))
+        replace(clip, fingerprint=lineage.foreign_codes_fingerprint(clip.fingerprint, schema.tokenizer))
         for clip in planned
     ]
     by_id = {clip.id: clip for clip in found}
@@ -225,7 +226,7 @@ def _look_through(
                     split=about.get("split", _split_of(clip.id, settings.split)),
                     label=about.get("label"),
                     length=len(codes),
-                    fingerprint=fingerprint({"digest": digest, "shape": list(codes.shape)}),
+                    fingerprint=lineage.array_fingerprint(digest, codes.shape),
                     fps=about.get("fps", settings.fps),
                     source="",
                 )
@@ -316,5 +317,4 @@ def _tokenizer(
         return tokenizer_fingerprint(model)
     if exported is not None:
         return exported.inputs["tokenizer"]
-    made_of: Mapping[str, Any] = {"imported": True, "codebook_size": codebook_size, "frame_shape": list(frame_shape)}
-    return fingerprint(made_of)
+    return lineage.foreign_tokenizer_fingerprint(codebook_size, frame_shape)

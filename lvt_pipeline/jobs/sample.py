@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lvt_pipeline import lineage
 from lvt_pipeline.codes.plan import PlannedClip, ShardPlan
 from lvt_pipeline.codes.selection import clips_of_split
 from lvt_pipeline.codes.store import CodeClip, CodeSchema, CodeStore, open_codes
@@ -25,7 +26,7 @@ from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.provenance import Provenance, fingerprint
+from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.compatibility import check_frames_count, check_prior, label_numbers
 from lvt_pipeline.runs.read import load_prior, run_fingerprint
 
@@ -155,8 +156,6 @@ def _plan(
     for clip, label in zip(clips, labels or repeat(None, len(clips)), strict=True):
         for number in range(settings.samples_per_clip):
             made_of = {
-                "stage": STAGE,
-                "version": VERSION,
                 "prior": prior_fingerprint,
                 "clip": clip.id,
                 "label": label,
@@ -172,7 +171,7 @@ def _plan(
                 split=clip.split,
                 label=clip.label,
                 length=settings.frames,
-                fingerprint=fingerprint(made_of),
+                fingerprint=lineage.sample_fingerprint(VERSION, made_of),
                 fps=clip.fps,
                 source=clip.source,
             )

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lvt_pipeline import lineage
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, ManifestError
 from lvt_pipeline.frames.records import SPLITS
@@ -28,8 +29,6 @@ from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import (
     DigestMemo,
     Provenance,
-    canonical_rows,
-    fingerprint_text,
     read_record,
     record_path,
     write_record,
@@ -51,7 +50,7 @@ _MOVED = "moved_into_empty_splits"
 
 def manifest_fingerprint(clips: Iterable[Clip]) -> str:
     """Hash of a list of clips, in order: ids, contents, splits and labels."""
-    return fingerprint_text(canonical_rows([clip.id, clip.fingerprint, clip.split, clip.label] for clip in clips))
+    return lineage.manifest_fingerprint([clip.id, clip.fingerprint, clip.split, clip.label] for clip in clips)
 
 
 # Reading -----------------------------------------------------------------------------------------------------------

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from lvt_pipeline import lineage
 from lvt_pipeline.codes.selection import clips_of_split
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.models.device import choose_device
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.provenance import Provenance, fingerprint, write_record
+from lvt_pipeline.provenance import Provenance, write_record
 from lvt_pipeline.runs.compatibility import check_prior, label_numbers
 from lvt_pipeline.runs.read import load_prior, run_fingerprint
 from lvt_pipeline.storage import write_json
@@ -89,7 +90,7 @@ def time_sampling(
         version=VERSION,
         settings=to_plain(settings),
         inputs={"codes": store.fingerprint, "prior": run_fingerprint(prior)},
-        fingerprint=fingerprint(results),
+        fingerprint=lineage.results_fingerprint(results),
         outputs={out.name: out.stat().st_size},
         counts={"seconds_per_clip": results["seconds"]},
         seconds=round(time.monotonic() - started, 3),

@@ -27,8 +27,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from lvt_pipeline import lineage
 from lvt_pipeline.errors import ArtefactError, CheckpointError
-from lvt_pipeline.provenance import digest_file, fingerprint
+from lvt_pipeline.provenance import digest_file
 from lvt_pipeline.storage import atomic_directory, read_json, remove_leftovers, write_json
 
 CHECKPOINTS_NAME = "checkpoints"
@@ -198,7 +199,7 @@ def load_state(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def weights_digest(weights: Mapping[str, Mapping[str, Tensor]]) -> str:
     """Hash of names, types, shapes and values, whatever order the tensors come in."""
-    return fingerprint(
+    return lineage.run_fingerprint(
         {
             file: {name: [str(value.dtype), list(value.shape), _digest(value)] for name, value in tensors.items()}
             for file, tensors in weights.items()

@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lvt_pipeline import lineage
 from lvt_pipeline.config import build, read_toml
 from lvt_pipeline.errors import ArtefactError, CheckpointError, ConfigError, MismatchError
-from lvt_pipeline.provenance import RECORD_NAME, Provenance, fingerprint, read_record
+from lvt_pipeline.provenance import RECORD_NAME, Provenance, read_record
 from lvt_pipeline.storage import read_json
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def in_precision(tokenizer: str, precision: str | None) -> str:
     """Fingerprint of a tokenizer whose encoder runs in this precision (None: float32): some codes are others."""
     if precision in (None, PRECISIONS[0]):
         return tokenizer
-    return fingerprint({"tokenizer": tokenizer, "precision": precision})
+    return lineage.precise_tokenizer_fingerprint(tokenizer, str(precision))
 
 
 def precision_of(made_by: str, tokenizer: str) -> str | None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from lvt_pipeline import lineage
 from lvt_pipeline.errors import ManifestError
-from lvt_pipeline.provenance import fingerprint
 
 # What holds the frames: a video file, one record of a BAIR tfrecord file, or a folder with a picture per frame.
 ClipKind = Literal["video", "bair", "frames"]
@@ -70,11 +70,8 @@ class Clip:
     @property
     def fingerprint(self) -> str:
         """Hash of what the clip shows."""
-        shows: dict[str, Any] = {"digest": self.digest, "start": self.start, "end": self.end}
-        if self.kind != "video":
-            # The record's number is left out: the digest is that of the record, wherever it lies.
-            shows |= {"kind": self.kind, "camera": self.camera, "fps": self.fps}
-        return fingerprint(shows)
+        kind = None if self.kind == "video" else {"kind": self.kind, "camera": self.camera, "fps": self.fps}
+        return lineage.clip_fingerprint(self.digest, self.start, self.end, kind)
 
 
 def check_clip(clip: Clip, where: str) -> None:

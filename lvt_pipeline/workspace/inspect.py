@@ -68,7 +68,7 @@ def _facts_at(path: Path, kind: str, generation: int) -> dict[str, Any]:
     from lvt_pipeline.codes.store import open_codes
 
     if kind != "codes":
-        raise ArtefactError(f"{path} is no code store, so it has no generation {generation}; leave --at out")
+        raise ArtefactError(f"{path} is not a code store and has no generation {generation}; leave out --at")
     store = open_codes(path, generation)
     shards = [store.array.problem(index) and f"shard {index} {store.array.problem(index)}" for index in store.shards()]
     return {

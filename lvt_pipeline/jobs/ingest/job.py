@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
+from lvt_pipeline import lineage
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import DecodeError
 from lvt_pipeline.frames.codecs import encode_frames
@@ -24,7 +25,6 @@ from lvt_pipeline.jobs.ingest.settings import IngestSettings, failure_fingerprin
 from lvt_pipeline.jobs.ingest.tasks import DecodedPayload, DecodeTask, decode_task, refuse_short
 from lvt_pipeline.jobs.ingest.workers import Failure, run_isolated
 from lvt_pipeline.progress import Bar
-from lvt_pipeline.provenance import fingerprint
 from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.locations import exists, is_url
 from lvt_pipeline.video.picture_folders import pictures_in
@@ -281,7 +281,7 @@ class IngestJob:
                     fps=decoded.fps,
                     source=line.source,
                     digest=line.digest,
-                    fingerprint=made_of if part is None else fingerprint({"line": made_of, "begins": part.begins}),
+                    fingerprint=made_of if part is None else lineage.piece_frames_fingerprint(made_of, part.begins),
                     decoder=reader_version(decoded.decoder),
                     codec=self._settings.codec,
                     shape=decoded.shape,

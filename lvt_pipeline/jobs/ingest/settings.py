@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from lvt_pipeline import lineage
 from lvt_pipeline.config import LATER, to_plain
 from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.frames.codecs import Codec, lossy_version
-from lvt_pipeline.provenance import fingerprint
 from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.decode import GeometrySettings
 from lvt_pipeline.video.read import reader_version, readers_of
@@ -34,38 +34,24 @@ class IngestSettings:
             raise ConfigError(f"shard_mb={self.shard_mb} is not a size in megabytes")
 
 
-def frames_fingerprint(clip: Clip, geometry: GeometrySettings, reader: str) -> str:
-    """Hash of what a clip's frames are made of, when this reads it."""
-    return fingerprint(
-        {
-            "clip": clip.fingerprint,
-            "geometry": to_plain(geometry),
-            "decoder": reader_version(reader),
-            "version": VERSION,
-        }
-    )
-
-
 def line_fingerprint(line: Clip, settings: IngestSettings, reader: str) -> str:
     """Hash of what the clips of a line are made of: its frames, and what else changes which or how many there are."""
-    frames = frames_fingerprint(line, settings.geometry, reader)
-    more: dict[str, Any] = {}
+    others: dict[str, Any] = {}
     if settings.geometry.cuts:
-        more["min_frames"] = settings.min_frames
+        others["min_frames"] = settings.min_frames
     lossy = lossy_version(settings.codec)
     if lossy is not None:
-        more["codec"] = lossy
-    return fingerprint({"frames": frames, **more}) if more else frames
+        others["codec"] = lossy
+    geometry, decoder = to_plain(settings.geometry), reader_version(reader)
+    return lineage.clip_frames_fingerprint(line.fingerprint, geometry, decoder, VERSION, others)
 
 
 def failure_fingerprint(clip: Clip, settings: IngestSettings) -> str:
     """Hash of what was tried on a clip that failed."""
-    return fingerprint(
-        {
-            "clip": clip.fingerprint,
-            "geometry": to_plain(settings.geometry),
-            "decoders": [reader_version(reader) for reader in readers_of(clip, settings.geometry)],
-            "min_frames": settings.min_frames,
-            "version": VERSION,
-        }
+    return lineage.failed_clip_fingerprint(
+        clip.fingerprint,
+        to_plain(settings.geometry),
+        [reader_version(reader) for reader in readers_of(clip, settings.geometry)],
+        settings.min_frames,
+        VERSION,
     )

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from lvt_pipeline import lineage
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ConfigError, ShapeError
 from lvt_pipeline.models.vqvae.fsq import FSQuantizer, check_levels
 from lvt_pipeline.models.vqvae.quantize import Quantized, SlicedQuantizer, integer_codes
-from lvt_pipeline.provenance import fingerprint
 from lvt_pipeline.settings import check_fields
 
 DOWNSAMPLING = 4  # pixels per latent position, along each axis
@@ -290,12 +290,8 @@ def tokenizer_fingerprint(model: VQVAE) -> str:
     names += ["residual"]
     if model.config.quantizer == "fsq":
         names += ["quantizer", "fsq_levels"]
-    return fingerprint(
-        {
-            "tokenizer": {name: settings[name] for name in names},
-            "precision": "float32",
-            "weights": {name: _digest(value) for name, value in weights.items()},
-        }
+    return lineage.tokenizer_fingerprint(
+        {name: settings[name] for name in names}, {name: _digest(value) for name, value in weights.items()}
     )
 
 
