@@ -215,7 +215,9 @@ class Provenance:
             if not isinstance(getattr(record, name), dict):
                 raise ArtefactError(f"{source} is a damaged provenance record: {name} is not a table")
         if not isinstance(record.fingerprint, str) or not isinstance(record.version, int):
-            raise ArtefactError(f"{source} is a damaged provenance record: its fingerprint or version has the wrong type")
+            raise ArtefactError(
+                f"{source} is a damaged provenance record: its fingerprint or version has the wrong type"
+            )
         return record
 
 

@@ -105,7 +105,7 @@ def test_inspect_lists_generations_and_tells_about_one(work: ToyWork, lvt: Lvt) 
         code, _, err = lvt(*command, "--at", 3)
         assert (code, err) == (1, f"lvt: {work.codes} has no generation 3; it has 1 and 2\n")
     code, _, err = lvt("inspect", work.vqvae, "--at", 1)
-    assert (code, "is no code store" in err) == (1, True)
+    assert (code, "is not a code store" in err) == (1, True)
 
 
 def test_a_reencoded_store_keeps_the_old_codes_until_they_are_collected(work: ToyWork, tmp_path: Path) -> None:
