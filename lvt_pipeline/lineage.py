@@ -120,14 +120,8 @@ def store_fingerprint(
     *, codebook_size: int, num_codebooks: int, grid: Sequence[int], tokenizer: str, rows: Iterable[Row]
 ) -> str:
     """K, n_c, grid, tokenizer; id, split, label, codes and length of every clip, in order."""
-    about = canonical_json(
-        {
-            "codebook_size": codebook_size,
-            "num_codebooks": num_codebooks,
-            "grid": list(grid),
-            "tokenizer": tokenizer,
-        }
-    )
+    codes = {"codebook_size": codebook_size, "num_codebooks": num_codebooks, "grid": list(grid)}
+    about = canonical_json({**codes, "tokenizer": tokenizer})
     # The fingerprint of one object with the rows under "clips", which its keys' order puts first.
     return fingerprint_text(chain(['{"clips":'], canonical_rows(rows), [",", about[1:]]))
 
@@ -144,19 +138,9 @@ def sample_fingerprint(version: int, facts: Mapping[str, Any]) -> str:
     return fingerprint({"stage": "sample", "version": version, **facts})
 
 
-def video_fingerprint(version: int, *, codes: str, decoder: str, format: str, scale: int, fps: float) -> str:
+def video_fingerprint(version: int, **facts: Any) -> str:
     """the codes of the clip, every weight of the VQ-VAE, format, scale, frame rate."""
-    return fingerprint(
-        {
-            "stage": "decode",
-            "version": version,
-            "codes": codes,
-            "decoder": decoder,
-            "format": format,
-            "scale": scale,
-            "fps": fps,
-        }
-    )
+    return fingerprint({"stage": "decode", "version": version, **facts})
 
 
 def videos_fingerprint(rows: Sequence[Row]) -> str:

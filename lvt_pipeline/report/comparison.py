@@ -41,7 +41,7 @@ from lvt_pipeline.report.samples import (
 )
 from lvt_pipeline.report.wording import spoken_seconds, spoken_value
 from lvt_pipeline.report.work_dir import (
-    TITLES,
+    MADE,
     StageRecord,
     WorkDir,
     read_metrics,
@@ -218,14 +218,14 @@ def _facts(runs: Mapping[str, WorkDir]) -> Table:
             notes = [f"same as {first}" if is_same else short(record.fingerprint), spoken_seconds(record.seconds)]
             cells.append(Check("value", told, " · ".join(notes)))
         if any(cell != "–" for cell in cells):
-            rows.append((TITLES[role], *cells))
+            rows.append((MADE[role].title, *cells))
     return Table("What they are", ["", *runs], rows, "Below the sizes: fingerprint of what came out, and time it took.")
 
 
 def _changed_settings(runs: Mapping[str, WorkDir]) -> Table:
     """Settings of the same stage that are not the same everywhere."""
     rows: list[Sequence[str | Check]] = []
-    for role, title in TITLES.items():
+    for role, title in ((made.role, made.title) for made in MADE.values()):
         records = [record_of(work.artefacts[role]) for work in runs.values()]
         texts = [
             dict(line.split(" = ", 1) for line in settings_text(record.settings).splitlines()) if record else None

@@ -29,7 +29,7 @@ from lvt_pipeline.report.comparison import ComparisonPage, gather_comparison
 from lvt_pipeline.report.evaluation import EvaluationSection, evaluation_section
 from lvt_pipeline.report.parts import Card, Problem
 from lvt_pipeline.report.samples import SamplesSection, samples_section
-from lvt_pipeline.report.work_dir import TABS, MissingPart, StageRecord, WorkDir, record_of, stage_records
+from lvt_pipeline.report.work_dir import MADE, MissingPart, StageRecord, WorkDir, record_of, stage_records
 from lvt_pipeline.storage import write_bytes
 
 STAGE = "report"
@@ -98,7 +98,7 @@ class Page:
 
     def records_of(self, tab: str) -> list[StageRecord]:
         """What made the artefacts that a tab shows."""
-        return [record for record in self.records if TABS[record.role] == tab]
+        return [record for record in self.records if MADE[record.role].tab == tab]
 
 
 def gather(work: WorkDir, progress: Progress = SILENT) -> Page:

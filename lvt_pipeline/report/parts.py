@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from lvt_pipeline.report.charts import Series
-from lvt_pipeline.report.work_dir import TABS, StageRecord
+from lvt_pipeline.report.work_dir import MADE, StageRecord
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ def problems_of(records: Sequence[StageRecord]) -> list[tuple[str, Problem]]:
         if record.state in ("stale", "unfinished"):
             by_command.setdefault(record.command, []).append(record)
     found = [
-        (TABS[group[0].role], Problem(" ".join(f"{record.name}: {record.reason}." for record in group), command))
+        (MADE[group[0].role].tab, Problem(" ".join(f"{record.name}: {record.reason}." for record in group), command))
         for command, group in by_command.items()
     ]
     missing = [record for record in records if record.state == "missing"]
     if missing:
         names = ", ".join(record.name.lower() for record in missing)
-        found.append((TABS[missing[0].role], Problem(f"Not made yet: {names}.", missing[0].command)))
+        found.append((MADE[missing[0].role].tab, Problem(f"Not made yet: {names}.", missing[0].command)))
     return found
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ArtefactError, LVTError
 from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.layout import ARTEFACTS, Layout
 from lvt_pipeline.provenance import Provenance, read_record, short
 from lvt_pipeline.report.wording import spoken_seconds, spoken_value
 from lvt_pipeline.runs.read import load_vqvae, read_run
@@ -21,52 +22,7 @@ from lvt_pipeline.storage import json_log, read_json
 if TYPE_CHECKING:
     from lvt_pipeline.models.vqvae.model import VQVAE
 
-ARTEFACTS = {
-    "manifest": "manifest.jsonl",
-    "frames": "frames",
-    "vqvae": "runs/vqvae",
-    "codes": "data.zarr",
-    "prior": "runs/prior",
-    "samples": "samples.zarr",
-    "videos": "videos",
-    "evaluation": "eval.json",
-}
-PIPELINE_NAME = "pipeline.toml"
-TITLES = {
-    "manifest": "Manifest",
-    "frames": "Frames",
-    "vqvae": "Tokenizer",
-    "codes": "Codes",
-    "prior": "Prior",
-    "samples": "Samples",
-    "videos": "Videos",
-    "evaluation": "Evaluation",
-}
-COMMANDS = {
-    "manifest": "lvt manifest build VIDEOS -o {work}/manifest.jsonl",
-    "frames": "lvt ingest --manifest {work}/manifest.jsonl -o {work}/frames",
-    "vqvae": "lvt train-vqvae --frames {work}/frames -o {work}/runs/vqvae",
-    "codes": "lvt encode-dataset --frames {work}/frames --vqvae {work}/runs/vqvae -o {work}/data.zarr",
-    "prior": "lvt train-prior --codes {work}/data.zarr -o {work}/runs/prior",
-    "samples": "lvt sample --prior {work}/runs/prior --codes {work}/data.zarr -o {work}/samples.zarr",
-    "videos": "lvt decode --codes {work}/samples.zarr --vqvae {work}/runs/vqvae -o {work}/videos",
-    "evaluation": (
-        "lvt evaluate --codes {work}/data.zarr --prior {work}/runs/prior --frames {work}/frames "
-        "--vqvae {work}/runs/vqvae --samples {work}/samples.zarr -o {work}/eval.json"
-    ),
-}
-TABS = {  # where a report shows an artefact
-    "manifest": "data",
-    "frames": "data",
-    "vqvae": "tokenizer",
-    "codes": "codes",
-    "prior": "prior",
-    "samples": "samples",
-    "videos": "samples",
-    "evaluation": "evaluation",
-}
-# Which artefact a stage's input role means, where the role is not the artefact's own name.
-INPUT_ROLES = {"videos": {"codes": "samples"}}
+MADE = {artefact.role: artefact for artefact in ARTEFACTS if artefact.tab}  # everything but the report itself
 
 
 class MissingPart(LVTError):
@@ -86,7 +42,7 @@ class WorkDir:
     @property
     def artefacts(self) -> dict[str, Path]:
         """Path of each artefact, there or not, by role."""
-        return {role: self.path / name for role, name in ARTEFACTS.items()}
+        return {role: Layout(self.path)[role] for role in MADE}
 
     def require(self, role: str) -> Path:
         """Path of an artefact that must be there.
@@ -96,14 +52,12 @@ class WorkDir:
         """
         path = self.artefacts[role]
         if not path.exists():
-            raise MissingPart(f"{ARTEFACTS[role]} does not exist yet.", self.command(role))
+            raise MissingPart(f"{MADE[role].path} does not exist yet.", self.command(role))
         return path
 
     def command(self, role: str) -> str:
         """The command that makes an artefact."""
-        if (self.path / PIPELINE_NAME).exists():
-            return f"lvt run {shlex.quote(str(self.path / PIPELINE_NAME))}"
-        return COMMANDS[role].format(work=shlex.quote(str(self.path)))
+        return Layout(self.path).command(role)
 
     @cached_property
     def _opened(self) -> dict[str, Any]:
@@ -175,7 +129,7 @@ def stage_records(work: WorkDir) -> list[StageRecord]:
     result = []
     for role, path in work.artefacts.items():
         record = records[role]
-        base = StageRecord(role, TITLES[role], ARTEFACTS[role], "missing", "", work.command(role))
+        base = StageRecord(role, MADE[role].title, MADE[role].path, "missing", "", work.command(role))
         if record is None:
             state = "unfinished" if path.exists() else "missing"
             reason = _how_far(path) if path.exists() else "not made yet"
@@ -183,8 +137,7 @@ def stage_records(work: WorkDir) -> list[StageRecord]:
             continue
         inputs = []
         for name, value in record.inputs.items():
-            source = INPUT_ROLES.get(role, {}).get(name, name)
-            current = tokenizer if source == "tokenizer" else now.get(source)
+            current = tokenizer if name == "tokenizer" else now.get(MADE[role].inputs.get(name, name))
             inputs.append((name, short(value), current in (None, value)))
         stale = [name for name, _, is_current in inputs if not is_current]
         result.append(
