@@ -38,8 +38,8 @@ for _room, _below in {
     "training": "video frames codes models runs",
     "jobs": "video manifest frames codes models runs training",
     "evaluation": "video frames codes models runs training jobs",
-    "report": "video manifest frames codes models runs training jobs evaluation",
-    "workspace": "video manifest frames codes models runs training jobs evaluation report demo",
+    "workspace": "video manifest frames codes models runs training jobs evaluation demo",
+    "report": "video manifest frames codes models runs training jobs evaluation workspace",
     "reproduce": "video manifest frames codes models runs training jobs evaluation report workspace demo",
 }.items():
     ROOMS[_room] = frozenset(_below.split())

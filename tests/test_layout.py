@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lvt_pipeline.layout import ARTEFACTS, BY_ROLE, Layout
+from lvt_pipeline.workspace.layout import ARTEFACTS, BY_ROLE, Layout
 
 
 def test_every_input_is_made_by_an_earlier_stage() -> None:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ArtefactError, LVTError
 from lvt_pipeline.frames.shards import FrameShards
-from lvt_pipeline.layout import ARTEFACTS, Layout
 from lvt_pipeline.provenance import Provenance, read_record, short
 from lvt_pipeline.report.wording import spoken_seconds, spoken_value
 from lvt_pipeline.runs.read import load_vqvae, read_run
 from lvt_pipeline.storage import json_log, read_json
+from lvt_pipeline.workspace.layout import ARTEFACTS, Layout
 
 if TYPE_CHECKING:
     from lvt_pipeline.models.vqvae.model import VQVAE
