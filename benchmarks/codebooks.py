@@ -19,7 +19,8 @@ from lvt_pipeline.demo.videos import DemoSettings, demo_clip
 from lvt_pipeline.frames.records import FrameSample
 from lvt_pipeline.frames.writer import write_frames
 from lvt_pipeline.provenance import read_record
-from lvt_pipeline.training.vqvae import VQVAERunSettings, train_vqvae
+from lvt_pipeline.training.settings import VQVAERunSettings
+from lvt_pipeline.training.vqvae import train_vqvae
 from lvt_pipeline.video.geometry import lanczos_square
 
 STEPS, SEEDS = 1000, (0, 1)  # the preset takes 3500 steps

@@ -18,7 +18,7 @@ from lvt_pipeline.config import build, read_preset
 from lvt_pipeline.models.prior.model import count_parameters
 from lvt_pipeline.runs.read import load_prior
 from lvt_pipeline.training.prior import train_prior
-from lvt_pipeline.training.prior_settings import PriorRunSettings
+from lvt_pipeline.training.settings import PriorRunSettings
 
 CODES = Path(os.environ.get("LVT_CODES", "demo/work/data.zarr"))
 SEEDS = (0, 1)

@@ -15,10 +15,11 @@ from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.frames.writer import write_frames
 from lvt_pipeline.jobs.encode import encode_dataset, use_precision
 from lvt_pipeline.jobs.settings import EncodeSettings
-from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig, tokenizer_fingerprint
+from lvt_pipeline.models.vqvae.config import VQVAEConfig
+from lvt_pipeline.models.vqvae.model import VQVAE, tokenizer_fingerprint
 from lvt_pipeline.runs.directory import save_model_run
 from lvt_pipeline.runs.read import VQVAE_KIND, load_vqvae
-from lvt_pipeline.training.vqvae import VQVAERunSettings
+from lvt_pipeline.training.settings import VQVAERunSettings
 
 CLIPS, FRAMES, BATCH, REPETITIONS = 16, 32, 64, 3
 

@@ -23,7 +23,7 @@ from benchmarks.real_videos import videos_to_measure
 from lvt_pipeline.jobs.ingest.ingest import ingest
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.manifest.manifest import build_manifest
-from lvt_pipeline.video.decode import GeometrySettings
+from lvt_pipeline.video.settings import GeometrySettings
 
 SIZE, REPETITIONS = 64, 3
 PROCESSES = len(os.sched_getaffinity(0))

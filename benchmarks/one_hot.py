@@ -15,7 +15,8 @@ import torch
 
 from benchmarks.one_hot_prior import OneHotPrior
 from lvt_pipeline.models.official import prior_to_official
-from lvt_pipeline.models.prior.model import Prior, PriorConfig
+from lvt_pipeline.models.prior.config import PriorConfig
+from lvt_pipeline.models.prior.model import Prior
 
 BATCH = 16
 REPETITIONS = 3

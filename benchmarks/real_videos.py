@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lvt_pipeline.demo.videos import DemoSettings, demo_clip
 from lvt_pipeline.errors import DecodeError
-from lvt_pipeline.video.decode import DecodedClip, GeometrySettings, decode_clip
+from lvt_pipeline.video.decode import DecodedClip, decode_clip
+from lvt_pipeline.video.settings import GeometrySettings
 from lvt_pipeline.video.write import write_mp4
 
 VIDEOS = "LVT_VIDEOS"  # environment variable: a folder of videos

@@ -30,8 +30,8 @@ from lvt_pipeline.jobs.ingest.ingest import ingest
 from lvt_pipeline.manifest.manifest import build_manifest
 from lvt_pipeline.report.charts import Series, line_chart
 from lvt_pipeline.training.prior import train_prior
-from lvt_pipeline.training.prior_settings import PriorRunSettings
-from lvt_pipeline.training.vqvae import VQVAERunSettings, train_vqvae
+from lvt_pipeline.training.settings import PriorRunSettings, VQVAERunSettings
+from lvt_pipeline.training.vqvae import train_vqvae
 
 CODES = Path(os.environ.get("LVT_CODES", "demo/work/data.zarr"))
 CURVES = "LVT_CURVES"

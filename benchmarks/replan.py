@@ -28,12 +28,13 @@ from lvt_pipeline.frames.records import (
     shard_name,
 )
 from lvt_pipeline.frames.writer import output_sizes, write_failures, write_frames
-from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig, tokenizer_fingerprint
+from lvt_pipeline.models.vqvae.config import VQVAEConfig
+from lvt_pipeline.models.vqvae.model import VQVAE, tokenizer_fingerprint
 from lvt_pipeline.provenance import Provenance, write_record
 from lvt_pipeline.runs.directory import save_model_run
 from lvt_pipeline.runs.read import VQVAE_KIND
 from lvt_pipeline.storage import write_json
-from lvt_pipeline.training.vqvae import VQVAERunSettings
+from lvt_pipeline.training.settings import VQVAERunSettings
 
 CLIPS, FRAMES, SIZE = 10_000, 16, 16
 MANY_CLIPS, MANY_FRAMES, CLIPS_PER_SHARD = 1_000_000, 30, 64

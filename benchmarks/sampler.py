@@ -6,7 +6,8 @@ import time
 
 import torch
 
-from lvt_pipeline.models.prior.model import Prior, PriorConfig
+from lvt_pipeline.models.prior.config import PriorConfig
+from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.models.sampling.sampler import sample, sample_by_recomputing
 
 REPETITIONS = 3

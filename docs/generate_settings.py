@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from lvt_pipeline.settings_list import Setting, list_settings
-from lvt_pipeline.training.prior_settings import PriorRunSettings
-from lvt_pipeline.training.vqvae import VQVAERunSettings
+from lvt_pipeline.evaluation.settings import EvaluateSettings
+from lvt_pipeline.jobs.ingest.settings import IngestSettings
+from lvt_pipeline.jobs.settings import DecodeSettings, EncodeSettings, SampleSettings
+from lvt_pipeline.manifest.settings import ManifestSettings
+from lvt_pipeline.settings import Listed, list_settings
+from lvt_pipeline.training.settings import PriorRunSettings, VQVAERunSettings
 
+# Tables of a pipeline file, in the order of the stages.
+STAGES = {
+    "manifest": ManifestSettings,
+    "ingest": IngestSettings,
+    "encode": EncodeSettings,
+    "sample": SampleSettings,
+    "decode": DecodeSettings,
+    "evaluate": EvaluateSettings,
+}
 TARGET = Path(__file__).with_name("configuration.md")
 BEGIN, END = "<!-- made by docs/generate_settings.py -->\n", "<!-- end of what it made -->\n"
 
@@ -26,21 +38,24 @@ def render() -> str:
         for name, one in training.items()
     ]
     parts.append(f"### Training\n\n{_table(('key', 'tokenizer', 'prior', 'meaning'), rows)}")
+    for table, cls in STAGES.items():
+        rows = [(one, [one.default]) for one in list_settings(cls, f"{table}.")]
+        parts.append(f"### {table.capitalize()}\n\n{_table(('key', 'default', 'meaning'), rows)}")
     return "\n".join(parts)
 
 
 def page(text: str) -> str:
-    """The page with its lists made anew."""
+    """The page with new lists."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{render()}\n{END}{after}"
 
 
-def _table(heads: tuple[str, ...], rows: Iterable[tuple[Setting, list[str]]]) -> str:
+def _table(heads: tuple[str, ...], rows: Iterable[tuple[Listed, list[str]]]) -> str:
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for one, defaults in rows:
         choices = ", ".join(f"`{choice}`" for choice in one.choices)
-        meaning = ": ".join(filter(None, (choices, one.meaning)))
+        meaning = ". ".join(filter(None, (choices, one.meaning)))
         shown = [f"`{default}`" if default else "" for default in defaults]
         lines.append(f"| `{one.name}` | {' | '.join(shown)} | {meaning} |")
     return "\n".join(lines) + "\n"

@@ -9,10 +9,9 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import tomli_w
@@ -22,10 +21,6 @@ from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.settings import build_tables
 
 Settings = TypeVar("Settings")
-
-# Metadata of a setting that was added after outputs existed without it: `field(default=..., metadata=LATER)`. At its
-# default, which means what was always done, it is left out of plain data, so those outputs stay current.
-LATER = MappingProxyType({"later": True})
 
 
 def build(cls: type[Settings], values: Mapping[str, Any], where: str = "settings") -> Settings:
@@ -206,15 +201,11 @@ def preset_names(family: str) -> list[str]:
 
 
 def to_plain(settings: Any) -> dict[str, Any]:
-    """A settings dataclass as nested plain data (tuples become lists), for JSON and fingerprints.
-
-    Settings marked `LATER` are left out at their defaults.
-    """
+    """A settings dataclass as nested plain data (tuples become lists), for JSON and fingerprints."""
 
     def plain(value: Any) -> Any:
         if is_dataclass(value):
-            said = [item.name for item in fields(value) if not _is_unsaid(item, value)]
-            return {name: plain(getattr(value, name)) for name in said}
+            return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
         if isinstance(value, Mapping):
             return {key: plain(item) for key, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -222,10 +213,6 @@ def to_plain(settings: Any) -> dict[str, Any]:
     result = plain(settings)
     assert isinstance(result, dict)
     return result
-
-
-def _is_unsaid(item: Field[Any], settings: Any) -> bool:
-    return "later" in item.metadata and getattr(settings, item.name) == item.default
 
 
 def to_toml(settings: Any) -> str:

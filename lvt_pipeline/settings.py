@@ -75,6 +75,8 @@ class About:
     @property
     def range(self) -> str:
         """The bounds in words, "" without any."""
+        if self.at_least is not None and self.at_most is not None:
+            return f"from {self.at_least:g} to {self.at_most:g}"
         bounds = (
             ("at least", self.at_least),
             ("above", self.above),

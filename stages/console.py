@@ -122,12 +122,9 @@ def listing_settings(module: str, name: str) -> type[click.Command]:
 
     class WithSettings(click.Command):
         def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-            from lvt_pipeline.settings_list import list_settings
+            from stages.options import setting_rows
 
-            rows = [
-                (f"{one.name} = {one.default}", ": ".join(filter(None, (" | ".join(one.choices), one.meaning))))
-                for one in list_settings(getattr(import_module(module), name))
-            ]
+            rows = setting_rows(getattr(import_module(module), name))
             with formatter.section("Settings, for --set and --config, as they are without a preset"):
                 formatter.write_dl(rows)
 

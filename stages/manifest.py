@@ -73,7 +73,8 @@ def build(source: str, out: Path, kind: str, media: str | None, as_json: bool, *
     Example: lvt manifest build val.csv --media kinetics600 -o clips.jsonl
     """
     from lvt_pipeline.config import build as build_settings
-    from lvt_pipeline.manifest.manifest import ManifestSettings, build_manifest
+    from lvt_pipeline.manifest.manifest import build_manifest
+    from lvt_pipeline.manifest.settings import ManifestSettings
 
     chosen = build_settings(ManifestSettings, {**settings, "kind": None if kind == "auto" else kind})
     record = build_manifest(source, out, chosen, media=media, progress=Console())

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lvt_pipeline.codes.loading.cache import Cache
 
 
-@click.command("train-prior", cls=listing_settings("lvt_pipeline.training.prior_settings", "PriorRunSettings"))
+@click.command("train-prior", cls=listing_settings("lvt_pipeline.training.settings", "PriorRunSettings"))
 @click.option(
     "--codes",
     type=PATH,
@@ -66,7 +66,7 @@ def command(
     Example: lvt train-prior --codes data.zarr -o runs/prior --preset single-frame
     """
     from lvt_pipeline.training.prior import dry_run_prior, train_prior
-    from lvt_pipeline.training.prior_settings import PriorRunSettings
+    from lvt_pipeline.training.settings import PriorRunSettings
 
     if mix is not None:
         overrides = (*overrides, f"training.mix=[{mix}]")

@@ -18,7 +18,7 @@ from stages.console import (
 )
 
 
-@click.command("train-vqvae", cls=listing_settings("lvt_pipeline.training.vqvae", "VQVAERunSettings"))
+@click.command("train-vqvae", cls=listing_settings("lvt_pipeline.training.settings", "VQVAERunSettings"))
 @click.option("--frames", type=PATH, help="Frame shards from `lvt ingest`. Not needed with --dry-run.")
 @training_options("vqvae", "small")
 def command(
@@ -41,7 +41,8 @@ def command(
 
     Example: lvt train-vqvae --frames frames -o runs/vqvae --preset bair-vqvae-nc4
     """
-    from lvt_pipeline.training.vqvae import VQVAERunSettings, dry_run_vqvae, train_vqvae
+    from lvt_pipeline.training.settings import VQVAERunSettings
+    from lvt_pipeline.training.vqvae import dry_run_vqvae, train_vqvae
 
     settings = training_settings(
         VQVAERunSettings,

@@ -17,7 +17,8 @@ from lvt_pipeline.models.prior.adaptive import (
     frequency_ranks,
     set_frequencies,
 )
-from lvt_pipeline.models.prior.model import Prior, PriorConfig, count_parameters
+from lvt_pipeline.models.prior.config import PriorConfig
+from lvt_pipeline.models.prior.model import Prior, count_parameters
 
 TOY = PriorConfig(
     frames=4,

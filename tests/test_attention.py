@@ -18,7 +18,7 @@ from lvt_pipeline.models.prior.attention import (
     sinusoidal_positions,
     split_blocks,
 )
-from lvt_pipeline.models.prior.subscale import Triple
+from lvt_pipeline.models.prior.config import Triple
 
 KINDS = ("query-key", "key-only", "distance-only")
 

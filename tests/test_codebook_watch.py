@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lvt_pipeline.models.vqvae.model import VQVAEConfig
+from lvt_pipeline.models.vqvae.config import VQVAEConfig
 from lvt_pipeline.progress import SILENT
 from lvt_pipeline.training.codebook_watch import CodebookWatch, collapsed_codebooks
 

@@ -10,7 +10,7 @@ import pytest
 
 from lvt_pipeline import config
 from lvt_pipeline.errors import ConfigError
-from lvt_pipeline.training.prior_settings import PriorRunSettings
+from lvt_pipeline.training.settings import PriorRunSettings
 
 
 @dataclass(frozen=True, kw_only=True)

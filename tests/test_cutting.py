@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lvt_pipeline.video.decode import DecodedClip, GeometrySettings, decode_clip
+from lvt_pipeline.video.decode import DecodedClip, decode_clip
 from lvt_pipeline.video.scenes import Piece, cut, piece_id, scene_changes
+from lvt_pipeline.video.settings import GeometrySettings
 
 CLIPS = Path(__file__).parents[2] / "shared" / "videos"
 needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason="the folder of real clips is not here")

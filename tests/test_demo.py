@@ -10,7 +10,8 @@ import pytest
 from lvt_pipeline.demo.scene import FENCE, GRIPPER_RADIUS, REACH, Scene
 from lvt_pipeline.demo.videos import DemoSettings, demo_clip, write_demo_videos
 from lvt_pipeline.errors import ArtefactError, ConfigError
-from lvt_pipeline.video.decode import GeometrySettings, decode_clip
+from lvt_pipeline.video.decode import decode_clip
+from lvt_pipeline.video.settings import GeometrySettings
 
 SMALL = DemoSettings(num_clips=3, num_frames=6)
 

@@ -218,8 +218,7 @@ def test_every_preset_and_recipe_of_a_command_exists() -> None:
 
 
 def test_every_setting_of_a_command_exists() -> None:
-    from lvt_pipeline.training.prior_settings import PriorRunSettings
-    from lvt_pipeline.training.vqvae import VQVAERunSettings
+    from lvt_pipeline.training.settings import PriorRunSettings, VQVAERunSettings
     from lvt_pipeline.workspace.pipeline import load_settings
 
     checked = 0
@@ -381,7 +380,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tokenizer_config() -> Any:
-    from lvt_pipeline.models.vqvae.model import VQVAEConfig
+    from lvt_pipeline.models.vqvae.config import VQVAEConfig
 
     return VQVAEConfig(
         num_codebooks=2, codebook_size=300, code_width=8, stem_width=4, residual_width=4, num_residual_blocks=1
@@ -389,7 +388,7 @@ def tokenizer_config() -> Any:
 
 
 def prior_config() -> Any:
-    from lvt_pipeline.models.prior.model import PriorConfig
+    from lvt_pipeline.models.prior.config import PriorConfig
 
     return PriorConfig(
         frames=16,

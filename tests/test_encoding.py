@@ -30,7 +30,8 @@ from lvt_pipeline.jobs import encode as encoding
 from lvt_pipeline.jobs.decode import decode_store
 from lvt_pipeline.jobs.encode import EncodeReport, encode_dataset
 from lvt_pipeline.jobs.settings import EncodeSettings
-from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig, tokenizer_fingerprint
+from lvt_pipeline.models.vqvae.config import VQVAEConfig
+from lvt_pipeline.models.vqvae.model import VQVAE, tokenizer_fingerprint
 from lvt_pipeline.progress import Bar
 from lvt_pipeline.provenance import differences, read_record, short
 from lvt_pipeline.runs.directory import save_model_run

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from lvt_pipeline.errors import DecodeError
-from lvt_pipeline.video.decode import GeometrySettings, inspect_video, pictures_of
+from lvt_pipeline.video.decode import inspect_video, pictures_of
+from lvt_pipeline.video.settings import GeometrySettings
 
 CLIPS = Path(__file__).parents[2] / "shared" / "videos"
 pytestmark = [

@@ -21,10 +21,8 @@ from lvt_pipeline.runs.checkpoints import EMA_NAME, MODEL_NAME, find_checkpoint,
 from lvt_pipeline.runs.read import load_prior, read_run
 from lvt_pipeline.training.loop import StepLoss
 from lvt_pipeline.training.prior import train_prior
-from lvt_pipeline.training.prior_settings import PriorRunSettings
 from lvt_pipeline.training.prior_task import PriorTask
-from lvt_pipeline.training.settings import TrainingSettings
-from lvt_pipeline.training.vqvae import VQVAERunSettings
+from lvt_pipeline.training.settings import PriorRunSettings, TrainingSettings, VQVAERunSettings
 from tests.code_stores import make_store
 from tests.test_prior_training import (
     MODEL,

@@ -14,8 +14,9 @@ from lvt_pipeline.cli import run
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import CheckpointError, ConfigError, ShapeError
 from lvt_pipeline.models.official import vqvae_to_official
+from lvt_pipeline.models.vqvae.config import VQVAEConfig
 from lvt_pipeline.models.vqvae.fsq import SETTLED_STEPS, FSQCodebook, FSQuantizer
-from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig, tokenizer_fingerprint
+from lvt_pipeline.models.vqvae.model import VQVAE, tokenizer_fingerprint
 from lvt_pipeline.provenance import read_record
 from lvt_pipeline.runs.read import load_vqvae
 from tests.conftest import TINY_SETTINGS, tiny_options

@@ -11,8 +11,10 @@ import torch
 
 from lvt_pipeline import load_prior, load_vqvae
 from lvt_pipeline.models.official import prior_to_official, vqvae_to_official
-from lvt_pipeline.models.prior.model import Prior, PriorConfig
-from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig
+from lvt_pipeline.models.prior.config import PriorConfig
+from lvt_pipeline.models.prior.model import Prior
+from lvt_pipeline.models.vqvae.config import VQVAEConfig
+from lvt_pipeline.models.vqvae.model import VQVAE
 
 Lvt = Callable[..., tuple[int, str, str]]
 TOKENIZER = VQVAEConfig(num_codebooks=2, codebook_size=16, code_width=16, stem_width=8, residual_width=4)

@@ -26,7 +26,8 @@ from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.jobs.ingest.tasks import DecodedPayload, DecodeTask, decode_task
 from lvt_pipeline.manifest.manifest import build_manifest
 from lvt_pipeline.storage import exclusive_lock
-from lvt_pipeline.video.decode import GeometrySettings, decode_clip
+from lvt_pipeline.video.decode import decode_clip
+from lvt_pipeline.video.settings import GeometrySettings
 from lvt_pipeline.video.write import write_mp4
 
 CLIPS = Path(__file__).parents[2] / "shared" / "videos"

@@ -17,7 +17,8 @@ from lvt_pipeline.jobs.ingest import job as ingest_job
 from lvt_pipeline.jobs.ingest import space as disk_space
 from lvt_pipeline.jobs.ingest.ingest import ingest
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
-from lvt_pipeline.video.decode import GeometrySettings, decode_clip
+from lvt_pipeline.video.decode import decode_clip
+from lvt_pipeline.video.settings import GeometrySettings
 from lvt_pipeline.video.write import write_mp4
 from lvt_pipeline.workspace.why import _changed_source
 from tests.test_ingest import Decodes, contents, listed, video

@@ -15,11 +15,12 @@ import pytest
 from PIL import Image
 
 from lvt_pipeline.errors import DecodeError, ManifestError
-from lvt_pipeline.manifest.manifest import ManifestSettings, build_manifest, read_manifest
+from lvt_pipeline.manifest.manifest import build_manifest, read_manifest
+from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.manifest.sources.walk import describe_left_out
 from lvt_pipeline.video.clips import Clip
-from lvt_pipeline.video.decode import GeometrySettings
 from lvt_pipeline.video.read import read_clip
+from lvt_pipeline.video.settings import GeometrySettings
 from tests.listener import Listener
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 414429\n"

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvt_pipeline.errors import ConfigError, ManifestError
-from lvt_pipeline.manifest.manifest import Clip, ManifestSettings, build_manifest, manifest_fingerprint, read_manifest
+from lvt_pipeline.manifest.manifest import Clip, build_manifest, manifest_fingerprint, read_manifest
+from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.manifest.splits import split_by_content
 from lvt_pipeline.provenance import digest_file, read_record
 from tests.listener import Listener

@@ -17,8 +17,10 @@ from lvt_pipeline.models.official import (
     vqvae_from_official,
     vqvae_to_official,
 )
-from lvt_pipeline.models.prior.model import Prior, PriorConfig
-from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig
+from lvt_pipeline.models.prior.config import PriorConfig
+from lvt_pipeline.models.prior.model import Prior
+from lvt_pipeline.models.vqvae.config import VQVAEConfig
+from lvt_pipeline.models.vqvae.model import VQVAE
 
 TOY = PriorConfig(
     frames=4,

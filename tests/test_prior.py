@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lvt_pipeline.errors import ConfigError, ShapeError
+from lvt_pipeline.models.prior.config import PriorConfig
 from lvt_pipeline.models.prior.context import ContextConvolution
 from lvt_pipeline.models.prior.decoder import CausalConvolution
-from lvt_pipeline.models.prior.model import Prior, PriorConfig, count_parameters
+from lvt_pipeline.models.prior.model import Prior, count_parameters
 from lvt_pipeline.models.prior.subscale import Subscale
 
 TOY = PriorConfig(

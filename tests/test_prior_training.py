@@ -26,7 +26,8 @@ from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.config import build, load, preset_names
 from lvt_pipeline.errors import ChangedRunError, ConfigError, LVTError, MismatchError, Stopped
 from lvt_pipeline.models.prior.adaptive import cutoffs_by_mass, frequency_ranks
-from lvt_pipeline.models.prior.model import Prior, PriorConfig
+from lvt_pipeline.models.prior.config import PriorConfig, PriorModelSettings
+from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.progress import SILENT
 from lvt_pipeline.provenance import Provenance, read_record
 from lvt_pipeline.runs.checkpoints import find_checkpoint, load_weights
@@ -35,8 +36,9 @@ from lvt_pipeline.runs.trained_clips import find_trained_clips
 from lvt_pipeline.training import prior as prior_training
 from lvt_pipeline.training.loop import StepLoss, is_timing
 from lvt_pipeline.training.prior import dry_run_prior, train_prior
-from lvt_pipeline.training.prior_settings import FROM_STORE, PriorModelSettings, PriorRunSettings, resolve_settings
+from lvt_pipeline.training.prior_settings import FROM_STORE, resolve_settings
 from lvt_pipeline.training.prior_task import PriorTask
+from lvt_pipeline.training.settings import PriorRunSettings
 
 K, GRID, NUM_CODEBOOKS = 8, (4, 4), 2
 MODEL = {

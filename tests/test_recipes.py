@@ -12,9 +12,8 @@ import torch
 from lvt_pipeline import config
 from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.models.prior.model import Prior
-from lvt_pipeline.training.prior_settings import PriorRunSettings, resolve_settings
-from lvt_pipeline.training.settings import TrainingSettings
-from lvt_pipeline.training.vqvae import VQVAERunSettings
+from lvt_pipeline.training.prior_settings import resolve_settings
+from lvt_pipeline.training.settings import PriorRunSettings, TrainingSettings, VQVAERunSettings
 from lvt_pipeline.workspace.pipeline import load_settings
 
 Lvt = Callable[..., tuple[int, str, str]]

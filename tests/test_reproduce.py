@@ -33,8 +33,7 @@ from lvt_pipeline.reproduce.published import COPY, TABLES, parse_number
 from lvt_pipeline.reproduce.running import Reproduction
 from lvt_pipeline.reproduce.tables import FilledRow, FilledTable, Measured, in_millions, spoken
 from lvt_pipeline.storage import read_json
-from lvt_pipeline.training.prior_settings import PriorRunSettings
-from lvt_pipeline.training.vqvae import VQVAERunSettings
+from lvt_pipeline.training.settings import PriorRunSettings, VQVAERunSettings
 from lvt_pipeline.workspace.pipeline import Stage, StageResult
 from tests.scripted_networks import ToyFeatures, save_scripted
 

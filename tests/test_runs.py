@@ -24,7 +24,8 @@ from lvt_pipeline.runs.checkpoints import EMA_NAME, MODEL_NAME, find_checkpoint,
 from lvt_pipeline.runs.directory import save_model_run
 from lvt_pipeline.runs.read import load_prior, load_vqvae, read_run, read_run_config, read_tokenizer, run_fingerprint
 from lvt_pipeline.training.prior_settings import ResolvedPriorSettings
-from lvt_pipeline.training.vqvae import VQVAERunSettings, train_vqvae
+from lvt_pipeline.training.settings import VQVAERunSettings
+from lvt_pipeline.training.vqvae import train_vqvae
 
 MODEL = {"num_codebooks": 2, "codebook_size": 8, "code_width": 8, "stem_width": 4, "residual_width": 4}
 TRAINING = {"max_steps": 4, "batch_size": 2, "eval_every": 2, "checkpoint_every": 2, "picture_every": 100}

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lvt_pipeline.errors import ConfigError, ShapeError
-from lvt_pipeline.models.prior.model import Prior, PriorConfig
+from lvt_pipeline.models.prior.config import PriorConfig
+from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.models.sampling.cached_decoder import PixelWeights
 from lvt_pipeline.models.sampling.lookahead import LookaheadDecoder
 from lvt_pipeline.models.sampling.rule import draw

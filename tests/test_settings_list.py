@@ -3,55 +3,73 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
 from lvt_pipeline.config import to_plain
-from lvt_pipeline.models.vqvae.model import VQVAEConfig
-from lvt_pipeline.settings_list import Setting, list_settings
-from lvt_pipeline.training.prior_settings import PriorModelSettings, PriorRunSettings, PriorTraining
-from lvt_pipeline.training.vqvae import VQVAERunSettings, VQVAETraining
+from lvt_pipeline.evaluation.settings import EvaluateSettings
+from lvt_pipeline.jobs.ingest.settings import IngestSettings
+from lvt_pipeline.jobs.settings import DecodeSettings, EncodeSettings, ExportSettings, ImportSettings, SampleSettings
+from lvt_pipeline.manifest.settings import ManifestSettings
+from lvt_pipeline.models.prior.config import PriorModelSettings
+from lvt_pipeline.models.vqvae.config import VQVAEConfig
+from lvt_pipeline.settings import Listed, list_settings, setting
+from lvt_pipeline.training.settings import PriorRunSettings, PriorTraining, VQVAERunSettings, VQVAETraining
 
 DOCS = Path(__file__).parents[1] / "docs"
 CLASSES = {
     "train-prior": (PriorRunSettings, PriorModelSettings, PriorTraining),
     "train-vqvae": (VQVAERunSettings, VQVAEConfig, VQVAETraining),
 }
+STAGE_CLASSES = (
+    ManifestSettings,
+    IngestSettings,
+    EncodeSettings,
+    SampleSettings,
+    DecodeSettings,
+    EvaluateSettings,
+    ExportSettings,
+    ImportSettings,
+)
 
 
 @dataclass(frozen=True)
 class Base:
-    rate: float = 1e-5  # how fast
-    kind: Literal["a", "b"] | None = None
+    rate: float = setting(1e-5, "Speed.")
+    kind: Literal["a", "b"] | None = setting(None, "Kind.", unset="a")
 
 
 @dataclass(frozen=True)
 class Inner(Base):
-    """With a word: that is no field."""
+    other_names: ClassVar[Mapping[str, str]] = {"shape": "size (height, width)"}
 
-    # Said above,
-    # in two lines.
-    size: tuple[int, int] = field(default=(1, 2))
+    size: tuple[int, int] = setting((1, 2), "Height and width.")
     rate: float = 2.0
 
 
 @dataclass(frozen=True)
 class Outer:
     inner: Inner = field(default_factory=Inner)
-    is_on: bool = True  # yes or no; none
+    is_on: bool = True
 
 
-def test_keys_have_their_defaults_choices_and_comments() -> None:
+def test_keys_have_their_defaults_choices_and_words() -> None:
     assert list(list_settings(Outer)) == [
-        Setting("inner.rate", "2", (), "how fast"),
-        Setting("inner.kind", "unset", ("a", "b"), ""),
-        Setting("inner.size", "[1, 2]", (), "Said above, in two lines"),
-        Setting("is_on", "true", (), "yes or no; none"),
+        Listed("inner.rate", "2.0", (), "Speed."),
+        Listed("inner.kind", "unset", ("a", "b"), "Kind. Unset: a."),
+        Listed("inner.size", "[1, 2]", (), "Height and width.", ("shape",)),
+        Listed("is_on", "true", (), ""),
     ]
+
+
+def test_every_setting_of_every_stage_has_words() -> None:
+    for cls in (PriorRunSettings, VQVAERunSettings, *STAGE_CLASSES):
+        for one in list_settings(cls):
+            assert one.meaning.endswith("."), f"{cls.__name__}.{one.name}: {one.meaning!r}"
 
 
 @pytest.mark.parametrize("command", sorted(CLASSES))
@@ -73,4 +91,5 @@ def test_documentation_lists_every_key_as_it_is_now(monkeypatch: pytest.MonkeyPa
 
     text = (DOCS / "configuration.md").read_text()
     assert generate_settings.page(text) == text, "run python docs/generate_settings.py"
-    assert '| `training.parallel` | `"ddp"` | `"ddp"` | `ddp`, `fsdp`: ' in text
+    assert '| `training.parallel` | `"ddp"` | `"ddp"` | `ddp`, `fsdp`. ' in text
+    assert all(f"| `{table}." in text for table in generate_settings.STAGES)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from lvt_pipeline.errors import ManifestError
-from lvt_pipeline.manifest.manifest import Clip, ManifestSettings, build_manifest, read_manifest
+from lvt_pipeline.manifest.manifest import Clip, build_manifest, read_manifest
+from lvt_pipeline.manifest.settings import ManifestSettings
 from tests.listener import Listener
 
 

@@ -15,11 +15,12 @@ from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs.ingest.ingest import ingest
 from lvt_pipeline.jobs.ingest.job import DOWNLOADS_NAME
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
-from lvt_pipeline.manifest.manifest import Clip, ManifestSettings, build_manifest, manifest_fingerprint, read_manifest
+from lvt_pipeline.manifest.manifest import Clip, build_manifest, manifest_fingerprint, read_manifest
+from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.provenance import digest_file
 from lvt_pipeline.video import locations
-from lvt_pipeline.video.decode import GeometrySettings
 from lvt_pipeline.video.locations import absolute, local_copy, parent_of
+from lvt_pipeline.video.settings import GeometrySettings
 from lvt_pipeline.video.write import write_mp4
 from tests.conftest import moving_square
 

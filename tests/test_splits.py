@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvt_pipeline.manifest.manifest import ManifestSettings, build_manifest, read_manifest
+from lvt_pipeline.manifest.manifest import build_manifest, read_manifest
+from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.manifest.splits import Earlier, assign_splits, separate_copies, split_by_content
 from lvt_pipeline.video.clips import Clip
 from tests.listener import Listener

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lvt_pipeline.errors import ConfigError
-from lvt_pipeline.models.prior.subscale import PAD, Subscale, Triple
+from lvt_pipeline.models.prior.config import Triple
+from lvt_pipeline.models.prior.subscale import PAD, Subscale
 
 GEOMETRIES = [
     ((16, 1, 1), (7, 1, 1), (16, 4, 4)),

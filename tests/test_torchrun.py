@@ -12,7 +12,8 @@ import torch
 from lvt_pipeline.models.vqvae.model import VQVAE
 from lvt_pipeline.provenance import read_record
 from lvt_pipeline.runs.checkpoints import MODEL_NAME, find_checkpoint, load_weights
-from lvt_pipeline.training.vqvae import VQVAERunSettings, train_vqvae
+from lvt_pipeline.training.settings import VQVAERunSettings
+from lvt_pipeline.training.vqvae import train_vqvae
 from tests.test_vqvae_training import (
     make_frames,
     metrics_of,

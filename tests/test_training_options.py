@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from lvt_pipeline.config import build
 from lvt_pipeline.errors import ChangedRunError, ConfigError, Stopped, TrainingError
-from lvt_pipeline.models.prior.model import Prior, PriorConfig
-from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig
+from lvt_pipeline.models.prior.config import PriorConfig
+from lvt_pipeline.models.prior.model import Prior
+from lvt_pipeline.models.vqvae.config import VQVAEConfig
+from lvt_pipeline.models.vqvae.model import VQVAE
 from lvt_pipeline.progress import SILENT
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.checkpoints import find_checkpoint, load_state

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from lvt_pipeline.errors import ConfigError, ShapeError
 from lvt_pipeline.models.vqvae import model as vqvae_module
-from lvt_pipeline.models.vqvae.model import VQVAE, ResidualBlock, VQVAEConfig, full_float32, tokenizer_fingerprint
+from lvt_pipeline.models.vqvae.config import VQVAEConfig
+from lvt_pipeline.models.vqvae.model import VQVAE, ResidualBlock, full_float32, tokenizer_fingerprint
 
 TINY = VQVAEConfig(num_codebooks=2, codebook_size=32, code_width=16, stem_width=8, residual_width=8)
 

@@ -21,7 +21,7 @@ from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.manifest.manifest import build_manifest
 from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
 from lvt_pipeline.provenance import fingerprint, short
-from lvt_pipeline.video.decode import GeometrySettings
+from lvt_pipeline.video.settings import GeometrySettings
 from lvt_pipeline.video.write import write_mp4
 from lvt_pipeline.workspace.why import explain_clip
 from tests.toy_work import make_tokenizer, moving_square

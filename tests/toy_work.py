@@ -17,8 +17,10 @@ from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.frames.records import FrameSample
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.frames.writer import write_frames
-from lvt_pipeline.models.prior.model import Prior, PriorConfig
-from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig, tokenizer_fingerprint
+from lvt_pipeline.models.prior.config import PriorConfig
+from lvt_pipeline.models.prior.model import Prior
+from lvt_pipeline.models.vqvae.config import VQVAEConfig
+from lvt_pipeline.models.vqvae.model import VQVAE, tokenizer_fingerprint
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.directory import save_model_run
 

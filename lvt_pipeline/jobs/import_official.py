@@ -21,8 +21,8 @@ from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.provenance import Provenance, digest_file
 from lvt_pipeline.runs.directory import save_model_run
 from lvt_pipeline.runs.read import PRIOR_KIND, VQVAE_KIND
-from lvt_pipeline.training.prior_settings import PriorTraining, ResolvedPriorSettings
-from lvt_pipeline.training.vqvae import VQVAERunSettings
+from lvt_pipeline.training.prior_settings import ResolvedPriorSettings
+from lvt_pipeline.training.settings import PriorTraining, VQVAERunSettings
 
 STAGE = "import-official"
 VERSION = 1

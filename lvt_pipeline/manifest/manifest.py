@@ -20,8 +20,9 @@ from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, ManifestError
 from lvt_pipeline.frames.records import SPLITS
 from lvt_pipeline.manifest.digests import ContentDigests
+from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.manifest.sources import KIND_NAMES, list_source, location_of, recognise
-from lvt_pipeline.manifest.sources.draft import Draft, ManifestSettings, some
+from lvt_pipeline.manifest.sources.draft import Draft, some
 from lvt_pipeline.manifest.sources.walk import LeftOut, describe_left_out
 from lvt_pipeline.manifest.splits import Earlier, assign_splits, separate_copies
 from lvt_pipeline.outputs import require_output_file

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lvt_pipeline.manifest.sources.draft import ManifestSettings
+from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.video.clips import Clip
 
 # Where copies ask for different splits: what is measured on stays as its authors made it.

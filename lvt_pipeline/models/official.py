@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from lvt_pipeline.errors import CheckpointError, ConfigError
-from lvt_pipeline.models.prior.model import Prior, PriorConfig
-from lvt_pipeline.models.prior.subscale import Triple
-from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig
+from lvt_pipeline.models.prior.config import PriorConfig, Triple
+from lvt_pipeline.models.prior.model import Prior
+from lvt_pipeline.models.vqvae.config import VQVAEConfig
+from lvt_pipeline.models.vqvae.model import VQVAE
 
 State = Mapping[str, Tensor]
 Config = TypeVar("Config", VQVAEConfig, PriorConfig)

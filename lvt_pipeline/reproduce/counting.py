@@ -15,7 +15,8 @@ from lvt_pipeline.models.prior.config import uses_clusters
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.reproduce.experiments import PriorRecipe
 from lvt_pipeline.training.dry_run import count_by_part
-from lvt_pipeline.training.prior_settings import PriorRunSettings, resolve_settings
+from lvt_pipeline.training.prior_settings import resolve_settings
+from lvt_pipeline.training.settings import PriorRunSettings
 
 HALVINGS = 2  # of a frame's sides in the encoder
 

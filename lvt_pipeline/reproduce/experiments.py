@@ -17,11 +17,10 @@ from lvt_pipeline.demo.videos import DemoSettings
 from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.jobs.settings import EncodeSettings
-from lvt_pipeline.manifest.manifest import ManifestSettings
+from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.manifest.sources import location_of
 from lvt_pipeline.reproduce.published import COPY, DATASETS, TABLES, Dataset
-from lvt_pipeline.training.prior_settings import PriorRunSettings
-from lvt_pipeline.training.vqvae import VQVAERunSettings
+from lvt_pipeline.training.settings import PriorRunSettings, VQVAERunSettings
 
 SETTINGS_NAME = "reproduce.toml"
 SCALES = ("tiny", "small", "paper")

@@ -138,7 +138,8 @@ def load_vqvae(run: Path | str, checkpoint: str | int = "latest", device: str = 
         CheckpointError: no run directory, nothing saved yet, or damaged files.
         MismatchError: the run holds a prior.
     """
-    from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig
+    from lvt_pipeline.models.vqvae.config import VQVAEConfig
+    from lvt_pipeline.models.vqvae.model import VQVAE
 
     path = Path(run)
     _expect(path, VQVAE_KIND)
@@ -149,7 +150,8 @@ def load_vqvae(run: Path | str, checkpoint: str | int = "latest", device: str = 
 
 def load_prior(run: Path | str, checkpoint: str | int = "latest", device: str = "auto") -> Prior:
     """The prior of a run, in evaluation mode. Arguments and errors as in `load_vqvae`."""
-    from lvt_pipeline.models.prior.model import Prior, PriorConfig
+    from lvt_pipeline.models.prior.config import PriorConfig
+    from lvt_pipeline.models.prior.model import Prior
 
     path = Path(run)
     _expect(path, PRIOR_KIND)

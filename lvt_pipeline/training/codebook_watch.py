@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes.usage import perplexity
-from lvt_pipeline.models.vqvae.model import VQVAEConfig
+from lvt_pipeline.models.vqvae.config import VQVAEConfig
 from lvt_pipeline.progress import SILENT, Progress
 
 COLLAPSED_USAGE = 0.1

@@ -33,8 +33,6 @@ from lvt_pipeline.training.distributed import Workers, joined_workers
 from lvt_pipeline.training.dry_run import count_by_part, measure_step
 from lvt_pipeline.training.loop import seeded, train
 from lvt_pipeline.training.prior_settings import (
-    PriorRunSettings,
-    PriorTraining,
     ResolvedPriorSettings,
     check_alike,
     class_names,
@@ -42,7 +40,7 @@ from lvt_pipeline.training.prior_settings import (
     resolve_settings,
 )
 from lvt_pipeline.training.prior_task import PriorTask, prior_loss
-from lvt_pipeline.training.settings import HARMLESS_SETTINGS
+from lvt_pipeline.training.settings import HARMLESS_SETTINGS, PriorRunSettings, PriorTraining
 
 STAGE = "train-prior"
 VERSION = 1

@@ -3,60 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.codes.usage import count_codes
-from lvt_pipeline.config import LATER, build, to_plain
+from lvt_pipeline.config import build, to_plain
 from lvt_pipeline.errors import ConfigError, MismatchError
 from lvt_pipeline.models.prior.adaptive import cutoffs_by_mass
-from lvt_pipeline.models.prior.config import PriorConfig, PriorModelSettings, uses_clusters
-from lvt_pipeline.settings import check_fields
-from lvt_pipeline.training.settings import TrainingSettings
+from lvt_pipeline.models.prior.config import PriorConfig, uses_clusters
+from lvt_pipeline.training.settings import PriorRunSettings, PriorTraining
 
 FROM_STORE = {"codebook_size": 512, "num_codebooks": 4, "grid": (16, 16)}  # defaults where there is no store: the paper
-
-
-@dataclass(frozen=True, kw_only=True)
-class PriorTraining(TrainingSettings):
-    """Training settings with the defaults of the paper's released priors."""
-
-    max_steps: int = 600_000
-    batch_size: int = 64
-    optimizer: Literal["adamw", "adam", "rmsprop"] = "rmsprop"
-    learning_rate: float = 2e-5
-    log_every: int = 100
-    eval_every: int = 5_000
-    picture_every: int = 5_000
-    checkpoint_every: int = 5_000
-    # Stop when the average loss is so many times its lowest: by then, whatever was learnt is gone; none: never.
-    explosion_factor: float | None = field(default=10.0, metadata=LATER)
-    # Which windows a step sees. Unset: clips, unless the codes are streamed; see `codes.loading.batches`.
-    shuffle: Literal["clips", "shards"] | None = field(default=None, metadata=LATER)
-    windows_per_clip: int = field(default=1, metadata=LATER)  # in an epoch of shards
-    mix: tuple[float, ...] | None = field(default=None, metadata=LATER)  # shares of several code stores
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.windows_per_clip < 1:
-            raise ConfigError(f"training.windows_per_clip={self.windows_per_clip} must be at least 1")
-        if not all(weight > 0 for weight in self.mix or ()):
-            raise ConfigError(f"training.mix={self.mix} must be above 0; leave out a store instead")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PriorRunSettings:
-    """What `lvt train-prior --config` reads."""
-
-    model: PriorModelSettings = field(default_factory=PriorModelSettings)
-    training: PriorTraining = field(default_factory=PriorTraining)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)

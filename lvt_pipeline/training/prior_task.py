@@ -22,7 +22,7 @@ from lvt_pipeline.codes.store import CodeClip
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.training.loop import StepLoss, step_seed
-from lvt_pipeline.training.prior_settings import PriorTraining
+from lvt_pipeline.training.settings import PriorTraining
 from lvt_pipeline.video.pictures import colour_codes
 from lvt_pipeline.video.tiles import picture_grid
 

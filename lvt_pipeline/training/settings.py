@@ -1,14 +1,15 @@
-"""How a model is trained: the settings that both training stages share."""
+"""How a model is trained: the settings of both trainings. Nothing here loads torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from lvt_pipeline.config import LATER
 from lvt_pipeline.errors import ConfigError
-from lvt_pipeline.settings import check_fields
+from lvt_pipeline.models.prior.config import PriorModelSettings
+from lvt_pipeline.models.vqvae.config import VQVAEConfig
+from lvt_pipeline.settings import Settings, setting
 
 # They change when a run looks at itself or ends, or who computes what, never what a step does.
 HARMLESS_SETTINGS = frozenset(
@@ -44,51 +45,79 @@ OTHER_NAMES = {
 }
 
 
+Optimizer = Literal["adamw", "adam", "rmsprop"]
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
+class TrainingSettings(Settings):
     """How a model is trained. Each stage overrides the defaults with its own."""
 
     other_names: ClassVar[Mapping[str, str]] = OTHER_NAMES
+    table: ClassVar[str] = "training."
 
-    max_steps: int = 1000
-    batch_size: int = 32  # per step, over all workers and accumulation steps
-    gradient_accumulation_steps: int = 1  # parts a step's batch is cut into, to save memory
-    optimizer: Literal["adamw", "adam", "rmsprop"] = "adamw"
-    learning_rate: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)  # adam, adamw
-    alpha: float = 0.95  # rmsprop: decay of the squared gradients
-    momentum: float = 0.9  # rmsprop
-    eps: float = 1e-8
-    weight_decay: float = 0.0  # of matrices and kernels; biases, norms and other vectors never decay
-    schedule: Literal["constant", "cosine", "wsd"] = "constant"  # wsd: warm-up, stable, decay in the last decay_steps
-    warmup_steps: int = 0  # linear, from 0
-    decay_steps: int | None = field(default=None, metadata=LATER)  # of wsd; a fifth of max_steps when not given
-    min_lr_ratio: float = 0.0  # where cosine and wsd end, as a share of learning_rate
-    grad_clip: float | None = None  # largest norm of the gradient
-    ema_decay: float | None = None  # moving average of the weights, used for evaluation and by later stages
-    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast, weights stay float32
-    compile: bool = False  # torch.compile; the first step takes minutes
-    activation_checkpointing: bool = field(default=False, metadata=LATER)  # compute activations twice to keep fewer
-    # Under torchrun every process holds all weights (ddp), or its part of every weight (fsdp, for large priors).
-    parallel: Literal["ddp", "fsdp"] = field(default="ddp", metadata=LATER)
-    deterministic: bool = field(default=False, metadata=LATER)  # the same bits on a GPU too, at some cost in speed
-    seed: int = 0
-    log_every: int = 50
-    eval_every: int = 500
-    eval_items: int = 256  # validation frames or windows, always the same ones
-    picture_every: int = 500
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2  # the newest ones; the best one is kept as well
-    patience: int | None = field(default=None, metadata=LATER)  # evaluations without a better score before it ends
-    # Stop when the average loss is so many times its lowest, see `training.breakdown`; none: never.
-    explosion_factor: float | None = field(default=100.0, metadata=LATER)
+    max_steps: int = setting(1000, "Number of optimizer steps.", at_least=1)
+    batch_size: int = setting(32, "Items per step, over all processes and accumulation parts.", at_least=1)
+    gradient_accumulation_steps: int = setting(
+        1, "Number of parts into which a step's batch is divided to save memory.", at_least=1
+    )
+    optimizer: Optimizer = setting("adamw", "Optimizer.")
+    learning_rate: float = setting(1e-3, "Learning rate.", above=0)
+    betas: tuple[float, float] = setting((0.9, 0.999), "Moment decays of adam and adamw.", at_least=0, below=1)
+    alpha: float = setting(0.95, "Decay of the squared gradients, for rmsprop.", at_least=0, below=1)
+    momentum: float = setting(0.9, "Momentum, for rmsprop.", at_least=0, below=1)
+    eps: float = setting(1e-8, "Term added to the optimizer's denominator.", above=0)
+    weight_decay: float = setting(
+        0.0, "Weight decay of matrices and kernels; biases, norms and other vectors have none.", at_least=0
+    )
+    schedule: Literal["constant", "cosine", "wsd"] = setting(
+        "constant", "Learning rate schedule. wsd: warm-up, stable, decay in the last decay_steps."
+    )
+    warmup_steps: int = setting(0, "Number of steps of linear warm-up from 0.", at_least=0)
+    decay_steps: int | None = setting(None, "Number of decay steps, for wsd.", at_least=1, unset="a fifth of max_steps")
+    min_lr_ratio: float = setting(
+        0.0, "Final learning rate of cosine and wsd, as a fraction of learning_rate.", at_least=0, at_most=1
+    )
+    grad_clip: float | None = setting(None, "Largest norm of the gradient.", above=0, unset="no clipping")
+    ema_decay: float | None = setting(
+        None,
+        "Decay of the moving average of the weights, which evaluation and later stages use.",
+        at_least=0,
+        below=1,
+        unset="no moving average",
+    )
+    precision: Literal["float32", "bfloat16"] = setting(
+        "float32", "Precision. bfloat16: autocast; the weights stay float32."
+    )
+    compile: bool = setting(False, "Use of torch.compile; the first step takes minutes.")
+    activation_checkpointing: bool = setting(False, "Recomputation of activations, to save memory.")
+    parallel: Literal["ddp", "fsdp"] = setting(
+        "ddp",
+        "Distribution under torchrun: every process holds all weights (ddp), or a part of every weight (fsdp, for "
+        "large priors).",
+    )
+    deterministic: bool = setting(False, "Bitwise repeatable results on GPUs too, at some cost in speed.")
+    seed: int = setting(0, "Random seed.", at_least=0)
+    log_every: int = setting(50, "Steps between lines of the log.", at_least=1)
+    eval_every: int = setting(500, "Steps between evaluations.", at_least=1)
+    eval_items: int = setting(256, "Number of validation frames or windows; always the same ones.", at_least=1)
+    picture_every: int = setting(500, "Steps between pictures.", at_least=1)
+    checkpoint_every: int = setting(500, "Steps between checkpoints.", at_least=1)
+    keep_checkpoints: int = setting(2, "Number of newest checkpoints to keep, in addition to the best.", at_least=1)
+    patience: int | None = setting(
+        None,
+        "Number of evaluations without a better score after which the training ends.",
+        at_least=1,
+        unset="never",
+    )
+    explosion_factor: float | None = setting(
+        100.0,
+        "The training stops when the average loss is this many times its lowest; by then the weights are ruined. "
+        "none: never.",
+        above=1,
+    )
 
     def __post_init__(self) -> None:
-        check_fields(self, "training.")
-        for name, (is_allowed, needed) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not all(map(is_allowed, value if isinstance(value, tuple) else (value,))):
-                raise ConfigError(f"training.{name}={value} must be {needed}")
+        super().__post_init__()
         if self.batch_size % self.gradient_accumulation_steps:
             raise ConfigError(
                 f"training.batch_size={self.batch_size} does not divide into "
@@ -100,19 +129,62 @@ class TrainingSettings:
             raise ConfigError(f"training.decay_steps={self.decay_steps} needs schedule='wsd', found {self.schedule!r}")
 
 
-Range = tuple[Callable[[float], bool], str]
-_AT_LEAST_ONE: Range = (lambda value: value >= 1, "at least 1")
-_NOT_NEGATIVE: Range = (lambda value: value >= 0, "at least 0")
-_POSITIVE: Range = (lambda value: value > 0, "above 0")
-_SHARE: Range = (lambda value: 0 <= value < 1, "at least 0 and below 1")
-_RANGES: dict[str, Range] = {
-    **dict.fromkeys(("max_steps", "batch_size", "gradient_accumulation_steps", "decay_steps"), _AT_LEAST_ONE),
-    **dict.fromkeys(("log_every", "eval_every", "eval_items", "picture_every"), _AT_LEAST_ONE),
-    **dict.fromkeys(("checkpoint_every", "keep_checkpoints", "patience"), _AT_LEAST_ONE),
-    **dict.fromkeys(("seed", "warmup_steps", "weight_decay"), _NOT_NEGATIVE),
-    **dict.fromkeys(("learning_rate", "eps"), _POSITIVE),
-    **dict.fromkeys(("betas", "alpha", "momentum", "ema_decay"), _SHARE),
-    "min_lr_ratio": (lambda value: 0 <= value <= 1, "from 0 to 1"),
-    "grad_clip": (lambda value: value > 0, "above 0; leave it out for no clipping"),
-    "explosion_factor": (lambda value: value > 1, "above 1; none turns it off"),
-}
+@dataclass(frozen=True, kw_only=True)
+class VQVAETraining(TrainingSettings):
+    """Training settings with the defaults of the paper's released VQ-VAE, for BAIR."""
+
+    max_steps: int = 500_000
+    batch_size: int = 32
+    optimizer: Optimizer = "adam"
+    learning_rate: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.9)
+    log_every: int = 100
+    eval_every: int = 2_000
+    picture_every: int = 2_000
+    checkpoint_every: int = 2_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.parallel == "fsdp":
+            raise ConfigError(
+                "training.parallel=fsdp splits the weights of a prior; a VQ-VAE is small and every process keeps its "
+                "codebooks whole: use ddp"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAERunSettings(Settings):
+    """What `lvt train-vqvae --config` reads."""
+
+    model: VQVAEConfig = field(default_factory=VQVAEConfig)
+    training: VQVAETraining = field(default_factory=VQVAETraining)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorTraining(TrainingSettings):
+    """Training settings with the defaults of the paper's released priors."""
+
+    max_steps: int = 600_000
+    batch_size: int = 64
+    optimizer: Optimizer = "rmsprop"
+    learning_rate: float = 2e-5
+    log_every: int = 100
+    eval_every: int = 5_000
+    picture_every: int = 5_000
+    checkpoint_every: int = 5_000
+    explosion_factor: float | None = 10.0
+    shuffle: Literal["clips", "shards"] | None = setting(
+        None,
+        "Order of the training windows; see docs/concepts.md.",
+        unset="clips, or shards when the codes are streamed",
+    )
+    windows_per_clip: int = setting(1, "Number of windows of a clip in an epoch of shards.", at_least=1)
+    mix: tuple[float, ...] | None = setting(None, "Weights of several code stores.", above=0, unset="equal weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorRunSettings(Settings):
+    """What `lvt train-prior --config` reads."""
+
+    model: PriorModelSettings = field(default_factory=PriorModelSettings)
+    training: PriorTraining = field(default_factory=PriorTraining)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +20,12 @@ from torch import Tensor, nn
 
 from lvt_pipeline.codes.loading.order import clip_batch
 from lvt_pipeline.codes.usage import perplexity, usage
-from lvt_pipeline.errors import ConfigError, LVTError, ShapeError
+from lvt_pipeline.errors import LVTError, ShapeError
 from lvt_pipeline.frames.records import FrameClip
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.machine import available_memory
 from lvt_pipeline.models.device import choose_device
-from lvt_pipeline.models.vqvae.model import VQVAE, VQVAEConfig, tokenizer_fingerprint
+from lvt_pipeline.models.vqvae.model import VQVAE, tokenizer_fingerprint
 from lvt_pipeline.models.vqvae.quantize import SlicedQuantizer
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
@@ -34,12 +33,11 @@ from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.checkpoints import EMA_NAME, MODEL_NAME
 from lvt_pipeline.runs.directory import RunDirectory, RunPlan, open_run
 from lvt_pipeline.runs.read import VQVAE_KIND
-from lvt_pipeline.settings import check_fields
 from lvt_pipeline.training.codebook_watch import CodebookWatch
 from lvt_pipeline.training.distributed import joined_workers
 from lvt_pipeline.training.dry_run import count_by_part, measure_step
 from lvt_pipeline.training.loop import StepLoss, seeded, step_seed, train
-from lvt_pipeline.training.settings import HARMLESS_SETTINGS, TrainingSettings
+from lvt_pipeline.training.settings import HARMLESS_SETTINGS, TrainingSettings, VQVAERunSettings
 from lvt_pipeline.video.tiles import picture_grid
 
 STAGE = "train-vqvae"
@@ -49,40 +47,6 @@ MEMORY_SHARE = 4  # frames are kept in memory if they take less than one part in
 PICTURE_FRAMES = 8
 KMEANS_LATENTS = 32  # latents per code, at least, that k-means starts from
 DRY_RUN_SIZE = 64  # pixels, when a dry run has no frames to look at
-
-
-@dataclass(frozen=True, kw_only=True)
-class VQVAETraining(TrainingSettings):
-    """Training settings with the defaults of the paper's released VQ-VAE, for BAIR."""
-
-    max_steps: int = 500_000
-    batch_size: int = 32
-    optimizer: Literal["adamw", "adam", "rmsprop"] = "adam"
-    learning_rate: float = 3e-4
-    betas: tuple[float, float] = (0.9, 0.9)
-    log_every: int = 100
-    eval_every: int = 2_000
-    picture_every: int = 2_000
-    checkpoint_every: int = 2_000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.parallel == "fsdp":
-            raise ConfigError(
-                "training.parallel=fsdp splits the weights of a prior; a VQ-VAE is small and every process keeps its "
-                "codebooks whole: use ddp"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class VQVAERunSettings:
-    """What `lvt train-vqvae --config` reads."""
-
-    model: VQVAEConfig = field(default_factory=VQVAEConfig)
-    training: VQVAETraining = field(default_factory=VQVAETraining)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 def train_vqvae(

@@ -16,15 +16,15 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.config import LATER
 from lvt_pipeline.errors import ConfigError, DecodeError
 from lvt_pipeline.video.clips import Note
 from lvt_pipeline.video.geometry import Fit, Frames, lanczos_square, scaled_sides, square_of_scaled
+from lvt_pipeline.video.settings import MAX_FPS, GeometrySettings
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame, VideoStream
@@ -47,8 +47,6 @@ FAILURE_REASONS = (
 )
 DECODERS = ("decord", "pyav")
 
-MAX_FPS = 480.0  # a header that says more is wrong: FLV files say 1000
-SIZE_STEP = 4  # the tokenizer halves a frame twice
 UNKNOWN_FPS = 25.0  # for a single frame without a rate
 # From MPEG-TS decord 0.6.0 returns the right number of pictures, but stale and shifted ones, without an error.
 _CONTAINERS_NOT_FOR_DECORD = frozenset({"mpegts"})
@@ -60,50 +58,6 @@ _SHORTFALL_SHARE = 0.01
 Times = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Scaled = Callable[[int, int], tuple[int, int]]  # height and width of a picture to those it is scaled to
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeometrySettings:
-    """Which frames are taken from a clip, and how each becomes a square."""
-
-    size: int = 64  # height and width of a frame
-    resize: Literal["lanczos", "decoder"] = "lanczos"  # decoder: FFmpeg's scaler, about 3 times faster, other pixels
-    fps: float | None = None  # resample by presentation time; none keeps the native rate
-    decoder: Literal["auto", "decord", "pyav"] = "auto"  # auto: decord, PyAV for what it cannot read
-    max_frames: int | None = None  # keep the first frames only
-    fit: Fit = field(default="crop", metadata=LATER)  # letterbox: the whole picture between black bars
-    stride: int = field(default=1, metadata=LATER)  # keep every n-th frame, after `fps`
-    clip_seconds: float | None = field(default=None, metadata=LATER)  # cut into clips of this length
-    split_scenes: float | None = field(default=None, metadata=LATER)  # cut where scenes change (`video.scenes`)
-    on_truncated: Literal["fail", "keep"] = field(default="fail", metadata=LATER)  # keep: the frames that are there
-
-    def __post_init__(self) -> None:
-        if self.size < 1 or self.size % SIZE_STEP:
-            below = self.size // SIZE_STEP * SIZE_STEP
-            near = f"{below} or {below + SIZE_STEP}" if below > 0 else SIZE_STEP
-            raise ConfigError(
-                f"size={self.size} is not a multiple of {SIZE_STEP}, which the tokenizer needs; take {near}"
-            )
-        if self.fps is not None and not 0 < self.fps <= MAX_FPS:
-            raise ConfigError(f"fps={self.fps} lies outside 0 to {MAX_FPS:g}")
-        if self.max_frames is not None and self.max_frames < 1:
-            raise ConfigError(f"max_frames={self.max_frames} keeps no frame")
-        if self.stride < 1:
-            raise ConfigError(f"stride={self.stride} is not a whole number of at least 1")
-        if self.clip_seconds is not None and not 0 < self.clip_seconds < math.inf:
-            raise ConfigError(f"clip_seconds={self.clip_seconds} is not a length of time")
-        if self.split_scenes is not None and not 0 < self.split_scenes < 255:
-            raise ConfigError(f"split_scenes={self.split_scenes} lies outside 0 to 255 grey levels")
-        if self.on_truncated == "keep" and self.decoder == "decord":
-            raise ConfigError(
-                "on_truncated=keep does not go with decoder=decord, which fills the end of a file that was cut short "
-                "with repeated pictures; take decoder=auto or pyav"
-            )
-
-    @property
-    def cuts(self) -> bool:
-        """Whether one video may give several clips."""
-        return self.clip_seconds is not None or self.split_scenes is not None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from lvt_pipeline.video.bair import parse_trajectory
 from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.decode import (
     DecodedClip,
-    GeometrySettings,
     VideoFacts,
     choose_frames,
     clip_fps,
@@ -32,6 +31,7 @@ from lvt_pipeline.video.decode import (
 )
 from lvt_pipeline.video.geometry import Frames
 from lvt_pipeline.video.locations import is_lfs_pointer, local_copy
+from lvt_pipeline.video.settings import GeometrySettings
 from lvt_pipeline.video.tfrecords import RecordIndex, index_records, read_record
 
 

@@ -11,8 +11,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from lvt_pipeline.video.decode import DecodedClip, GeometrySettings
+from lvt_pipeline.video.decode import DecodedClip
 from lvt_pipeline.video.geometry import Frames
+from lvt_pipeline.video.settings import GeometrySettings
 
 DEFAULT_SCENE_THRESHOLD = 20.0  # grey levels
 _CHANGE_RATIO = 4.0  # a cut changes the picture this many times as much as the steps around it

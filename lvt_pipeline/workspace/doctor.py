@@ -101,7 +101,8 @@ def _devices() -> str:
 
 
 def _decoders() -> str:
-    from lvt_pipeline.video.decode import GeometrySettings, decode_clip
+    from lvt_pipeline.video.decode import decode_clip
+    from lvt_pipeline.video.settings import GeometrySettings
     from lvt_pipeline.video.write import write_mp4
 
     with tempfile.TemporaryDirectory() as folder:

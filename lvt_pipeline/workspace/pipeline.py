@@ -33,7 +33,8 @@ from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.jobs.sample import sample_clips
 from lvt_pipeline.jobs.settings import DecodeSettings, EncodeSettings, SampleSettings
 from lvt_pipeline.manifest import manifest as manifest_stage
-from lvt_pipeline.manifest.manifest import ManifestSettings, build_manifest
+from lvt_pipeline.manifest.manifest import build_manifest
+from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, differences, missing_outputs, read_record
 from lvt_pipeline.report import page as report_stage
@@ -43,8 +44,8 @@ from lvt_pipeline.storage import exclusive_lock, write_bytes
 from lvt_pipeline.training import prior as prior_training
 from lvt_pipeline.training import vqvae as vqvae_training
 from lvt_pipeline.training.prior import train_prior
-from lvt_pipeline.training.prior_settings import PriorRunSettings
-from lvt_pipeline.training.vqvae import VQVAERunSettings, train_vqvae
+from lvt_pipeline.training.settings import PriorRunSettings, VQVAERunSettings
+from lvt_pipeline.training.vqvae import train_vqvae
 from lvt_pipeline.video.locations import is_url
 from lvt_pipeline.workspace import why as clip_chain
 

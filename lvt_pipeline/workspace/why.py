@@ -25,8 +25,8 @@ from lvt_pipeline.manifest.manifest import read_manifest
 from lvt_pipeline.provenance import SHORT, canonical_json, short
 from lvt_pipeline.runs.read import precision_of
 from lvt_pipeline.video.clips import Clip
-from lvt_pipeline.video.decode import GeometrySettings
 from lvt_pipeline.video.read import reader_version, readers_of
+from lvt_pipeline.video.settings import GeometrySettings
 
 
 def explain_clip(

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from lvt_pipeline import lineage
-from lvt_pipeline.config import LATER, to_plain
-from lvt_pipeline.errors import ConfigError
+from lvt_pipeline.config import to_plain
 from lvt_pipeline.frames.codecs import Codec, lossy_version
+from lvt_pipeline.settings import Settings, setting
 from lvt_pipeline.video.clips import Clip
-from lvt_pipeline.video.decode import GeometrySettings
 from lvt_pipeline.video.read import reader_version, readers_of
+from lvt_pipeline.video.settings import GeometrySettings
 
 STAGE = "ingest"
 VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestSettings:
+class IngestSettings(Settings):
     """Everything that decides the bytes of the shards."""
 
-    geometry: GeometrySettings = field(default_factory=GeometrySettings)
-    codec: Codec = "raw"  # png and webp are lossless too, smaller and slower to read; jpeg is not lossless
-    clips_per_shard: int = 64  # lines of the manifest, which give one clip each unless videos are cut
-    min_frames: int = 1  # a clip with fewer frames is a failure
-    shard_mb: float | None = field(default=None, metadata=LATER)  # full at this size, not at a number of clips
+    other_names: ClassVar[Mapping[str, str]] = {
+        "format": "codec",
+        "compression": "codec",
+        "shard_size": "clips_per_shard",
+        "maxcount": "clips_per_shard",
+        "maxsize": "shard_mb",
+    }
 
-    def __post_init__(self) -> None:
-        if self.clips_per_shard < 1 or self.min_frames < 1:
-            raise ConfigError("clips_per_shard and min_frames are at least 1")
-        if self.shard_mb is not None and not self.shard_mb > 0:
-            raise ConfigError(f"shard_mb={self.shard_mb} is not a size in megabytes")
+    geometry: GeometrySettings = field(default_factory=GeometrySettings)
+    min_frames: int = setting(1, "Smallest number of frames; a shorter clip is recorded as a failure.", at_least=1)
+    codec: Codec = setting("raw", "Format of stored frames. raw is the largest and fastest; only jpeg changes pixels.")
+    clips_per_shard: int = setting(64, "Number of manifest lines per shard, which is one tar file.", at_least=1)
+    shard_mb: float | None = setting(
+        None, "Size in megabytes at which a shard is full, instead of --clips-per-shard.", above=0
+    )
 
 
 def line_fingerprint(line: Clip, settings: IngestSettings, reader: str) -> str:

@@ -15,9 +15,10 @@ from lvt_pipeline.errors import LVTError
 from lvt_pipeline.frames.codecs import SIZE_SHARES, Codec
 from lvt_pipeline.jobs.ingest.workers import run_isolated
 from lvt_pipeline.video.clips import Clip
-from lvt_pipeline.video.decode import GeometrySettings, choose_frames, inspect_video
+from lvt_pipeline.video.decode import choose_frames, inspect_video
 from lvt_pipeline.video.locations import is_url
 from lvt_pipeline.video.picture_folders import pictures_in
+from lvt_pipeline.video.settings import GeometrySettings
 
 NUM_PROBES = 64
 PROBE_SECONDS = 20.0  # for looking into one clip

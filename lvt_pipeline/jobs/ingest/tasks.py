@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from lvt_pipeline.errors import DecodeError
 from lvt_pipeline.frames.codecs import Codec, encode_frames
 from lvt_pipeline.video.clips import Clip
-from lvt_pipeline.video.decode import DecodedClip, GeometrySettings
+from lvt_pipeline.video.decode import DecodedClip
 from lvt_pipeline.video.read import read_clip
 from lvt_pipeline.video.scenes import Piece, cut
+from lvt_pipeline.video.settings import GeometrySettings
 
 
 @dataclass(frozen=True)

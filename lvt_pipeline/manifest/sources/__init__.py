@@ -10,8 +10,9 @@ import os
 from pathlib import PurePosixPath
 
 from lvt_pipeline.errors import ManifestError
+from lvt_pipeline.manifest.settings import ManifestSettings, SourceKind
 from lvt_pipeline.manifest.sources.bair import list_bair
-from lvt_pipeline.manifest.sources.draft import Listing, ManifestSettings, SourceKind, is_record_file
+from lvt_pipeline.manifest.sources.draft import Listing, is_record_file
 from lvt_pipeline.manifest.sources.folders import is_pattern, is_video, list_folder, list_pattern
 from lvt_pipeline.manifest.sources.frame_folders import list_frame_folders
 from lvt_pipeline.manifest.sources.kinetics import COLUMNS, find_annotations, list_kinetics

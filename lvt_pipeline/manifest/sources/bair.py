@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from lvt_pipeline.errors import DecodeError, ManifestError
+from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.manifest.sources.draft import (
     BAIR_FPS,
     RECORD_EXTENSIONS,
     Draft,
     Listing,
-    ManifestSettings,
     is_record_file,
     split_of_folder,
     unique_ids,

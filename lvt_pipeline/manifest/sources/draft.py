@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
-from lvt_pipeline.errors import ConfigError, ManifestError
+from lvt_pipeline.errors import ManifestError
 from lvt_pipeline.frames.records import SPLITS
+from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.video.clips import ClipKind
-
-SourceKind = Literal["folder", "csv", "jsonl", "kinetics", "bair", "ucf101", "frames"]
 
 # Of BAIR and of folders of pictures, which hold no times; only `lvt ingest --fps` and players look at it.
 BAIR_FPS = 10.0
@@ -29,35 +28,6 @@ SPLIT_FOLDERS = {
     "test": "test",
     "testing": "test",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class ManifestSettings:
-    """How clips are found, and how they are assigned to splits and labels."""
-
-    split: Literal["auto", "hash", "none"] = "auto"  # auto: the source decides if it can, else the content
-    val_share: float = 0.1  # expected share of clips whose content falls into val
-    test_share: float = 0.1
-    label: Literal["folder", "none"] = "folder"  # folder: the name of the folder a video lies in
-    kind: SourceKind | None = None  # what the source is; none: recognise it
-    path_column: str | None = None  # of a CSV or JSONL; none: path, source or video
-    label_column: str | None = None  # none: label
-    split_column: str | None = None  # none: split
-    camera: Literal["image_aux1", "image_main", "both"] | None = None  # of BAIR; none: image_aux1
-    fold: int | None = None  # which of UCF101's three splits; none: the first
-    fps: float | None = None  # of sources without times; none: 10 for BAIR, 25 for folders of pictures
-    missing: Literal["list", "drop"] | None = None  # clips without a file; none: list them, ingest records them
-
-    def __post_init__(self) -> None:
-        if min(self.val_share, self.test_share) < 0 or self.val_share + self.test_share >= 1:
-            raise ConfigError(
-                f"val_share={self.val_share} and test_share={self.test_share} leave nothing to train on; "
-                f"their sum must stay below 1"
-            )
-        if self.fold not in (None, 1, 2, 3):
-            raise ConfigError(f"fold={self.fold} is not one of UCF101's splits 1, 2 and 3")
-        if self.fps is not None and not 0 < self.fps < float("inf"):
-            raise ConfigError(f"fps={self.fps} is not a positive number of frames per second")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 from lvt_pipeline.errors import ManifestError
+from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.manifest.sources.draft import (
     Draft,
     Listing,
-    ManifestSettings,
     is_record_file,
     label_of_folder,
     split_of_folder,

@@ -6,11 +6,11 @@ import os
 from pathlib import Path, PurePosixPath
 
 from lvt_pipeline.errors import ManifestError
+from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.manifest.sources.draft import (
     PICTURE_FPS,
     Draft,
     Listing,
-    ManifestSettings,
     is_record_file,
     label_of_folder,
     split_of_folder,

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from lvt_pipeline.errors import ManifestError
-from lvt_pipeline.manifest.sources.draft import Draft, Listing, ManifestSettings, some, split_of_text
+from lvt_pipeline.manifest.settings import ManifestSettings
+from lvt_pipeline.manifest.sources.draft import Draft, Listing, some, split_of_text
 from lvt_pipeline.manifest.sources.folders import videos_below
 from lvt_pipeline.manifest.sources.tables import Row, csv_columns, csv_rows
 from lvt_pipeline.manifest.sources.walk import LeftOut

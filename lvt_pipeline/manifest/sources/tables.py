@@ -12,11 +12,11 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from lvt_pipeline.errors import ManifestError
+from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.manifest.sources.draft import (
     PICTURE_FPS,
     Draft,
     Listing,
-    ManifestSettings,
     label_of_folder,
     split_of_folder,
     split_of_text,

@@ -10,7 +10,8 @@ import os
 from pathlib import Path, PurePosixPath
 
 from lvt_pipeline.errors import ManifestError
-from lvt_pipeline.manifest.sources.draft import Draft, Listing, ManifestSettings, some, unique_ids
+from lvt_pipeline.manifest.settings import ManifestSettings
+from lvt_pipeline.manifest.sources.draft import Draft, Listing, some, unique_ids
 from lvt_pipeline.manifest.sources.folders import videos_below
 from lvt_pipeline.manifest.sources.walk import LeftOut
 from lvt_pipeline.storage import numbered_lines, read_text

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lvt_pipeline.errors import ConfigError
-from lvt_pipeline.models.prior.subscale import Triple
+from lvt_pipeline.models.prior.config import Triple
 
 AttentionKind = Literal["query-key", "key-only", "distance-only"]
 KINDS = ("query-key", "key-only", "distance-only")

@@ -1,87 +1,96 @@
-"""The shape of the prior: every choice the paper and its variants leave open (sections 3.2, 4.4 and 4.5)."""
+"""The shape of the prior: every choice the paper and its variants leave open (sections 3.2, 4.4 and 4.5).
+
+Nothing here loads torch.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from lvt_pipeline.config import LATER
 from lvt_pipeline.errors import ConfigError
-from lvt_pipeline.models.prior.subscale import Triple, subscale
-from lvt_pipeline.settings import check_fields
+from lvt_pipeline.settings import Settings, setting
+
+Triple = tuple[int, int, int]
+Reach = Literal["centred", "past"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorModelSettings:
+class PriorModelSettings(Settings):
     """`PriorConfig` before the codes are known, which decide K, n_c, the grid and the cut-offs of adaptive layers.
 
     The paper's three orders: single frame (frames, 1, 1) with kernel (7, 1, 1); spatiotemporal (4, 2, 2) with
     (5, 3, 3) and block (4, 8, 8); spatial (1, 2, 2) with (1, 3, 3).
     """
 
-    frames: int = 16  # T
-    grid: tuple[int, int] | None = None  # (h, w); unset: that of the codes
-    num_codebooks: int | None = None  # n_c; unset: that of the codes
-    codebook_size: int | None = None  # K; unset: that of the codes
-    subscale: tuple[int, int, int] = (16, 1, 1)  # (s_t, s_h, s_w)
-    kernel: tuple[int, int, int] = (7, 1, 1)  # of the context convolution, odd
-    # In time, the kernel lies around the frame as in the paper, or only on the frames before it.
-    kernel_reach: Literal["centred", "past"] = field(default="centred", metadata=LATER)
-    block: tuple[int, int, int] | None = None  # attention block; unset: the whole slice
-    width: int = 512  # d
-    head_width: int = 128  # d_a
-    num_heads: int = 8  # n_a; num_heads * head_width need not equal the width
-    embedding_width: int = 128  # d_e
-    encoder_layers: int = 8
-    decoder_layers: int = 8
-    attention: Literal["query-key", "key-only", "distance-only"] = "query-key"
-    # "adaptive": rare codes get narrower embeddings.
-    decoder_input: Literal["embedding", "adaptive"] = field(default="embedding", metadata=LATER)
-    # The output projection P of each codebook: "adaptive" is an adaptive softmax, which can share the embeddings of an
-    # adaptive input and also its projections (paper, Table 8).
-    head: Literal["separate", "shared", "tied", "adaptive", "adaptive-tied", "adaptive-tied-projections"] = "separate"
-    # Of adaptive layers: the frequency ranks at which a new cluster of codes starts.
-    cutoffs: tuple[int, ...] | None = field(default=None, metadata=LATER)
-    # Of adaptive layers: each cluster is so many times narrower than the one before.
-    cluster_ratio: int = field(default=4, metadata=LATER)
-    num_classes: int = 0  # 0: not conditioned on a class
-    # Share of training windows that lose their class; needed for guidance when sampling.
-    class_dropout: float = field(default=0.0, metadata=LATER)
-    encoder_position: bool = False  # sinusoidal positions in the encoder too; the released model has none
-    qkv_init: Literal["reference", "standard"] = "reference"
-    priming_frames: int = 1  # n_prime: frames that are never a target in training
-
-    def __post_init__(self) -> None:
-        check_fields(self)
+    frames: int = setting(16, "Length of a training window in frames (T).", at_least=1)
+    grid: tuple[int, int] | None = setting(
+        None, "Height and width of the code grid (h, w).", at_least=1, unset="that of the codes"
+    )
+    num_codebooks: int | None = setting(None, "Number of codebooks (n_c).", at_least=1, unset="that of the codes")
+    codebook_size: int | None = setting(
+        None, "Number of codes in a codebook (K).", at_least=1, unset="that of the codes"
+    )
+    subscale: tuple[int, int, int] = setting((16, 1, 1), "Subscale factor (s_t, s_h, s_w).")
+    kernel: tuple[int, int, int] = setting((7, 1, 1), "Kernel of the context convolution; odd numbers.")
+    kernel_reach: Reach = setting(
+        "centred",
+        "Reach of the kernel in time: centred on the frame as in the paper, or the frames before it only.",
+    )
+    block: tuple[int, int, int] | None = setting(None, "Attention block.", unset="the whole slice")
+    width: int = setting(512, "Width of the transformer (d).", at_least=1)
+    head_width: int = setting(128, "Width of an attention head (d_a).", at_least=1)
+    num_heads: int = setting(
+        8, "Number of attention heads (n_a); num_heads * head_width may differ from the width.", at_least=1
+    )
+    embedding_width: int = setting(128, "Width of a code embedding (d_e).", at_least=1)
+    encoder_layers: int = setting(8, "Number of encoder layers.", at_least=0)
+    decoder_layers: int = setting(8, "Number of decoder layers.", at_least=0)
+    attention: Literal["query-key", "key-only", "distance-only"] = setting("query-key", "Kind of attention.")
+    decoder_input: Literal["embedding", "adaptive"] = setting(
+        "embedding", "Embedding of codes. adaptive: rare codes have narrower embeddings."
+    )
+    head: Literal["separate", "shared", "tied", "adaptive", "adaptive-tied", "adaptive-tied-projections"] = setting(
+        "separate",
+        "Output projection of each codebook. adaptive: an adaptive softmax, which can share the embeddings of an "
+        "adaptive input and also its projections (paper, Table 8).",
+    )
+    cutoffs: tuple[int, ...] | None = setting(
+        None,
+        "Frequency ranks at which a new cluster of codes starts, in adaptive layers.",
+        unset="from the frequencies of the codes",
+    )
+    cluster_ratio: int = setting(
+        4, "How many times narrower each cluster is than the one before, in adaptive layers.", at_least=1
+    )
+    num_classes: int = setting(0, "Number of classes; 0: not conditioned on a class.", at_least=0)
+    class_dropout: float = setting(
+        0.0, "Fraction of training windows that lose their class; needed for guidance.", at_least=0, below=1
+    )
+    encoder_position: bool = setting(False, "Sinusoidal positions in the encoder too; the released model has none.")
+    qkv_init: Literal["reference", "standard"] = setting("reference", "Initialization of the attention projections.")
+    priming_frames: int = setting(
+        1, "Number of first frames (n_prime) that are never a target in training.", at_least=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriorConfig(PriorModelSettings):
     """Shape of the prior, with nothing left open. Defaults are the paper's single-frame model."""
 
-    grid: tuple[int, int] = (16, 16)  # (h, w)
-    num_codebooks: int = 4  # n_c
-    codebook_size: int = 512  # K
+    grid: tuple[int, int] = (16, 16)
+    num_codebooks: int = 4
+    codebook_size: int = 512
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sizes = ("frames", "num_codebooks", "codebook_size", "width", "head_width", "num_heads", "embedding_width")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("encoder_layers", "decoder_layers", "num_classes", "priming_frames"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
         if self.priming_frames >= self.frames:
             raise ConfigError(f"priming_frames={self.priming_frames} leaves nothing to learn in {self.frames} frames")
-        if not 0 <= self.class_dropout < 1:
-            raise ConfigError(f"class_dropout={self.class_dropout} must be at least 0 and below 1")
         if self.class_dropout and not self.num_classes:
             raise ConfigError("class_dropout needs num_classes; this prior is not conditioned on a class")
         self._check_clusters()
-        geometry = subscale((self.frames, *self.grid), self.subscale, self.kernel, self.kernel_reach)
-        slice_shape = geometry.slice_shape
+        slice_shape = require_slices((self.frames, *self.grid), self.subscale, self.kernel, self.kernel_reach)
         if any(size < 1 or length % size for size, length in zip(self.block_shape, slice_shape, strict=True)):
             raise ConfigError(f"attention blocks {self.block} do not tile slices of shape {slice_shape}")
 
@@ -115,8 +124,6 @@ class PriorConfig(PriorModelSettings):
         }
 
     def _check_clusters(self) -> None:
-        if self.cluster_ratio < 1:
-            raise ConfigError(f"cluster_ratio={self.cluster_ratio} must be at least 1")
         if self.head in ("adaptive-tied", "adaptive-tied-projections") and self.decoder_input != "adaptive":
             raise ConfigError(f'head="{self.head}" shares the embeddings of decoder_input="adaptive"; set that too')
         if not self.is_adaptive:
@@ -133,3 +140,22 @@ class PriorConfig(PriorModelSettings):
 def uses_clusters(decoder_input: str, head: str) -> bool:
     """Whether codes are clustered by frequency."""
     return decoder_input == "adaptive" or head.startswith("adaptive")
+
+
+def require_slices(shape: Triple, factor: Triple, kernel: Triple, reach: Reach) -> Triple:
+    """The shape of a slice of a video of codes.
+
+    Raises:
+        ConfigError: the factor does not divide the shape, or the kernel cannot be used with it.
+    """
+    for axis, length, stride, size in zip(("frames", "rows", "columns"), shape, factor, kernel, strict=True):
+        if length < 1 or stride < 1 or length % stride:
+            raise ConfigError(f"the subscale factor {stride} does not divide {length} {axis}")
+        if size < 1 or (size % 2 == 0 and not (reach == "past" and axis == "frames")):
+            raise ConfigError(f"context kernel {kernel} must have odd sizes")
+    if reach == "past" and factor != (shape[0], 1, 1):
+        raise ConfigError(
+            f'kernel_reach="past" needs one frame per slice, subscale {(shape[0], 1, 1)}, found {factor}: other '
+            "orders also read the present frame"
+        )
+    return shape[0] // factor[0], shape[1] // factor[1], shape[2] // factor[2]

@@ -12,9 +12,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from lvt_pipeline.models.prior.attention import BlockStack, sinusoidal_positions
-from lvt_pipeline.models.prior.config import PriorConfig
+from lvt_pipeline.models.prior.config import PriorConfig, Triple
 from lvt_pipeline.models.prior.layers import linear
-from lvt_pipeline.models.prior.subscale import PAD, Triple
+from lvt_pipeline.models.prior.subscale import PAD
 
 
 class ContextConvolution(nn.Module):

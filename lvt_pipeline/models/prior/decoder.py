@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from lvt_pipeline.models.prior.adaptive import AdaptiveEmbedding, code_table
 from lvt_pipeline.models.prior.attention import BlockStack, sinusoidal_positions
-from lvt_pipeline.models.prior.config import PriorConfig
+from lvt_pipeline.models.prior.config import PriorConfig, Triple
 from lvt_pipeline.models.prior.layers import linear
-from lvt_pipeline.models.prior.subscale import Triple
 
 
 class CausalConvolution(nn.Module):

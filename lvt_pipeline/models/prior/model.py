@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from lvt_pipeline.errors import ShapeError
 from lvt_pipeline.models.prior.channels import ChannelPredictor
-from lvt_pipeline.models.prior.config import PriorConfig
+from lvt_pipeline.models.prior.config import PriorConfig, Triple
 from lvt_pipeline.models.prior.context import Encoder
 from lvt_pipeline.models.prior.decoder import Decoder
-from lvt_pipeline.models.prior.subscale import Subscale, Triple, ordinary_tensors, subscale
+from lvt_pipeline.models.prior.subscale import Subscale, ordinary_tensors, subscale
 from lvt_pipeline.models.sampling.sampler import sample
 from lvt_pipeline.models.vqvae.quantize import integer_codes
 from lvt_pipeline.progress import SILENT, Progress

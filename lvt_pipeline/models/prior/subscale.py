@@ -14,17 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from itertools import product
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lvt_pipeline.errors import ConfigError
+from lvt_pipeline.models.prior.config import Reach, Triple, require_slices
 
 PAD = -1  # marks a context position outside the video or not generated yet
 
-Triple = tuple[int, int, int]
-Reach = Literal["centred", "past"]
 REACHES = ("centred", "past")
 
 
@@ -44,16 +41,7 @@ class Subscale:
     """
 
     def __init__(self, shape: Triple, factor: Triple, kernel: Triple, reach: Reach = "centred") -> None:
-        for axis, length, stride, size in zip(("frames", "rows", "columns"), shape, factor, kernel, strict=True):
-            if length < 1 or stride < 1 or length % stride:
-                raise ConfigError(f"the subscale factor {stride} does not divide {length} {axis}")
-            if size < 1 or (size % 2 == 0 and not (reach == "past" and axis == "frames")):
-                raise ConfigError(f"context kernel {kernel} must have odd sizes")
-        if reach == "past" and factor != (shape[0], 1, 1):
-            raise ConfigError(
-                f'kernel_reach="past" needs one frame per slice, subscale {(shape[0], 1, 1)}, found {factor}: other '
-                "orders also read the present frame"
-            )
+        require_slices(shape, factor, kernel, reach)
         self.shape = shape
         self.factor = factor
         self.kernel = kernel

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from lvt_pipeline.models.prior.adaptive import code_table
 from lvt_pipeline.models.prior.attention import Attention, Block, sinusoidal_positions, split_blocks
+from lvt_pipeline.models.prior.config import Triple
 from lvt_pipeline.models.prior.decoder import embed
-from lvt_pipeline.models.prior.subscale import Subscale, Triple
+from lvt_pipeline.models.prior.subscale import Subscale
 from lvt_pipeline.models.sampling.rule import DrawingRule
 
 if TYPE_CHECKING:

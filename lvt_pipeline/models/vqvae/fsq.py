@@ -18,11 +18,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from lvt_pipeline.errors import ConfigError, ShapeError
+from lvt_pipeline.models.vqvae.config import check_levels
 from lvt_pipeline.models.vqvae.quantize import Quantized
 
 MARGIN = 1e-3  # the paper's listing bounds numbers to this share less than the range of the levels
 SETTLED_STEPS = 500  # until then the projections may still be looking for the latents
-MIN_LEVELS = 3  # with two, the half step of even counts would be the whole range
 
 
 class FSQCodebook(nn.Module):
@@ -167,16 +167,3 @@ class FSQuantizer(nn.Module):
         if latents.shape[1] != width:
             raise ShapeError(f"latents have D={latents.shape[1]} but the codebooks were made for D={width}")
         return list(zip(self.codebooks, latents.chunk(len(self.books), dim=1), strict=True))
-
-
-def check_levels(levels: Sequence[int]) -> None:
-    """Refuse levels that make no codebook.
-
-    Raises:
-        ConfigError: there are none, or fewer than 3 somewhere.
-    """
-    if not levels or min(levels) < MIN_LEVELS:
-        raise ConfigError(
-            f"fsq_levels={list(levels)} must be one or more numbers of at least {MIN_LEVELS}, such as [8, 8, 4] for "
-            "256 codes or [8, 8, 8] for 512"
-        )

@@ -6,10 +6,8 @@ Frames are tokenized one by one, without any temporal mixing: (3, H, W) -> (h, w
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,73 +18,12 @@ from torch import Tensor, nn
 
 from lvt_pipeline import lineage
 from lvt_pipeline.config import to_plain
-from lvt_pipeline.errors import ConfigError, ShapeError
-from lvt_pipeline.models.vqvae.fsq import FSQuantizer, check_levels
+from lvt_pipeline.errors import ShapeError
+from lvt_pipeline.models.vqvae.config import VQVAEConfig
+from lvt_pipeline.models.vqvae.fsq import FSQuantizer
 from lvt_pipeline.models.vqvae.quantize import Quantized, SlicedQuantizer, integer_codes
-from lvt_pipeline.settings import check_fields
 
 DOWNSAMPLING = 4  # pixels per latent position, along each axis
-
-
-@dataclass(frozen=True, kw_only=True)
-class VQVAEConfig:
-    """Shape of the autoencoder and the rules its codebooks follow. Defaults are the paper's BAIR model.
-
-    The paper reports 4 codebooks of "2048"; its released model has 512 codes in each of the 4.
-    """
-
-    num_codebooks: int = 4  # n_c; the code width is split evenly among them
-    codebook_size: int = 512  # K, per codebook
-    code_width: int = 256  # D
-    stem_width: int = 128  # channels between the two strided convolutions
-    residual_width: int = 128  # inner channels of a residual block
-    num_residual_blocks: int = 2  # R; 4 for Kinetics-600
-    residual: Literal["reference", "textbook"] = "reference"  # what the skip carries: ReLU(x), or x
-    commitment_weight: float = 1.0  # beta; the value of the released code
-    ema_decay: float = 0.99
-    ema_epsilon: float = 1e-5
-    ema_init: Literal["reference", "consistent"] = "reference"
-    dead_code: Literal["none", "resample"] = "none"
-    dead_code_threshold: float = 0.03  # share of the mean EMA count under which a code is dead
-    # These three are unset by default, so that runs made before they existed keep their meaning and are not stale.
-    codebook_init: Literal["uniform", "kmeans"] | None = None  # unset: uniform; kmeans starts on training latents
-    quantizer: Literal["vq", "fsq"] | None = None  # unset: vq, learnt tables; fsq: rounding, without tables
-    fsq_levels: tuple[int, ...] | None = None  # of each of the n_c codebooks; their product is codebook_size
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("num_codebooks", "codebook_size", "code_width", "stem_width", "residual_width"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.num_residual_blocks < 0:
-            raise ConfigError(f"num_residual_blocks={self.num_residual_blocks} must not be negative")
-        if self.code_width % self.num_codebooks:
-            raise ConfigError(f"code_width={self.code_width} does not divide into {self.num_codebooks} codebooks")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"ema_decay={self.ema_decay} must be at least 0 and below 1")
-        if self.ema_epsilon <= 0:
-            raise ConfigError(f"ema_epsilon={self.ema_epsilon} must be above 0")
-        for name in ("commitment_weight", "dead_code_threshold"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
-        self._check_levels()
-
-    def _check_levels(self) -> None:
-        if self.quantizer != "fsq":
-            if self.fsq_levels is not None:
-                raise ConfigError(f"fsq_levels={list(self.fsq_levels)} needs quantizer='fsq'")
-            return
-        if self.fsq_levels is None:
-            raise ConfigError(
-                "quantizer='fsq' needs fsq_levels whose product is codebook_size, such as [8, 8, 4] for 256, "
-                "[8, 8, 8] for 512 or [8, 5, 5, 5] for 1000"
-            )
-        check_levels(self.fsq_levels)
-        if math.prod(self.fsq_levels) != self.codebook_size:
-            raise ConfigError(
-                f"fsq_levels={list(self.fsq_levels)} make {math.prod(self.fsq_levels)} codes but "
-                f"codebook_size={self.codebook_size}; set codebook_size={math.prod(self.fsq_levels)}, or other levels"
-            )
 
 
 class VQVAEOutput(NamedTuple):
