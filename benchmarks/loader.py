@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 from numcodecs import Zstd
 from numpy.typing import NDArray
 
 from benchmarks.measuring import table, time_in_turn
 from lvt_pipeline.codes.loading.batches import Batches, SequenceBatches, ShardSequence, make_batches
 from lvt_pipeline.codes.loading.windows import CodeWindows
-from lvt_pipeline.codes.plan import PlannedClip
+from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, shard_name
 from lvt_pipeline.codes.shard_file import CHECKSUM_BYTES, chunks_of
-from lvt_pipeline.codes.store import CodeSchema, CodeStore, open_array, open_codes, shard_name
+from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.provenance import Provenance
 
@@ -45,7 +46,7 @@ def run() -> str:
         indices = [generator.integers(0, len(ram), BATCH) for _ in range(COUNTED // BATCH)]
         per_clip = FRAMES - WINDOW + 1
         starts = [batch // per_clip * FRAMES + batch % per_clip for batch in indices]
-        chunks, array = compressed_chunks(store), open_array(path)
+        chunks, array = compressed_chunks(store), zarr.open_array(path / "codes", mode="r")
         # What is done, and how many windows it gives.
         candidates: dict[str, tuple[Callable[[], object], int]] = {
             "bare NumPy gather, int64": (lambda: [gather(memory, s).astype(np.int64) for s in starts], COUNTED),

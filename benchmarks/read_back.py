@@ -11,9 +11,9 @@ import zarr
 
 from benchmarks.measuring import time_in_turn
 from benchmarks.real_codes import codes_to_measure
-from lvt_pipeline.codes.chunk_reading import read_frames
-from lvt_pipeline.codes.plan import PlannedClip
-from lvt_pipeline.codes.store import CodeSchema, open_codes, shard_name
+from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, shard_name
+from lvt_pipeline.codes.shard_file import read_frames
+from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.provenance import Provenance
 

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import time_in_turn
-from lvt_pipeline.codes.plan import PlannedClip, codes_fingerprint
-from lvt_pipeline.codes.store import CodeSchema
+from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, codes_fingerprint
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.frames.records import (
     FORMAT_VERSION,

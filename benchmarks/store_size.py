@@ -9,7 +9,8 @@ from numcodecs import Zstd
 from numpy.typing import NDArray
 
 from benchmarks.real_codes import codes_to_measure, conditional_entropy
-from lvt_pipeline.codes.store import CHUNK_FRAMES, ZSTD_LEVEL
+from lvt_pipeline.codes.schema import CHUNK_FRAMES
+from lvt_pipeline.codes.shard_file import ZSTD_LEVEL
 
 CHUNKS, LEVELS = (16, 32, 64, 128), (1, 3, 5, 9)
 ORDERS = {"t h w n": (0, 1, 2, 3), "n t h w": (3, 0, 1, 2), "h w n t": (1, 2, 3, 0)}  # transpose is a core codec too

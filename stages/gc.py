@@ -21,7 +21,12 @@ from stages.console import PATH, echo_facts, json_option
     help="How many of the newest generations stay readable.",
 )
 @click.option("--keep", type=int, multiple=True, metavar="N", help="Generation N stays readable too; may be repeated.")
-@click.option("--drop-pending", is_flag=True, help="Also what an interrupted encode could go on with.")
+@click.option("--drop-pending", is_flag=True, help="Also discard the finished part of an interrupted encode.")
+@click.option(
+    "--ignore-readers",
+    is_flag=True,
+    help="Nobody reads the store. Needed on file systems without locks, where readers cannot be seen.",
+)
 @click.option(
     "--cache",
     "only_cache",
@@ -35,26 +40,35 @@ def command(
     keep_generations: int,
     keep: tuple[int, ...],
     drop_pending: bool,
+    ignore_readers: bool,
     only_cache: bool,
     as_json: bool,
 ) -> None:
     """Old generations, shards without a live clip, leftovers of killed runs, and caches of what is gone.
 
-    A training that was interrupted goes on with the generation it was started on: keep that one with --keep. A cache
-    may go at any time: a training that has it open keeps it, and the space comes back when that ends.
+    A generation that a process reads is kept, and the process is named. An interrupted training resumes on the
+    generation it was started on: keep that one with --keep. A cache can be deleted at any time: a training that has it
+    open keeps it, and the space is free when the training ends.
 
     Example: lvt gc data.zarr --apply
     """
     if only_cache:
         if keep or drop_pending or keep_generations > 1:
-            raise click.UsageError("--cache touches nothing in the store; leave out what says what to keep of it")
+            raise click.UsageError("--cache touches nothing in the store; leave out the options about generations")
         _collect_cache(store, apply, as_json)
         return
     from lvt_pipeline.codes.maintenance import collect_garbage, find_garbage
 
     work = collect_garbage if apply else find_garbage
-    garbage = work(store, keep_generations=keep_generations, keep=keep, drop_pending=drop_pending)
-    lines = [f"generation {number} {'dropped' if apply else 'would be dropped'}" for number in garbage.dropped]
+    garbage = work(
+        store,
+        keep_generations=keep_generations,
+        keep=keep,
+        drop_pending=drop_pending,
+        ignore_readers=ignore_readers,
+    )
+    lines = [f"generation {number} is kept: {why}" for number, why in garbage.in_use.items()]
+    lines += [f"generation {number} {'dropped' if apply else 'would be dropped'}" for number in garbage.dropped]
     lines += [f"{name}: nothing alive" for name in garbage.shards]
     lines += [f"{name}: leftover" for name in garbage.leftovers]
     lines += [f"{name}: cache of a generation that is gone" for name in garbage.caches]

@@ -17,6 +17,11 @@ from stages.console import PATH, Console, at_option, clock, device_option, echo_
 )
 @click.option("--vqvae", type=PATH, help="Run directory of the tokenizer that made the codes; for --decode.")
 @click.option("--frames", type=PATH, help="Frame shards that were encoded; for --decode.")
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="First rebuild damaged metadata from the other files of the store, whichever command made it.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Which clips are decoded.")
 @at_option
 @device_option
@@ -26,6 +31,7 @@ def command(
     num_clips: int | None,
     vqvae: Path | None,
     frames: Path | None,
+    repair: bool,
     seed: int,
     at: int | None,
     device: str,
@@ -33,22 +39,24 @@ def command(
 ) -> None:
     """Compare every file of a code store with its checksum, its clip tables with the array, and its codes with K.
 
-    Prints one line per problem, with the clips it touches; exit code 1 when there is one. Mend damage with
-    `lvt encode-dataset --repair`.
+    Prints one line per problem, with the clips it touches; exit code 1 when there is one. --repair restores metadata;
+    damaged codes are made again by the command that made the store (`lvt encode-dataset --repair`).
 
     Example: lvt verify data.zarr --decode 8 --vqvae runs/vqvae --frames frames
     """
     import time
 
+    from lvt_pipeline.codes.repair import repair_store
     from lvt_pipeline.codes.verify import verify_store
     from lvt_pipeline.errors import StoreError
 
     if num_clips is not None and (vqvae is None or frames is None):
         raise click.UsageError("--decode needs --vqvae and --frames")
     started = time.monotonic()
+    repaired = repair_store(store) if repair else []
     report = verify_store(store, at, progress=Console())
     problems = list(report.problems)
-    facts: dict[str, Any] = report.to_json()
+    facts: dict[str, Any] = {**report.to_json(), "repaired": repaired}
     told = ""
     if num_clips is not None and vqvae is not None and frames is not None and not problems:
         from lvt_pipeline.evaluation.recheck_codes import verify_codes
@@ -65,7 +73,11 @@ def command(
     facts["seconds"] = round(time.monotonic() - started, 3)
     read = f"{report.files} files, {report.bytes / 2**20:,.1f} MiB, {report.clips} clips"
     if not problems:
-        lines = [*report.notes, f"{store} is sound: {read}{told}, in {clock(facts['seconds'])}"]
+        lines = [
+            *(f"repaired {name}" for name in repaired),
+            *report.notes,
+            f"{store} is sound: {read}{told}, in {clock(facts['seconds'])}",
+        ]
         echo_facts(facts, as_json, "\n".join(lines))
         return
     lines = [*(problem.line() for problem in problems), *report.notes]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lvt_pipeline.codes.plan import PlannedClip
-from lvt_pipeline.codes.store import CodeSchema, CodeStore, open_codes
+from lvt_pipeline.codes.schema import CodeSchema, PlannedClip
+from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.provenance import Provenance
 

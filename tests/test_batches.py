@@ -8,12 +8,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from lvt_pipeline.codes import chunk_reading as code_reading
+from lvt_pipeline.codes import shard_file as code_reading
 from lvt_pipeline.codes.loading import cache as window_cache
 from lvt_pipeline.codes.loading import reading as window_reading
 from lvt_pipeline.codes.loading.batches import ClipBatches, as_tensor, make_batches
@@ -394,13 +395,13 @@ def test_a_pool_is_read_with_every_chunk_decompressed_about_once(
 ) -> None:
     store = make_store(tmp_path / "s.zarr", {f"train/{i}": 40 for i in range(200)}, shard_frames=1024)
     decoded = []
-    decode = code_reading._decode
+    decode = code_reading.decode_chunk
 
-    def counting(*arguments: object) -> None:
+    def counting(*arguments: Any) -> Any:
         decoded.append(arguments[1])
-        decode(*arguments)  # type: ignore[arg-type]
+        return decode(*arguments)
 
-    monkeypatch.setattr(code_reading, "_decode", counting)
+    monkeypatch.setattr(code_reading, "decode_chunk", counting)
     windows = CodeWindows(store, frames=16, cache="stream")
     windows.read(np.arange(200), np.zeros(200, np.int64))
     assert len(decoded) <= 1.1 * 200 * 40 / store.schema.frames_per_chunk

@@ -17,8 +17,9 @@ import pytest
 import zarr
 
 from lvt_pipeline.codes import writer as code_writer
-from lvt_pipeline.codes.plan import PlannedClip, plan_codes
-from lvt_pipeline.codes.store import CodeSchema, open_codes, shard_name
+from lvt_pipeline.codes.plan import plan_codes
+from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, shard_name
+from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import BusyError, ShapeError, StoreError
 from lvt_pipeline.provenance import missing_outputs, read_record
@@ -393,7 +394,7 @@ def test_clips_of_a_shard_that_cannot_be_restored_are_encoded_anew(store: Path) 
 def test_a_clip_table_that_was_edited_is_refused(store: Path) -> None:
     file = store / "generations/000001/zarr.json"
     file.write_text(file.read_text().replace('"val"', '"test"'))
-    with pytest.raises(StoreError, match="does not match its fingerprint"):
+    with pytest.raises(StoreError, match="is damaged: it does not match its digest; run lvt verify"):
         open_codes(store)
 
 

@@ -300,7 +300,8 @@ def test_snippets_of_readme_and_formats_run(block: Block, work: Path, monkeypatc
 
 
 def test_documented_byte_layouts_give_what_lvt_reads(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lvt_pipeline.codes.store import CHUNK_FRAMES, open_codes
+    from lvt_pipeline.codes.schema import CHUNK_FRAMES
+    from lvt_pipeline.codes.store import open_codes
     from lvt_pipeline.frames.shards import FrameShards
 
     monkeypatch.chdir(work.parent)
@@ -324,8 +325,7 @@ def test_documented_byte_layouts_give_what_lvt_reads(work: Path, monkeypatch: py
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Frames, codes of more than 256 values, a tokenizer and a prior that were never trained."""
-    from lvt_pipeline.codes.plan import PlannedClip, codes_fingerprint
-    from lvt_pipeline.codes.store import CodeSchema
+    from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, codes_fingerprint
     from lvt_pipeline.codes.writer import CodeStoreWriter
     from lvt_pipeline.frames.records import FrameSample
     from lvt_pipeline.frames.shards import FrameShards

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from lvt_pipeline.codes import writer as code_writer
-from lvt_pipeline.codes.store import CodeSchema, open_codes
+from lvt_pipeline.codes.schema import CodeSchema
+from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.codes.usage import perplexity, usage
 from lvt_pipeline.errors import BusyError, ConfigError, MismatchError, Stopped, StoreError
 from lvt_pipeline.evaluation.metrics import CodeCounts, pool

@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 import zarr
 
-from lvt_pipeline.codes import maintenance as code_maintenance
+from lvt_pipeline.codes import compaction
+from lvt_pipeline.codes.compaction import compact_store
 from lvt_pipeline.codes.loading.windows import CodeWindows, cache_file
-from lvt_pipeline.codes.maintenance import collect_garbage, compact_store, find_garbage
-from lvt_pipeline.codes.plan import PlannedClip
-from lvt_pipeline.codes.store import open_codes, shard_name
+from lvt_pipeline.codes.maintenance import collect_garbage, find_garbage
+from lvt_pipeline.codes.schema import PlannedClip, shard_name
+from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.codes.verify import verify_store
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import BusyError, StoreError
@@ -189,11 +190,26 @@ def test_an_interrupted_encode_can_go_on_after_gc_unless_it_is_dropped(store: Pa
     assert holds(store, more)
 
 
-def test_a_reader_of_a_collected_generation_is_told_and_never_reads_zeros(store: Path) -> None:
+def test_a_generation_that_is_open_stays_until_its_reader_closes_it(store: Path, lvt: Lvt) -> None:
     reader = open_codes(store, 1)
+    garbage = collect_garbage(store)
+    assert (garbage.dropped, garbage.in_use, garbage.kept) == ((), {1: "it is being read by this process"}, (1, 2))
+    assert lvt("gc", store, "--apply")[1].splitlines()[0] == "generation 1 is kept: it is being read by this process"
+    assert np.array_equal(reader["clip00"], codes_of(SMALL[0]))
+    assert holds(store, SMALL, 1)
+    del reader
+    assert collect_garbage(store).dropped == (1,)
+
+
+def test_a_reader_that_lost_its_generation_says_so_and_never_reads_zeros(store: Path) -> None:
+    reader, late = open_codes(store, 1, holds=False), open_codes(store, 1, holds=False)
+    late["clip00"]  # its shard has been looked at already
+    windows = CodeWindows(open_codes(store, 1, holds=False), frames=4, cache="stream")
     collect_garbage(store)
-    with pytest.raises(StoreError, match="is missing"):
-        reader["clip00"]
+    message = rf"generation 1 of {store} was removed by lvt gc while it was being read; run the same command again"
+    for read in (lambda: reader["clip00"], lambda: late["clip00"], lambda: windows[0]):
+        with pytest.raises(StoreError, match=message):
+            read()
 
 
 class Killed(BaseException):
@@ -263,6 +279,7 @@ def test_compact_rewrites_only_shards_with_dead_ranges(store: Path) -> None:
     assert first.provenance.recipe == second.provenance.recipe
     moved = {clip.id for clip in second.clips if clip.offset != first.clip(clip.id).offset}
     assert moved == {"clip10", "clip11"}
+    del first, second  # a generation that is open is not collected
     assert compact_store(store).shards == ()
     collect_garbage(store)
     assert set(shards_of(store)) == {shard_name(index) for index in (1, 3, 4)}
@@ -343,7 +360,7 @@ KILLED_COMPACT = """
     import os, signal, sys
     from pathlib import Path
     sys.path.insert(0, {root!r})
-    from lvt_pipeline.codes.maintenance import compact_store
+    from lvt_pipeline.codes.compaction import compact_store
     step, names = {step}, ("replace", "fsync", "unlink", "rmdir")
     def at_step(real):
         def call(*arguments, **options):
@@ -382,7 +399,7 @@ def test_a_compaction_killed_with_sigkill_leaves_a_readable_store_and_finishes_w
 
 def test_compact_does_not_throw_away_an_interrupted_encode(store: Path) -> None:
     write(store, [*LEFT, planned("new", 300)], stop_after=2)
-    with pytest.raises(StoreError, match=r"an interrupted command left .* unfinished; run it again, or drop"):
+    with pytest.raises(StoreError, match=r"an interrupted command left .* unfinished; run it again, or discard"):
         compact_store(store)
     assert (store / "pending").exists()
 
@@ -435,5 +452,5 @@ def test_the_edge_that_is_tolerated_is_a_share_of_a_shard(monkeypatch: pytest.Mo
     write(tmp_path / "s", clips)
     write(tmp_path / "s", [clips[0], clips[2]])
     assert compact_store(tmp_path / "s", dry_run=True).shards == (2,)  # not below one half
-    monkeypatch.setattr(code_maintenance, "TOLERATED_EDGE", 0.6)
+    monkeypatch.setattr(compaction, "TOLERATED_EDGE", 0.6)
     assert compact_store(tmp_path / "s", dry_run=True).shards == ()

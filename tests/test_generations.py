@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lvt_pipeline.codes.maintenance import collect_garbage, compact_store
+from lvt_pipeline.codes.compaction import compact_store
+from lvt_pipeline.codes.maintenance import collect_garbage
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import ChangedRunError, StoreError
 from lvt_pipeline.frames.shards import FrameShards
@@ -121,6 +122,7 @@ def test_a_reencoded_store_keeps_the_old_codes_until_they_are_collected(work: To
         assert np.array_equal(old[clip.id], before[clip.id])
         assert np.array_equal(new[clip.id], other.encode(frames.read(clip)).numpy())
     assert compact_store(path).shards == ()
+    del old
     collect_garbage(path)
     with pytest.raises(StoreError, match="lvt gc has removed it"):
         open_codes(path, 1)
@@ -154,7 +156,6 @@ def start_writer(path: Path, seconds: float, generations: int) -> subprocess.Pop
 
 def test_a_second_encode_ends_with_one_line_until_the_first_is_dead(work: ToyWork, tmp_path: Path) -> None:
     path = tmp_path / "data.zarr"
-    write(path, FIVE)
     command = [sys.executable, "-c", "from lvt_pipeline.cli import main; main()"]
     command += ["encode-dataset", "--frames", str(work.frames), "--vqvae", str(work.vqvae), "-o", str(path)]
     command += ["--device", "cpu", "--overwrite"]

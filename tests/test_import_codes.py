@@ -178,8 +178,9 @@ def test_folders_and_settings_that_say_too_little_are_refused(tmp_path: Path) ->
         ImportSettings(fps=0.0)
     with pytest.raises(ConfigError, match="split='dev' is not one of train, val, test"):
         ImportSettings(split="dev")
+    released(tmp_path / "whole/clip")
     with pytest.raises(StoreError, match="codebook_size=70000 is not within 1 to 65536"):
-        import_all(tmp_path, tmp_path / "s", codebook_size=70000)
+        import_all(tmp_path / "whole", tmp_path / "s", codebook_size=70000)
 
 
 def test_a_list_of_clips_that_was_edited_badly_is_named(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import zarr
 
-from lvt_pipeline.codes import store as codes_module
-from lvt_pipeline.codes.chunk_reading import read_frames
-from lvt_pipeline.codes.store import CodeStore, shard_name
+from lvt_pipeline.codes import schema as codes_module
+from lvt_pipeline.codes import shard_file
+from lvt_pipeline.codes.schema import shard_name
+from lvt_pipeline.codes.shard_file import read_frames
+from lvt_pipeline.codes.store import CodeStore
 from tests.code_stores import LENGTHS, make_store
 
 READERS = {
@@ -99,7 +101,7 @@ def test_a_store_keeps_its_chunks_when_it_grows_under_another_default(
     lengths = {"train/a": 200, "train/b": 90}
     with monkeypatch.context() as patch:
         patch.setattr(codes_module, "CHUNK_FRAMES", 16)
-        patch.setattr(codes_module, "ZSTD_LEVEL", 1)
+        patch.setattr(shard_file, "ZSTD_LEVEL", 1)
         make_store(tmp_path / "s", lengths, shard_frames=256)
     before = (tmp_path / "s/codes/c/0/0/0/0").read_bytes()
     store = make_store(tmp_path / "s", {**lengths, "train/c": 130}, shard_frames=256)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lvt_pipeline.codes import chunk_reading as code_reading
+from lvt_pipeline.codes import shard_file as code_reading
 from lvt_pipeline.codes.loading.batches import Batches, make_batches
 from lvt_pipeline.codes.loading.cache import cache_folder
 from lvt_pipeline.codes.loading.windows import CodeWindows

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lvt_pipeline.codes.loading.windows import CodeWindows
-from lvt_pipeline.codes.plan import PlannedClip
-from lvt_pipeline.codes.store import CodeSchema, open_codes
+from lvt_pipeline.codes.schema import CodeSchema, PlannedClip
+from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.config import build, load, preset_names
 from lvt_pipeline.errors import ChangedRunError, ConfigError, LVTError, MismatchError, Stopped

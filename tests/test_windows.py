@@ -16,8 +16,8 @@ from lvt_pipeline.codes.loading import cache as window_cache
 from lvt_pipeline.codes.loading import windows as windows_module
 from lvt_pipeline.codes.loading.order import batch_indices, clip_batch
 from lvt_pipeline.codes.loading.windows import CodeWindows, cache_file
-from lvt_pipeline.codes.plan import PlannedClip
-from lvt_pipeline.codes.store import CodeSchema, open_codes
+from lvt_pipeline.codes.schema import CodeSchema, PlannedClip
+from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import ConfigError, LVTError
 from lvt_pipeline.provenance import Provenance

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lvt_pipeline.codes.plan import CodePlan, PlannedClip, codes_fingerprint
-from lvt_pipeline.codes.store import CodeSchema
+from lvt_pipeline.codes.plan import CodePlan
+from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, codes_fingerprint
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.provenance import Provenance
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lvt_pipeline.codes.plan import PlannedClip, codes_fingerprint
-from lvt_pipeline.codes.store import CodeSchema, CodeStore, open_codes
+from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, codes_fingerprint
+from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.frames.records import FrameSample
 from lvt_pipeline.frames.shards import FrameShards

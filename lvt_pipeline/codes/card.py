@@ -1,6 +1,6 @@
-"""The card of a code store: `codes/README.md`, what the store is and where it comes from, for people.
+"""The card of a code store: `codes/README.md`, a description of the store for people.
 
-It follows from the root and the clip table alone, so the same store has the same card. It lies beside the array's own
+It follows from the root and the clip table alone, so the same store has the same card. It is next to the array's own
 files: zarr warns about a plain file in a group whenever somebody lists the group's members, and never looks for members
 inside an array.
 """
@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from lvt_pipeline.codes.layout import StoreRoot, generation_name
-
-if TYPE_CHECKING:
-    from lvt_pipeline.codes.store import CodeClip
+from lvt_pipeline.codes.layout import CARD, StoreRoot, digest_bytes, generation_name, replace_file
+from lvt_pipeline.codes.schema import CodeClip
+from lvt_pipeline.provenance import ZARR_METADATA
 
 _MADE_OF = {
     "encode-dataset": "Every frame of the clips, once through the encoder of a frame VQ-VAE.",
@@ -102,7 +103,7 @@ def card_bytes(root: StoreRoot, clips: Sequence[CodeClip]) -> bytes:
         labels=f"{len(labels):,}" if labels else "none",
         fps=f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}",
         tokenizer=about["tokenizer"],
-        geometry=_spoken(about["frames_geometry"]) or "not recorded",
+        geometry=_as_text(about["frames_geometry"]) or "not recorded",
         generation=about["generation"],
         fingerprint=record["fingerprint"],
         table=generation_name(about["generation"]),
@@ -117,10 +118,23 @@ def card_bytes(root: StoreRoot, clips: Sequence[CodeClip]) -> bytes:
     return text.encode()
 
 
+def commit_root(path: Path, root: StoreRoot, clips: Sequence[CodeClip]) -> None:
+    """Make this the root of a store, then renew the card, which describes the same.
+
+    Args:
+        root: with the digests of all files but the card.
+        clips: the clip table of its current generation.
+    """
+    card = card_bytes(root, clips)
+    root = replace(root, files={**root.files, CARD: digest_bytes(card)})
+    replace_file(path, ZARR_METADATA, root.to_bytes())
+    replace_file(path, CARD, card)
+
+
 def _split_order(item: tuple[str, int]) -> tuple[int, str]:
     usual = ("train", "val", "test")
     return (usual.index(item[0]) if item[0] in usual else len(usual), item[0])
 
 
-def _spoken(geometry: Mapping[str, Any]) -> str:
+def _as_text(geometry: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in geometry.items() if value is not None)

@@ -1,37 +1,43 @@
-"""The root of a code store: which generations there are, and the digest of every file that belongs to them.
+"""Files and groups of a code store: the root that names them all, and how each is written or removed in one step.
 
 The `zarr.json` of the root group is the commit point of a store: replacing it is the one step that changes what readers
 see. It names every other file with its SHA-256. It and every group of the store carry a digest of their own bytes (a
-seal), so that a single changed byte anywhere is found by `code_verify`.
+seal), so that a single changed byte anywhere is found by `verify`.
 
-Format 1 had neither digests nor a list of generations. It is read, and becomes format 2 when it is next written.
+zarr and its users may add to the metadata: `zarr.consolidate_metadata`, attributes of their own. Such additions change
+nothing of ours: the sealed bytes are rebuilt without them and compared.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, cast
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from lvt_pipeline.errors import ArtefactError, StoreError
+from lvt_pipeline.errors import ArtefactError, LVTError, StoreError
 from lvt_pipeline.provenance import ZARR_METADATA
-from lvt_pipeline.storage import read_json
+from lvt_pipeline.storage import describe_os_error, parse_json, remove_leftovers, sync_directory, write_bytes
 
 SCHEMA_VERSION = 2
-READABLE_SCHEMAS = (1, 2)
 ARRAY, GENERATIONS, PENDING = "codes", "generations", "pending"
+OUR_GROUPS = {ARRAY, GENERATIONS, PENDING}
 CARD = f"{ARRAY}/README.md"  # not in the root: zarr warns about a file there whenever the group's members are listed
 ARRAY_METADATA = f"{ARRAY}/{ZARR_METADATA}"
 SHARDS = f"{ARRAY}/c"
 
-MEND_ROOT = "lvt encode-dataset --repair rebuilds it from the clip tables"
-
-_MARKS = (b'"digest": "', b'"short_shards": ')  # of a root of format 2; one changed byte leaves one of them
+_MARKS = (b'"digest": "', b'"short_shards": ')  # of a root; one changed byte leaves one of them
 _SEAL = b'"digest": "'
 _BLANK = b"0" * 64
+_ROOT_NAMES = ("lvt", "generations", "provenance", "short_shards", "files")
+_TABLE_NAMES = (
+    *("lvt", "parent", "stage", "fingerprint", "first_frame", "array_frames", "clips", "made_of", "provenance"),
+)
 
 
 class DamagedRootError(StoreError):
@@ -40,11 +46,11 @@ class DamagedRootError(StoreError):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationInfo:
-    """One line of a store's history. In a store of format 1, all but the number may be unknown (empty).
+    """One line of a store's history.
 
     Attributes:
-        fingerprint: what is in it.
-        clips, frames: how much.
+        fingerprint: hash of its content.
+        clips, frames: how many it has.
         finished: when it was published, ISO-8601 in UTC.
         stage: the command that published it, such as "encode-dataset" or "compact".
     """
@@ -56,24 +62,33 @@ class GenerationInfo:
     finished: str = ""
     stage: str = ""
 
+    def __post_init__(self) -> None:
+        numbers, texts = (self.generation, self.clips, self.frames), (self.fingerprint, self.finished, self.stage)
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise TypeError("a number of the history is not an integer")
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a text of the history is not a text")
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoreRoot:
-    """What the root group says.
+    """The content of the root group.
 
     Attributes:
         about: the attribute `lvt`: schema version, K, n_c, grid, tokenizer, ..., and the current generation.
         generations: those that can be read, oldest first.
-        files: SHA-256 of every file that they need, by path relative to the store; empty in format 1.
-        short_shards: frames in the shards that are not full, by index.
         provenance: the record of what made the current generation, as plain data.
+        files: SHA-256 of every file that they need, by path relative to the store.
+        short_shards: frames in the shards that are not full, by index.
+        foreign: attributes that others added; they are kept and mean nothing here.
     """
 
     about: Mapping[str, Any]
     generations: tuple[GenerationInfo, ...]
     provenance: Mapping[str, Any]
-    files: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str]
     short_shards: Mapping[int, int] = field(default_factory=dict)
+    foreign: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def generation(self) -> int:
@@ -86,13 +101,13 @@ class StoreRoot:
         return [info.generation for info in self.generations]
 
     @property
-    def has_digests(self) -> bool:
-        """Whether the files of the store can be checked byte for byte."""
-        return bool(self.files)
+    def stage(self) -> str:
+        """The command that made the store."""
+        return str(self.provenance["stage"])
 
     def to_bytes(self) -> bytes:
         """The `zarr.json` of the root group."""
-        return group_metadata(
+        data = group_metadata(
             {
                 "lvt": self.about,
                 "generations": [asdict(info) for info in self.generations],
@@ -101,26 +116,38 @@ class StoreRoot:
                 "files": dict(sorted(self.files.items())),
             }
         )
+        if not self.foreign:
+            return data
+        value = json.loads(data)
+        value["attributes"] |= self.foreign
+        return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> StoreRoot:
-        """The root of a store of any format that this version reads.
+        """The root from the attributes of its group.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            KeyError, TypeError, ValueError: they are something else.
         """
-        about, provenance = attributes["lvt"], attributes["provenance"]
-        current = int(about["generation"])
-        if about["schema"] == 1:
-            infos = [GenerationInfo(generation=number) for number in range(1, current)]
-            now = GenerationInfo(generation=current, finished=provenance["finished"], stage=provenance["stage"])
-            return cls(about=about, generations=(*infos, now), provenance=provenance)
+        about, provenance, files = attributes["lvt"], attributes["provenance"], attributes["files"]
+        generations = tuple(GenerationInfo(**info) for info in attributes["generations"])
+        if type(about["generation"]) is not int or about["generation"] not in [info.generation for info in generations]:
+            raise ValueError("the current generation is not one of the generations")
+        if not isinstance(provenance["stage"], str) or not isinstance(provenance["outputs"], dict):
+            raise TypeError("the record is not complete")
+        for name, digest in files.items():
+            if not isinstance(digest, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise ValueError(f"{name} is not the name and digest of a file of the store")
+        short = {int(index): frames for index, frames in attributes["short_shards"].items()}
+        if not all(type(frames) is int and frames >= 0 for frames in short.values()):
+            raise TypeError("the length of a shard is not an integer")
         return cls(
             about=about,
-            generations=tuple(GenerationInfo(**info) for info in attributes["generations"]),
+            generations=generations,
             provenance=provenance,
-            files=attributes["files"],
-            short_shards={int(index): int(frames) for index, frames in attributes["short_shards"].items()},
+            files=files,
+            short_shards=short,
+            foreign={name: value for name, value in attributes.items() if name not in (*_ROOT_NAMES, "digest")},
         )
 
 
@@ -131,56 +158,35 @@ def read_root(path: Path) -> StoreRoot | None:
         DamagedRootError: it is damaged.
         StoreError: `path` holds something else, or a format of another version.
     """
+    data = read_file(path / ZARR_METADATA)
+    return None if data is None else parse_root(path, data)
+
+
+def parse_root(path: Path, data: bytes) -> StoreRoot:
+    """The root of the code store at `path` from the bytes of its `zarr.json`. Errors as in `read_root`."""
     file = path / ZARR_METADATA
-    if not file.is_file():
-        return None
-    data = file.read_bytes()
-    if any(mark in data for mark in _MARKS) and not is_sealed(data):
-        raise DamagedRootError(f"{file} is damaged: its bytes do not match its digest; {MEND_ROOT}")
+    remedy = f"lvt verify {path} --repair rebuilds it from the clip tables"
+    is_marked = any(mark in data for mark in _MARKS)
+    if is_marked and without_additions(data, _ROOT_NAMES) is None:
+        raise DamagedRootError(f"{file} is damaged: its bytes do not match its digest; {remedy}")
     try:
-        attributes = read_attributes(path)
+        attributes = attributes_in(data, file)
     except ArtefactError as error:
-        raise DamagedRootError(f"{error}; {MEND_ROOT}") from error
+        raise DamagedRootError(f"{error}; {remedy}") from error
     about = attributes.get("lvt")
     if not isinstance(about, Mapping) or not isinstance(about.get("generation"), int):
         raise StoreError(
             f"{path} is a zarr group but not a code store; give the output of lvt encode-dataset or sample"
         )
-    if about.get("schema") not in READABLE_SCHEMAS:
-        known = " and ".join(map(str, READABLE_SCHEMAS))
-        raise StoreError(f"{path} has code store format {about.get('schema')}, this version reads {known}; upgrade lvt")
+    if about.get("schema") != SCHEMA_VERSION:
+        raise StoreError(
+            f"{path} has code store format {about.get('schema')!r}, this version of lvt reads format {SCHEMA_VERSION}; "
+            "make the store again, or use the version of lvt that made it"
+        )
     try:
         return StoreRoot.from_attributes(attributes)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedRootError(f"{file} is damaged or not ours ({error!r}); {MEND_ROOT}") from error
-
-
-def with_history(path: Path, root: StoreRoot) -> StoreRoot:
-    """The root with what format 1 left out, read from the clip tables.
-
-    Raises:
-        ArtefactError: a table is missing or damaged.
-    """
-    if root.has_digests:
-        return root
-    infos: list[GenerationInfo] = []
-    short: dict[int, int] = {}
-    size = 0
-    for info in root.generations:
-        table = read_attributes(path / generation_name(info.generation))
-        clips = table["clips"]
-        infos.append(
-            replace(
-                info,
-                fingerprint=table["fingerprint"],
-                clips=len(clips["id"]),
-                frames=sum(clips["length"]),
-                stage=info.stage or table["provenance"]["stage"],
-            )
-        )
-        size = size or _shard_frames(path)
-        short |= short_shards(table["first_frame"], table["array_frames"], size)
-    return replace(root, generations=tuple(infos), short_shards=short)
+        raise DamagedRootError(f"{file} is damaged or not ours ({as_one_line(error)}); {remedy}") from error
 
 
 def short_shards(first_frame: int, array_frames: int, shard_frames: int) -> dict[int, int]:
@@ -189,16 +195,11 @@ def short_shards(first_frame: int, array_frames: int, shard_frames: int) -> dict
     return {array_frames // shard_frames: rest} if rest else {}
 
 
-def _shard_frames(path: Path) -> int:
-    grid = read_json(path / ARRAY_METADATA)["chunk_grid"]
-    return int(grid["configuration"]["chunk_shape"][0])
-
-
 # Groups -------------------------------------------------------------------------------------------------------------
 
 
 def generation_name(generation: int) -> str:
-    """Where a clip table lies, relative to the store."""
+    """The group of a clip table, relative to the store."""
     return f"{GENERATIONS}/{generation:06d}"
 
 
@@ -207,16 +208,43 @@ def table_name(generation: int) -> str:
     return f"{generation_name(generation)}/{ZARR_METADATA}"
 
 
+def read_file(file: Path) -> bytes | None:
+    """The bytes of a file, None when it does not exist.
+
+    Raises:
+        LVTError: the operating system refused to read it, which says nothing about its content.
+    """
+    try:
+        return file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise describe_os_error(error, f"reading {file}") from error
+
+
 def read_attributes(group: Path) -> dict[str, Any]:
     """Attributes of a zarr group on disk.
 
     Raises:
         ArtefactError: missing, or not a zarr group.
     """
-    data = read_json(group / ZARR_METADATA)
-    if not isinstance(data, dict) or not isinstance(data.get("attributes"), dict):
-        raise ArtefactError(f"{group / ZARR_METADATA} is not the metadata of a zarr group")
-    return cast("dict[str, Any]", data["attributes"])
+    data = read_file(group / ZARR_METADATA)
+    if data is None:
+        raise ArtefactError(f"{group / ZARR_METADATA} does not exist")
+    return attributes_in(data, group / ZARR_METADATA)
+
+
+def attributes_in(data: bytes, file: Path) -> dict[str, Any]:
+    """Attributes in the bytes of a group's `zarr.json`.
+
+    Raises:
+        ArtefactError: they are not the metadata of a zarr group.
+    """
+    value = parse_json(data, file)
+    attributes = value.get("attributes") if isinstance(value, dict) else None
+    if not isinstance(attributes, dict):
+        raise ArtefactError(f"{file} is not the metadata of a zarr group")
+    return attributes
 
 
 def group_metadata(attributes: Mapping[str, Any], indent: int | None = 2) -> bytes:
@@ -225,7 +253,7 @@ def group_metadata(attributes: Mapping[str, Any], indent: int | None = 2) -> byt
     value = {"zarr_format": 3, "node_type": "group", "attributes": marked}
     data = (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode()
     start = data.index(_SEAL) + len(_SEAL)
-    return data[:start] + hashlib.sha256(data).hexdigest().encode() + data[start + len(_BLANK) :]
+    return data[:start] + digest_bytes(data).encode() + data[start + len(_BLANK) :]
 
 
 def is_sealed(data: bytes) -> bool:
@@ -233,12 +261,104 @@ def is_sealed(data: bytes) -> bool:
     start = data.find(_SEAL) + len(_SEAL)
     seal = data[start : start + len(_BLANK)]
     blank = data[:start] + _BLANK + data[start + len(_BLANK) :]
-    return start >= len(_SEAL) and hashlib.sha256(blank).hexdigest().encode() == seal
+    return start >= len(_SEAL) and digest_bytes(blank).encode() == seal
+
+
+def without_additions(data: bytes, names: Sequence[str], indent: int | None = 2) -> bytes | None:
+    """The `zarr.json` of a group as `group_metadata` made it, None when something of ours was changed.
+
+    Args:
+        names: our attributes. Others were added by somebody else, as was consolidated metadata; zarr formats the file
+            again when it adds something.
+    """
+    if is_sealed(data):
+        return data
+    try:
+        group = parse_json(data, Path(ZARR_METADATA))
+        attributes = attributes_in(data, Path(ZARR_METADATA))
+        ours = group_metadata({name: value for name, value in attributes.items() if name in names}, indent)
+    except (ArtefactError, UnicodeEncodeError):
+        return None
+    seal = ours[ours.index(_SEAL) + len(_SEAL) :][: len(_BLANK)].decode()
+    is_ours = attributes.get("digest") == seal and (group.get("zarr_format"), group.get("node_type")) == (3, "group")
+    others = {*group} - {"zarr_format", "node_type", "attributes"}
+    has_additions = bool({*attributes} - {"digest", *names} or others)
+    return ours if is_ours and has_additions and others <= {"consolidated_metadata"} else None
+
+
+def table_without_additions(data: bytes) -> bytes | None:
+    """The bytes of a clip table as they were written, None when something of ours was changed."""
+    return without_additions(data, _TABLE_NAMES, indent=None)
 
 
 def digest_bytes(data: bytes) -> str:
     """SHA-256, 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+# How files and groups appear and go -----------------------------------------------------------------------------------
+# Temporary files are inside `codes/`, where no zarr reader looks for members.
+
+
+def replace_file(store: Path, name: str, data: bytes) -> None:
+    """Replace a file of a store, whole or not at all, with nothing next to it that zarr could take for a member."""
+    with os_errors_as_one_line(f"writing {store / name}"):
+        staged = store / ARRAY / ".staged"
+        remove_tree(staged)
+        write_bytes(staged / ZARR_METADATA, data)
+        os.replace(staged / ZARR_METADATA, store / name)
+        sync_directory((store / name).parent)
+        remove_tree(staged)
+
+
+def write_group(store: Path, group: Path, data: bytes) -> None:
+    """Make or replace a group of a store; `data` is its `zarr.json`."""
+    if group.exists():
+        replace_file(store, str((group / ZARR_METADATA).relative_to(store)), data)
+        return
+    with os_errors_as_one_line(f"writing {group}"):
+        staged = store / ARRAY / ".staged"
+        remove_tree(staged)
+        write_bytes(staged / ZARR_METADATA, data)
+        os.replace(staged, group)
+        sync_directory(group.parent)
+
+
+def remove_group(store: Path, group: Path) -> None:
+    """Remove a group of a store in one step, if it is there."""
+    if group.exists():
+        with os_errors_as_one_line(f"removing {group}"):
+            staged = store / ARRAY / ".staged-for-removal"
+            remove_tree(staged)
+            os.replace(group, staged)
+            sync_directory(group.parent)
+            remove_tree(staged)
+
+
+def remove_temporary_files(store: Path) -> None:
+    """Remove what a killed writer left half-written. Call it only while holding the lock."""
+    remove_leftovers(store / ARRAY)
+    for leftover in (store / ARRAY).glob(".staged*"):
+        remove_tree(leftover)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def os_errors_as_one_line(doing: str) -> Iterator[None]:
+    """Turn an error of the operating system into the one-line error; `doing` is such as "writing data.zarr"."""
+    try:
+        yield
+    except LVTError:
+        raise
+    except OSError as error:
+        raise describe_os_error(error, doing) from error
 
 
 def numbers_as_text(numbers: Sequence[int]) -> str:
@@ -249,3 +369,8 @@ def numbers_as_text(numbers: Sequence[int]) -> str:
         return f"{numbers[0]} to {numbers[-1]}"
     *first, last = map(str, numbers)
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def as_one_line(error: BaseException) -> str:
+    """An exception as part of a one-line message."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,7 +1,7 @@
-"""What the next generation of a code store takes: which clips are kept, which are new, and where they are going to lie.
+"""Plan the next generation of a code store: which clips are kept, which are new, and where they will be.
 
-Planning writes nothing. Codes that are in the store already keep their place, whatever the clip is called by now; the
-others get places in new shards, which begin at a shard boundary behind everything that was ever published.
+Planning writes nothing. Codes that are in the store already keep their place, also when the clip has another id now;
+the others get places in new shards, which begin at a shard boundary after everything that was ever published.
 """
 
 from __future__ import annotations
@@ -12,41 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lvt_pipeline import lineage
-from lvt_pipeline.codes.layout import DamagedRootError, read_root, with_history
-from lvt_pipeline.codes.store import (
-    CodeClip,
-    CodeSchema,
-    CodeStore,
-    clips_to_columns,
-    is_ours,
-    is_unfinished,
-    open_codes,
-    table_fingerprint,
-)
+from lvt_pipeline.codes.checks import open_current, require_clips, require_place
+from lvt_pipeline.codes.schema import CodeClip, CodeSchema, PlannedClip, clips_to_columns, table_fingerprint
+from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import StoreError
 from lvt_pipeline.machine import paused_collection
-from lvt_pipeline.provenance import ZARR_METADATA, Provenance, fingerprint, short
+from lvt_pipeline.provenance import Provenance, fingerprint, short
 
 KEPT_DIGITS = 16  # of the digest of a clip's source: enough to tell that it changed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedClip:
-    """A clip that the next generation shall hold. `fingerprint` is that of its codes (`codes_fingerprint`).
-
-    `source_digest` and `decoder` say what its frames were made of; they decide nothing, `lvt why` names them.
-    """
-
-    id: str
-    split: str
-    label: str | None
-    length: int
-    fingerprint: str
-    fps: float
-    source: str
-    source_digest: str = ""
-    decoder: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +84,7 @@ class CodePlan:
         shards: new shards, empty when every clip is kept.
         repairs: published shards that are gone and can be written again in place.
         first_frame, array_frames: the part of the array that this generation adds, and the array's length with it.
-        made_of: columns beside the clip table that say what clips were made of; empty when nothing is known.
+        made_of: further columns of the clip table that describe the origin of clips; empty when nothing is known.
     """
 
     schema: CodeSchema
@@ -126,11 +99,11 @@ class CodePlan:
 
     @property
     def fingerprint(self) -> str:
-        """What the generation will be known by."""
+        """The fingerprint of the generation."""
         return table_fingerprint(self.schema, self.clips)
 
     def identity(self, settings: Mapping[str, Any]) -> str:
-        """Hash of everything that decides the bytes of the planned shards: an equal plan may go on with them."""
+        """Hash of everything that decides the bytes of the planned shards: an equal plan may continue with them."""
         return fingerprint(
             {
                 "table": self.fingerprint,
@@ -142,11 +115,6 @@ class CodePlan:
         )
 
 
-def codes_fingerprint(frames: str, tokenizer: str) -> str:
-    """Fingerprint of a clip's codes, from those of its frames and of the tokenizer."""
-    return lineage.clip_codes_fingerprint(frames, tokenizer)
-
-
 def plan_codes(
     path: Path,
     schema: CodeSchema,
@@ -156,7 +124,7 @@ def plan_codes(
     overwrite: bool = False,
     damaged: Collection[int] = (),
 ) -> CodePlan:
-    """What it takes to make the store at `path` hold exactly `clips`. Writes nothing.
+    """The plan that makes the store at `path` hold exactly `clips`. Writes nothing.
 
     Args:
         reencode: accept codes of another tokenizer: they go into a new generation, the older ones stay readable.
@@ -167,18 +135,13 @@ def plan_codes(
         StoreError: `path` holds something else, the codes of another tokenizer, or an array that these codes do not
             fit; or `clips` is empty or names a clip twice.
     """
-    check_clips(clips)
-    check_path(path)
+    require_clips(clips)
+    require_place(path)
     return make_plan(open_current(path, overwrite), schema, clips, reencode, damaged)
 
 
-def plan_first(schema: CodeSchema, clips: Sequence[PlannedClip]) -> CodePlan:
-    """The first generation of a store, wherever that store is."""
-    return make_plan(None, schema, clips, reencode=False)
-
-
 def table_attributes(path: Path, plan: CodePlan, record: Provenance, stage: str) -> dict[str, Any]:
-    """Attributes of the generation that a plan makes: its clip table and how it came about.
+    """Attributes of the generation that a plan makes: its clip table and its record.
 
     Args:
         record: without times, and with the shards as its outputs.
@@ -198,49 +161,6 @@ def table_attributes(path: Path, plan: CodePlan, record: Provenance, stage: str)
 
 
 # How a plan is made -------------------------------------------------------------------------------------------------
-
-
-def check_clips(clips: Sequence[PlannedClip]) -> None:
-    """Refuse clips that make no store.
-
-    Raises:
-        StoreError: there are none, one has no frames, or two have one id.
-    """
-    if not clips:
-        raise StoreError("there are no clips to put into the code store")
-    twice = [clip_id for clip_id, count in Counter(clip.id for clip in clips).items() if count > 1]
-    if twice:
-        raise StoreError(f"clip {twice[0]} appears twice; clip ids must differ")
-    for clip in clips:
-        if clip.length < 1:
-            raise StoreError(f"clip {clip.id} has no frames")
-
-
-def check_path(path: Path) -> None:
-    """Refuse a place where a store cannot be.
-
-    Raises:
-        StoreError: something else is there.
-    """
-    if path.exists() and not path.is_dir():
-        raise StoreError(f"{path} is a file; choose another path for the code store")
-    if not (path / ZARR_METADATA).exists() and path.is_dir() and any(path.iterdir()) and not is_unfinished(path):
-        raise StoreError(f"{path} is a folder with other things in it; choose another path for the code store")
-
-
-def open_current(path: Path, overwrite: bool) -> CodeStore | None:
-    """The store at `path` that a plan starts from; None when there is none, or when it is not to be looked at.
-
-    Raises:
-        StoreError: something else is there, or a store that is damaged and not to be overwritten.
-    """
-    try:
-        root = read_root(path)
-    except DamagedRootError:
-        if not overwrite or not is_ours(path):
-            raise
-        return None
-    return None if root is None or overwrite else open_codes(path)
 
 
 def _check_schema(current: CodeStore, schema: CodeSchema, reencode: bool) -> None:
@@ -265,7 +185,7 @@ def make_plan(
     reencode: bool,
     damaged: Collection[int] = (),
 ) -> CodePlan:
-    """What it takes to go from a store, None for no store, to one that holds exactly `clips`; see `plan_codes`."""
+    """The plan from a store, None for no store, to one that holds exactly `clips`; see `plan_codes`."""
     repairs: tuple[ShardPlan, ...] = ()
     lost: frozenset[str] = frozenset()
     if current is not None:
@@ -275,69 +195,79 @@ def make_plan(
         repairs, lost = _inspect_shards(current, clips, damaged)
     published = current.clips if current else []
     published_frames = current.array_frames if current else 0
-    old_ids = {clip.id for clip in published}
-    available: dict[str, CodeClip] = {}
-    twins: dict[str, list[CodeClip]] = {}  # others of the same content, the next one last
-    for row in reversed(published):
-        if row.id not in lost:
-            if row.fingerprint in available:
-                twins.setdefault(row.fingerprint, []).append(available[row.fingerprint])
-            available[row.fingerprint] = row
-
-    size = schema.shard_frames
-    first_frame = offset = -(-published_frames // size) * size
-    rows: list[CodeClip] = []
-    fresh: list[CodeClip] = []
-    change: dict[str, list[str]] = {"kept": [], "added": [], "changed": []}
-    renamed: Counter[str] = Counter()
-    for clip in clips:
-        same = available.get(clip.fingerprint)
-        if same:
-            # Clips of equal content have a range each, as in a store made from scratch; only a late twin shares one.
-            rows.append(_row(clip, same.offset))
-            if twins.get(clip.fingerprint):
-                available[clip.fingerprint] = twins[clip.fingerprint].pop()
-            change["kept"].append(clip.id)
-            if clip.id not in old_ids:
-                renamed[clip.fingerprint] += 1
-            continue
-        rows.append(_row(clip, offset))
-        fresh.append(rows[-1])
-        offset += clip.length
-        change["changed" if clip.id in old_ids else "added"].append(clip.id)
-
-    wanted = {clip.id for clip in clips}
-    removed = []
-    for row in published:
-        if row.id not in wanted:
-            if renamed[row.fingerprint]:
-                renamed[row.fingerprint] -= 1
-            else:
-                removed.append(row.id)
+    first_frame = -(-published_frames // schema.shard_frames) * schema.shard_frames
+    rows, fresh = _places(clips, [row for row in published if row.id not in lost], first_frame)
+    change = _change(clips, fresh, published)
+    array_frames = first_frame + sum(row.length for row in fresh)
     publishes = current is None or bool(fresh) or current.fingerprint != table_fingerprint(schema, rows)
     return CodePlan(
         schema=schema,
         generation=(current.generation if current else 0) + publishes,
         clips=tuple(rows),
         change=CodeChange(
-            kept=tuple(change["kept"]),
-            added=tuple(change["added"]),
-            changed=tuple(change["changed"]),
-            removed=tuple(removed),
-            frames=sum(row.length for row in fresh) + sum(plan.num_frames for plan in repairs),
+            **{kind: tuple(ids) for kind, ids in change.items()},
+            frames=array_frames - first_frame + sum(plan.num_frames for plan in repairs),
             publishes=publishes,
-            num_frames=_frames_by_kind(change, removed, rows, published),
+            num_frames=_frames_by_kind(change, rows, published),
         ),
-        shards=tuple(cut_into_shards(fresh, size)),
+        shards=tuple(cut_into_shards(fresh, schema.shard_frames)),
         repairs=repairs,
         first_frame=first_frame if fresh else published_frames,
-        array_frames=offset if fresh else published_frames,
+        array_frames=array_frames if fresh else published_frames,
         made_of=_made_of(clips) if publishes else {},
     )
 
 
+def _places(
+    clips: Sequence[PlannedClip], published: Sequence[CodeClip], offset: int
+) -> tuple[list[CodeClip], list[CodeClip]]:
+    """Rows of the next table, and those of them whose codes are new, which are stored from `offset` on.
+
+    Clips of equal content have a range each, as in a store made from scratch; only a late twin shares one.
+    """
+    available: dict[str, list[CodeClip]] = {}  # by content, the next one last
+    for row in reversed(published):
+        available.setdefault(row.fingerprint, []).append(row)
+    rows: list[CodeClip] = []
+    fresh: list[CodeClip] = []
+    for clip in clips:
+        same = available.get(clip.fingerprint)
+        if same:
+            rows.append(_row(clip, same[-1].offset))
+            if len(same) > 1:
+                same.pop()
+            continue
+        rows.append(_row(clip, offset))
+        fresh.append(rows[-1])
+        offset += clip.length
+    return rows, fresh
+
+
+def _change(
+    clips: Sequence[PlannedClip], fresh: Sequence[CodeClip], published: Sequence[CodeClip]
+) -> dict[str, list[str]]:
+    """Ids of the clips that are kept, added, changed and removed. A clip under a new id is kept, not removed."""
+    old_ids, new_ids, fresh_ids = ({clip.id for clip in group} for group in (published, clips, fresh))
+    change: dict[str, list[str]] = {"kept": [], "added": [], "changed": [], "removed": []}
+    renamed: Counter[str] = Counter()
+    for clip in clips:
+        if clip.id in fresh_ids:
+            change["changed" if clip.id in old_ids else "added"].append(clip.id)
+            continue
+        change["kept"].append(clip.id)
+        renamed[clip.fingerprint] += clip.id not in old_ids
+    for row in published:
+        if row.id in new_ids:
+            continue
+        if renamed[row.fingerprint]:
+            renamed[row.fingerprint] -= 1
+        else:
+            change["removed"].append(row.id)
+    return change
+
+
 def _made_of(clips: Sequence[PlannedClip]) -> dict[str, Sequence[str]]:
-    """Columns beside the clip table. One in which all clips are alike is that one text."""
+    """Further columns of the clip table. One in which all clips are alike is that one text."""
     digests = [clip.source_digest[:KEPT_DIGITS] for clip in clips]
     decoders = [clip.decoder for clip in clips]
     if not any(digests) and not any(decoders):
@@ -346,14 +276,14 @@ def _made_of(clips: Sequence[PlannedClip]) -> dict[str, Sequence[str]]:
 
 
 def _frames_by_kind(
-    change: Mapping[str, Sequence[str]], removed: Sequence[str], rows: Sequence[CodeClip], published: Sequence[CodeClip]
+    change: Mapping[str, Sequence[str]], rows: Sequence[CodeClip], published: Sequence[CodeClip]
 ) -> dict[str, int]:
     """Frames of the clips of each kind, by its name."""
-    added, changed, gone = set(change["added"]), set(change["changed"]), set(removed)
+    added, changed, removed = set(change["added"]), set(change["changed"]), set(change["removed"])
     frames = {
         "added": sum(row.length for row in rows if row.id in added),
         "changed": sum(row.length for row in rows if row.id in changed),
-        "removed": sum(row.length for row in published if row.id in gone),
+        "removed": sum(row.length for row in published if row.id in removed),
     }
     return {"kept": sum(row.length for row in rows) - frames["added"] - frames["changed"], **frames}
 
@@ -372,7 +302,7 @@ def _row(clip: PlannedClip, offset: int) -> CodeClip:
 
 
 def cut_into_shards(clips: Sequence[CodeClip], size: int) -> Iterator[ShardPlan]:
-    """Shard plans for clips that lie one after another from a shard boundary on."""
+    """Shard plans for clips that are stored one after another from a shard boundary on."""
     parts: dict[int, list[ShardPart]] = defaultdict(list)
     for clip in clips:
         position, end = clip.offset, clip.offset + clip.length
@@ -390,33 +320,31 @@ def _inspect_shards(
 ) -> tuple[tuple[ShardPlan, ...], frozenset[str]]:
     """Published shards that are gone or cut short: those that can be written again in place, and clips that are lost.
 
-    A shard can be restored when all that was ever in it is still at hand; otherwise its clips are encoded anew.
+    A shard can be restored when everything that it ever held is still at hand; otherwise its clips are encoded again
+    into new shards.
 
     Args:
         damaged: shards that are known to be wrong although their size is right.
     """
     broken = [index for index in current.shards() if index in damaged or current.array.problem(index)]
-    if not broken:
-        return (), frozenset()
-    at_hand: dict[str, str] = {clip.fingerprint: clip.id for clip in clips}
-    short = with_history(current.path, current.root).short_shards
-    lengths = {index: short.get(index, current.schema.shard_frames) for index in broken}
+    at_hand = {clip.fingerprint: clip.id for clip in clips} if broken else {}
+    size = current.schema.shard_frames
     repairs, lost = [], set()
     for index in broken:
-        first = index * current.schema.shard_frames
-        inside = [c for c in current.clips if c.offset < first + lengths[index] and c.offset + c.length > first]
-        inside = sorted({c.offset: c for c in inside}.values(), key=lambda clip: clip.offset)
-        parts = [
+        first = index * size
+        length = current.root.short_shards.get(index, size)
+        inside = [clip for clip in current.clips if clip.offset < first + length and clip.offset + clip.length > first]
+        parts = tuple(
             ShardPart(
-                at_hand.get(c.fingerprint, ""),
-                max(first - c.offset, 0),
-                min(first + lengths[index] - c.offset, c.length),
+                at_hand.get(clip.fingerprint, ""),
+                max(first - clip.offset, 0),
+                min(first + length - clip.offset, clip.length),
             )
-            for c in inside
-        ]
-        plan = ShardPlan(index=index, parts=tuple(parts))
-        if plan.num_frames == lengths[index] and all(part.clip_id for part in parts):
+            for clip in sorted({clip.offset: clip for clip in inside}.values(), key=lambda clip: clip.offset)
+        )
+        plan = ShardPlan(index=index, parts=parts)
+        if plan.num_frames == length and all(part.clip_id for part in parts):
             repairs.append(plan)
-            continue
-        lost |= {c.id for c in current.clips if c.offset < first + lengths[index] and c.offset + c.length > first}
+        else:
+            lost |= {clip.id for clip in inside}
     return tuple(repairs), frozenset(lost)

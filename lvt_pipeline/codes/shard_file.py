@@ -1,28 +1,44 @@
 """One shard file of a code store, byte by byte: inner chunks, each compressed and with its checksum, and an index.
 
-zarr reads shards through many layers that tell little about damage. Here a shard is taken apart by hand, so that damage
-has a place: which frames are lost, and with them which clips.
+zarr writes shards; they are read here without its layers in between. That is the fast way to read many frames or a few,
+and it gives damage a place: which frames are lost, and so which clips. The index at the end of a shard says where each
+chunk is. Chunks are fetched with one read and decompressed straight into the array that is returned, by several threads
+when there is much to do, since decompression does not hold Python's lock. Every size in a file is compared with what
+the schema allows before memory is allocated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import numpy as np
+import zarr
 from google_crc32c import value as crc32c
 from numcodecs import Zstd
 from numpy.typing import NDArray
+from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.storage import MemoryStore
 
+from lvt_pipeline.codes.schema import CodeSchema
 from lvt_pipeline.errors import StoreError
-
-if TYPE_CHECKING:
-    from lvt_pipeline.codes.store import CodeSchema
+from lvt_pipeline.machine import num_cores
+from lvt_pipeline.provenance import ZARR_METADATA
 
 CHECKSUM_BYTES = 4
+# `python -m benchmarks store_size` shows what other lengths and levels would give.
+ZSTD_LEVEL = 5
+DIMENSIONS = ("frame", "row", "column", "codebook")
+MAX_THREADS = 8
+BYTES_PER_THREAD = 2**21  # of codes; for less a thread is not worth its start
+
 _EMPTY = 2**64 - 1  # offset and size of a chunk that holds nothing
+_ZSTD_MAGIC = bytes.fromhex("28b52ffd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +55,131 @@ class Chunk:
     size: int
 
 
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def read_frames(
+    shard_file: Callable[[int], Path], schema: CodeSchema, start: int, stop: int, *, threads: int | None = None
+) -> NDArray[Any]:
+    """Frames [start, stop) of a code array.
+
+    Args:
+        shard_file: the path of the shard with an index.
+        threads: how many decompress; None: as many cores as this process may use, 1 for small reads.
+
+    Returns:
+        (stop - start, h, w, n_c) in the schema's dtype. Frames that nobody wrote are 0.
+
+    Raises:
+        StoreError: a checksum does not match, or the bytes are not codes of this schema.
+        OSError: a shard cannot be read.
+    """
+    codes = np.empty((stop - start, *schema.frame_shape), schema.dtype)
+    size = schema.shard_frames
+    parts = [
+        (shard_file(index), max(start - index * size, 0), min(stop - index * size, size), max(index * size - start, 0))
+        for index in range(start // size, -(-stop // size))
+    ]
+    if threads is None:
+        threads = min(num_cores(), MAX_THREADS, codes.nbytes // BYTES_PER_THREAD)
+
+    def read(part: tuple[Path, int, int, int]) -> None:
+        file, first, last, position = part
+        _read_from_shard(file, schema, first, last, codes[position : position + last - first])
+
+    if threads <= 1:
+        for part in parts:
+            read(part)
+        return codes
+    # The threads end with the read: none is left behind for a process that forks later to inherit.
+    with ThreadPoolExecutor(threads, "read-codes") as pool:
+        for _ in pool.map(read, _split(parts, schema.frames_per_chunk, threads)):
+            pass
+    return codes
+
+
+def _split(parts: list[tuple[Path, int, int, int]], chunk: int, threads: int) -> list[tuple[Path, int, int, int]]:
+    """The same parts, large ones cut at borders of chunks, so that every thread has something to do."""
+    total = sum(last - first for _, first, last, _ in parts)
+    length = max(chunk, -(-total // (4 * threads) // chunk) * chunk)
+    pieces = []
+    for file, first, last, position in parts:
+        cut = first
+        while cut < last:
+            end = min(last, (cut // chunk) * chunk + length)
+            pieces.append((file, cut, end, position + cut - first))
+            cut = end
+    return pieces
+
+
+def _read_from_shard(file: Path, schema: CodeSchema, first: int, stop: int, out: NDArray[Any]) -> None:
+    """Put frames [first, stop) of one shard into `out`."""
+    per_chunk = schema.frames_per_chunk
+    chunks = _fetch(file, schema, first, stop)
+    if len(chunks) < -(-stop // per_chunk) - first // per_chunk:
+        out[:] = 0  # some chunks hold nothing
+    for chunk, data in chunks:
+        start = chunk.first_frame
+        if first <= start and start + per_chunk <= stop:
+            decode_chunk(data, chunk, schema, out[start - first : start - first + per_chunk])
+        else:
+            begin, end = max(first, start), min(stop, start + per_chunk)
+            out[begin - first : end - first] = decode_chunk(data, chunk, schema)[begin - start : end - start]
+
+
+def read_chunks(file: Path, schema: CodeSchema, numbers: Sequence[int]) -> Iterator[NDArray[Any]]:
+    """The codes of some chunks of a shard, one after another in the same memory: each is gone when the next comes.
+
+    Args:
+        numbers: which chunks of the shard, ascending. They are fetched with one read, so they should be neighbours.
+
+    Yields:
+        (frames_per_chunk, h, w, n_c) in the schema's dtype. Frames that nobody wrote are 0.
+
+    Raises:
+        StoreError: a checksum does not match, or the bytes are not codes of this schema.
+        OSError: the shard cannot be read.
+    """
+    per_chunk = schema.frames_per_chunk
+    codes = np.empty((per_chunk, *schema.frame_shape), schema.dtype)
+    first, stop = numbers[0] * per_chunk, (numbers[-1] + 1) * per_chunk
+    found = {chunk.first_frame // per_chunk: (chunk, data) for chunk, data in _fetch(file, schema, first, stop)}
+    for number in numbers:
+        if number in found:
+            chunk, data = found[number]
+            decode_chunk(data, chunk, schema, codes)
+        else:
+            codes[:] = 0
+        yield codes
+
+
+def _fetch(file: Path, schema: CodeSchema, first: int, stop: int) -> list[tuple[Chunk, memoryview]]:
+    """The chunks of a shard that hold some of the frames [first, stop), as they are compressed."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        num_bytes = os.fstat(descriptor).st_size
+        tail = min(index_bytes(schema), num_bytes)
+        index = os.pread(descriptor, tail, num_bytes - tail)
+        chunks = [
+            chunk
+            for chunk in chunks_of(index, schema, num_bytes)
+            if chunk.first_frame < stop and chunk.first_frame + schema.frames_per_chunk > first
+        ]
+        if not chunks:
+            return []
+        begin = min(chunk.offset for chunk in chunks)
+        end = max(chunk.offset + chunk.size for chunk in chunks)
+        data = memoryview(os.pread(descriptor, end - begin, begin))
+    finally:
+        os.close(descriptor)
+    return [(chunk, data[chunk.offset - begin : chunk.offset - begin + chunk.size]) for chunk in chunks]
+
+
+# Chunks ---------------------------------------------------------------------------------------------------------------
+
+
 def index_bytes(schema: CodeSchema) -> int:
-    """Bytes at the end of a shard that say where its chunks lie."""
+    """Bytes at the end of a shard that say where its chunks are."""
     return 16 * (schema.shard_frames // schema.frames_per_chunk) + CHECKSUM_BYTES
 
 
@@ -72,25 +211,44 @@ def chunks_of(data: bytes, schema: CodeSchema, num_bytes: int | None = None) -> 
     return chunks
 
 
-def decode_chunk(data: bytes, chunk: Chunk, schema: CodeSchema, *, is_trusted: bool = False) -> NDArray[Any]:
+def decode_chunk(
+    data: memoryview, chunk: Chunk, schema: CodeSchema, out: NDArray[Any] | None = None, *, is_trusted: bool = False
+) -> NDArray[Any]:
     """The codes of a chunk, (frames_per_chunk, h, w, n_c); frames that do not exist are 0.
 
     Args:
-        data: the whole shard.
-        is_trusted: the bytes are known to be right, so the checksum need not be looked at.
+        data: its bytes, with the checksum.
+        out: where the codes are put; by default a new array.
+        is_trusted: the bytes are known to be right, so the checksum need not be compared.
 
     Raises:
-        StoreError: its bytes do not match their checksum, or are no codes of this schema.
+        StoreError: its bytes do not match their checksum, or are not codes of this schema.
     """
-    part = memoryview(data)[chunk.offset : chunk.offset + chunk.size]
-    if not is_trusted and not _is_checked(bytes(part)):
-        raise StoreError("does not match its checksum")
+    codes = np.empty((schema.frames_per_chunk, *schema.frame_shape), schema.dtype) if out is None else out
+    name = f"the chunk of its frames {chunk.first_frame} to {chunk.first_frame + schema.frames_per_chunk - 1}"
+    if not is_trusted and not _is_checked(data):
+        raise StoreError(f"{name} does not match its checksum")
+    body = data[:-CHECKSUM_BYTES]
+    if _content_size(bytes(body[:18])) != codes.nbytes:
+        raise StoreError(f"{name} does not hold the {codes.nbytes} bytes of its codes")
     try:
-        raw = Zstd().decode(part[:-CHECKSUM_BYTES])
-        shape = (schema.frames_per_chunk, *schema.frame_shape)
-        return np.frombuffer(raw, schema.dtype.newbyteorder("<")).reshape(shape)
+        Zstd().decode(body, codes.reshape(-1).view(np.uint8))
     except (RuntimeError, ValueError) as error:
-        raise StoreError(f"cannot be decompressed ({error})") from error
+        raise StoreError(f"{name} cannot be decompressed") from error
+    return codes.byteswap(inplace=True) if sys.byteorder == "big" else codes
+
+
+def _content_size(head: bytes) -> int | None:
+    """Bytes that a Zstandard frame says it decompresses to (RFC 8878, section 3.1.1.1), None if it does not say."""
+    if not head.startswith(_ZSTD_MAGIC) or len(head) < 6:
+        return None
+    descriptor = head[4]
+    is_single, kind = bool(descriptor & 0x20), descriptor >> 6
+    size = (1 if is_single else 0, 2, 4, 8)[kind]
+    start = 5 + (not is_single) + (0, 1, 2, 4)[descriptor & 3]
+    if not size:
+        return None
+    return int.from_bytes(head[start : start + size], "little") + (256 if size == 2 else 0)
 
 
 def damaged_frames(data: bytes, schema: CodeSchema) -> Iterator[tuple[int, int, str]]:
@@ -100,12 +258,12 @@ def damaged_frames(data: bytes, schema: CodeSchema) -> Iterator[tuple[int, int, 
     except StoreError as error:
         yield 0, schema.shard_frames, str(error)
         return
+    view = memoryview(data)
     for chunk in chunks:
-        stop = chunk.first_frame + schema.frames_per_chunk
         try:
-            decode_chunk(data, chunk, schema)
+            decode_chunk(view[chunk.offset : chunk.offset + chunk.size], chunk, schema)
         except StoreError as error:
-            yield chunk.first_frame, stop, f"the chunk of its frames {chunk.first_frame} to {stop - 1} {error}"
+            yield chunk.first_frame, chunk.first_frame + schema.frames_per_chunk, str(error)
 
 
 def is_sound(file: Path, schema: CodeSchema) -> bool:
@@ -113,7 +271,51 @@ def is_sound(file: Path, schema: CodeSchema) -> bool:
     return not any(damaged_frames(file.read_bytes(), schema))
 
 
-def _is_checked(data: bytes) -> bool:
+def _is_checked(data: bytes | memoryview) -> bool:
     """Whether data ends in its own CRC-32C, little-endian."""
     body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
-    return bool(crc32c(body) == int.from_bytes(checksum, "little"))
+    return bool(crc32c(bytes(body)) == int.from_bytes(checksum, "little"))
+
+
+# Writing --------------------------------------------------------------------------------------------------------------
+
+
+def create_array(num_frames: int, schema: CodeSchema, chunk_frames: int) -> tuple[dict[str, Any], zarr.Array[Any]]:
+    """An empty code array in memory: the dictionary that holds its files by name, and the array.
+
+    A shard made in memory reaches the disk as one whole file, and never through two writers.
+    """
+    files: dict[str, Any] = {}
+    array = zarr.create_array(
+        MemoryStore(store_dict=files),
+        shape=(num_frames, *schema.frame_shape),
+        dtype=schema.dtype,
+        chunks=(chunk_frames, *schema.frame_shape),
+        shards=(schema.shard_frames, *schema.frame_shape),
+        serializer=BytesCodec(endian="little") if schema.dtype.itemsize > 1 else BytesCodec(endian=None),
+        compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
+        fill_value=0,
+        dimension_names=DIMENSIONS,
+        # A chunk of zeros is a chunk of codes; leaving it out would make a shard of zeros no file at all.
+        config={"write_empty_chunks": True},
+    )
+    return files, array
+
+
+def array_metadata(num_frames: int, schema: CodeSchema) -> bytes:
+    """The `zarr.json` of a code array of that many frames."""
+    files, _ = create_array(num_frames, schema, schema.frames_per_chunk)
+    return cast("bytes", files[ZARR_METADATA].to_bytes())
+
+
+def shard_bytes(codes: NDArray[Any], schema: CodeSchema) -> bytes:
+    """One shard's file. Same codes, same bytes.
+
+    Args:
+        codes: (frames, h, w, n_c), at most `schema.shard_frames` frames; the rest of the shard stays empty.
+    """
+    files, array = create_array(schema.shard_frames, schema, schema.frames_per_chunk)
+    array[: len(codes)] = codes
+    data = [value for name, value in files.items() if name != ZARR_METADATA]
+    assert len(data) == 1, "a shard is one file"
+    return cast("bytes", data[0].to_bytes())

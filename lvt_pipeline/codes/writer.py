@@ -2,19 +2,18 @@
 
 The order of writes makes every moment safe to be killed at:
 
-1. `pending` says which clips are going to lie where. Nothing published refers to it.
+1. `pending` says which clips will be stored where. Nothing published refers to it.
 2. The array's `zarr.json` grows. Published clips keep their place, so no reader notices.
-3. Shards appear, each whole and once. A shard belongs to one plan; a new plan starts at a shard boundary behind
+3. Shards appear, each whole and once. A shard belongs to one plan; a new plan starts at a shard boundary after
    everything that was ever published.
 4. The clip table of the new generation appears, then the root `zarr.json` is replaced: this is the commit.
-5. The card for people is written anew and `pending` goes.
+5. The card for people is written again and `pending` is removed.
 
-`code_plan.py` decides what lies where; `code_files.py` puts it there.
+`plan.py` decides where each clip is stored; `layout.py` puts files there.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,18 +23,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.codes.card import card_bytes
-from lvt_pipeline.codes.files import (
-    commit_root,
-    is_unpublished,
-    remove_group,
-    remove_temporary_files,
-    remove_tree,
-    replace_file,
-    told_as_one_line,
-    with_digests,
-    write_group,
-)
+from lvt_pipeline.codes.array import CodeArray
+from lvt_pipeline.codes.card import card_bytes, commit_root
+from lvt_pipeline.codes.checks import is_unpublished, open_current, require_clips, require_place, require_stage
 from lvt_pipeline.codes.layout import (
     ARRAY,
     ARRAY_METADATA,
@@ -48,36 +38,25 @@ from lvt_pipeline.codes.layout import (
     digest_bytes,
     generation_name,
     group_metadata,
+    os_errors_as_one_line,
     read_attributes,
+    read_file,
+    remove_group,
+    remove_temporary_files,
+    remove_tree,
+    replace_file,
     short_shards,
     table_name,
-    with_history,
+    write_group,
 )
-from lvt_pipeline.codes.plan import (
-    CodeChange,
-    CodePlan,
-    PlannedClip,
-    ShardPlan,
-    check_clips,
-    check_path,
-    make_plan,
-    open_current,
-    table_attributes,
-)
-from lvt_pipeline.codes.shard_file import is_sound
-from lvt_pipeline.codes.store import (
-    CodeArray,
-    CodeSchema,
-    CodeStore,
-    array_metadata,
-    open_codes,
-    shard_bytes,
-    shard_name,
-    shards_of,
-)
+from lvt_pipeline.codes.plan import CodeChange, CodePlan, ShardPlan, make_plan, table_attributes
+from lvt_pipeline.codes.readers import require_no_readers, without_readers
+from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, shard_name, shards_of
+from lvt_pipeline.codes.shard_file import array_metadata, is_sound, shard_bytes
+from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ArtefactError, ShapeError, StoreError
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance, digest_file
-from lvt_pipeline.storage import exclusive_lock, read_json, remove_leftovers, sync_directory, write_bytes
+from lvt_pipeline.storage import exclusive_lock, parse_json, remove_leftovers, sync_directory, write_bytes
 
 
 class CodeStoreWriter:
@@ -91,10 +70,10 @@ class CodeStoreWriter:
         self.plan = plan
         self._settings = settings
         self._current = current
-        self._root = with_history(path, current.root) if current is not None else None
+        self._root = current.root if current is not None else None
         self._planned = {shard.index: shard for shard in (*plan.repairs, *plan.shards)}
         self._digests: dict[str, str] = {}  # of the shards that this writer has written
-        self._is_mended = False  # the array's metadata is right again, but not the bytes that the root names
+        self._is_array_rewritten = False  # its metadata is right again, but not the bytes that the root names
 
     @classmethod
     @contextmanager
@@ -111,24 +90,28 @@ class CodeStoreWriter:
     ) -> Iterator[Self]:
         """Own the store at `path` until the block ends, ready to make it hold exactly `clips`.
 
-        An interrupted plan goes on when it was for the same clips and `settings`; otherwise its shards are removed.
+        An interrupted plan is continued when it was for the same clips and `settings`; otherwise its shards are
+        removed.
 
         Args:
-            settings: what else decides the codes, as plain data.
+            settings: everything else that decides the codes, as plain data; "stage" is the command that writes.
             reencode, overwrite: see `plan_codes`.
             damaged: called once the store is owned; gives the indices of shards whose content cannot be trusted.
 
         Raises:
-            BusyError: another process is writing it.
-            StoreError: see `plan_codes`.
+            BusyError: another process is writing it, or reading a store that would be overwritten.
+            StoreError: see `plan_codes`; or another command made the store.
         """
-        check_clips(clips)
-        check_path(path)
+        path = path.absolute()
+        settings = settings or {}
+        require_clips(clips)
+        require_place(path)
         with exclusive_lock(path):
+            require_stage(path, settings.get("stage", ""))
             broken = damaged()
             current = open_current(path, overwrite)
-            writer = cls(path, make_plan(current, schema, clips, reencode, broken), settings or {}, current)
-            with told_as_one_line(f"preparing {path}"):
+            writer = cls(path, make_plan(current, schema, clips, reencode, broken), settings, current)
+            with os_errors_as_one_line(f"preparing {path}"):
                 if overwrite and (path / ZARR_METADATA).exists():
                     writer._remove_published()
                 writer._prepare()
@@ -139,24 +122,25 @@ class CodeStoreWriter:
     def open_plan(
         cls, path: Path, plan_of: Callable[[CodeStore], CodePlan], settings: Mapping[str, Any]
     ) -> Iterator[Self]:
-        """Own an existing store until the block ends, ready for a plan that is made of its current generation.
+        """Own an existing store until the block ends, ready for a plan from its current generation.
 
         Raises:
             BusyError: another process is writing it.
             StoreError: there is no store at `path`, or another plan for it is unfinished.
         """
-        open_codes(path)  # before the lock, which would create a folder
+        path = path.absolute()
+        open_codes(path, holds=False)  # before the lock, which would create a folder
         with exclusive_lock(path):
-            current = open_codes(path)
+            current = open_codes(path, holds=False)
             writer = cls(path, plan_of(current), settings, current)
             is_ours = writer._pending_identity() == writer.plan.identity(settings)
             if is_unpublished(path, current.root) and not is_ours:
                 raise StoreError(
-                    f"an interrupted command left {path} unfinished; run it again, or drop what it had done with "
+                    f"an interrupted command left {path} unfinished; run it again, or discard its work with "
                     "lvt gc --drop-pending --apply"
                 )
             if writer.change.publishes or (path / PENDING).exists():
-                with told_as_one_line(f"preparing {path}"):
+                with os_errors_as_one_line(f"preparing {path}"):
                     writer._prepare()
             yield writer
 
@@ -171,8 +155,13 @@ class CodeStoreWriter:
         return self.plan.change
 
     def pending_shards(self) -> list[ShardPlan]:
-        """The shards that are not on disk yet, in order."""
-        return [plan for index, plan in sorted(self._planned.items()) if not (self.path / shard_name(index)).exists()]
+        """The shards that are not on disk yet or must be replaced, in order."""
+        repairs = {shard.index for shard in self.plan.repairs if shard_name(shard.index) not in self._digests}
+        return [
+            plan
+            for index, plan in sorted(self._planned.items())
+            if index in repairs or not (self.path / shard_name(index)).exists()
+        ]
 
     def finished_shards(self) -> list[ShardPlan]:
         """The new shards of this plan that are on disk, in order, including those of an interrupted run."""
@@ -188,7 +177,7 @@ class CodeStoreWriter:
         return CodeArray(self.path, self.schema, sizes={}).read(start, start + self._planned[index].num_frames)
 
     def write_shard(self, index: int, codes: NDArray[Any]) -> None:
-        """Put one planned shard on disk, whole.
+        """Put one planned shard on disk, whole. A damaged one stays until its replacement takes its name.
 
         Args:
             codes: any integers in [0, K), (num_frames, h, w, n_c) in the order of the plan's parts.
@@ -205,13 +194,13 @@ class CodeStoreWriter:
             raise ShapeError(f"codes are integers, found {codes.dtype}")
         if codes.min() < 0 or codes.max() >= self.schema.codebook_size:
             raise ShapeError(
-                f"codes lie in [0, {self.schema.codebook_size}), found {int(codes.min())} to {int(codes.max())}"
+                f"codes are in [0, {self.schema.codebook_size}), found {int(codes.min())} to {int(codes.max())}"
             )
-        data = shard_bytes(codes.astype(self.schema.dtype), self.schema, self.schema.frames_per_chunk)
+        data = shard_bytes(codes.astype(self.schema.dtype), self.schema)
         file = self.path / shard_name(index)
-        self._digests[shard_name(index)] = digest_bytes(data)
         remove_leftovers(file.parent)
         write_bytes(file, data)
+        self._digests[shard_name(index)] = digest_bytes(data)
         for folder in file.parents:  # new folders must be as durable as the file in them
             if folder == self.path:
                 break
@@ -255,11 +244,11 @@ class CodeStoreWriter:
         return record
 
     def _renew(self, record: Provenance) -> Provenance:
-        """The record of a generation that stays: its own, or one that says which settings and inputs led to it too."""
+        """The record of a generation that stays: its own, or one with new settings and inputs that led to it too."""
         assert self._current is not None  # otherwise there is a plan to publish
         assert self._root is not None
         old = self._current.provenance
-        if old.recipe == record.recipe and not self.plan.repairs and not self._is_mended:
+        if old.recipe == record.recipe and not self.plan.repairs and not self._is_array_rewritten:
             return old
         renewed = replace(
             old,
@@ -292,12 +281,13 @@ class CodeStoreWriter:
             provenance=record.to_json(),
             files=self._files(),
             short_shards=short,
+            foreign=self._root.foreign if self._root else {},
         )
         commit_root(self.path, root, self.plan.clips)
 
     def _files(self) -> dict[str, str]:
         """Digests of all files that the generations need, but for the root and the card."""
-        known = with_digests(self.path, self._root).files if self._root else {}
+        known = self._root.files if self._root else {}
         names = [ARRAY_METADATA, f"{GENERATIONS}/{ZARR_METADATA}", table_name(self.plan.generation)]
         fresh = {name: digest_file(self.path / name) for name in names}
         for shard in self._planned.values():
@@ -310,7 +300,7 @@ class CodeStoreWriter:
         return {**known, **fresh}
 
     def _prepare(self) -> None:
-        """Bring what is on disk to the state in which shards of this plan can be written."""
+        """Bring the folder to the state in which shards of this plan can be written."""
         (self.path / ARRAY).mkdir(exist_ok=True)
         remove_temporary_files(self.path)
         identity = self.plan.identity(self._settings)
@@ -318,10 +308,13 @@ class CodeStoreWriter:
             self._discard_unpublished()
         elif self._pending_identity() != identity:
             self._discard_unpublished()
-            pending = {"plan": identity, "generation": self.plan.generation, "array": digest_bytes(self._metadata())}
+            pending = {
+                "plan": identity,
+                "generation": self.plan.generation,
+                "array": digest_bytes(self._metadata()),
+                "stage": self._settings.get("stage", ""),
+            }
             self._write_group(self.path / PENDING, pending)
-        for shard in self.plan.repairs:
-            (self.path / shard_name(shard.index)).unlink(missing_ok=True)
         self._resize_array(self.plan.array_frames)
         self._restore_card()
         if not (self.path / GENERATIONS / ZARR_METADATA).exists():
@@ -329,16 +322,18 @@ class CodeStoreWriter:
 
     def _metadata(self, num_frames: int | None = None) -> bytes:
         frames = self.plan.array_frames if num_frames is None else num_frames
-        return array_metadata(frames, self.schema, self.schema.frames_per_chunk)
+        return array_metadata(frames, self.schema)
 
     def _resize_array(self, num_frames: int) -> None:
         """Make the array that long, unless it is."""
         metadata, file = self._metadata(num_frames), self.path / ARRAY_METADATA
-        if file.exists() and read_json(file)["shape"] == json.loads(metadata)["shape"]:
-            known = self._root.files.get(ARRAY_METADATA) if self._root else None
-            if known is None or digest_file(file) in (known, digest_bytes(metadata)):
-                return
-            self._is_mended = known != digest_bytes(metadata)
+        known = self._root.files.get(ARRAY_METADATA) if self._root else None
+        found = read_file(file)
+        if found == metadata:
+            return
+        if found is not None and digest_bytes(found) == known and parse_json(found, file)["shape"][0] == num_frames:
+            return  # as another version of zarr writes it
+        self._is_array_rewritten = known not in (None, digest_bytes(metadata))
         write_bytes(file, metadata)
 
     def _pending_identity(self) -> str:
@@ -348,7 +343,7 @@ class CodeStoreWriter:
             return ""
 
     def _discard_unpublished(self) -> None:
-        """Remove what no published generation refers to: shards of an abandoned plan first, then the plan."""
+        """Remove everything that no published generation needs: shards of an abandoned plan first, then the plan."""
         published = self._current.array_frames if self._current else 0
         first = -(-published // self.schema.shard_frames)
         if self._current is None:
@@ -374,13 +369,17 @@ class CodeStoreWriter:
             replace_file(self.path, CARD, card_bytes(self._root, self._current.clips))
 
     def _remove_published(self) -> None:
-        """Take a whole store back: what could be resumed first, then the commit point, then the rest."""
-        (self.path / ARRAY).mkdir(exist_ok=True)
-        self._remove_group(self.path / PENDING)
-        (self.path / ZARR_METADATA).unlink()
-        sync_directory(self.path)
-        self._remove_group(self.path / GENERATIONS)
-        remove_tree(self.path / ARRAY)
+        """Remove a whole store: first the plan that could be resumed, then the commit point, then the rest."""
+        folders = (self.path / GENERATIONS).glob("[0-9]*")
+        generations = [int(folder.name) for folder in folders if folder.name.isdecimal()]
+        with without_readers(self.path, generations) as in_use:
+            require_no_readers(self.path, in_use)
+            (self.path / ARRAY).mkdir(exist_ok=True)
+            self._remove_group(self.path / PENDING)
+            (self.path / ZARR_METADATA).unlink()
+            sync_directory(self.path)
+            self._remove_group(self.path / GENERATIONS)
+            remove_tree(self.path / ARRAY)
 
     def _write_group(self, group: Path, attributes: Mapping[str, Any], indent: int | None = 2) -> None:
         write_group(self.path, group, group_metadata(attributes, indent))

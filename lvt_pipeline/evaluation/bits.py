@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.codes.store import CodeClip, CodeStore
+from lvt_pipeline.codes.schema import CodeClip
+from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.codes.usage import entropy_bits
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.evaluation.metrics import CodeCounts, PreviousFrameBaseline

@@ -30,8 +30,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lvt_pipeline.codes.selection import clips_of_split
-from lvt_pipeline.codes.store import CodeClip, CodeStore
+from lvt_pipeline.codes.schema import CodeClip
+from lvt_pipeline.codes.store import CodeStore, clips_of_split
 from lvt_pipeline.codes.usage import codes_holding, perplexity, usage
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.evaluation.bits import baselines_by_clip, measure_baselines, measure_prior

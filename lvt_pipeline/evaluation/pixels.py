@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.codes.plan import codes_fingerprint
-from lvt_pipeline.codes.store import CodeClip, CodeStore
+from lvt_pipeline.codes.schema import CodeClip, codes_fingerprint
+from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import ArtefactError, MismatchError
 from lvt_pipeline.evaluation.metrics import fits_ssim_window, psnr, squared_errors, ssim_by_frame
 from lvt_pipeline.evaluation.networks import PerceptualDistance

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes.layout import table_name
-from lvt_pipeline.codes.plan import codes_fingerprint
-from lvt_pipeline.codes.store import CodeClip, open_codes
+from lvt_pipeline.codes.schema import CodeClip, codes_fingerprint
+from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.codes.verify import Problem
 from lvt_pipeline.errors import ArtefactError, ConfigError
 from lvt_pipeline.evaluation.metrics import mean_squared_error, psnr

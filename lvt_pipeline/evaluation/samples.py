@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.codes.store import CodeClip, CodeStore
+from lvt_pipeline.codes.schema import CodeClip
+from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import MismatchError
 from lvt_pipeline.evaluation.metrics import CodeCounts, mean_pairwise_squared_error, share_of_differing_pairs
 from lvt_pipeline.evaluation.networks import PerceptualDistance

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lvt_pipeline.codes.store import CodeClip, CodeStore, open_codes
+from lvt_pipeline.codes.schema import CodeClip
+from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.evaluation.fvd import FeatureNetwork
 from lvt_pipeline.evaluation.networks import PerceptualDistance, load_scripted

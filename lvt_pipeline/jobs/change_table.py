@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes.plan import CodePlan
-from lvt_pipeline.codes.store import CHUNK_FRAMES, shard_bytes
+from lvt_pipeline.codes.schema import CHUNK_FRAMES
+from lvt_pipeline.codes.shard_file import shard_bytes
 from lvt_pipeline.frames.shards import FrameShards
 
 WARM_SECONDS = 1.0  # a first pass that took longer was not slow because it was the first
@@ -85,7 +86,7 @@ def change_table(
     # One chunk as it will lie in the store; its frames may be few, which makes the estimate a little high.
     length = min(len(codes), CHUNK_FRAMES)
     schema = replace(plan.schema, shard_frames=length, chunk_frames=length)
-    size = len(shard_bytes(codes[:length].astype(schema.dtype), schema, length)) / length
+    size = len(shard_bytes(codes[:length].astype(schema.dtype), schema)) / length
     return ChangeTable(
         rows=rows,
         frames=change.frames,

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from lvt_pipeline import lineage
-from lvt_pipeline.codes.store import CodeClip, CodeStore, open_codes
+from lvt_pipeline.codes.schema import CodeClip
+from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.jobs.settings import DecodeSettings

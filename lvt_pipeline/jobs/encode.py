@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.codes.plan import CodeChange, CodePlan, PlannedClip, ShardPlan, codes_fingerprint, plan_codes
-from lvt_pipeline.codes.repair import mend_metadata
-from lvt_pipeline.codes.store import SHARD_FRAMES, CodeSchema, is_published, shard_name
+from lvt_pipeline.codes.plan import CodeChange, CodePlan, ShardPlan, plan_codes
+from lvt_pipeline.codes.repair import repair_metadata
+from lvt_pipeline.codes.schema import SHARD_FRAMES, CodeSchema, PlannedClip, codes_fingerprint, shard_name
+from lvt_pipeline.codes.store import is_published
 from lvt_pipeline.codes.usage import perplexity, usage
 from lvt_pipeline.codes.verify import find_damaged_shards
 from lvt_pipeline.codes.writer import CodeStoreWriter
@@ -143,7 +144,7 @@ def encode_dataset(
     def find_damage() -> Sequence[int]:
         if not repair or overwrite:
             return ()
-        repaired.extend(mend_metadata(out, task.schema, task.clips))
+        repaired.extend(repair_metadata(out, task.schema, task.clips))
         return find_damaged_shards(out) if is_published(out) else ()
 
     with (

@@ -19,7 +19,8 @@ from lvt_pipeline.codes.exchange.npy import clip_units, frame_units
 from lvt_pipeline.codes.exchange.parquet import parquet_units
 from lvt_pipeline.codes.exchange.tars import tar_units
 from lvt_pipeline.codes.exchange.units import Unit
-from lvt_pipeline.codes.store import CodeClip, CodeStore, open_codes
+from lvt_pipeline.codes.schema import CodeClip
+from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, LVTError
 from lvt_pipeline.interrupts import stop_requested

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 
 from lvt_pipeline import lineage
 from lvt_pipeline.codes.exchange.npy import CLIPS_NAME, from_released
-from lvt_pipeline.codes.plan import PlannedClip
-from lvt_pipeline.codes.store import SHARD_FRAMES, CodeSchema
+from lvt_pipeline.codes.schema import SHARD_FRAMES, CodeSchema, PlannedClip
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, LVTError, MismatchError

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline import lineage
-from lvt_pipeline.codes.plan import PlannedClip, ShardPlan
-from lvt_pipeline.codes.selection import clips_of_split
-from lvt_pipeline.codes.store import CodeClip, CodeSchema, CodeStore, open_codes
+from lvt_pipeline.codes.plan import ShardPlan
+from lvt_pipeline.codes.schema import CodeClip, CodeSchema, PlannedClip
+from lvt_pipeline.codes.store import CodeStore, clips_of_split, open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.job import Clock, Job

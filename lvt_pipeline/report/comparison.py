@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from lvt_pipeline.codes.store import CodeClip
+from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.errors import ConfigError, LVTError
 from lvt_pipeline.evaluation.compare import (
     METRICS,

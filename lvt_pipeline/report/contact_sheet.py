@@ -17,7 +17,8 @@ from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from lvt_pipeline.codes.store import CodeClip, CodeStore, open_codes
+from lvt_pipeline.codes.schema import CodeClip
+from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
 from lvt_pipeline.frames.records import FrameClip
 from lvt_pipeline.frames.shards import Frames, FrameShards

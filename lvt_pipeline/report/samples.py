@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.codes.store import CodeClip
+from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.evaluation.pixels import real_frames
 from lvt_pipeline.evaluation.samples import original_of, siblings_of

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.codes.store import CodeClip, open_codes
+from lvt_pipeline.codes.schema import CodeClip
+from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.codes.usage import codes_holding, count_codes
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.evaluation.pixels import real_frames

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from lvt_pipeline import lineage
-from lvt_pipeline.codes.selection import clips_of_split
-from lvt_pipeline.codes.store import open_codes
+from lvt_pipeline.codes.store import clips_of_split, open_codes
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.models.device import choose_device
 from lvt_pipeline.progress import SILENT, Progress

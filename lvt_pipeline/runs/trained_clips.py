@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lvt_pipeline.codes.store import CodeClip
+from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.storage import read_text, write_bytes
 
 TRAINED_CLIPS_NAME = "trained_clips.txt"

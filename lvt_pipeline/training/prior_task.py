@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lvt_pipeline.codes.loading.batches import Drawn, make_batches, shares
 from lvt_pipeline.codes.loading.windows import CodeWindows
-from lvt_pipeline.codes.store import CodeClip
+from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.training.loop import StepLoss, step_seed

@@ -120,7 +120,8 @@ def _code_store() -> str:
     import zarr
     from zarr.storage import MemoryStore
 
-    from lvt_pipeline.codes.store import CodeSchema, create_array
+    from lvt_pipeline.codes.schema import CodeSchema
+    from lvt_pipeline.codes.shard_file import create_array
 
     schema = CodeSchema(codebook_size=512, num_codebooks=4, grid=(4, 4), tokenizer="doctor", shard_frames=32)
     files, array = create_array(32, schema, 16)

@@ -170,12 +170,10 @@ def _codes(path: Path, record: Provenance | None) -> dict[str, Any]:
 
 
 def _facts_of_store(store: CodeStore) -> dict[str, Any]:
-    from lvt_pipeline.codes.layout import with_history
-    from lvt_pipeline.codes.store import shard_name
+    from lvt_pipeline.codes.schema import shard_name
 
     files = [store.path / shard_name(index) for index in store.shards()]
     stored = sum(file.stat().st_size for file in files if file.exists())
-    root = with_history(store.path, store.root)
     num_codes = store.num_frames * store.grid[0] * store.grid[1] * store.num_codebooks
     lengths = [clip.length for clip in store.clips]
     return {
@@ -189,7 +187,7 @@ def _facts_of_store(store: CodeStore) -> dict[str, Any]:
         "splits": dict(Counter(clip.split for clip in store.clips)),
         "generation": store.generation,
         "generations": store.generations,
-        "history": [asdict(info) for info in root.generations],
+        "history": [asdict(info) for info in store.root.generations],
         "bytes": stored,
         "bits_per_code": round(8 * stored / num_codes, 3) if num_codes else None,
     }

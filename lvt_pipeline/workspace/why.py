@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lvt_pipeline.codes.plan import codes_fingerprint
-from lvt_pipeline.codes.store import CodeClip, CodeStore, open_codes, read_table, shards_of
+from lvt_pipeline.codes.schema import CodeClip, codes_fingerprint, shards_of
+from lvt_pipeline.codes.store import CodeStore, open_codes, read_table
 from lvt_pipeline.config import build
 from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.frames.records import FrameClip

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lvt_pipeline.codes.exchange.units import Unit, described, unit_fingerprint
-from lvt_pipeline.codes.store import CodeClip, CodeStore
+from lvt_pipeline.codes.schema import CodeClip
+from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.storage import atomic_writer, write_json
 
 CODES_NAME, META_NAME = "codes.bin", "meta.json"

@@ -18,7 +18,8 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes.exchange.units import Unit, clip_path, described, unit_fingerprint
-from lvt_pipeline.codes.store import CodeClip, CodeStore
+from lvt_pipeline.codes.schema import CodeClip
+from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.storage import atomic_directory, write_bytes
 from lvt_pipeline.video.write import write_npy

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from lvt_pipeline.codes.exchange.units import Unit, by_split, described, unit_fingerprint
-from lvt_pipeline.codes.store import CodeClip, CodeStore
+from lvt_pipeline.codes.schema import CodeClip
+from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.storage import atomic_writer
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lvt_pipeline.codes.store import CodeClip, CodeStore
+from lvt_pipeline.codes.schema import CodeClip
+from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.frames.records import SPLITS
 from lvt_pipeline.provenance import fingerprint

@@ -25,7 +25,7 @@ from torch import Tensor
 from lvt_pipeline.codes.loading.order import clip_batch, clip_sequence, mixture, mixture_positions
 from lvt_pipeline.codes.loading.shard_order import Pool, ShardOrder
 from lvt_pipeline.codes.loading.windows import CodeWindows
-from lvt_pipeline.codes.store import CodeClip
+from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.errors import ConfigError
 
 POOL_BYTES = 2**27  # of windows in a pool of the shard order; streaming holds two. Another value is another order.

@@ -20,7 +20,8 @@ import numpy as np
 from google_crc32c import extend
 from numpy.typing import NDArray
 
-from lvt_pipeline.codes.store import CodeClip, CodeStore
+from lvt_pipeline.codes.schema import CodeClip
+from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import BusyError, ConfigError, LVTError
 from lvt_pipeline.machine import available_memory, free_disk_bytes
 from lvt_pipeline.progress import SILENT, Progress

@@ -20,7 +20,8 @@ from torch.utils.data import Dataset
 
 from lvt_pipeline.codes.loading.cache import Cache, Tier, cache_file, choose_tier, map_file, open_cache_file
 from lvt_pipeline.codes.loading.reading import read_windows
-from lvt_pipeline.codes.store import CodeClip, CodeStore, open_codes
+from lvt_pipeline.codes.schema import CodeClip
+from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ConfigError, LVTError
 from lvt_pipeline.progress import SILENT, Progress
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.codes.store import CodeClip
+from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.usage import count_codes
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError, MismatchError
