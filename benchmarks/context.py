@@ -15,7 +15,7 @@ import numpy as np
 
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.config import build, read_preset
-from lvt_pipeline.models.prior.model import count_parameters
+from lvt_pipeline.models.parameters import num_parameters
 from lvt_pipeline.runs.read import load_prior
 from lvt_pipeline.training.prior import train_prior
 from lvt_pipeline.training.settings import PriorRunSettings
@@ -54,7 +54,7 @@ def run() -> str:
                 train_prior(CODES, Path(folder) / "run", settings, device="cpu")
                 model = load_prior(Path(folder) / "run", device="cpu")
             bits.append(model.bits_per_dim(codes))
-        parameters = count_parameters(model)
+        parameters = num_parameters(model)
         lines.append(
             f"| {name} | {parameters:,} | {' / '.join(f'{value:.4f}' for value in bits)} | {np.mean(bits):.4f} |"
         )

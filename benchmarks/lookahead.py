@@ -12,7 +12,8 @@ from torch import Tensor
 from benchmarks.measuring import time_in_turn
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.models.prior.model import Prior
-from lvt_pipeline.models.sampling.sampler import clip_generator, sample
+from lvt_pipeline.models.sampling.numbers import clip_generator
+from lvt_pipeline.models.sampling.sampler import sample
 from lvt_pipeline.runs.read import load_prior
 
 WORK = Path(os.environ.get("LVT_WORK", "demo/work"))

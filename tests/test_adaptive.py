@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lvt_pipeline.errors import ConfigError, ShapeError
+from lvt_pipeline.models.parameters import num_parameters
 from lvt_pipeline.models.prior.adaptive import (
     AdaptiveEmbedding,
     AdaptiveSoftmax,
@@ -18,7 +19,7 @@ from lvt_pipeline.models.prior.adaptive import (
     set_frequencies,
 )
 from lvt_pipeline.models.prior.config import PriorConfig
-from lvt_pipeline.models.prior.model import Prior, count_parameters
+from lvt_pipeline.models.prior.model import Prior
 
 TOY = PriorConfig(
     frames=4,
@@ -127,7 +128,7 @@ def test_renaming_codes_with_their_counts_renames_the_result(settings: dict[str,
 
 
 def test_tied_variants_share_their_weights() -> None:
-    tied, all_tied = (count_parameters(make_prior(**settings)) for settings in TABLE_8[3:])
+    tied, all_tied = (num_parameters(make_prior(**settings)) for settings in TABLE_8[3:])
     assert tied - all_tied == 2 * (24 * 4 + 24 * 1)  # the projections to the tails, one set per codebook
     model = make_prior(**TABLE_8[4])
     before = model.logits(torch.zeros(1, 4, 4, 4, 2, dtype=torch.int64))

@@ -18,7 +18,7 @@ from lvt_pipeline.models.prior.attention import (
     sinusoidal_positions,
     split_blocks,
 )
-from lvt_pipeline.models.prior.config import Triple
+from lvt_pipeline.models.prior.config import PriorConfig, Triple
 
 KINDS = ("query-key", "key-only", "distance-only")
 
@@ -173,6 +173,6 @@ def test_query_key_start_has_the_released_spread_and_a_standard_option() -> None
 
 def test_wrong_choices_are_named() -> None:
     with pytest.raises(ConfigError, match="attention='dot' is not one of query-key, key-only, distance-only"):
-        Attention(8, 1, 8, (1, 1, 1), causal=True, kind="dot")  # type: ignore[arg-type]
+        PriorConfig(attention="dot")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="qkv_init='he' is not one of reference, standard"):
-        Attention(8, 1, 8, (1, 1, 1), causal=True, qkv_init="he")  # type: ignore[arg-type]
+        PriorConfig(qkv_init="he")  # type: ignore[arg-type]

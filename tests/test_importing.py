@@ -15,6 +15,8 @@ from lvt_pipeline.models.prior.config import PriorConfig
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.models.vqvae.config import VQVAEConfig
 from lvt_pipeline.models.vqvae.model import VQVAE
+from lvt_pipeline.provenance import read_record
+from lvt_pipeline.training.dry_run import count_by_part
 
 Lvt = Callable[..., tuple[int, str, str]]
 TOKENIZER = VQVAEConfig(num_codebooks=2, codebook_size=16, code_width=16, stem_width=8, residual_width=4)
@@ -48,7 +50,9 @@ def test_released_vqvae_files_become_a_run_that_encodes_the_same(tmp_path: Path,
     parts = ["--encoder", tmp_path / "netE", "--decoder", tmp_path / "netG", "--codebook", tmp_path / "netC"]
     code, out, err = lvt("import-official", "vqvae", *parts, "-o", tmp_path / "run")
     assert code == 0, err
-    assert "parameters" in out
+    trained = sum(parameter.numel() for parameter in model.parameters())
+    assert f"{trained + 16 * 16:,} parameters" in out  # the two tables of 16 vectors together are 16 x 16
+    assert read_record(tmp_path / "run").counts["parameters"] == sum(count_by_part(model).values())  # as when trained
     loaded = load_vqvae(tmp_path / "run", device="cpu")
     frames = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8)
     assert torch.equal(loaded.encode(frames), model.encode(frames))

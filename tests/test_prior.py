@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lvt_pipeline.errors import ConfigError, ShapeError
+from lvt_pipeline.models.parameters import num_parameters
 from lvt_pipeline.models.prior.config import PriorConfig
 from lvt_pipeline.models.prior.context import ContextConvolution
 from lvt_pipeline.models.prior.decoder import CausalConvolution
-from lvt_pipeline.models.prior.model import Prior, count_parameters
+from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.models.prior.subscale import Subscale
 
 TOY = PriorConfig(
@@ -73,24 +74,24 @@ def random_codes(batch: int, model: Prior, seed: int = 1) -> Tensor:
 )
 def test_parameter_counts_are_those_of_the_paper(settings: dict[str, Any], count: int) -> None:
     with torch.device("meta"):
-        assert count_parameters(Prior(PriorConfig(**settings))) == count
+        assert num_parameters(Prior(PriorConfig(**settings))) == count
 
 
 def test_parameters_by_part_are_those_of_the_paper() -> None:
     with torch.device("meta"):
         model = Prior(PriorConfig())
     encoder, decoder, predictor = model.encoder, model.decoder, model.predictor
-    assert count_parameters(encoder.context) == 1_835_136
-    assert count_parameters(encoder.slice_embedding) == 2_048
-    assert count_parameters(encoder.project) == 65_536
-    assert count_parameters(encoder.blocks) == 21_000_128
-    assert count_parameters(decoder.embeddings) == 262_144
-    assert count_parameters(decoder.causal_convolution) == 1_769_984
-    assert count_parameters(decoder.project) == 262_144
-    assert count_parameters(decoder.blocks) == 21_000_128
-    assert count_parameters(predictor.norm) == 1_024
-    assert count_parameters(predictor.mixers) == 2_623_488
-    assert count_parameters(predictor.outputs) == 1_050_624
+    assert num_parameters(encoder.context) == 1_835_136
+    assert num_parameters(encoder.slice_embedding) == 2_048
+    assert num_parameters(encoder.project) == 65_536
+    assert num_parameters(encoder.blocks) == 21_000_128
+    assert num_parameters(decoder.embeddings) == 262_144
+    assert num_parameters(decoder.causal_convolution) == 1_769_984
+    assert num_parameters(decoder.project) == 262_144
+    assert num_parameters(decoder.blocks) == 21_000_128
+    assert num_parameters(predictor.norm) == 1_024
+    assert num_parameters(predictor.mixers) == 2_623_488
+    assert num_parameters(predictor.outputs) == 1_050_624
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -267,12 +268,12 @@ def test_nats_are_the_sum_over_unprimed_codes(order: str, priming_frames: int) -
     with torch.no_grad():
         nats = F.cross_entropy(model.logits(codes).permute(0, 5, 1, 2, 3, 4), codes, reduction="none")
     expected = nats[:, priming_frames:].double()
-    total, count = model.nats(codes, priming_frames, batch_size=5)
-    assert count == expected.numel()
-    assert total == pytest.approx(float(expected.sum()), rel=1e-5)
-    per_codebook, count = model.nats_per_codebook(codes, priming_frames)
-    torch.testing.assert_close(per_codebook, expected.sum((0, 1, 2, 3)), rtol=1e-5, atol=1e-4)
-    assert model.bits_per_dim(codes, priming_frames) == pytest.approx(total / count / math.log(2), rel=1e-6)
+    found = model.nats_by_code(codes, priming_frames, batch_size=5)
+    assert found.num_codes == expected.numel()
+    assert found.total == pytest.approx(float(expected.sum()), rel=1e-5)
+    torch.testing.assert_close(found.per_codebook, expected.sum((0, 1, 2, 3)), rtol=1e-5, atol=1e-4)
+    assert found.bits_per_dim == pytest.approx(found.total / found.num_codes / math.log(2), rel=1e-6)
+    assert model.bits_per_dim(codes, priming_frames) == pytest.approx(found.bits_per_dim, rel=1e-6)
 
 
 def test_loss_starts_near_the_uniform_one() -> None:
@@ -339,7 +340,7 @@ def test_class_labels_change_the_logits_and_are_checked() -> None:
         assert not torch.equal(model.logits(codes, [0, 1]), model.logits(codes, np.array([0, 2])))
     with pytest.raises(ShapeError, match="conditioned on 3 classes; give a label"):
         model.logits(codes)
-    with pytest.raises(ShapeError, match=r"labels lie in \[0, 3\)"):
+    with pytest.raises(ShapeError, match=r"labels must be in \[0, 3\)"):
         model.logits(codes, torch.tensor([0, 3]))
     with pytest.raises(ShapeError, match=r"labels are integers \(2,\)"):
         model.logits(codes, [0])
@@ -390,11 +391,11 @@ def test_codes_that_do_not_fit_are_refused(shape: tuple[int, ...], message: str)
 def test_slice_numbers_are_checked() -> None:
     model = make_prior()
     codes = random_codes(2, model)
-    with pytest.raises(ShapeError, match=r"slice_indices lie in \[0, 4\)"):
+    with pytest.raises(ShapeError, match=r"slice_indices must be in \[0, 4\)"):
         model.slice_loss(codes, torch.tensor([0, 4]))
     with pytest.raises(ShapeError, match=r"slice_indices are integers \(2,\)"):
         model.slice_loss(codes, torch.tensor([1]))
-    with pytest.raises(ShapeError, match=r"codes lie in \[0, 11\)"):
+    with pytest.raises(ShapeError, match=r"codes must be in \[0, 11\)"):
         model.slice_loss(codes + 11, torch.tensor([1, 1]))
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.multiprocessing as mp
 
 from lvt_pipeline.errors import ConfigError, ShapeError
+from lvt_pipeline.models.vqvae.config import VQVAEConfig
 from lvt_pipeline.models.vqvae.quantize import EMACodebook, SlicedQuantizer, integer_codes, nearest_codes
 
 
@@ -235,9 +236,9 @@ def test_averages_settle_when_their_start_is_forgotten() -> None:
 
 def test_wrong_choices_are_named() -> None:
     with pytest.raises(ConfigError, match="ema_init='zero' is not one of reference, consistent"):
-        EMACodebook(4, 2, ema_init="zero")  # type: ignore[arg-type]
+        VQVAEConfig(ema_init="zero")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="dead_code='drop' is not one of none, resample"):
-        EMACodebook(4, 2, dead_code="drop")  # type: ignore[arg-type]
+        VQVAEConfig(dead_code="drop")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="code_width=7 does not divide into 2 codebooks"):
         SlicedQuantizer(2, 4, 7)
 
@@ -257,8 +258,8 @@ def test_codes_of_any_integer_dtype_are_accepted(dtype: type) -> None:
         (torch.zeros(1, 2, 2, 3, dtype=torch.bool), "codes are integers (N, h, w, n_c), found torch.bool"),
         (np.zeros((2, 2, 3), np.uint8), "codes are (N, h, w, n_c) with n_c=3, found (2, 2, 3)"),
         (np.zeros((1, 2, 2, 4), np.uint8), "codes are (N, h, w, n_c) with n_c=3, found (1, 2, 2, 4)"),
-        (np.full((1, 2, 2, 3), 12), "codes lie in [0, 12), found values from 12 to 12"),
-        (np.full((1, 2, 2, 3), -1), "codes lie in [0, 12), found values from -1 to -1"),
+        (np.full((1, 2, 2, 3), 12), "codes must be in [0, 12), found values from 12 to 12"),
+        (np.full((1, 2, 2, 3), -1), "codes must be in [0, 12), found values from -1 to -1"),
     ],
 )
 def test_unusable_codes_are_refused(codes: object, message: str) -> None:

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lvt_pipeline.errors import ConfigError, ShapeError
+from lvt_pipeline.errors import ConfigError, LVTError, ShapeError
 from lvt_pipeline.models.prior.config import PriorConfig
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.models.sampling.cached_decoder import PixelWeights
 from lvt_pipeline.models.sampling.lookahead import LookaheadDecoder
-from lvt_pipeline.models.sampling.rule import draw
+from lvt_pipeline.models.sampling.numbers import RandomNumbers
+from lvt_pipeline.models.sampling.rule import SamplingRule
 from lvt_pipeline.models.sampling.sampler import sample, sample_by_recomputing
 
 TOY = PriorConfig(
@@ -62,7 +63,8 @@ def test_cached_sampler_equals_the_recomputing_one(order: str, kind: str) -> Non
     model = make_prior(**ORDERS[order], attention=kind)
     for given in (1, 2, 3):  # with two or three frames, spatiotemporal slices are partly primed
         priming = random_codes(3, given, model)
-        assert torch.equal(model.sample(priming, frames=4, seed=5), sample_by_recomputing(model, priming, seed=5))
+        expected = sample_by_recomputing(model, priming, numbers=RandomNumbers(seed=5))
+        assert torch.equal(model.sample(priming, frames=4, seed=5), expected)
 
 
 VARIANTS: list[dict[str, Any]] = [
@@ -81,8 +83,8 @@ def test_cached_samplers_equal_the_recomputing_one_for_variants(settings: dict[s
     model = make_prior(**settings)
     priming = random_codes(2, 2, model)
     labels = [0, 1] if "num_classes" in settings else None
-    found = sample(model, priming, labels=labels, temperature=0.7, lookahead=lookahead)
-    assert torch.equal(found, sample_by_recomputing(model, priming, labels=labels, temperature=0.7))
+    found = model.sample(priming, labels=labels, temperature=0.7, lookahead=lookahead)
+    assert torch.equal(found, sample_by_recomputing(model, priming, SamplingRule(temperature=0.7), labels=labels))
 
 
 @pytest.mark.parametrize("lookahead", [2, 5, 40])
@@ -138,10 +140,9 @@ def test_drawn_codes_are_distributed_as_the_model_says(lookahead: int) -> None:
     model = make_prior(grid=(1, 2), codebook_size=3, num_codebooks=2)
     priming = random_codes(1, 1, model)
     count = 4000
-    drawn = sample(
-        model, priming.repeat(count, 1, 1, 1, 1), sample_ids=range(count), clip_ids=["a"] * count, lookahead=lookahead,
-        clips_per_pass=500,
-    )[:, 1, 0, 1].numpy()  # fmt: skip
+    numbers = RandomNumbers(sample_ids=range(count), clip_ids=["a"] * count)
+    codes = sample(model, priming.repeat(count, 1, 1, 1, 1), numbers=numbers, lookahead=lookahead, clips_per_pass=500)
+    drawn = codes[:, 1, 0, 1].numpy()
     # The probability of the second pixel's codes, summed over what the first pixel may be.
     expected = np.zeros((3, 3))
     videos = torch.zeros(81, 4, 1, 2, 2, dtype=torch.int64)
@@ -164,7 +165,7 @@ def test_guidance_equals_the_recomputing_sampler_and_changes_samples(lookahead: 
     priming = random_codes(3, 2, model)
     labels = [0, 1, 1]
     guided = model.sample(priming, labels=labels, guidance=3.0, lookahead=lookahead)
-    assert torch.equal(guided, sample_by_recomputing(model, priming, labels=labels, guidance=3.0))
+    assert torch.equal(guided, sample_by_recomputing(model, priming, SamplingRule(guidance=3.0), labels=labels))
     plain = model.sample(priming, labels=labels)
     assert not torch.equal(guided, plain)
     assert torch.equal(model.sample(priming, labels=labels, guidance=1.0), plain)
@@ -180,7 +181,7 @@ def test_ways_of_drawing_equal_the_recomputing_sampler(rule: dict[str, Any]) -> 
     model = make_prior()
     priming = random_codes(2, 2, model)
     found = model.sample(priming, **rule)
-    assert torch.equal(found, sample_by_recomputing(model, priming, **rule))
+    assert torch.equal(found, sample_by_recomputing(model, priming, SamplingRule(**rule)))
     assert torch.equal(found, model.sample(priming, lookahead=4, **rule))
     assert not torch.equal(found, model.sample(priming))
 
@@ -220,9 +221,9 @@ def test_decoder_outputs_of_a_clip_are_the_same_bits_in_any_group(
         )
     ).eval()
     seen: list[Tensor] = []
-    draw_codes = PixelWeights.draw
+    sample_codes = PixelWeights.sample
     monkeypatch.setattr(
-        PixelWeights, "draw", lambda self, y, *rest: (seen.append(y.clone()), draw_codes(self, y, *rest))[1]
+        PixelWeights, "sample", lambda self, y, *rest: (seen.append(y.clone()), sample_codes(self, y, *rest))[1]
     )
     priming = random_codes(5, 1, model)
     names = list("abcde")
@@ -271,19 +272,19 @@ def test_sampling_follows_the_teacher_forced_logits(order: str) -> None:
 def test_a_drawn_code_is_the_first_whose_cumulative_probability_exceeds_its_number() -> None:
     logits = torch.tensor([[0.25, 0.25, 0.0, 0.5]]).log().expand(7, 4)
     numbers = torch.tensor([0.0, 0.2499, 0.25, 0.4999, 0.5, 0.9, 1 - 2**-53], dtype=torch.float64)
-    assert draw(logits, numbers).tolist() == [0, 0, 1, 1, 3, 3, 3]
+    assert SamplingRule().sample(logits, numbers).tolist() == [0, 0, 1, 1, 3, 3, 3]
 
 
 def test_a_number_equal_to_a_cumulative_probability_draws_the_next_code() -> None:
     numbers = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-    assert draw(torch.zeros(3, 4), numbers).tolist() == [1, 2, 3]  # four equal probabilities are exact
+    assert SamplingRule().sample(torch.zeros(3, 4), numbers).tolist() == [1, 2, 3]  # four equal probabilities are exact
 
 
 def test_temperature_sharpens() -> None:
     logits = torch.tensor([[0.0, 1.0, 0.5]]).expand(3, 3)
     numbers = torch.tensor([0.01, 0.5, 0.99], dtype=torch.float64)
-    assert draw(logits, numbers, temperature=0.01).tolist() == [1, 1, 1]
-    assert draw(logits, numbers, temperature=100).tolist() == [0, 1, 2]
+    assert SamplingRule(temperature=0.01).sample(logits, numbers).tolist() == [1, 1, 1]
+    assert SamplingRule(temperature=100).sample(logits, numbers).tolist() == [0, 1, 2]
 
 
 def test_priming_frames_come_back_unchanged_and_codes_are_in_range() -> None:
@@ -362,13 +363,120 @@ def test_spatiotemporal_prior_can_start_from_nothing() -> None:
     assert model.sample(torch.zeros(1, 0, 4, 4, 3, dtype=torch.int64)).shape == (1, 4, 4, 4, 3)
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_end_sampling_and_name_clip_and_pixel(broken: float) -> None:
+    model = make_prior(num_codebooks=1, codebook_size=64)
+    priming = random_codes(3, 1, model)
+    found = model.sample(priming, clip_ids=list("abc"), temperature=100.0).flatten(2)
+    others = found[[0, 2], 1].flatten().tolist()
+    # A code that only clip b has in frame 1: after it, the convolution of the next pixel reads its embedding.
+    place = next(p for p, code in enumerate(found[1, 1].tolist()) if code not in others and p % 4 < 3)
+    assert found[1, 1, place] not in found[1, 1, :place]
+    with torch.no_grad():
+        model.decoder.embeddings[0].weight[found[1, 1, place]] = broken
+    row, column = divmod(place + 1, 4)
+    with pytest.raises(LVTError) as error:
+        model.sample(priming, clip_ids=list("abc"), temperature=100.0)
+    where = f"the prior's logits of clip b are not finite at frame 1, row {row}, column {column} (counted from 0)"
+    assert where in str(error.value)
+    with pytest.raises(LVTError, match="logits of clip b are not finite at frame 1, "):
+        model.sample(priming, clip_ids=list("abc"), temperature=100.0, lookahead=4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"guidance": float("nan")}, "guidance=nan must be a finite number"),
+        ({"guidance": float("inf")}, "guidance=inf must be a finite number"),
+        ({"guidance": "strong"}, "guidance='strong' must be a number"),
+        ({"guidance": 1e300}, "guidance=1e+300 must be between -1e+06 and 1e+06"),
+        ({"temperature": float("nan")}, "temperature=nan must be a finite number"),
+        ({"temperature": float("inf")}, "temperature=inf must be a finite number"),
+        ({"temperature": 1e-320}, "temperature=1e-320 must be between 1e-06 and 1e+06"),
+        ({"temperature": [1.0, float("nan"), 1.0]}, "temperature=nan must be a finite number"),
+        ({"temperature": []}, "temperature has no value"),
+        ({"temperature": True}, "temperature=True must be a number"),
+        ({"temperature": 10**400}, "temperature=(a number of 1329 bits) must be a finite number"),
+        ({"top_k": 2.5}, "top_k=2.5 must be a whole number"),
+        ({"top_k": -1}, "top_k=-1 must be at least 1"),
+        ({"top_p": float("nan")}, "top_p=nan must be a finite number"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
+        ({"seed": 2**63}, "seed=9223372036854775808 must be at most 9223372036854775807"),
+        ({"seed": 1.5}, "seed=1.5 must be a whole number"),
+        ({"seed": None}, "seed=None must be a whole number"),
+        ({"sample_ids": [0.5, 1]}, "sample_ids=0.5 must be a whole number"),
+        ({"lookahead": 0}, "lookahead=0 must be at least 1"),
+        ({"lookahead": float("nan")}, "lookahead=nan must be a whole number"),
+        ({"frames": 4.0}, "frames=4.0 must be a whole number"),
+    ],
+)
+def test_numbers_that_cannot_be_used_are_refused(arguments: dict[str, Any], message: str) -> None:
+    model = make_prior(num_classes=2, class_dropout=0.5)
+    with pytest.raises(ConfigError) as error:
+        model.sample(random_codes(2, 2, model), **arguments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("priming", "message"),
+    [
+        (torch.zeros(1, 1, 4, 4, 3), "codes are integers (B, T0, h, w, n_c), found torch.float32 (1, 1, 4, 4, 3)"),
+        (np.zeros((1, 1, 4, 4, 3), bool), "codes are integers (B, T0, h, w, n_c), found bool"),
+        (np.zeros((1, 1, 4, 4, 3), object), "codes are integers (B, T0, h, w, n_c), found object"),
+        (np.full((1, 1, 4, 4, 3), 2**64 - 1, np.uint64), "codes must be in [0, 11)"),
+        (np.full((1, 1, 4, 4, 3), 11, np.uint8), "codes must be in [0, 11), found values from 11 to 11"),
+        ([[0, 1]], "codes are an array of integers (B, T0, h, w, n_c), found list"),
+    ],
+)
+def test_priming_that_is_not_codes_is_refused(priming: Any, message: str) -> None:
+    with pytest.raises(ShapeError) as error:
+        make_prior().sample(priming)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0.5, 1.0], "labels are integers (2,), found torch.float32 (2,)"),
+        ([True, False], "labels are integers (2,), found torch.bool (2,)"),
+        (["cat", "dog"], "labels are integers (2,), found ['cat', 'dog']"),
+        ([0, None], "labels are integers (2,), found [0, None]"),
+        ([0, 2**70], "labels are integers (2,), found [0, 1180591620717411303424]"),
+        ([0, -1], "labels must be in [0, 2), found -1 to 0"),
+        ([[0, 1]], "labels are integers (2,), found torch.int64 (1, 2)"),
+    ],
+)
+def test_labels_that_are_not_classes_are_refused(labels: Any, message: str) -> None:
+    model = make_prior(num_classes=2)
+    with pytest.raises(ShapeError) as error:
+        model.sample(random_codes(2, 2, model), labels=labels)
+    assert message in str(error.value)
+
+
+def test_numbers_of_numpy_mean_what_pythons_numbers_mean() -> None:
+    model = make_prior()
+    priming = random_codes(2, 2, model)
+    plain = model.sample(priming, seed=2**62, temperature=0.5, top_k=4, top_p=0.5)
+    rule: dict[str, Any] = {"temperature": np.float32(0.5), "top_k": np.uint8(4), "top_p": np.float64(0.5)}
+    assert torch.equal(model.sample(priming, seed=np.int64(2**62), **rule), plain)
+    each = {**rule, "temperature": np.array([0.5, 0.5, 0.5])}
+    assert torch.equal(model.sample(priming, seed=2**62, **each), plain)
+    assert torch.equal(model.sample(priming, top_k=2**70), model.sample(priming))
+    assert torch.equal(model.sample(priming, lookahead=10**12), model.sample(priming))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"uniforms": torch.full((32, 3, 2), float("nan"))}, "uniforms are in [0, 1), found values from nan to nan"),
+        ({"uniforms": [[0.5]]}, "uniforms are float (pixels, n_c, B) = (32, 3, 2), found list"),
+        ({"uniforms": torch.zeros(32, 3, 2, dtype=torch.int64)}, "found torch.int64"),
+        ({"uniforms": torch.full((32, 3, 2), -0.1)}, "uniforms are in [0, 1)"),
         ({"frames": 5}, "this prior takes clips of exactly 4 frames, found 5"),
         ({"frames": 1}, "2 priming frames are more than the 1 frames asked for"),
         ({"uniforms": torch.rand(31, 3, 2)}, "uniforms are float (pixels, n_c, B) = (32, 3, 2)"),
-        ({"uniforms": torch.ones(32, 3, 2)}, "uniforms lie in [0, 1)"),
+        ({"uniforms": torch.ones(32, 3, 2)}, "uniforms are in [0, 1), found values from 1.0 to 1.0"),
         ({"clip_ids": ["a"]}, "clip_ids has 1 entries for 2 clips"),
         ({"sample_ids": [1, 2, 3]}, "sample_ids has 3 entries for 2 clips"),
         ({"labels": [0, 1]}, "not conditioned on classes"),
@@ -385,7 +493,7 @@ def test_priming_of_another_model_is_refused() -> None:
     model = make_prior()
     with pytest.raises(ShapeError, match=r"this prior has a \(4, 4\) grid"):
         model.sample(torch.zeros(1, 1, 8, 8, 3, dtype=torch.int64))
-    with pytest.raises(ShapeError, match=r"codes lie in \[0, 11\)"):
+    with pytest.raises(ShapeError, match=r"codes must be in \[0, 11\)"):
         model.sample(torch.full((1, 1, 4, 4, 3), 11))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import ConfigError, LVTError, MismatchError, Stopped
@@ -264,3 +266,72 @@ def test_samples_of_other_codes_are_sampled_again(
     sample_clips(work.prior, other.path, tmp_path / "s.zarr", SETTINGS, device="cpu")
     assert len(sampled) == 3
     assert open_codes(tmp_path / "s.zarr").tokenizer == other.tokenizer
+
+
+def test_a_prior_with_broken_weights_ends_in_one_line_and_leaves_no_samples(
+    work: ToyWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "s.zarr"
+    load = sampling.load_prior
+
+    def broken_prior(*arguments: Any, **options: Any) -> Any:
+        model = load(*arguments, **options)
+        with torch.no_grad():
+            model.predictor.norm.bias.fill_(float("nan"))
+        return model
+
+    monkeypatch.setattr(sampling, "load_prior", broken_prior)
+    with pytest.raises(LVTError, match=r"the prior's logits of clip test/0 are not finite at frame 2, row 0, column 0"):
+        run(work, whole)
+    with pytest.raises(LVTError):
+        open_codes(whole)
+    monkeypatch.setattr(sampling, "load_prior", load)
+    run(work, whole)
+    assert len(open_codes(whole).clips) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"guidance": float("nan")}, "guidance=nan is not a finite number"),
+        ({"guidance": 1e9}, "guidance=1000000000.0 must be between -1e+06 and 1e+06"),
+        ({"temperature": 1e-300}, "temperature=1e-300 must be between 1e-06 and 1e+06"),
+        ({"codebook_temperatures": (1.0, -2.0)}, "codebook_temperatures=-2.0 must be above 0"),
+        ({"codebook_temperatures": (1.0, float("inf"))}, "codebook_temperatures=inf is not a finite number"),
+        ({"top_k": 0}, "top_k=0 must be at least 1"),
+        ({"top_p": 1.5}, "top_p=1.5 must be above 0 and at most 1"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
+        ({"seed": 2**63}, "seed=9223372036854775808"),
+    ],
+)
+def test_settings_out_of_range_are_refused_in_one_line(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        SampleSettings(**change)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--guidance", "nan"],
+        ["--guidance", "inf"],
+        ["--temperature", "nan"],
+        ["--temperature", "1e-300"],
+        ["--codebook-temperatures", "1,nan"],
+        ["--codebook-temperatures", "1,-1"],
+        ["--top-p", "nan"],
+        ["--seed", "-1"],
+        ["--seed", str(2**63)],
+        ["--seed", str(2**200)],
+        ["--priming-frames", str(10**12)],
+    ],
+)
+def test_options_out_of_range_are_refused_in_one_line(
+    work: ToyWork, tmp_path: Path, options: list[str], lvt: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, _, errors = lvt("sample", "--prior", work.prior, "--codes", work.codes, "-o", tmp_path / "s.zarr", *options)
+    assert code in (1, 2)
+    assert sum(line.startswith(("lvt: ", "Error: ")) for line in errors.splitlines()) == 1
+    assert "Traceback" not in errors
+    assert not (tmp_path / "s.zarr").exists()

@@ -193,7 +193,7 @@ def test_images_of_another_layout_are_refused(model: VQVAE) -> None:
 
 
 def test_codes_out_of_range_are_refused(model: VQVAE) -> None:
-    with pytest.raises(ShapeError, match=r"codes lie in \[0, 32\)"):
+    with pytest.raises(ShapeError, match=r"codes must be in \[0, 32\)"):
         model.decode(torch.full((1, 8, 8, 2), 32))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lvt_pipeline.errors import CheckpointError
 from lvt_pipeline.models.official import prior_from_official, vqvae_from_official
+from lvt_pipeline.models.parameters import num_parameters
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.models.vqvae.model import VQVAE, tokenizer_fingerprint
 from lvt_pipeline.outputs import require_output_folder
@@ -45,7 +46,7 @@ def import_vqvae(encoder: Path, decoder: Path, codebook: Path, out: Path, *, ove
     config, state = vqvae_from_official(**states)
     model = VQVAE(config)
     model.load_state_dict(state)
-    counts = {"parameters": _count(model), "tokenizer": tokenizer_fingerprint(model)}
+    counts = {"parameters": num_parameters(model), "tokenizer": tokenizer_fingerprint(model)}
     return save_model_run(
         out,
         VQVAE_KIND,
@@ -86,7 +87,7 @@ def import_prior(
         ResolvedPriorSettings(model=config, training=PriorTraining()),
         stage=STAGE,
         version=VERSION,
-        counts={"parameters": _count(model)},
+        counts={"parameters": num_parameters(model)},
         inputs={"weights": digest_file(path)},
         overwrite=overwrite,
     )
@@ -115,7 +116,3 @@ def read_official(path: Path) -> dict[str, Tensor]:
 
 def _file(path: Path) -> Path:
     return path / FILE_NAME if path.is_dir() else path
-
-
-def _count(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

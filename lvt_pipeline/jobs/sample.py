@@ -24,6 +24,7 @@ from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.jobs.settings import SampleSettings
+from lvt_pipeline.models.sampling.rule import SamplingRule
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
@@ -129,13 +130,12 @@ def _check(store: CodeStore, prior: Path, model: Prior, settings: SampleSettings
         ConfigError: a setting does not fit the prior.
     """
     # torch loads only when there is something to sample
-    from lvt_pipeline.models.sampling.rule import as_rule
-    from lvt_pipeline.models.sampling.sampler import check_priming, check_rule
+    from lvt_pipeline.models.sampling.sampler import require_priming, require_rule
 
     check_prior(store, prior, model)
     check_frames_count(prior, model, settings.frames)
-    check_priming(model, settings.priming_frames, settings.frames)
-    check_rule(model, as_rule(**settings.drawing))
+    require_priming(model, settings.priming_frames, settings.frames)
+    require_rule(model, SamplingRule(**settings.drawing))
 
 
 def _schema(store: CodeStore, settings: SampleSettings) -> CodeSchema:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from lvt_pipeline.errors import ConfigError
+from lvt_pipeline.models.sampling.rule import SamplingRule
 from lvt_pipeline.settings import Settings, setting
 
 Split = Literal["train", "val", "test"]
@@ -102,6 +103,7 @@ class SampleSettings(Settings):
             raise ConfigError(f"priming_frames={self.priming_frames} must be less than frames={self.frames}")
         if self.codebook_temperatures is not None and self.temperature != 1:
             raise ConfigError("temperature and codebook_temperatures exclude each other; give one of them")
+        SamplingRule(**self.drawing)  # refuses what is out of range
 
     @property
     def drawing(self) -> dict[str, Any]:

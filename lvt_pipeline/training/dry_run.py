@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lvt_pipeline.machine import available_memory
+from lvt_pipeline.models.parameters import num_parameters
 from lvt_pipeline.training.activation_checkpointing import checkpoint_activations
 from lvt_pipeline.training.loop import StepLoss
 from lvt_pipeline.training.optimizers import make_optimizer
@@ -23,12 +24,7 @@ TIMED_STEPS = 3
 
 def count_by_part(model: nn.Module) -> dict[str, int]:
     """Parameters of each part of a model. Codebooks count although they follow averages instead of gradients."""
-    counts = {}
-    for name, part in model.named_children():
-        trained = sum(value.numel() for value in part.parameters())
-        tables = sum(value.numel() for key, value in part.named_buffers() if key.rpartition(".")[2] == "table")
-        counts[name] = trained + tables
-    return counts
+    return {name: num_parameters(part) for name, part in model.named_children()}
 
 
 def measure_step(

@@ -7,19 +7,17 @@ The paper compares three scores (its Table 7): "query-key", "key-only" (one lear
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from lvt_pipeline.errors import ConfigError
+from lvt_pipeline.models.cpu import cpu_attention, has_cpu_attention
 from lvt_pipeline.models.prior.config import Triple
 
 AttentionKind = Literal["query-key", "key-only", "distance-only"]
-KINDS = ("query-key", "key-only", "distance-only")
 
 MASKED_SCORE = -1e4  # of keys after the query, before softmax; their weight is exactly 0 in float32
 
@@ -96,10 +94,6 @@ class Attention(nn.Module):
         qkv_init: Literal["reference", "standard"] = "reference",
     ) -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise ConfigError(f"attention={kind!r} is not one of {', '.join(KINDS)}")
-        if qkv_init not in ("reference", "standard"):
-            raise ConfigError(f"qkv_init={qkv_init!r} is not one of reference, standard")
         self.kind = kind
         self.num_heads = num_heads
         self.head_width = head_width
@@ -144,9 +138,8 @@ class Attention(nn.Module):
     def attend(self, projected: Tensor, bias: Tensor) -> Tensor:
         """Weighted values of all heads (B, N, n_a*d_a) for what `project` gave and bias (n_a, N, N)."""
         scale = 1 / math.sqrt(self.head_width)
-        if self.kind == "query-key" and projected.device.type == "cpu" and projected.dtype == torch.float32:
-            mixed: Tensor = _CPUAttention.apply(projected, bias, self.num_heads, scale)  # type: ignore[no-untyped-call]
-            return mixed
+        if self.kind == "query-key" and has_cpu_attention(projected):
+            return cpu_attention(projected, bias, self.num_heads, scale)
         parts = self.split(projected)
         value = parts[-1]
         if self.kind == "distance-only":
@@ -236,55 +229,3 @@ def join_blocks(x: Tensor, slice_shape: Triple, block: Triple, batch: int) -> Te
         "(b nt nh nw) (tb hb wb) d -> b (nt tb nh hb nw wb) d",
         b=batch, nt=t // tb, tb=tb, nh=h // hb, hb=hb, nw=w // wb, wb=wb,
     )  # fmt: skip
-
-
-class _CPUAttention(torch.autograd.Function):
-    """softmax(q k^T * scale + bias) v, one clip at a time, so that a clip's scores stay in the processor's cache.
-
-    torch has no fused kernel on the CPU for a bias that needs a gradient; its fallback spends most of a training step
-    on fresh memory for (B, n_a, N, N) tensors. The scores are computed again in the backward pass instead of kept.
-    Queries, keys and values stay in the one tensor that the projection made, and so do their gradients.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, projected: Tensor, bias: Tensor, num_heads: int, scale: float) -> Tensor:
-        ctx.num_heads, ctx.scale = num_heads, scale
-        batch, size, width = projected.shape
-        mixed = projected.new_empty(batch, size, width // 3)
-        weights = torch.empty_like(bias)
-        for joined, out in zip(projected, mixed, strict=True):
-            q, k, v = _heads(joined, 3, num_heads)
-            _heads(out, 1, num_heads)[0].copy_(torch.bmm(_weights(q, k, bias, scale, weights), v))
-        ctx.save_for_backward(projected, bias, mixed)
-        return mixed
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        projected, bias, mixed = ctx.saved_tensors
-        to_projected, to_bias = torch.empty_like(projected), torch.zeros_like(bias)
-        weights, to_weights = torch.empty_like(bias), torch.empty_like(bias)
-        for joined, to_joined, given, made in zip(projected, to_projected, gradient, mixed, strict=True):
-            q, k, v = _heads(joined, 3, ctx.num_heads)
-            to_q, to_k, to_v = _heads(to_joined, 3, ctx.num_heads)
-            (g,), (out,) = _heads(given, 1, ctx.num_heads), _heads(made, 1, ctx.num_heads)
-            _weights(q, k, bias, ctx.scale, weights)
-            to_v.copy_(torch.bmm(weights.transpose(1, 2), g))
-            torch.bmm(g, v.transpose(1, 2), out=to_weights)
-            # Of the softmax: ds = p * (dp - sum(dp * p)), and that sum is g . mixed.
-            to_weights.sub_((g * out).sum(-1, keepdim=True)).mul_(weights)
-            to_bias += to_weights
-            to_q.copy_(torch.bmm(to_weights, k).mul_(ctx.scale))
-            to_k.copy_(torch.bmm(to_weights.transpose(1, 2), q).mul_(ctx.scale))
-        return to_projected, to_bias, None, None
-
-
-def _heads(joined: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
-    """Views (n_a, N, d_a) of the parts of one clip's (N, parts*n_a*d_a)."""
-    return joined.view(len(joined), parts, num_heads, -1).permute(1, 2, 0, 3).unbind(0)
-
-
-def _weights(query: Tensor, key: Tensor, bias: Tensor, scale: float, out: Tensor) -> Tensor:
-    """Attention weights (n_a, n, N) of one clip, written to `out`."""
-    torch.baddbmm(bias, query, key.transpose(1, 2), alpha=scale, out=out)
-    return torch.softmax(out, -1, out=out)

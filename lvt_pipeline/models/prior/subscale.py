@@ -22,8 +22,6 @@ from lvt_pipeline.models.prior.config import Reach, Triple, require_slices
 
 PAD = -1  # marks a context position outside the video or not generated yet
 
-REACHES = ("centred", "past")
-
 
 class Subscale:
     """Index tables of one video shape, subscale factor and context kernel. Tables live on the CPU.

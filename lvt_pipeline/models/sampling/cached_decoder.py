@@ -7,7 +7,7 @@ the channel predictor. Weights are arranged once for single pixels, and all buff
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,55 +15,26 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from lvt_pipeline.models.cpu import RowProduct, filled_up
 from lvt_pipeline.models.prior.adaptive import code_table
 from lvt_pipeline.models.prior.attention import Attention, Block, sinusoidal_positions, split_blocks
 from lvt_pipeline.models.prior.config import Triple
 from lvt_pipeline.models.prior.decoder import embed
+from lvt_pipeline.models.prior.network import PriorNetwork
 from lvt_pipeline.models.prior.subscale import Subscale
-from lvt_pipeline.models.sampling.rule import DrawingRule
-
-if TYPE_CHECKING:
-    from lvt_pipeline.models.prior.model import Prior
-
-# The operators torch's own compiler uses for packed weights; they have no public name.
-_CAN_PACK: bool = torch.backends.mkldnn.is_available() and hasattr(  # type: ignore[no-untyped-call]
-    torch.ops.mkldnn, "_reorder_linear_weight"
-)
+from lvt_pipeline.models.sampling.rule import SamplingRule, first_above
 
 
-class RowProduct:
-    """A linear layer for few rows: x W^T + b, with the weight packed once.
+class SampledSlice(NamedTuple):
+    """One slice of a group of clips.
 
-    With a handful of rows a product costs little more than reading the weight, if the processor finds it in the order
-    it wants. torch's ordinary product packs it again in every call, which takes up to three times as long.
-
-    Fewer than `rows` rows are filled up: products of other sizes round differently, and a clip's codes must not depend
-    on how many others are drawn beside it.
+    Attributes:
+        codes: int64 (B, P, n_c).
+        is_finite: bool (B, P), whether the logits of a pixel's codes were finite; True where nothing was sampled.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
-        self._rows = rows
-        self._bias = bias
-        self._is_packed = weight.device.type == "cpu" and weight.dtype == torch.float32 and _CAN_PACK
-        if self._is_packed:
-            self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
-        else:
-            self._weight = weight.contiguous()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        rows = filled_up(x.reshape(-1, x.shape[-1]), self._rows)
-        if self._is_packed:
-            product = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
-        else:
-            product = F.linear(rows, self._weight, self._bias)
-        result: Tensor = product[: x.numel() // x.shape[-1]].reshape(*x.shape[:-1], -1)
-        return result
-
-
-def filled_up(x: Tensor, rows: int) -> Tensor:
-    """(N, d) with rows of zeros added up to `rows`."""
-    return x if len(x) >= rows else F.pad(x, (0, 0, 0, rows - len(x)))
+    codes: Tensor
+    is_finite: Tensor
 
 
 class PixelWeights:
@@ -73,7 +44,7 @@ class PixelWeights:
         rows: pixels that go through a matrix product together; see `RowProduct`.
     """
 
-    def __init__(self, model: Prior, geometry: Subscale, rows: int) -> None:
+    def __init__(self, model: PriorNetwork, geometry: Subscale, rows: int) -> None:
         self._rows = rows
         decoder, predictor = model.decoder, model.predictor
         shape = geometry.slice_shape
@@ -96,7 +67,7 @@ class PixelWeights:
         start = sinusoidal_positions(shape, model.config.width).to(model.device)
         self._start = start + decoder.causal_convolution.bias
         self._tables = [code_table(embedding) for embedding in decoder.embeddings]
-        # All codebooks share the decoder output: one product for it, and one gather per drawn code for all later ones.
+        # All codebooks share the decoder output: one product for it, and one gather per code for all later codebooks.
         mixers = [mixer for mixer in predictor.mixers if isinstance(mixer, nn.Linear)]
         width, size = model.config.width, model.config.codebook_size
         own = torch.cat([mixer.weight[:, :width] for mixer in mixers])
@@ -116,25 +87,32 @@ class PixelWeights:
         """Sum of the codebooks' embeddings: (..., n_c) -> (..., d_e)."""
         return embed(codes, self._tables)
 
-    def draw(self, y: Tensor, numbers: Tensor, rule: DrawingRule) -> Tensor:
-        """Codes int64 (N, n_c) of pixels, from decoder outputs (streams * N or more, d) and numbers (n_c, N)."""
+    def sample(self, y: Tensor, numbers: Tensor, rule: SamplingRule) -> tuple[Tensor, Tensor]:
+        """Codes int64 (N, n_c) of pixels, and whether their logits are finite, bool (N,).
+
+        Args:
+            y: decoder outputs (streams * N or more, d).
+            numbers: float64 (n_c, N) in [0, 1).
+        """
         width = y.shape[1]
         used = rule.streams * numbers.shape[1]
         mixed = self._mix(self._predictor.norm(filled_up(y, self._rows)))
         seen = torch.zeros(len(mixed), dtype=torch.int64, device=y.device)  # the code of each row, any for fillers
-        drawn = []
+        sampled, totals = [], []
         for j in range(self.num_codebooks):
             logits = self._predictor.outputs_of(F.relu(mixed[:, :width]), j, self._embeddings)[:used]
-            code = rule.draw(logits, numbers[j], j)
-            drawn.append(code)
+            cumulative = rule.cumulative(logits, j)
+            code = first_above(cumulative, numbers[j])
+            sampled.append(code)
+            totals.append(cumulative[:, -1])
             if j + 1 < self.num_codebooks:
                 seen[:used] = code.repeat(rule.streams)
                 mixed = mixed[:, width:] + self._columns[j].index_select(0, seen)
-        return torch.stack(drawn, dim=1)
+        return torch.stack(sampled, dim=1), torch.stack(totals).isfinite().all(0)
 
 
 class CachedDecoder:
-    """Draws the pixels of a slice one after another, for a group of clips.
+    """Samples the pixels of a slice one after another, for a group of clips.
 
     Args:
         clips: B. With guidance every clip passes twice, so encoder outputs have 2B rows.
@@ -142,7 +120,7 @@ class CachedDecoder:
             not depend on the others.
     """
 
-    def __init__(self, model: Prior, geometry: Subscale, clips: int, rule: DrawingRule, rows: int) -> None:
+    def __init__(self, model: PriorNetwork, geometry: Subscale, clips: int, rule: SamplingRule, rows: int) -> None:
         self.model = model
         self.geometry = geometry
         self.rule = rule
@@ -159,8 +137,8 @@ class CachedDecoder:
         layers = [layer for layer in model.decoder.blocks.layers if isinstance(layer, Block)]
         self.layers = [_CachedLayer(layer, self.used, blocks, block_pixels, self.rows) for layer in layers]
 
-    def draw_slice(self, codes: Tensor, encoded: Tensor, num_primed: int, numbers: Tensor) -> Tensor:
-        """Codes of a slice with its pixels after the first `num_primed` drawn.
+    def sample_slice(self, codes: Tensor, encoded: Tensor, num_primed: int, numbers: Tensor) -> SampledSlice:
+        """A slice with its pixels after the first `num_primed` sampled.
 
         Args:
             codes: int64 (B, P, n_c), of which the first `num_primed` pixels are read.
@@ -168,16 +146,16 @@ class CachedDecoder:
             numbers: float64 (P - num_primed, n_c, B) in [0, 1).
         """
         codes = codes.clone()
+        is_finite = torch.ones(codes.shape[:2], dtype=torch.bool, device=codes.device)
         begin = F.pad(self.pixels.begin(encoded), (0, 0, 0, 0, 0, self.rows - self.used))
         self.embedded.zero_()
         if num_primed:
             self._push_primed(codes, encoded, num_primed)
         for pixel in range(num_primed, codes.shape[1]):
             y = self._decode_pixel(begin[:, pixel], pixel)
-            drawn = self.pixels.draw(y, numbers[pixel - num_primed], self.rule)
-            codes[:, pixel] = drawn
-            self.embedded[: self.used, pixel] = self.pixels.embed(drawn).repeat(self.rule.streams, 1)
-        return codes
+            codes[:, pixel], is_finite[:, pixel] = self.pixels.sample(y, numbers[pixel - num_primed], self.rule)
+            self.embedded[: self.used, pixel] = self.pixels.embed(codes[:, pixel]).repeat(self.rule.streams, 1)
+        return SampledSlice(codes, is_finite)
 
     def _push_primed(self, codes: Tensor, encoded: Tensor, num_primed: int) -> None:
         """Fill the caches from the first pixels, in parallel; entries of later pixels are overwritten in time."""

@@ -1,18 +1,16 @@
-"""Drawing several pixels of a slice per pass, with exactly the codes that drawing them one by one gives.
+"""Sampling several pixels of a slice per pass, with exactly the codes that sampling them one by one gives.
 
 Given its random number, a code is a function of the codes before it. So the next W pixels are guessed, pushed through
-the decoder together, and drawn with their own numbers: the first of them is right, and each further one is right as
-long as every guess before it was. What was drawn after a wrong guess is the next guess there. The first guess of a
+the decoder together, and sampled with their own numbers: the first of them is right, and each further one is right as
+long as every guess before it was. What was sampled after a wrong guess is the next guess there. The first guess of a
 pixel is the same place in the frame before, which most codes repeat (paper, sections 4.6 and 4.7).
 
-This is speculative decoding (Leviathan et al. 2023) with draws as the next guesses (Teng et al. 2024). Because the
+This is speculative decoding (Leviathan et al. 2023) with samples as the next guesses (Teng et al. 2024). Because the
 random numbers are fixed, nothing has to be rejected by chance: the samples are the same, not only their distribution.
 Every clip goes at its own pace.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -20,19 +18,17 @@ from einops import rearrange
 from torch import Tensor
 
 from lvt_pipeline.models.prior.attention import MASKED_SCORE, Block
+from lvt_pipeline.models.prior.network import PriorNetwork
 from lvt_pipeline.models.prior.subscale import Subscale
-from lvt_pipeline.models.sampling.cached_decoder import PackedLayer, PixelWeights, block_places
-from lvt_pipeline.models.sampling.rule import DrawingRule
+from lvt_pipeline.models.sampling.cached_decoder import PackedLayer, PixelWeights, SampledSlice, block_places
+from lvt_pipeline.models.sampling.rule import SamplingRule
 
-if TYPE_CHECKING:
-    from lvt_pipeline.models.prior.model import Prior
-
-# Beside the P pixels of a slice, buffers have a row that stays 0 (outside the slice) and one for finished clips.
+# Next to the P pixels of a slice, buffers have a row that stays 0 (outside the slice) and one for finished clips.
 _EXTRA_ROWS = 2
 
 
 class LookaheadDecoder:
-    """Draws the pixels of a slice, up to `window` of them per pass, for a group of clips.
+    """Samples the pixels of a slice, up to `window` of them per pass, for a group of clips.
 
     Args:
         clips: B. With guidance every clip passes twice, so encoder outputs have 2B rows.
@@ -40,7 +36,9 @@ class LookaheadDecoder:
         window: pixels per pass and clip.
     """
 
-    def __init__(self, model: Prior, geometry: Subscale, clips: int, rule: DrawingRule, rows: int, window: int) -> None:
+    def __init__(
+        self, model: PriorNetwork, geometry: Subscale, clips: int, rule: SamplingRule, rows: int, window: int
+    ) -> None:
         self.rule = rule
         self.window = window
         self.num_pixels = geometry.num_pixels
@@ -56,8 +54,8 @@ class LookaheadDecoder:
         places = torch.tensor(block_places(geometry.slice_shape, model.config.block_shape), device=device)
         self.layers = [_WindowLayer(layer, len(self.rows), places, rows) for layer in layers]
 
-    def draw_slice(self, codes: Tensor, encoded: Tensor, num_primed: int, numbers: Tensor) -> Tensor:
-        """Codes of a slice with its pixels after the first `num_primed` drawn.
+    def sample_slice(self, codes: Tensor, encoded: Tensor, num_primed: int, numbers: Tensor) -> SampledSlice:
+        """A slice with its pixels after the first `num_primed` sampled.
 
         Args:
             codes: int64 (B, P, n_c): the first `num_primed` pixels as given, guesses of the others.
@@ -65,6 +63,7 @@ class LookaheadDecoder:
             numbers: float64 (P - num_primed, n_c, B) in [0, 1).
         """
         codes = F.pad(codes, (0, 0, 0, _EXTRA_ROWS))
+        is_finite = torch.ones(codes.shape[:2], dtype=torch.bool, device=codes.device)
         begin = F.pad(self.pixels.begin(encoded), (0, 0, 0, _EXTRA_ROWS))
         numbers = F.pad(numbers, (0, 0, 0, 0, num_primed, _EXTRA_ROWS))
         self.embedded.zero_()
@@ -75,24 +74,24 @@ class LookaheadDecoder:
         done = torch.full((len(codes), 1), num_primed, device=codes.device)  # pixels of each clip that are right
         while int(done.min()) < self.num_pixels:
             place = self._places(done + ahead)
-            drawn = self._draw(begin, numbers, place)
-            is_right = (drawn == codes[self.clips, place]).all(-1)
-            codes[self.clips, place] = drawn
+            sampled, is_finite[self.clips, place] = self._sample(begin, numbers, place)
+            is_right = (sampled == codes[self.clips, place]).all(-1)
+            codes[self.clips, place] = sampled
             self._embed(codes, place)
             right = is_right.long().cumprod(1).sum(1, keepdim=True)
             done = (done + (right + 1).clamp(max=self.window)).clamp(max=self.num_pixels)
-        return codes[:, : self.num_pixels]
+        return SampledSlice(codes[:, : self.num_pixels], is_finite[:, : self.num_pixels])
 
     def _places(self, place: Tensor) -> Tensor:
         """Pixels, with those behind the last one moved to the row of finished clips."""
         return torch.where(place < self.num_pixels, place, self.num_pixels + 1)
 
-    def _draw(self, begin: Tensor, numbers: Tensor, place: Tensor) -> Tensor:
-        """Codes int64 (B, W, n_c) at pixels `place` (B, W)."""
+    def _sample(self, begin: Tensor, numbers: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes int64 (B, W, n_c) at pixels `place` (B, W), and whether their logits are finite, bool (B, W)."""
         y = self._decode(begin, place)
         own = numbers[place, :, self.clips]  # (B, W, n_c)
-        drawn = self.pixels.draw(y.flatten(0, 1), rearrange(own, "b w j -> j (b w)"), self.rule)
-        return drawn.reshape(*place.shape, -1)
+        sampled, is_finite = self.pixels.sample(y.flatten(0, 1), rearrange(own, "b w j -> j (b w)"), self.rule)
+        return sampled.reshape(*place.shape, -1), is_finite.reshape(place.shape)
 
     def _embed(self, codes: Tensor, place: Tensor) -> None:
         """Note the embeddings of the codes at pixels `place` (B, W)."""

@@ -1,8 +1,8 @@
 """Sampling codes from the prior without recomputing what is already known (paper, section 3.2).
 
-The encoder runs once per slice; the decoder keeps keys and values of every layer (`cached_decoder.py`), and may draw
-several pixels per pass (`lookahead.py`). Frames given as priming are pushed through in one parallel pass, and slices
-that are wholly primed are skipped. `sample_by_recomputing` is the slow definition of the same result.
+The encoder runs once per slice; the decoder keeps keys and values of every layer (`cached_decoder.py`), and may sample
+several pixels per pass (`lookahead.py`). Priming frames are pushed through in one parallel pass, and slices that are
+wholly primed are skipped. `sample_by_recomputing` is the slow definition of the same result.
 
 A code is the first one whose cumulative probability exceeds its random number; numbers are used up per pixel in
 generation order, codebook and clip. Every clip has its own random numbers, and matrix products have one fixed number of
@@ -12,136 +12,101 @@ rows, so that the codes of a clip do not depend on the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lvt_pipeline.errors import ShapeError
-from lvt_pipeline.models.sampling.cached_decoder import CachedDecoder
+from lvt_pipeline.errors import LVTError, ShapeError
+from lvt_pipeline.models.arguments import whole_number
+from lvt_pipeline.models.prior.network import Codes, Labels, PriorNetwork
+from lvt_pipeline.models.prior.subscale import Subscale
+from lvt_pipeline.models.sampling.cached_decoder import CachedDecoder, SampledSlice
 from lvt_pipeline.models.sampling.lookahead import LookaheadDecoder
-from lvt_pipeline.models.sampling.rule import DrawingRule, as_rule
+from lvt_pipeline.models.sampling.numbers import RandomNumbers
+from lvt_pipeline.models.sampling.rule import SamplingRule
 from lvt_pipeline.models.vqvae.quantize import integer_codes
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.provenance import fingerprint
-
-if TYPE_CHECKING:
-    from lvt_pipeline.models.prior.model import Codes, Labels, Prior
 
 ROWS_PER_PASS = 8  # pixels, of all clips of a group together, that go through the decoder at once
+MAX_CLIPS_PER_PASS = 4096
+PAPERS_RULE = SamplingRule()  # the model's own distribution
+FIRST_SEED = RandomNumbers()
 
 
 def sample(
-    model: Prior,
+    model: PriorNetwork,
     priming: Codes,
+    rule: SamplingRule = PAPERS_RULE,
+    numbers: RandomNumbers = FIRST_SEED,
     *,
     frames: int | None = None,
-    seed: int = 0,
-    temperature: float | Sequence[float] = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    guidance: float | None = None,
     labels: Labels = None,
-    uniforms: Codes | None = None,
-    clip_ids: Sequence[str] | None = None,
-    sample_ids: Sequence[int] | None = None,
     clips_per_pass: int | None = None,
     lookahead: int = 1,
     progress: Progress = SILENT,
 ) -> Tensor:
-    """Continue clips: draw the codes of the frames after the priming ones.
+    """Continue clips: sample the codes of the frames after the priming ones.
 
     Args:
         priming: integers (B, T0, h, w, n_c), the first frames of every clip.
         frames: length T of the result; unset: what the model was made for.
-        seed, clip_ids, sample_ids: a clip's random numbers come from (seed, clip id, sample id) and from nothing else.
-            Unset: the clip's number in this call, and 0.
-        temperature: divides the logits, one number or one per codebook; 1 is the model's own distribution.
-        top_k, top_p, guidance: see `drawing.DrawingRule`; unset: off, as in the paper.
         labels: int (B,) for a class-conditional prior.
-        uniforms: numbers in [0, 1), (pixels in generation order, n_c, B), in place of random ones. Pixels of priming
-            frames have none.
         clips_per_pass: group size. Unset: as many as make `ROWS_PER_PASS` with the lookahead. Another size may change
-            a draw by rounding.
-        lookahead: pixels of a clip that are drawn per pass where guesses come true (see `lookahead.py`); 1 draws one
-            by one. The codes are the same, up to rounding. More is faster for a few clips, 1 for many.
+            a code by rounding.
+        lookahead: pixels of a clip that are sampled per pass where guesses come true (see `lookahead.py`); 1 samples
+            one by one. The codes are the same, up to rounding. More is faster for a few clips, 1 for many.
 
     Returns:
         int64 (B, T, h, w, n_c) on the CPU, the first T0 frames as given.
 
     Raises:
-        ShapeError: an argument does not fit the model, or there are too few priming frames for what it learnt.
-        ConfigError: a value for drawing is out of range.
+        ShapeError: an array does not fit the model, or there are too few priming frames for what it was trained on.
+        ConfigError: a number is out of range.
+        LVTError: the model's logits are not finite; clip and pixel are named.
     """
-    rule = as_rule(temperature, top_k, top_p, guidance)
-    request = _Request(model, priming, frames, seed, rule, labels, uniforms, clip_ids, sample_ids)
-    for name, value in (("clips_per_pass", clips_per_pass), ("lookahead", lookahead)):
-        if value is not None and value < 1:
-            raise ShapeError(f"{name}={value} must be at least 1")
+    lookahead = whole_number("lookahead", lookahead, minimum=1)
     if clips_per_pass is None:
         clips_per_pass = max(1, ROWS_PER_PASS // lookahead)
-    geometry = request.geometry
+    clips_per_pass = whole_number("clips_per_pass", clips_per_pass, minimum=1, maximum=MAX_CLIPS_PER_PASS)
+    request = _Request(model, priming, rule, numbers, frames=frames, labels=labels)
+    window = max(1, min(lookahead, request.geometry.num_pixels))
+    total = request.num_open_pixels * math.ceil(len(request.codes) / clips_per_pass)
     results = []
-    total = request.num_drawn_pixels * math.ceil(len(request.codes) / clips_per_pass)
     with progress.bar("sampling", total, "pixel") as bar:
         for members in _groups(len(request.codes), clips_per_pass):
             with torch.inference_mode():
-                codes, numbers, some_labels = request.group(members)
-                rows = clips_per_pass * rule.streams * lookahead
-                decoder = (
-                    LookaheadDecoder(model, geometry, len(members), rule, rows, lookahead)
-                    if lookahead > 1
-                    else CachedDecoder(model, geometry, len(members), rule, rows)
-                )
-                table = model.context_table(geometry)
-                used = 0
-                for index, num_primed in request.open_slices:
-                    encoded = request.encode(codes, index, some_labels, table)
-                    positions = geometry.positions[index].to(model.device)
-                    drawn = geometry.num_pixels - num_primed
-                    own = codes[:, positions]
-                    # Guesses for the lookahead; drawing one by one does not read them.
-                    own[:, num_primed:] = codes[:, geometry.guesses[index].to(model.device)[num_primed:]]
-                    codes[:, positions] = decoder.draw_slice(own, encoded, num_primed, numbers[used : used + drawn])
-                    used += drawn
-                    bar.advance(drawn)
+                codes = request.sample_group(members, clips_per_pass, window, bar)
             results.append(codes.cpu().clone())  # outside inference mode: the result is an ordinary tensor
     return request.finish(results)
 
 
 def sample_by_recomputing(
-    model: Prior,
+    model: PriorNetwork,
     priming: Codes,
+    rule: SamplingRule = PAPERS_RULE,
+    numbers: RandomNumbers = FIRST_SEED,
     *,
     frames: int | None = None,
-    seed: int = 0,
-    temperature: float | Sequence[float] = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    guidance: float | None = None,
     labels: Labels = None,
-    uniforms: Codes | None = None,
-    clip_ids: Sequence[str] | None = None,
-    sample_ids: Sequence[int] | None = None,
 ) -> Tensor:
     """As `sample`, with the whole decoder run again for every pixel: slow and plain, to check `sample` against."""
-    rule = as_rule(temperature, top_k, top_p, guidance)
-    request = _Request(model, priming, frames, seed, rule, labels, uniforms, clip_ids, sample_ids)
+    request = _Request(model, priming, rule, numbers, frames=frames, labels=labels)
     geometry = request.geometry
     with torch.no_grad():
-        codes, numbers, some_labels = request.group(list(range(len(request.codes))))
+        codes, uniforms, group_labels = request.group(list(range(len(request.codes))))
         table = model.context_table(geometry)
-        rows = iter(numbers)
+        rows = iter(uniforms)
         for index, num_primed in request.open_slices:
-            encoded = request.encode(codes, index, some_labels, table)
+            encoded = request.encode(codes, index, group_labels, table)
             positions = geometry.positions[index].to(model.device)
             for pixel in range(num_primed, geometry.num_pixels):
                 own = codes[:, positions].repeat(rule.streams, 1, 1)
                 y = model.predictor.norm(model.decoder(own, encoded, geometry.slice_shape))[:, pixel]
                 for j, number in enumerate(next(rows)):
                     logits = model.predictor.logits(y, own[:, pixel], j, model.decoder.embeddings)
-                    own[:, pixel, j] = rule.draw(logits, number, j).repeat(rule.streams)
+                    own[:, pixel, j] = rule.sample(logits, number, j).repeat(rule.streams)
                 codes[:, positions] = own[: len(codes)]
     return request.finish([codes.cpu()])
 
@@ -151,72 +116,66 @@ class _Request:
 
     def __init__(
         self,
-        model: Prior,
+        model: PriorNetwork,
         priming: Codes,
+        rule: SamplingRule,
+        numbers: RandomNumbers,
+        *,
         frames: int | None,
-        seed: int,
-        rule: DrawingRule,
         labels: Labels,
-        uniforms: Codes | None,
-        clip_ids: Sequence[str] | None,
-        sample_ids: Sequence[int] | None,
     ) -> None:
         config = model.config
-        check_rule(model, rule)
+        require_rule(model, rule)
         self.rule = rule
         priming = integer_codes(priming, "(B, T0, h, w, n_c)", 5, config.num_codebooks, config.codebook_size).cpu()
-        batch, given = priming.shape[:2]
+        batch, num_given = priming.shape[:2]
         if tuple(priming.shape[2:4]) != tuple(config.grid):
             raise ShapeError(f"this prior has a {config.grid} grid, found priming codes {tuple(priming.shape)}")
-        frames = config.frames if frames is None else frames
-        check_priming(model, given, frames)
+        frames = config.frames if frames is None else whole_number("frames", frames, minimum=1)
+        require_priming(model, num_given, frames)
         self.model = model
         self.geometry = model.geometry(frames)
-        num_primed = self.geometry.num_primed(given).tolist()
-        # (slice, primed pixels) of every slice with something to draw.
+        num_primed = self.geometry.num_primed(num_given).tolist()
+        # (slice, primed pixels) of every slice with something to sample.
         self.open_slices = [(i, n) for i, n in enumerate(num_primed) if n < self.geometry.num_pixels]
-        self.num_drawn_pixels = sum(self.geometry.num_pixels - n for _, n in self.open_slices)
+        self.num_open_pixels = sum(self.geometry.num_pixels - n for _, n in self.open_slices)
         self.labels = model.checked_labels(labels, batch)
-        self.uniforms = self._uniforms(uniforms, batch, seed, clip_ids, sample_ids)
+        self.uniforms = numbers.of_shape((self.num_open_pixels, config.num_codebooks, batch))
+        self.names = numbers.names(batch)
         self.codes = torch.zeros(batch, frames, *config.grid, config.num_codebooks, dtype=torch.int64)
-        self.codes[:, :given] = priming
-
-    def _uniforms(
-        self,
-        uniforms: Codes | None,
-        batch: int,
-        seed: int,
-        clip_ids: Sequence[str] | None,
-        sample_ids: Sequence[int] | None,
-    ) -> Tensor:
-        """float64 (drawn pixels, n_c, B)."""
-        shape = (self.num_drawn_pixels, self.model.config.num_codebooks, batch)
-        if uniforms is not None:
-            numbers = torch.as_tensor(uniforms)
-            if tuple(numbers.shape) != shape or not numbers.is_floating_point():
-                raise ShapeError(
-                    f"uniforms are float (pixels, n_c, B) = {shape}, found {numbers.dtype} {tuple(numbers.shape)}"
-                )
-            if numbers.numel() and not (float(numbers.min()) >= 0 and float(numbers.max()) < 1):
-                raise ShapeError("uniforms lie in [0, 1)")
-            return numbers.double()
-        clip_ids = [str(index) for index in range(batch)] if clip_ids is None else clip_ids
-        sample_ids = [0] * batch if sample_ids is None else sample_ids
-        for name, ids in (("clip_ids", clip_ids), ("sample_ids", sample_ids)):
-            if len(ids) != batch:
-                raise ShapeError(f"{name} has {len(ids)} entries for {batch} clips")
-        numbers = torch.empty(shape, dtype=torch.float64)
-        for index, (clip, number) in enumerate(zip(clip_ids, sample_ids, strict=True)):
-            numbers[..., index] = torch.rand(
-                shape[:2], generator=clip_generator(seed, clip, number), dtype=torch.float64
-            )
-        return numbers
+        self.codes[:, :num_given] = priming
 
     def group(self, members: list[int]) -> tuple[Tensor, Tensor, Tensor | None]:
         """(codes (B, T*h*w, n_c), numbers (pixels, n_c, B), labels) of some clips, on the model's device."""
         device = self.model.device
         labels = self.labels[members] if self.labels is not None else None
         return self.codes[members].flatten(1, 3).to(device), self.uniforms[..., members].to(device), labels
+
+    def sample_group(self, members: list[int], clips_per_pass: int, lookahead: int, bar: Any) -> Tensor:
+        """Codes (B, T*h*w, n_c) of some clips with everything sampled."""
+        model, geometry, rule = self.model, self.geometry, self.rule
+        codes, uniforms, labels = self.group(members)
+        rows = clips_per_pass * rule.streams * lookahead
+        decoder = (
+            LookaheadDecoder(model, geometry, len(members), rule, rows, lookahead)
+            if lookahead > 1
+            else CachedDecoder(model, geometry, len(members), rule, rows)
+        )
+        table = model.context_table(geometry)
+        used = 0
+        for index, num_primed in self.open_slices:
+            encoded = self.encode(codes, index, labels, table)
+            positions = geometry.positions[index].to(model.device)
+            num_open = geometry.num_pixels - num_primed
+            own = codes[:, positions]
+            # Guesses for the lookahead; sampling one by one does not read them.
+            own[:, num_primed:] = codes[:, geometry.guesses[index].to(model.device)[num_primed:]]
+            sampled = decoder.sample_slice(own, encoded, num_primed, uniforms[used : used + num_open])
+            self._require_finite(sampled, members, index)
+            codes[:, positions] = sampled.codes
+            used += num_open
+            bar.advance(num_open)
+        return codes
 
     def encode(self, codes: Tensor, index: int, labels: Tensor | None, table: Tensor) -> Tensor:
         """Encoder output (streams * B, P, d) for one slice of clips (B, T*h*w, n_c), those without class last."""
@@ -235,47 +194,60 @@ class _Request:
         """The groups' codes (b, T*h*w, n_c) as (B, T, h, w, n_c)."""
         return torch.cat(results).reshape(self.codes.shape) if results else self.codes
 
+    def _require_finite(self, sampled: SampledSlice, members: list[int], index: int) -> None:
+        broken = (~sampled.is_finite).nonzero()
+        if not len(broken):
+            return
+        clip, pixel = broken[0].tolist()
+        frame, row, column = _coordinates(self.geometry, index, pixel)
+        raise LVTError(
+            f"the prior's logits of clip {self.names[members[clip]][0]} are not finite at frame {frame}, row {row}, "
+            f"column {column} (counted from 0); its weights are damaged or its training diverged: sample from another "
+            "checkpoint or train again"
+        )
 
-def check_priming(model: Prior, given: int, frames: int) -> None:
-    """Refuse to draw what a prior never learnt.
+
+def require_priming(model: PriorNetwork, num_given: int, frames: int) -> None:
+    """Refuse to sample what a prior was never trained on.
 
     Args:
-        given: priming frames.
-        frames: length of a clip with them.
+        num_given: priming frames.
+        frames: length of a clip, including them.
 
     Raises:
         ShapeError: more are given than asked for, or too few for a prior whose first slices are never trained.
     """
-    if given > frames:
-        raise ShapeError(f"{given} priming frames are more than the {frames} frames asked for")
+    if num_given > frames:
+        raise ShapeError(f"{num_given} priming frames are more than the {frames} frames asked for")
     geometry = model.geometry(frames)
-    num_primed = geometry.num_primed(given).tolist()
+    num_primed = geometry.num_primed(num_given).tolist()
     if {i for i, primed in enumerate(num_primed) if primed < geometry.num_pixels} - set(model.trainable_slices):
         raise ShapeError(
-            f"this prior needs at least {model.config.priming_frames} priming frames, found {given}: with one frame "
-            "per slice it never learnt to draw the first ones"
+            f"this prior needs at least {model.config.priming_frames} priming frames, found {num_given}: with one "
+            "frame per slice it was not trained on the first ones"
         )
 
 
-def check_rule(model: Prior, rule: DrawingRule) -> None:
-    """Refuse a drawing rule that this prior cannot follow.
+def require_rule(model: PriorNetwork, rule: SamplingRule) -> None:
+    """Refuse a sampling rule that this prior cannot follow.
 
     Raises:
         ConfigError: the rule has another number of temperatures than the prior has codebooks.
-        ShapeError: guidance, from a prior that never learnt clips without their class.
+        ShapeError: guidance, from a prior that was not trained without classes.
     """
-    rule.check_codebooks(model.config.num_codebooks)
+    rule.require_codebooks(model.config.num_codebooks)
     if rule.guidance is not None and not model.config.class_dropout:
         raise ShapeError(
-            "guidance needs a prior that also learnt clips without their class; train one with model.num_classes "
-            "and model.class_dropout=0.1"
+            "guidance needs a prior that was also trained without classes; train one with model.num_classes and "
+            "model.class_dropout=0.1"
         )
 
 
-def clip_generator(seed: int, clip_id: str, sample_id: int) -> torch.Generator:
-    """The random numbers of one sample of one clip."""
-    digest = fingerprint({"seed": seed, "clip": clip_id, "sample": sample_id})
-    return torch.Generator().manual_seed(int(digest[:15], 16))
+def _coordinates(geometry: Subscale, index: int, pixel: int) -> tuple[int, int, int]:
+    """(frame, row, column) of a pixel of a slice."""
+    _, h, w = geometry.shape
+    place = int(geometry.positions[index, pixel])
+    return place // (h * w), place // w % h, place % w
 
 
 def _groups(count: int, size: int) -> Iterator[list[int]]:

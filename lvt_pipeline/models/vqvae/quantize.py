@@ -100,10 +100,6 @@ class EMACodebook(nn.Module):
         dead_code_threshold: float = 0.03,
     ) -> None:
         super().__init__()
-        if ema_init not in ("reference", "consistent"):
-            raise ConfigError(f"ema_init={ema_init!r} is not one of reference, consistent")
-        if dead_code not in ("none", "resample"):
-            raise ConfigError(f"dead_code={dead_code!r} is not one of none, resample")
         self.decay = decay
         self.epsilon = epsilon
         self.dead_code = dead_code
@@ -288,6 +284,8 @@ def integer_codes(
     Raises:
         ShapeError: not integers, another shape, or values outside [0, K).
     """
+    if not isinstance(codes, (Tensor, np.ndarray)):
+        raise ShapeError(f"codes are an array of integers {layout}, found {type(codes).__name__}")
     if str(codes.dtype).removeprefix("torch.").rstrip("0123456789") not in ("int", "uint"):
         raise ShapeError(f"codes are integers {layout}, found {codes.dtype} {tuple(codes.shape)}")
     tensor = codes if isinstance(codes, Tensor) else torch.from_numpy(codes.astype(np.int64))
@@ -296,7 +294,7 @@ def integer_codes(
     tensor = tensor.to(torch.int64)
     if codebook_size is not None and tensor.numel() and (int(tensor.min()) < 0 or int(tensor.max()) >= codebook_size):
         raise ShapeError(
-            f"codes lie in [0, {codebook_size}), found values from {int(tensor.min())} to {int(tensor.max())}"
+            f"codes must be in [0, {codebook_size}), found values from {int(tensor.min())} to {int(tensor.max())}"
         )
     return tensor
 

@@ -1,0 +1,130 @@
+"""The networks of the prior and what both training and sampling need of them: encoder, decoder, channel predictor.
+
+For one slice of the video (see `subscale.py`): an encoder reads the slices before it, a causal decoder reads the pixels
+of the slice itself, and the channel predictor gives the n_c codes of a pixel one after another. No one-hot tensor is
+ever made: a convolution of one-hot codes is a sum of rows of its weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lvt_pipeline.errors import ShapeError
+from lvt_pipeline.models.arguments import shown
+from lvt_pipeline.models.prior.channels import ChannelPredictor
+from lvt_pipeline.models.prior.config import PriorConfig, Triple
+from lvt_pipeline.models.prior.context import Encoder
+from lvt_pipeline.models.prior.decoder import Decoder
+from lvt_pipeline.models.prior.subscale import Subscale, ordinary_tensors, subscale
+
+Codes = Tensor | np.ndarray[Any, Any]
+Labels = Tensor | np.ndarray[Any, Any] | Sequence[int] | None
+
+
+class PriorNetwork(nn.Module):
+    """The parts of a prior, and the geometry of the clips it takes.
+
+    Raises:
+        ConfigError: see `PriorConfig`.
+    """
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        self.config = config
+        geometry = self.geometry(config.frames)
+        self.encoder = Encoder(config, geometry.num_slices)
+        self.decoder = Decoder(config)
+        self.predictor = ChannelPredictor(config)
+        self._tables: dict[tuple[Triple, str], tuple[Tensor, Tensor, Tensor]] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.encoder.context.weight.device
+
+    @property
+    def trainable_slices(self) -> list[int]:
+        """Slices with at least one pixel outside the priming frames; the others are never trained."""
+        geometry = self.geometry(self.config.frames)
+        primed = geometry.num_primed(self.config.priming_frames)
+        return [index for index in range(geometry.num_slices) if int(primed[index]) < geometry.num_pixels]
+
+    def geometry(self, frames: int) -> Subscale:
+        """Slices and contexts of clips with `frames` frames.
+
+        Raises:
+            ShapeError: the model cannot take clips of that length.
+        """
+        config = self.config
+        if config.subscale[0] > 1 and frames != config.frames:
+            raise ShapeError(f"this prior takes clips of exactly {config.frames} frames, found {frames}")
+        if frames < 1 or frames % config.block_shape[0]:
+            raise ShapeError(
+                f"this prior takes clips of a multiple of {config.block_shape[0]} frames (its attention block), "
+                f"found {frames}"
+            )
+        return subscale((frames, *config.grid), config.subscale, config.kernel, config.kernel_reach)
+
+    def checked_labels(self, labels: Labels, batch: int) -> Tensor | None:
+        """Labels as int64 (B,) on the model's device, None for a model without classes.
+
+        A model trained with `class_dropout` also knows "no class": the number `num_classes`, or no labels at all.
+
+        Raises:
+            ShapeError: they are missing, not wanted, or not (B,) numbers of classes.
+        """
+        num_classes, num_rows = self.config.num_classes, self.config.label_rows
+        if labels is None:
+            if num_rows > num_classes:
+                return torch.full((batch,), num_classes, device=self.device)
+            if num_classes:
+                raise ShapeError(f"this prior is conditioned on {num_classes} classes; give a label for every clip")
+            return None
+        if not num_classes:
+            raise ShapeError("this prior is not conditioned on classes; leave the labels out")
+        tensor = _integers("labels", labels, (batch,))
+        if batch and not 0 <= int(tensor.min()) <= int(tensor.max()) < num_rows:
+            raise ShapeError(f"labels must be in [0, {num_rows}), found {int(tensor.min())} to {int(tensor.max())}")
+        return tensor.to(self.device, torch.int64)
+
+    def context_table(self, geometry: Subscale) -> Tensor:
+        """The rows that contexts of this geometry sum; the same for every slice."""
+        return self.encoder.context.table(self.device_tables(geometry)[2])
+
+    def encode_context(
+        self, codes: Tensor, slice_indices: Tensor, labels: Tensor | None, geometry: Subscale, table: Tensor
+    ) -> Tensor:
+        """Encoder output (B, P, d) for one slice of each video.
+
+        Args:
+            codes: int64 (B, T*h*w, n_c) on the model's device; only slices before the given ones are read.
+            slice_indices: int64 (B,).
+        """
+        _, context, _ = self.device_tables(geometry)
+        rows = self.encoder.context.rows(codes, context[slice_indices])
+        encoded: Tensor = self.encoder(rows, table, slice_indices, labels, geometry.slice_shape)
+        return encoded
+
+    def device_tables(self, geometry: Subscale) -> tuple[Tensor, Tensor, Tensor]:
+        """(positions, context, taps) of a geometry on the model's device."""
+        key = (geometry.shape, str(self.device))
+        if key not in self._tables:
+            tables = (geometry.positions, geometry.context, geometry.taps)
+            with ordinary_tensors():
+                self._tables[key] = tuple(table.to(self.device) for table in tables)  # type: ignore[assignment]
+        return self._tables[key]
+
+
+def _integers(name: str, values: Any, shape: tuple[int, ...]) -> Tensor:
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ShapeError(f"{name} are integers {shape}, found {shown(values)}") from None
+    if tensor.shape != shape or (tensor.numel() and "int" not in str(tensor.dtype)):
+        raise ShapeError(f"{name} are integers {shape}, found {tensor.dtype} {tuple(tensor.shape)}")
+    return tensor.to(torch.int64)
