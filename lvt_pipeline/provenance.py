@@ -33,6 +33,7 @@ from lvt_pipeline.storage import open_regular, read_json, write_json
 RECORD_NAME = "provenance.json"
 ZARR_METADATA = "zarr.json"
 SHORT = 12  # hexadecimal digits shown to people
+_MEMO_TABLE = "checked_digests"
 ROWS_AT_ONCE = 10_000  # rows of a table that become text together
 
 
@@ -100,17 +101,20 @@ def status_of(path: Path) -> tuple[int, int, int]:
 class DigestMemo:
     """Remembers file digests by (path, size, mtime, inode), so an unchanged folder is not read twice.
 
-    The key is a hint only: what enters a fingerprint is always the digest of the bytes. So is the memory: when its file
-    cannot be used (full disk, damaged), digests are computed and forgotten.
+    It is a hint only. Every row carries a checksum of itself; a row that does not fit is forgotten and the file is read
+    again. When the file of the memo cannot be used (full disk, damaged), digests are computed and forgotten.
     """
 
     def __init__(self, database: Path) -> None:
         self._table: dict[str, tuple[int, int, int, str]] = {}
         self._new: dict[str, tuple[int, int, int, str]] = {}
         self._path = database
-        if database.exists():
-            with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as connection:
-                self._table = {row[0]: row[1:] for row in connection.execute("SELECT * FROM digests")}
+        with suppress(sqlite3.Error, OSError, ValueError):
+            if database.exists():
+                with closing(sqlite3.connect(database)) as connection:
+                    for name, *row, mark in connection.execute(f"SELECT * FROM {_MEMO_TABLE}"):
+                        if _row_mark(name, row) == mark:
+                            self._table[name] = tuple(row)
 
     def digest(self, path: Path) -> str:
         """SHA-256 of the file's bytes, from memory when size, mtime and inode are unchanged."""
@@ -130,18 +134,32 @@ class DigestMemo:
         return digest
 
     def close(self) -> None:
-        """Save what was learnt."""
+        """Save the new digests. A database that is damaged is replaced."""
         if not self._new:
             return
-        with suppress(sqlite3.Error, OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self._path)) as connection, connection:
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS digests "
-                    "(path TEXT PRIMARY KEY, size INT, mtime_ns INT, inode INT, digest TEXT)"
-                )
-                rows = [(name, *row) for name, row in self._new.items()]
-                connection.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)", rows)
+        try:
+            self._save()
+        except (sqlite3.OperationalError, OSError):  # another process is saving, or there is no room
+            pass
+        except sqlite3.DatabaseError:
+            with suppress(sqlite3.Error, OSError):
+                self._path.unlink(missing_ok=True)
+                self._save()
+
+    def _save(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [(name, *row, _row_mark(name, row)) for name, row in self._new.items()]
+        with closing(sqlite3.connect(self._path)) as connection, connection:
+            connection.execute(
+                f"CREATE TABLE IF NOT EXISTS {_MEMO_TABLE} "
+                "(path TEXT PRIMARY KEY, size INT, mtime_ns INT, inode INT, digest TEXT, mark TEXT)"
+            )
+            connection.executemany(f"INSERT OR REPLACE INTO {_MEMO_TABLE} VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+
+def _row_mark(name: str, row: Sequence[object]) -> str:
+    """A checksum of a row of the memo."""
+    return hashlib.sha256(repr((name, *row)).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def now() -> str:

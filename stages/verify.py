@@ -1,7 +1,8 @@
-"""lvt verify: check every byte of a code store, and whether its codes are those of the frames."""
+"""lvt verify: check every byte of a code store or of frames, and whether the codes are those of the frames."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from stages.console import PATH, Console, at_option, clock, device_option, echo_
 @click.option(
     "--repair",
     is_flag=True,
-    help="First rebuild damaged metadata from the other files of the store, whichever command made it.",
+    help="First rebuild damaged metadata of a store from its other files. Frames: make damaged shards again.",
 )
+@click.option("--manifest", type=PATH, help="Manifest that the frames were made from; to repair frames.")
+@click.option("--workers", type=click.IntRange(min=0), help="Decoding processes; to repair frames. [one per core]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Which clips are decoded.")
 @at_option
 @device_option
@@ -32,6 +35,8 @@ def command(
     vqvae: Path | None,
     frames: Path | None,
     repair: bool,
+    manifest: Path | None,
+    workers: int | None,
     seed: int,
     at: int | None,
     device: str,
@@ -39,17 +44,28 @@ def command(
 ) -> None:
     """Compare every file of a code store with its checksum, its clip tables with the array, and its codes with K.
 
+    Given a folder of frames instead, compare every frame shard with its receipt.
+
     Prints one line per problem, with the clips it touches; exit code 1 when there is one. --repair restores metadata;
-    damaged codes are made again by the command that made the store (`lvt encode-dataset --repair`).
+    damaged codes are made again by the command that made the store (`lvt encode-dataset --repair`), and damaged frames
+    from their videos (--repair with --manifest).
 
     Example: lvt verify data.zarr --decode 8 --vqvae runs/vqvae --frames frames
+
+    Example: lvt verify frames --repair --manifest clips.jsonl
     """
     import time
 
     from lvt_pipeline.codes.repair import repair_store
     from lvt_pipeline.codes.verify import verify_store
     from lvt_pipeline.errors import StoreError
+    from lvt_pipeline.frames.verify import is_frames_folder
 
+    if is_frames_folder(store):
+        if repair and manifest is None:
+            raise click.UsageError("--repair of frames needs --manifest")
+        _verify_frames(store, manifest if repair else None, workers, as_json)
+        return
     if num_clips is not None and (vqvae is None or frames is None):
         raise click.UsageError("--decode needs --vqvae and --frames")
     started = time.monotonic()
@@ -85,6 +101,32 @@ def command(
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
     touched = len({clip for problem in problems for clip in problem.clips})
     raise StoreError(f"{store} has {count} touching {touched} clips ({read} checked)")
+
+
+def _verify_frames(root: Path, manifest: Path | None, workers: int | None, as_json: bool) -> None:
+    """Check frames; with a manifest, make damaged shards again."""
+    from lvt_pipeline.errors import ArtefactError
+    from lvt_pipeline.frames.verify import verify_frames
+    from lvt_pipeline.jobs.ingest.repair import repair_frames
+
+    if manifest is None:
+        report = verify_frames(root, progress=Console())
+    else:
+        report = repair_frames(root, manifest, num_workers=workers, progress=Console())
+    lines = [f"{problem.shard}: {problem.message}" for problem in report.problems]
+    read = f"{report.shards} shards, {report.num_bytes / 2**20:,.1f} MiB, {report.clips} clips"
+    if manifest is not None and lines:
+        lines.append(f"{root} is sound again: {len(report.problems)} of {report.shards} shards were made again")
+    elif not lines:
+        lines.append(f"{root} is sound: {read}")
+    facts = {**asdict(report), "repaired": manifest is not None and bool(report.problems)}
+    echo_facts(facts, as_json, "\n".join(lines))
+    if report.problems and manifest is None:
+        touched = len({clip for problem in report.problems for clip in problem.clips})
+        raise ArtefactError(
+            f"{root} has {len(report.problems)} damaged shards touching {touched} clips ({read} checked); repair them "
+            f"with `lvt verify {root} --repair --manifest CLIPS.jsonl`"
+        )
 
 
 def _told(decoded: Any) -> str:

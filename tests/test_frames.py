@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from lvt_pipeline.errors import ArtefactError, ShapeError
 from lvt_pipeline.frames.codecs import decode_frames, encode_frames, lossy_version
+from lvt_pipeline.frames.receipts import read_receipt
 from lvt_pipeline.frames.records import ClipFailure, FrameSample
-from lvt_pipeline.frames.shards import FrameShards, read_receipt
+from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.frames.tar import tar_key
 from lvt_pipeline.frames.writer import write_frames, write_shard
 

@@ -120,3 +120,34 @@ def test_record_with_a_field_of_the_wrong_type_is_an_artefact_error(tmp_path: Pa
     path.write_text(path.read_text().replace('"outputs": {}', '"outputs": 3'))
     with pytest.raises(ArtefactError, match="outputs is not a table"):
         read_record(tmp_path)
+
+
+@pytest.mark.parametrize("position", range(0, 8192, 97))
+def test_a_flipped_byte_in_the_memo_changes_no_digest(tmp_path: Path, position: int) -> None:
+    database, file = tmp_path / "memo.sqlite", tmp_path / "video"
+    file.write_bytes(b"content")
+    memo = DigestMemo(database)
+    memo.digest(file)
+    memo.close()
+    data = bytearray(database.read_bytes())
+    data[position % len(data)] ^= 1
+    database.write_bytes(data)
+    again = DigestMemo(database)
+    assert again.digest(file) == digest_file(file)
+    again.recall("another", (1, 2, 3), lambda: "digest")
+    again.close()
+    assert DigestMemo(database).digest(file) == digest_file(file)
+
+
+def test_every_byte_of_a_digest_in_the_memo_is_guarded(tmp_path: Path) -> None:
+    database, file = tmp_path / "memo.sqlite", tmp_path / "video"
+    file.write_bytes(b"content")
+    memo = DigestMemo(database)
+    digest = memo.digest(file)
+    memo.close()
+    at = database.read_bytes().index(digest.encode())
+    for position in range(at, at + len(digest), 7):
+        data = bytearray(database.read_bytes())
+        data[position] ^= 1
+        database.write_bytes(data)
+        assert DigestMemo(database).digest(file) == digest

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import math
+import struct
+import zlib
 from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
@@ -58,17 +60,29 @@ def encode_frames(frames: Frames, codec: Codec) -> bytes:
 
 
 def decode_frames(data: bytes | bytearray, codec: Codec, num_frames: int, height: int, width: int) -> Frames:
-    """The frames, uint8 (T, height, width, 3), of a picture that `encode_frames` made; of plain pixels for "raw"."""
+    """The frames, uint8 (T, height, width, 3), of a picture that `encode_frames` made; of plain pixels for "raw".
+
+    Raises:
+        ShapeError: the bytes are damaged or hold something else.
+    """
     if codec == "raw":
+        if len(data) != num_frames * height * width * 3:
+            raise ShapeError(f"{len(data):,} bytes are not {num_frames} frames of {width}x{height}")
         return np.frombuffer(data, np.uint8).reshape(num_frames, height, width, 3)
+    columns, rows = (1, num_frames) if codec == "png" else _grid_size(num_frames)
     # PIL.Image.open would refuse a long clip as a decompression bomb; the picture is our own.
     plugins: dict[str, Any] = {
         "png": PngImagePlugin.PngImageFile,
         "webp": WebPImagePlugin.WebPImageFile,
         "jpeg": JpegImagePlugin.JpegImageFile,
     }
-    with plugins[codec](io.BytesIO(data)) as picture:
-        pixels = np.array(picture)
+    try:
+        with plugins[codec](io.BytesIO(data)) as picture:
+            if (picture.width, picture.height, picture.mode) != (columns * width, rows * height, "RGB"):
+                raise ShapeError(f"the picture does not hold {num_frames} frames of {width}x{height}")
+            pixels = np.array(picture)
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+        raise ShapeError(f"the {codec} picture cannot be decoded") from error
     return rearrange(pixels, "(r h) (q w) c -> (r q) h w c", h=height, w=width)[:num_frames]
 
 
@@ -84,11 +98,16 @@ def write_npy(stream: BinaryIO, array: NDArray[Any]) -> None:
     np.lib.format.write_array(stream, np.ascontiguousarray(array), version=(1, 0))
 
 
+def _grid_size(num_frames: int) -> tuple[int, int]:
+    """Columns and rows of the grid that holds so many frames."""
+    columns = math.ceil(math.sqrt(num_frames))
+    return columns, math.ceil(num_frames / columns)
+
+
 def _grid(frames: Frames, codec: str) -> Frames:
     """The frames row by row in one picture: (T, H, W, 3) -> (rows x H, columns x W, 3)."""
     num_frames, height, width, _ = frames.shape
-    columns = math.ceil(math.sqrt(num_frames))
-    rows = math.ceil(num_frames / columns)
+    columns, rows = _grid_size(num_frames)
     if max(rows * height, columns * width) > _LONGEST_SIDE[codec]:
         raise ShapeError(
             f"{num_frames} frames of {width}x{height} are too many for one {codec} picture; take the codec raw or png, "

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from lvt_pipeline import lineage
 from lvt_pipeline.frames.codecs import Codec, encode_frames
+from lvt_pipeline.video.clips import Note
 from lvt_pipeline.video.geometry import Frames, check_frames
 
 FORMAT_VERSION = 1  # raised when the bytes of a shard change for the same frames
-SPLITS = ("train", "val", "test")
 FAILURES_NAME = "failures.jsonl"
 
 
@@ -53,6 +53,7 @@ class FrameSample:
         arrays: what belongs to the frames beside their pixels, one row per frame, by name (letters and underscores).
         part: which part of a manifest line it is, if not all of it.
         truncated: what was found of a file that was cut short but is kept.
+        notes: what is unusual about the clip but accepted.
     """
 
     id: str
@@ -70,6 +71,7 @@ class FrameSample:
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     part: Part | None = None
     truncated: str = ""
+    notes: tuple[Note, ...] = ()
 
     @classmethod
     def from_array(
@@ -117,6 +119,7 @@ class FrameClip:
         arrays: offset and bytes in the shard of each `.npy` file that lies beside the frames, by name.
         part: which part of a manifest line it is; None when it is all of it.
         truncated: what was found of a file that was cut short but is kept; None for a whole one.
+        notes: what is unusual about the clip but accepted; None when nothing is.
     """
 
     id: str
@@ -138,6 +141,7 @@ class FrameClip:
     arrays: Mapping[str, list[int]] | None = None
     part: Part | None = None
     truncated: str | None = None
+    notes: tuple[Note, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +161,15 @@ class ClipFailure:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a finished shard holds: its clips and its failures, both in manifest order."""
+    """What a finished shard holds: its clips and its failures, both in manifest order.
+
+    Attributes:
+        digest: SHA-256 of the shard's bytes; None for one without clips, which has no tar.
+    """
 
     clips: list[FrameClip]
     failures: list[ClipFailure]
+    digest: str | None = None
 
 
 def shard_name(split: str, index: int) -> str:
@@ -190,4 +199,25 @@ def frame_counts(clips: Sequence[FrameClip], failures: Sequence[ClipFailure]) ->
         "failures_by_reason": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
     }
     truncated = sum(clip.truncated is not None for clip in clips)
-    return counts | ({"kept_truncated": truncated} if truncated else {})
+    notes = {kind: found.count for kind, found in noted(clips).items()}
+    return counts | ({"kept_truncated": truncated} if truncated else {}) | ({"notes": notes} if notes else {})
+
+
+@dataclass
+class Noted:
+    """Notes of one kind: how many clips have one, and the first of them as (clip id, text)."""
+
+    count: int = 0
+    examples: list[tuple[str, str]] = field(default_factory=list)
+
+
+def noted(clips: Iterable[FrameClip], num_examples: int = 3) -> dict[str, Noted]:
+    """What is unusual about clips but accepted, by kind of note, the most common kind first."""
+    found: dict[str, Noted] = {}
+    for clip in clips:
+        for kind, text in {note.kind: note.text for note in clip.notes or ()}.items():
+            entry = found.setdefault(kind, Noted())
+            entry.count += 1
+            if len(entry.examples) < num_examples:
+                entry.examples.append((clip.id, text))
+    return dict(sorted(found.items(), key=lambda item: (-item[1].count, item[0])))

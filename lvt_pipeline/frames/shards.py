@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import io
-import sys
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.errors import ArtefactError
+from lvt_pipeline.errors import ArtefactError, ShapeError
 from lvt_pipeline.frames.codecs import decode_frames
+from lvt_pipeline.frames.receipts import read_receipt
 from lvt_pipeline.frames.records import (
-    FORMAT_VERSION,
-    SPLITS,
     ClipFailure,
     FrameClip,
-    Part,
-    Receipt,
     content_fingerprint,
 )
+from lvt_pipeline.frames.verify import require_sound
 from lvt_pipeline.machine import paused_collection
 from lvt_pipeline.provenance import (
     RECORD_NAME,
@@ -39,62 +37,9 @@ from lvt_pipeline.provenance import (
     missing_outputs,
     read_record,
 )
-from lvt_pipeline.storage import read_json
+from lvt_pipeline.video.clips import SPLITS
 from lvt_pipeline.video.geometry import Frames as Frames
-from lvt_pipeline.video.relative_paths import Translation, opened_sources
-
-
-def read_receipt(path: Path, *, opened: Translation | None = None) -> Receipt:
-    """Parse a receipt; sources come back as paths that can be opened.
-
-    Args:
-        opened: what turns its sources into those (`relative_paths`); by default they count from the receipt's folder.
-
-    Raises:
-        ArtefactError: it is missing, damaged, or of a format this version does not know.
-    """
-    opened = opened or opened_sources(path.parent)
-    content = read_json(path)
-    try:
-        if content["format"] != FORMAT_VERSION:
-            raise ArtefactError(
-                f"{path} has shard format {content['format']}, this version reads {FORMAT_VERSION}; ingest again"
-            )
-        same: dict[float, float] = {}
-        clips = [_frame_clip(entry, content["shard"], opened, same) for entry in content["clips"]]
-        failures = [ClipFailure(**{**entry, "source": opened(entry["source"])}) for entry in content["failures"]]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ArtefactError(f"{path} is not a receipt of a frame shard ({error!r})") from error
-    if clips:
-        _check_size(path.with_name(content["shard"]), content["size"])
-    return Receipt(clips, failures)
-
-
-def _frame_clip(entry: dict[str, Any], shard: str, opened: Translation, same: dict[float, float]) -> FrameClip:
-    """A clip of a receipt. Most of a million clips share some values, so each of these is kept once, in `same`."""
-    for name in ("split", "label", "decoder", "codec"):
-        if entry[name] is not None:
-            entry[name] = sys.intern(entry[name])
-    if entry["key"] == entry["id"]:
-        entry["key"] = entry["id"]
-    for name in ("fps", "nbytes"):
-        entry[name] = same.setdefault(entry[name], entry[name])
-    entry["source"] = opened(entry["source"])
-    if "part" in entry:
-        entry["part"] = Part(**entry["part"])
-    return FrameClip(**entry, shard=shard)
-
-
-def _check_size(shard: Path, size: int) -> None:
-    try:
-        found = shard.stat().st_size
-    except FileNotFoundError:
-        raise ArtefactError(f"{shard} is missing; run `lvt ingest` again to make it") from None
-    if found != size:
-        raise ArtefactError(
-            f"{shard} has {found:,} bytes, its receipt says {size:,}; it is damaged: delete it and its receipt "
-            f"and run `lvt ingest` again"
-        )
+from lvt_pipeline.video.relative_paths import opened_sources
 
 
 class FrameShards:
@@ -112,17 +57,23 @@ class FrameShards:
         """Open a folder that `lvt ingest` finished.
 
         Raises:
-            ArtefactError: it is no such folder, is unfinished, or a shard is missing or of the wrong size.
+            ArtefactError: it is another folder, is unfinished, or a shard is missing or of the wrong size.
         """
         self.root = Path(root)
         self.record = _finished_record(self.root)
         self.clips: list[FrameClip] = []
         self.failures: list[ClipFailure] = []
+        self._shards: dict[str, tuple[str, int, int]] = {}  # by name: digest, and where its clips are in `clips`
         opened = opened_sources(self.root)
         for path in _receipts_in_order(self.root, self.record):
             receipt = read_receipt(path, opened=opened)
+            if receipt.digest is not None:
+                first = len(self.clips)
+                self._shards[receipt.clips[0].shard] = (receipt.digest, first, first + len(receipt.clips))
             self.clips += receipt.clips
             self.failures += receipt.failures
+        if content_fingerprint(self.clips) != self.record.fingerprint:
+            raise ArtefactError(f"the receipts in {self.root} do not agree with its {RECORD_NAME}; ingest again")
 
     @cached_property
     def _by_id(self) -> dict[str, FrameClip]:
@@ -131,7 +82,7 @@ class FrameShards:
     @property
     def fingerprint(self) -> str:
         """Hash of which clips there are, in order, and what each is made of."""
-        return content_fingerprint(self.clips)
+        return self.record.fingerprint
 
     @property
     def num_frames(self) -> int:
@@ -185,19 +136,32 @@ class FrameShards:
     def arrays(self, clip: FrameClip | str) -> dict[str, NDArray[Any]]:
         """What the source holds beside a clip's frames, one row per frame, by name; empty for videos."""
         clip = self[clip] if isinstance(clip, str) else clip
+        self._require_sound(clip.shard)
         return read_arrays(clip, self.root / clip.shard)
 
     def payload(self, clip: FrameClip) -> bytes | bytearray:
         """The clip's bytes as they lie in the shard: plain pixels (raw) or a picture (other codecs)."""
         return self._read_bytes(clip.shard, clip.offset, clip.nbytes)
 
+    def _require_sound(self, shard: str) -> None:
+        digest, first, stop = self._shards[shard]
+        require_sound(self.root / shard, digest, self.clips[first:stop])
+
     def _read_bytes(self, shard: str, offset: int, count: int) -> bytearray:
+        self._require_sound(shard)
         return read_range(self.root / shard, offset, count)
 
 
 def pixels_of(clip: FrameClip, payload: bytes | bytearray) -> Frames:
-    """All frames of a clip, uint8 (T, H, W, 3), from its bytes in the shard."""
-    return decode_frames(payload, clip.codec, clip.num_frames, clip.height, clip.width)
+    """All frames of a clip, uint8 (T, H, W, 3), from its bytes in the shard.
+
+    Raises:
+        ArtefactError: they are damaged.
+    """
+    try:
+        return decode_frames(payload, clip.codec, clip.num_frames, clip.height, clip.width)
+    except ShapeError as error:
+        raise ArtefactError(f"{clip.shard}: the frames of clip {clip.id!r} are damaged: {error}") from error
 
 
 def read_arrays(clip: FrameClip, shard: Path) -> dict[str, NDArray[Any]]:
@@ -206,10 +170,20 @@ def read_arrays(clip: FrameClip, shard: Path) -> dict[str, NDArray[Any]]:
     Raises:
         ArtefactError: the shard cannot be read.
     """
-    return {
-        name: np.lib.format.read_array(io.BytesIO(read_range(shard, *place)), allow_pickle=False)
-        for name, place in (clip.arrays or {}).items()
-    }
+    return {name: _parsed(read_range(shard, *place), shard, name) for name, place in (clip.arrays or {}).items()}
+
+
+def _parsed(data: bytearray, shard: Path, name: str) -> NDArray[Any]:
+    """The array of a `.npy` file. Its header is checked before memory is taken."""
+    stream = io.BytesIO(data)
+    try:
+        np.lib.format.read_magic(stream)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
+            raise ValueError
+        return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape)
+    except (ValueError, TypeError, SyntaxError):
+        raise ArtefactError(f"{shard}: an array {name!r} next to the frames is damaged; ingest again") from None
 
 
 def read_range(path: Path, offset: int, count: int) -> bytearray:

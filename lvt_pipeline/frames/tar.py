@@ -7,15 +7,22 @@ import tarfile
 from typing import BinaryIO
 from urllib.parse import quote
 
+from lvt_pipeline.storage import shortened_name
+
+LONGEST_KEY_BYTES = 220  # leaves room for `.endeffector_pos.npy`
+
 
 def tar_key(clip_id: str) -> str:
     """Name of a clip inside its shard.
 
     webdataset cuts the name at the first dot of its last part and skips names that begin with `__`, so both are
-    percent-encoded, and so are control characters and the percent sign. Different ids have different keys.
+    percent-encoded, and so are control characters and the percent sign. Different ids have different keys. A name that
+    would be too long for a file when the tar is unpacked is shortened; the id is in the JSON file of the clip.
     """
     folder, slash, name = clip_id.rpartition("/")
-    key = _encode(folder) + slash + _encode(name).replace(".", "%2E")
+    folders = [shortened_name(_encode(part), "", LONGEST_KEY_BYTES) for part in folder.split("/")]
+    last = shortened_name(_encode(name).replace(".", "%2E"), "", LONGEST_KEY_BYTES)
+    key = "/".join(folders) + slash + last
     return f"%5F{key[1:]}" if key.startswith("__") else key
 
 

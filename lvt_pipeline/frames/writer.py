@@ -13,11 +13,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from lvt_pipeline.errors import ArtefactError
+from lvt_pipeline.file_systems import LOCK_NAME
 from lvt_pipeline.frames.codecs import SUFFIXES, write_npy
 from lvt_pipeline.frames.records import (
     FAILURES_NAME,
     FORMAT_VERSION,
-    SPLITS,
     ClipFailure,
     FrameClip,
     FrameSample,
@@ -33,6 +33,7 @@ from lvt_pipeline.provenance import (
     write_record,
 )
 from lvt_pipeline.storage import atomic_writer, exclusive_lock, write_bytes, write_json
+from lvt_pipeline.video.clips import SPLITS
 from lvt_pipeline.video.relative_paths import Translation, kept_sources
 
 CLIPS_PER_SHARD = 64
@@ -71,13 +72,13 @@ def write_shard(
         "failures": [_kept(asdict(failure), kept) for failure in failures],
     }
     write_json(receipt_path(shard), content)
-    return Receipt(clips, list(failures))
+    return Receipt(clips, list(failures), digest)
 
 
 def _write_sample(tar: TarWriter, sample: FrameSample, shard: str) -> FrameClip:
     num_frames, height, width = sample.shape
     key = tar_key(sample.id)
-    described = {
+    described: dict[str, Any] = {
         "id": sample.id,
         "split": sample.split,
         "label": sample.label,
@@ -95,6 +96,8 @@ def _write_sample(tar: TarWriter, sample: FrameSample, shard: str) -> FrameClip:
         described["part"] = asdict(sample.part)
     if sample.truncated:
         described["truncated"] = sample.truncated
+    if sample.notes:
+        described["notes"] = [asdict(note) for note in sample.notes]
     tar.add(f"{key}.json", json.dumps(described, ensure_ascii=False).encode())
     offset = tar.add(f"{key}.{SUFFIXES[sample.codec]}", sample.payload)
     nbytes = len(sample.payload)
@@ -122,6 +125,7 @@ def _write_sample(tar: TarWriter, sample: FrameSample, shard: str) -> FrameClip:
         arrays=arrays or None,
         part=sample.part,
         truncated=sample.truncated or None,
+        notes=sample.notes or None,
     )
 
 
@@ -132,7 +136,7 @@ def _write_array(tar: TarWriter, name: str, array: NDArray[Any]) -> list[int]:
 
 
 def _without_shard(clip: FrameClip) -> dict[str, Any]:
-    absent = {name for name in ("arrays", "part", "truncated") if not getattr(clip, name)}
+    absent = {name for name in ("arrays", "part", "truncated", "notes") if not getattr(clip, name)}
     return {key: value for key, value in asdict(clip).items() if key != "shard" and key not in absent}
 
 
@@ -185,7 +189,7 @@ def write_frames(
     clips: list[FrameClip] = []
     shards: list[str] = []
     with exclusive_lock(root):
-        if any(root.iterdir()):
+        if any(path.name != LOCK_NAME for path in root.iterdir()):
             raise ArtefactError(f"{root} is not empty; frames are written into a new folder")
         for split, members in by_split.items():
             for index, first in enumerate(range(0, len(members), clips_per_shard)):

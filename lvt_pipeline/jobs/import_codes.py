@@ -26,7 +26,6 @@ from lvt_pipeline.codes.schema import SHARD_FRAMES, CodeSchema, PlannedClip
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, LVTError, MismatchError
-from lvt_pipeline.frames.records import SPLITS
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.jobs.export import KIND as EXPORT_KIND
 from lvt_pipeline.jobs.settings import ImportSettings
@@ -34,6 +33,7 @@ from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import RECORD_NAME, Provenance, fingerprint, read_record
 from lvt_pipeline.runs.read import load_vqvae
+from lvt_pipeline.video.clips import SPLITS
 
 STAGE = "import-codes"
 VERSION = 1

@@ -18,7 +18,6 @@ from typing import Any
 from lvt_pipeline import lineage
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, ManifestError
-from lvt_pipeline.frames.records import SPLITS
 from lvt_pipeline.manifest.digests import ContentDigests
 from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.manifest.sources import KIND_NAMES, list_source, location_of, recognise
@@ -35,7 +34,7 @@ from lvt_pipeline.provenance import (
     write_record,
 )
 from lvt_pipeline.storage import read_json_lines, write_bytes
-from lvt_pipeline.video.clips import Clip, check_clip
+from lvt_pipeline.video.clips import SPLITS, Clip, check_clip
 from lvt_pipeline.video.locations import absolute, is_url
 
 __all__ = ["STAGE", "VERSION", "Clip", "ManifestSettings", "build_manifest", "manifest_fingerprint", "read_manifest"]

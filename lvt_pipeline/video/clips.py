@@ -12,6 +12,7 @@ from lvt_pipeline.errors import ManifestError
 
 # What holds the frames: a video file, one record of a BAIR tfrecord file, or a folder with a picture per frame.
 ClipKind = Literal["video", "bair", "frames"]
+SPLITS = ("train", "val", "test")
 CLIP_KINDS: tuple[ClipKind, ...] = get_args(ClipKind)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import LVTError
-from lvt_pipeline.frames.records import SPLITS
 from lvt_pipeline.provenance import fingerprint
+from lvt_pipeline.video.clips import SPLITS
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError
+from lvt_pipeline.frames.receipts import read_receipt
 from lvt_pipeline.frames.records import FAILURES_NAME, Receipt, content_fingerprint, frame_counts, receipt_path
-from lvt_pipeline.frames.shards import read_receipt
 from lvt_pipeline.frames.writer import output_sizes, write_failures
 from lvt_pipeline.jobs.ingest.plan import PlannedShard
 from lvt_pipeline.jobs.ingest.settings import STAGE, VERSION, IngestSettings

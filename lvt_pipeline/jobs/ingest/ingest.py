@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from lvt_pipeline.errors import LVTError, OverBudget
@@ -44,6 +44,7 @@ def ingest(
     clip_seconds: float = CLIP_SECONDS,
     worker_memory: int | None = None,
     check_space: bool = True,
+    damaged: Collection[str] = (),
     progress: Progress = SILENT,
 ) -> Provenance:
     """Decode every clip of a manifest into frame shards; resume or update what is there.
@@ -57,6 +58,7 @@ def ingest(
         clip_seconds: how long one clip may take before its worker is killed, plus time in proportion to its size.
         worker_memory: bytes that a worker may use for one clip; None is its share of the machine's memory.
         check_space: refuse to begin when the disk has no room for the frames.
+        damaged: names of shards that do not hold what their receipts say; they are made again.
 
     Returns:
         The record; its counts are clips, frames, failures, failures_by_reason and, when there are some,
@@ -80,7 +82,7 @@ def ingest(
             for folder in (out, out / NEXT_NAME):
                 remove_shards(folder, keep=())
         job = IngestJob(out, clips, settings, retry_failed)
-        job.look_around()
+        job.look_around(damaged)
         workers = num_cores() if num_workers is None else num_workers
         if check_space:
             refuse_without_space(

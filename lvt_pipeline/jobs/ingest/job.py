@@ -7,7 +7,7 @@ shard is kept, an unchanged clip is copied, and only what is new or changed is d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from lvt_pipeline.errors import DecodeError
 from lvt_pipeline.frames.codecs import encode_frames
 from lvt_pipeline.frames.records import ClipFailure, FrameClip, FrameSample, Part, Receipt, receipt_path
 from lvt_pipeline.frames.shards import pixels_of, read_arrays, read_range
+from lvt_pipeline.frames.verify import problem_of
 from lvt_pipeline.frames.writer import write_shard
 from lvt_pipeline.interrupts import StopRequest
 from lvt_pipeline.jobs.ingest.folder import NEXT_NAME, receipts_in, remove_shards
@@ -58,15 +59,22 @@ class IngestJob:
         self._failures: dict[str, ClipFailure] = {}  # by fingerprint
         self._known: dict[str, Remembered] = {}  # by id of the line
         self._outcomes: dict[str, Outcome] = {}  # by id of the line, until they are written
+        self._learned: dict[Path, Receipt] = {}  # by shard, those in `next/` too
+        self._sound: dict[Path, bool] = {}  # by shard, as far as that was checked
         self._kept: set[str] = set()  # shards that are as they should be
         self.to_decode: list[Clip] = []
         self.num_kept = 0  # lines
         self.num_saved = 0  # shards
 
-    def look_around(self) -> None:
-        """Learn what is on disk. Shards that wait in `next/` for another plan than this one are removed."""
+    def look_around(self, damaged: Collection[str] = ()) -> None:
+        """Read what earlier runs left. Shards that wait in `next/` for another plan than this one are removed.
+
+        Args:
+            damaged: shards of which nothing is used.
+        """
         for name, receipt in receipts_in(self._out, self._out):
-            self._learn(self._out / name, receipt)
+            if name not in damaged:
+                self._learn(self._out / name, receipt)
         older = dict(self._frames), dict(self._failures)
         waiting = dict(receipts_in(self._out / NEXT_NAME, self._out))
         for name, receipt in waiting.items():
@@ -86,15 +94,29 @@ class IngestJob:
         others = [line for line in self._lines if line.id not in kept]
         if not self._by_bytes:
             self._remember(others)
+        for line in others:
+            if not self._is_sound(self._known.get(line.id)):
+                del self._known[line.id]
         self.to_decode = [line for line in others if line.id not in self._known]
 
     def _learn(self, shard: Path, receipt: Receipt, *, keep: bool = True) -> None:
+        self._learned[shard] = receipt
         if keep:
             self._receipts[shard.name] = receipt
         for clips in _by_line(receipt).values():
             if _is_whole(clips):
                 self._frames[_made_of(clips[0])] = [(shard, clip) for clip in clips]
         self._failures |= {failure.fingerprint: failure for failure in receipt.failures}
+
+    def _is_sound(self, remembered: Remembered | None) -> bool:
+        """Whether the shards that hold an earlier outcome have the bytes that were written."""
+        if remembered is None or isinstance(remembered, ClipFailure):
+            return True
+        for shard, _ in remembered:
+            if shard not in self._sound:
+                receipt = self._learned[shard]
+                self._sound[shard] = problem_of(shard, receipt.digest or "", receipt.clips) is None
+        return all(self._sound[shard] for shard, _ in remembered)
 
     def _remember(self, lines: Sequence[Clip]) -> None:
         remembered = ((line.id, self._remembered(line)) for line in lines)
@@ -262,6 +284,7 @@ class IngestJob:
                     read_arrays(old, shard),
                     old.part.begins if old.part else None,
                     old.truncated or "",
+                    old.notes or (),
                 )
             )
         return self._samples(line, payloads)
@@ -290,6 +313,7 @@ class IngestJob:
                     arrays=decoded.arrays,
                     part=part,
                     truncated=decoded.truncated,
+                    notes=decoded.notes,
                 )
             )
         return samples

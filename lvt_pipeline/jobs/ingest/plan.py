@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from lvt_pipeline.frames.records import SPLITS, shard_name
-from lvt_pipeline.video.clips import Clip
+from lvt_pipeline.frames.records import shard_name
+from lvt_pipeline.video.clips import SPLITS, Clip
 
 
 @dataclass(frozen=True)

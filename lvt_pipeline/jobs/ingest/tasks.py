@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lvt_pipeline.errors import DecodeError
 from lvt_pipeline.frames.codecs import Codec, encode_frames
-from lvt_pipeline.video.clips import Clip
+from lvt_pipeline.video.clips import Clip, Note
 from lvt_pipeline.video.decode import DecodedClip
 from lvt_pipeline.video.read import read_clip
 from lvt_pipeline.video.scenes import Piece, cut
@@ -44,6 +44,7 @@ class DecodedPayload:
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     begins: float | None = None
     truncated: str = ""
+    notes: tuple[Note, ...] = ()
 
 
 def decode_task(task: DecodeTask) -> list[DecodedPayload]:
@@ -73,6 +74,7 @@ def _packed(read: DecodedClip, piece: Piece, codec: Codec, *, begins: float | No
         {name: rows[piece.first : piece.stop] for name, rows in read.arrays.items()},
         begins,
         read.truncated,
+        read.notes,
     )
 
 

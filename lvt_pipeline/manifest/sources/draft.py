@@ -9,9 +9,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from lvt_pipeline.errors import ManifestError
-from lvt_pipeline.frames.records import SPLITS
 from lvt_pipeline.manifest.settings import ManifestSettings
-from lvt_pipeline.video.clips import ClipKind
+from lvt_pipeline.video.clips import SPLITS, ClipKind
 
 # Of BAIR and of folders of pictures, which hold no times; only `lvt ingest --fps` and players look at it.
 BAIR_FPS = 10.0
