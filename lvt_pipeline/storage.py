@@ -204,7 +204,8 @@ def read_text(path: Path, *, error: type[LVTError] = ArtefactError, kind: str = 
 def decode_text(data: bytes, where: object, *, error: type[LVTError] = ArtefactError, kind: str = "text") -> str:
     """`read_text` for bytes that are in memory; `where` names them in the message."""
     try:
-        return data.decode("utf-8-sig")
+        # Not "utf-8-sig": Python loads that codec on first use, which fails without permissions or free descriptors.
+        return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as problem:
         raise error(f"{where} cannot be read as {kind}: byte {problem.start:,} is not UTF-8") from None
 
