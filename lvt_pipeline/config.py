@@ -217,10 +217,11 @@ def to_plain(settings: Any) -> dict[str, Any]:
 
 def to_toml(settings: Any) -> str:
     """A settings dataclass as a TOML text that reads back to the same settings; unset values are left out."""
-
-    def without_none(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: without_none(item) for key, item in value.items() if item is not None}
-        return value
-
     return tomli_w.dumps(without_none(to_plain(settings)))
+
+
+def without_none(value: Any) -> Any:
+    """Nested tables without the values that are not set, as TOML holds them."""
+    if isinstance(value, Mapping):
+        return {key: without_none(item) for key, item in value.items() if item is not None}
+    return value

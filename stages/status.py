@@ -27,7 +27,7 @@ def command(path: Path, as_json: bool) -> None:
 
     Example: lvt status work
     """
-    from lvt_pipeline.runs.read import RUN_NAME
+    from lvt_pipeline.runs.layout import RUN_NAME
 
     if (path / RUN_NAME).is_file():
         from lvt_pipeline.runs.live import read_live_run
@@ -45,8 +45,8 @@ def command(path: Path, as_json: bool) -> None:
 
 
 def _stages(work_dir: Path) -> list[dict[str, str]]:
+    from lvt_pipeline.runs.layout import RUN_NAME
     from lvt_pipeline.runs.live import read_live_run
-    from lvt_pipeline.runs.read import RUN_NAME
     from lvt_pipeline.workspace.pipeline import open_pipeline
 
     facts = []

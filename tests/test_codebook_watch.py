@@ -7,7 +7,7 @@ import pytest
 
 from lvt_pipeline.models.vqvae.config import VQVAEConfig
 from lvt_pipeline.progress import SILENT
-from lvt_pipeline.training.codebook_watch import CodebookWatch, collapsed_codebooks
+from lvt_pipeline.training.monitors import CodebookWatch, collapsed_codebooks
 
 
 class Lines:

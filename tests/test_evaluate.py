@@ -30,8 +30,8 @@ from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.provenance import Provenance, digest_file, read_record
 from lvt_pipeline.runs.directory import save_model_run
 from lvt_pipeline.runs.read import load_prior, load_vqvae
-from lvt_pipeline.runs.trained_clips import write_trained_clips
 from lvt_pipeline.storage import read_json
+from tests.run_files import set_trained_clips
 from tests.scripted_networks import Endless, NotFinite, Raising, ToyDistance, save_scripted
 from tests.toy_work import (
     BOOKS,
@@ -425,7 +425,7 @@ def trained(work: ToyWork, tmp_path: Path) -> Path:
     """A prior that has learnt from the training clips, and from the content of `test/1` under another name."""
     prior = Path(shutil.copytree(work.prior, tmp_path / "trained"))
     store = open_codes(work.codes)
-    write_trained_clips(prior, [*store.split("train"), replace(store.clip("test/1"), id="mine/7", split="train")])
+    set_trained_clips(prior, [*store.split("train"), replace(store.clip("test/1"), id="mine/7", split="train")])
     return prior
 
 

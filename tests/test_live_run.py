@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from lvt_pipeline.runs import live as live_run
+from lvt_pipeline.runs import metrics_log
 from lvt_pipeline.runs.live import LiveRun, read_live_run
+from lvt_pipeline.runs.read import read_run
 from lvt_pipeline.storage import exclusive_lock, is_locked
 from stages.status import spoken_run
 from tests.code_stores import make_store
+from tests.run_files import edit_run
 from tests.test_prior_training import MODEL, TRAINING
 
 SECONDS = 60
@@ -47,7 +49,7 @@ def training(codes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         [*command_of(codes, run), "--device", "cpu"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + SECONDS
-    while not (run / "checkpoints" / "latest.json").exists():
+    while not (run / "run.json").exists() or read_run(run)["step"] == 0:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -88,8 +90,7 @@ def test_status_of_a_work_directory_tells_how_far_its_training_is(
 ) -> None:
     (work_dir / "runs" / "prior" / "provenance.json").unlink()
     with exclusive_lock(work_dir / "runs" / "prior"):
-        state = json.loads((work_dir / "runs" / "prior" / "run.json").read_text())
-        (work_dir / "runs" / "prior" / "run.json").write_text(json.dumps({**state, "status": "running"}))
+        edit_run(work_dir / "runs" / "prior", status="running")
         code, out, _ = lvt("status", work_dir)
     assert code == 0
     line = next(line for line in out.splitlines() if "train-prior" in line)
@@ -102,9 +103,9 @@ def test_the_last_lines_of_a_long_log_are_found_from_its_end(tmp_path: Path, mon
     for rest in ("", '{"step": 900, "split": "tr', '{"step": 900}\n', "[1]\n"):
         (tmp_path / "metrics.jsonl").write_text(text + rest)
         for size in (1, 7, 64, 2**16):
-            monkeypatch.setattr(live_run, "BLOCK_BYTES", size)
-            assert list(live_run._lines_from_the_end(tmp_path / "metrics.jsonl")) == lines[::-1]
-    assert not list(live_run._lines_from_the_end(tmp_path / "nothing"))
+            monkeypatch.setattr(metrics_log, "BLOCK_BYTES", size)
+            assert list(metrics_log.lines_from_the_end(tmp_path / "metrics.jsonl")) == lines[::-1]
+    assert not list(metrics_log.lines_from_the_end(tmp_path / "nothing"))
 
 
 def test_a_run_that_has_logged_nothing_is_spoken_of() -> None:

@@ -23,9 +23,9 @@ from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.runs.checkpoints import find_checkpoint, load_weights
 from lvt_pipeline.runs.read import load_prior, read_run
 from lvt_pipeline.training import prior as prior_training
-from lvt_pipeline.training.loop import StepLoss
 from lvt_pipeline.training.prior import train_prior
 from lvt_pipeline.training.prior_task import PriorTask
+from lvt_pipeline.training.task import StepLoss
 from tests.code_stores import make_store
 from tests.test_prior_training import (
     MODEL,

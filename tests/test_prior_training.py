@@ -34,11 +34,11 @@ from lvt_pipeline.runs.checkpoints import find_checkpoint, load_weights
 from lvt_pipeline.runs.read import load_prior, read_run
 from lvt_pipeline.runs.trained_clips import find_trained_clips
 from lvt_pipeline.training import prior as prior_training
-from lvt_pipeline.training.loop import StepLoss, is_timing
 from lvt_pipeline.training.prior import dry_run_prior, train_prior
 from lvt_pipeline.training.prior_settings import FROM_STORE, resolve_settings
 from lvt_pipeline.training.prior_task import PriorTask
 from lvt_pipeline.training.settings import PriorRunSettings
+from lvt_pipeline.training.task import StepLoss, is_timing
 
 K, GRID, NUM_CODEBOOKS = 8, (4, 4), 2
 MODEL = {

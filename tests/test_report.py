@@ -29,6 +29,7 @@ from lvt_pipeline.report.sections import cards
 from lvt_pipeline.report.wording import spoken_spread
 from lvt_pipeline.report.work_dir import WorkDir, read_metrics, stage_records
 from tests.finished_work import PRIMING, make_finished_work, make_other_run, sample_and_evaluate
+from tests.run_files import edit_run, replace_record
 from tests.scripted_networks import ToyDistance, ToyFeatures, save_scripted
 from tests.toy_work import FRAMES, ToyWork, make_codes, make_frames, make_prior, make_tokenizer, make_toy_work
 
@@ -219,8 +220,7 @@ def test_a_line_by_itself_is_named_where_its_axis_does_not_name_it() -> None:
 
 def test_a_training_under_way_is_shown_as_unfinished(work: ToyWork) -> None:
     (work.prior / "provenance.json").unlink()
-    state = json.loads((work.prior / "run.json").read_text())
-    (work.prior / "run.json").write_text(json.dumps({**state, "status": "running", "step": 50, "max_steps": 200}))
+    edit_run(work.prior, status="running", step=50, max_steps=200)
     text = Elements(page(work)).text
     assert "50 of 200, running" in text
     assert "… unfinished" in text
@@ -284,7 +284,7 @@ def test_a_codebook_that_collapsed_is_a_visible_warning(work: ToyWork, finished:
     record = read_record(work.vqvae)
     for collapsed, named in (([1], "Codebook 1 has collapsed"), ([0, 1], "Codebooks 0, 1 have collapsed")):
         counts = {**record.counts, "collapsed": collapsed}
-        write_record(work.vqvae, record.__class__(**{**record.__dict__, "counts": counts}))
+        replace_record(work.vqvae, record.__class__(**{**record.__dict__, "counts": counts}))
         assert named in Elements(page(work)).text
 
 
@@ -525,7 +525,7 @@ def test_gains_order_the_clips_of_two_runs(finished: ToyWork, other: ToyWork, bo
 def test_settings_that_differ_are_listed_and_others_are_not(work: ToyWork, finished: ToyWork, tmp_path: Path) -> None:
     record = read_record(work.prior)
     settings = {**record.settings, "model": {**record.settings.get("model", {}), "width": 99}}
-    write_record(work.prior, record.__class__(**{**record.__dict__, "settings": settings}))
+    replace_record(work.prior, record.__class__(**{**record.__dict__, "settings": settings}))
     write_comparison([finished.root, work.root], tmp_path / "c.html")
     html = (tmp_path / "c.html").read_text()
     part = Elements(html[html.index('id="settings"') : html.index('id="provenance"')]).text

@@ -183,10 +183,14 @@ def test_lost_last_checkpoint_is_not_replaced_silently(vqvae_run: Path, frames: 
 def test_config_changed_by_hand_is_an_expected_error(vqvae_run: Path) -> None:
     config = vqvae_run / "config.toml"
     config.write_text(config.read_text().replace("code_width = 8", "code_width = 16"))
-    with pytest.raises(CheckpointError, match=r"does not fit .*config.toml, which was changed by hand"):
+    message = r"config.toml was changed by hand \(model.code_width is 16 but the run has 8\); undo this, or run"
+    with pytest.raises(CheckpointError, match=message):
         load_vqvae(vqvae_run)
     config.write_text("[model]\nwidht = 3\n")
-    with pytest.raises(CheckpointError, match="unknown setting widht"):
+    with pytest.raises(CheckpointError, match=r"changed by hand \(model\.\w+ is unset but the run has"):
+        load_vqvae(vqvae_run)
+    config.write_text("width = [")
+    with pytest.raises(CheckpointError, match=r"config.toml is not a TOML file"):
         load_vqvae(vqvae_run)
     config.unlink()
     with pytest.raises(CheckpointError, match=r"config.toml does not exist"):
@@ -195,7 +199,7 @@ def test_config_changed_by_hand_is_an_expected_error(vqvae_run: Path) -> None:
 
 def test_damaged_description_is_an_expected_error(vqvae_run: Path) -> None:
     (vqvae_run / "run.json").write_text('{"kind": "vqvae-run"}')
-    with pytest.raises(CheckpointError, match=r"run.json does not say its status"):
+    with pytest.raises(CheckpointError, match=r"run.json is damaged or was changed by hand"):
         read_run(vqvae_run)
     (vqvae_run / "run.json").write_text("{")
     with pytest.raises(CheckpointError, match="damaged run directory"):

@@ -31,16 +31,19 @@ from lvt_pipeline.errors import (
     Stopped,
     TrainingError,
 )
+from lvt_pipeline.job import Job
 from lvt_pipeline.models.device import choose_device
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.checkpoints import EMA_NAME, MODEL_NAME, find_checkpoint, list_checkpoints, load_weights
-from lvt_pipeline.runs.directory import RunPlan, open_run
+from lvt_pipeline.runs.directory import RunPlan
 from lvt_pipeline.runs.live import read_live_run
 from lvt_pipeline.runs.read import read_run
+from lvt_pipeline.runs.reopening import open_run
 from lvt_pipeline.training.distributed import Workers, joined_workers
-from lvt_pipeline.training.loop import StepLoss, is_timing, step_seed, train
-from lvt_pipeline.training.optimizers import learning_rate_at, make_optimizer
+from lvt_pipeline.training.loop import train
 from lvt_pipeline.training.settings import HARMLESS_SETTINGS, TrainingSettings
+from lvt_pipeline.training.stepping import learning_rate_at, make_optimizer
+from lvt_pipeline.training.task import StepLoss, is_timing, step_seed
 
 CPU = Workers(0, 1, torch.device("cpu"))
 WIDTH = 6
@@ -150,12 +153,11 @@ def toy_settings(**changes: Any) -> TrainingSettings:
 def toy_plan(settings: TrainingSettings, data: str = "d1") -> RunPlan:
     run_settings = ToyRunSettings(training=settings)
     return RunPlan(
-        kind="vqvae-run",
-        stage="train-toy",
-        version=1,
+        job=Job(stage="train-toy", version=1, kind="vqvae-run"),
         settings=run_settings,
         resolved=run_settings,
         inputs={"frames": data},
+        max_steps=settings.max_steps,
         harmless=HARMLESS_SETTINGS,
         facts={},
     )
@@ -171,18 +173,12 @@ def run_toy(
     workers: Workers = CPU,
     **task_options: Any,
 ) -> Provenance:
-    with open_run(out, toy_plan(settings, data), max_steps=settings.max_steps, overwrite=overwrite) as run:
+    with open_run(out, toy_plan(settings, data), overwrite=overwrite) as run:
         if run.record is not None:
             return run.record
         task = ToyTask(settings, **task_options)
         result = train(task, settings, run, workers, max_seconds=max_seconds)
-        return run.finish(
-            result.weights,
-            {"steps": result.steps},
-            steps=result.steps,
-            max_steps=settings.max_steps,
-            seconds=result.seconds,
-        )
+        return run.finish(result.weights, {"steps": result.steps}, steps=result.steps, seconds=result.seconds)
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:
@@ -392,7 +388,7 @@ def test_directory_with_other_things_is_left_alone(tmp_path: Path) -> None:
 
 def test_second_writer_is_refused(tmp_path: Path) -> None:
     with (
-        open_run(tmp_path, toy_plan(toy_settings()), max_steps=12),
+        open_run(tmp_path, toy_plan(toy_settings())),
         pytest.raises(BusyError, match="another process"),
     ):
         run_toy(tmp_path, toy_settings())
@@ -569,9 +565,7 @@ def run_toy_together(out: Path) -> None:
     settings = toy_settings(**JOINT)
     with (
         joined_workers("cpu") as workers,
-        workers.in_turn(
-            lambda is_writer: open_run(out, toy_plan(settings), max_steps=settings.max_steps, is_writer=is_writer)
-        ) as run,
+        workers.in_turn(lambda is_writer: open_run(out, toy_plan(settings), is_writer=is_writer)) as run,
     ):
         result = train(ToyTask(settings, empty_rows=3), settings, run, workers)
         torch.save(result.weights, out.with_name(f"worker{workers.rank}.pt"))
@@ -603,7 +597,7 @@ def test_two_workers_take_the_steps_of_one_and_stay_identical(tmp_path: Path, mo
 
 
 def test_batch_that_does_not_divide_among_workers_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="batch_size=4 does not divide among 3 workers"):
+    with pytest.raises(ConfigError, match="batch_size=4 does not divide among 3 processes"):
         run_toy(tmp_path, toy_settings(), workers=Workers(0, 3, torch.device("cpu")))
 
 

@@ -23,9 +23,9 @@ import torch
 from lvt_pipeline.errors import Stopped
 from lvt_pipeline.provenance import read_record
 from lvt_pipeline.runs.checkpoints import find_checkpoint, load_all_weights, load_state
-from lvt_pipeline.training import batch_loader
-from lvt_pipeline.training.loop import is_timing
+from lvt_pipeline.training import stepping
 from lvt_pipeline.training.prior import train_prior
+from lvt_pipeline.training.task import is_timing
 from lvt_pipeline.training.vqvae import train_vqvae
 from tests.code_stores import make_store
 from tests.test_prior_training import settings_of
@@ -38,7 +38,7 @@ OFTEN = {"max_steps": STEPS, "log_every": 4, "eval_every": 7, "checkpoint_every"
 def train(kind: str, data: str, out: str, prefetched: int = 2) -> None:
     """One training in this process, which it ends with the exit code of the command."""
     torch.set_num_threads(1)
-    batch_loader.PREFETCHED_BATCHES = prefetched
+    stepping.PREFETCHED_BATCHES = prefetched
     try:
         if kind == "prior":
             settings = settings_of({"subscale": [2, 2, 2], "kernel": [5, 3, 3]}, **OFTEN, ema_decay=0.9, grad_clip=1.0)

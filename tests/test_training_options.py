@@ -27,16 +27,17 @@ from lvt_pipeline.models.vqvae.model import VQVAE
 from lvt_pipeline.progress import SILENT
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.checkpoints import find_checkpoint, load_state
-from lvt_pipeline.runs.directory import open_run
 from lvt_pipeline.runs.read import read_run
-from lvt_pipeline.training.activation_checkpointing import checkpoint_activations
-from lvt_pipeline.training.breakdown import SMOOTHED_STEPS, LossWatch
+from lvt_pipeline.runs.reopening import open_run
 from lvt_pipeline.training.dry_run import measure_step
-from lvt_pipeline.training.loop import StepLoss, train
-from lvt_pipeline.training.optimizers import learning_rate_at
+from lvt_pipeline.training.loop import train
+from lvt_pipeline.training.monitors import SMOOTHED_STEPS, LossWatch
 from lvt_pipeline.training.prior import train_prior
 from lvt_pipeline.training.prior_task import prior_loss
 from lvt_pipeline.training.settings import OTHER_NAMES, TrainingSettings
+from lvt_pipeline.training.sharding import checkpoint_activations
+from lvt_pipeline.training.stepping import learning_rate_at
+from lvt_pipeline.training.task import StepLoss
 from lvt_pipeline.training.vqvae import train_vqvae, vqvae_loss
 from tests.test_prior_training import make_store
 from tests.test_prior_training import settings_of as prior_settings
@@ -105,19 +106,11 @@ def run_planned(
     progress: Any = SILENT,
     **options: Any,
 ) -> Provenance:
-    with open_run(
-        out,
-        toy_plan(settings),
-        max_steps=settings.max_steps,
-        allow_config_change=allow_config_change,
-        progress=progress,
-    ) as run:
+    with open_run(out, toy_plan(settings), allow_config_change=allow_config_change, progress=progress) as run:
         if run.record is not None:
             return run.record
         result = train(PlannedTask(settings, **options), settings, run, CPU, track=track, progress=progress)
-        return run.finish(
-            result.weights, result.counts(), steps=result.steps, max_steps=settings.max_steps, seconds=result.seconds
-        )
+        return run.finish(result.weights, result.counts(), steps=result.steps, seconds=result.seconds)
 
 
 # Schedules ---------------------------------------------------------------------------------------------------------
@@ -227,9 +220,7 @@ def test_patience_ends_a_training_that_does_not_become_better(tmp_path: Path) ->
     lines = Watched()
     record = run_planned(tmp_path / "early", settings, scores=SCORES, progress=lines)
     assert (record.counts["steps"], record.counts["stopped_early"]) == (16, True)
-    assert any(
-        "mse has not become better in 2 evaluations: the training ends at step 16 of 28" in s for s in lines.said
-    )
+    assert any("mse has not improved in 2 evaluations: the training ends at step 16 of 28" in s for s in lines.said)
     assert read_run(tmp_path / "early")["status"] == "finished"
     run_planned(tmp_path / "short", toy_settings(max_steps=16), scores=SCORES)
     torch.testing.assert_close(final_weights(tmp_path / "early"), final_weights(tmp_path / "short"), rtol=0, atol=0)
@@ -306,7 +297,7 @@ def test_an_explosion_is_found_at_the_same_step_after_a_resume(tmp_path: Path) -
 
 
 def test_infinite_loss_leaves_its_batch_to_look_at(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="to look at"):
+    with pytest.raises(TrainingError, match="Its batch and the weights after step"):
         run_planned(tmp_path, toy_settings(), bad_step=7)
     assert torch.isinf(load_file(tmp_path / "breakdown" / "batch.safetensors")["x"][0, 0])
 
@@ -409,7 +400,7 @@ def test_settings_of_a_run_may_change_when_that_is_allowed_and_the_run_says_so(t
     first = toy_settings(learning_rate=0.01, max_steps=6)
     run_planned(tmp_path, first)
     changed = toy_settings(learning_rate=0.5, weight_decay=0.3, max_steps=9)
-    with pytest.raises(ChangedRunError, match="go on with these by --allow-config-change"):
+    with pytest.raises(ChangedRunError, match="give --allow-config-change to resume with these"):
         run_planned(tmp_path, changed)
     lines = Watched()
     record = run_planned(tmp_path, changed, allow_config_change=True, progress=lines)
@@ -420,7 +411,7 @@ def test_settings_of_a_run_may_change_when_that_is_allowed_and_the_run_says_so(t
         "setting training.weight_decay: 0.0 -> 0.3",
     ]
     assert read_run(tmp_path)["config_changes"] == changes
-    assert any("goes on from step 6 with other settings: setting training.learning_rate" in line for line in lines.said)
+    assert any("resumes from step 6 with other settings: setting training.learning_rate" in line for line in lines.said)
     # The optimizer follows the settings, not what the checkpoint remembers.
     groups = load_state(find_checkpoint(tmp_path))["optimizer"]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]

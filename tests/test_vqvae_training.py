@@ -26,8 +26,8 @@ from lvt_pipeline.provenance import read_record
 from lvt_pipeline.runs.checkpoints import find_checkpoint, load_weights
 from lvt_pipeline.runs.read import load_vqvae
 from lvt_pipeline.training import vqvae as vqvae_training
-from lvt_pipeline.training.loop import StepLoss, is_timing
 from lvt_pipeline.training.settings import VQVAERunSettings
+from lvt_pipeline.training.task import StepLoss, is_timing
 from lvt_pipeline.training.vqvae import VQVAETask, dry_run_vqvae, start_codebooks, train_vqvae, vqvae_loss
 
 MODEL = {

@@ -49,7 +49,7 @@ from lvt_pipeline.report.work_dir import (
     settings_text,
     stage_records,
 )
-from lvt_pipeline.runs.read import METRICS_NAME
+from lvt_pipeline.runs.layout import METRICS_NAME
 
 MOST_RUNS = 4  # as many as there are colours and markers
 COUNTS = ("clips", "frames", "steps", "parameters")  # of a record, where it has them

@@ -30,7 +30,8 @@ from lvt_pipeline.report.parts import Card, Figure, Problem, data_uri, problems_
 from lvt_pipeline.report.samples import SamplesSection
 from lvt_pipeline.report.wording import spoken_range, spoken_seconds
 from lvt_pipeline.report.work_dir import MissingPart, StageRecord, WorkDir, read_metrics, record_of
-from lvt_pipeline.runs.read import METRICS_NAME, read_run, read_run_config
+from lvt_pipeline.runs.layout import METRICS_NAME
+from lvt_pipeline.runs.read import read_run, read_run_config
 from lvt_pipeline.video.pictures import png_bytes
 
 SHOWN_PICTURES = 8

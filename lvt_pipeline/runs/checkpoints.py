@@ -5,16 +5,16 @@
                                   state.pt            optimizer, position, partial averages
                                   files.json          size and digest of each of these
     run/checkpoints/best.json                         which step had the best validation score
-    run/checkpoints/latest.json                       which step to go on from; written last
+    run/checkpoints/latest.json                       which step to resume from; written last
 
-A checkpoint directory appears whole or not at all, and the pointer moves only once it is on the device.
+A checkpoint directory appears whole or not at all, and the pointer moves only once it is on the device. The JSON files
+are sealed, see `runs.layout`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 import re
 import shutil
 from collections.abc import Mapping
@@ -28,11 +28,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lvt_pipeline import lineage
-from lvt_pipeline.errors import ArtefactError, CheckpointError
+from lvt_pipeline.errors import CheckpointError, NotFiniteError
 from lvt_pipeline.provenance import digest_file
-from lvt_pipeline.storage import atomic_directory, read_json, remove_leftovers, write_json
+from lvt_pipeline.runs.layout import CHECKPOINTS_NAME, read_sealed, write_sealed
+from lvt_pipeline.storage import atomic_directory
 
-CHECKPOINTS_NAME = "checkpoints"
 LATEST_NAME = "latest.json"
 BEST_NAME = "best.json"
 FILES_NAME = "files.json"
@@ -89,11 +89,11 @@ def save_checkpoint(
     with atomic_directory(checkpoint.path) as temporary:
         for name, data in contents.items():
             (temporary / name).write_bytes(data)
-        write_json(temporary / FILES_NAME, {"step": step, "files": receipts})
+        write_sealed(temporary / FILES_NAME, {"step": step, "files": receipts})
     if best is not None:
-        write_json(folder / BEST_NAME, dict(best))
+        write_sealed(folder / BEST_NAME, best)
     pointer = {"step": step, "path": checkpoint.path.name, "digest": receipts[MODEL_NAME]["sha256"]}
-    write_json(folder / LATEST_NAME, pointer)
+    write_sealed(folder / LATEST_NAME, pointer)
     kept = {found.step for found in list_checkpoints(run)[-keep:]} | ({best["step"]} if best else set())
     for found in list_checkpoints(run):
         if found.step not in kept:
@@ -118,7 +118,7 @@ def find_checkpoint(run: Path, which: str | int = "latest") -> Checkpoint:
             that is left is the latest.
 
     Raises:
-        CheckpointError: there is none, or not that one; those there are are named.
+        CheckpointError: there is none, or not that one (the existing ones are named), or the pointer to it is damaged.
     """
     found = list_checkpoints(run)
     if not found:
@@ -141,19 +141,14 @@ def find_checkpoint(run: Path, which: str | int = "latest") -> Checkpoint:
 
 
 def drop_checkpoints_after(run: Path, step: int) -> None:
-    """Remove what a killed run left behind: half-written directories, and checkpoints its pointer never reached.
-
-    Call it only while holding the run's lock.
-    """
-    if (run / CHECKPOINTS_NAME).is_dir():
-        remove_leftovers(run / CHECKPOINTS_NAME)
+    """Remove checkpoints of a killed run that its pointer never reached. Call it only while holding the run's lock."""
     for checkpoint in list_checkpoints(run):
         if checkpoint.step > step:
             shutil.rmtree(checkpoint.path)
 
 
 def verify_checkpoint(checkpoint: Checkpoint) -> None:
-    """Compare every file of a checkpoint with the digest written beside it.
+    """Compare every file of a checkpoint with the digest in its `files.json`.
 
     Raises:
         CheckpointError: a file is missing, cut short or changed; named with the checkpoint to use instead.
@@ -163,17 +158,35 @@ def verify_checkpoint(checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{problem}; {_alternative(checkpoint)}")
 
 
+def files_of(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """Size and digest of each file of a checkpoint, by name.
+
+    Raises:
+        CheckpointError: `files.json` is missing, damaged or was changed by hand.
+    """
+    files: dict[str, dict[str, Any]] = read_sealed(checkpoint.path / FILES_NAME)["files"]
+    return files
+
+
 def load_weights(checkpoint: Checkpoint, name: str = MODEL_NAME, device: str = "cpu") -> dict[str, Tensor]:
     """Tensors of one weights file of a verified checkpoint.
 
     Raises:
         CheckpointError: it cannot be read.
+        NotFiniteError: a weight is NaN or infinite.
     """
     path = checkpoint.path / name
     try:
-        return safetensors.torch.load_file(path, device=device)
+        weights = safetensors.torch.load_file(path, device=device)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); {_alternative(checkpoint)}") from error
+        raise CheckpointError(f"{path} is not a weights file; {_alternative(checkpoint)}") from error
+    for key, value in weights.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise NotFiniteError(
+                f"{path} cannot be used: its weights {key} are not finite; use another checkpoint of the run, or train "
+                "with a lower training.learning_rate"
+            )
+    return weights
 
 
 def load_all_weights(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
@@ -186,14 +199,16 @@ def load_state(checkpoint: Checkpoint) -> dict[str, Any]:
     """Optimizer state, position and partial averages of a verified checkpoint, on the CPU.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: it cannot be read, or holds more than plain data and tensors (nothing in it is executed).
     """
     path = checkpoint.path / STATE_NAME
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); {_alternative(checkpoint)}") from error
-    assert isinstance(state, dict)
+    except Exception as error:  # a damaged archive of pickled data can fail in any way
+        found = "holds objects that are refused as unsafe" if "weights_only" in str(error).lower() else "is damaged"
+        raise CheckpointError(f"{path} {found}; {_alternative(checkpoint)}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} is not the state of a training; {_alternative(checkpoint)}")
     return state
 
 
@@ -220,28 +235,33 @@ def _digest(value: Tensor) -> str:
 
 
 def _pointed_step(pointer: Path) -> int | None:
-    try:
-        step = read_json(pointer)["step"]
-    except (ArtefactError, TypeError, KeyError):
+    """The step that a pointer names, None when there is no pointer."""
+    if not pointer.exists():
         return None
-    return step if isinstance(step, int) else None
+    try:
+        step: int = read_sealed(pointer)["step"]
+    except CheckpointError as error:
+        effect = (
+            "makes the newest checkpoint the latest" if pointer.name == LATEST_NAME else "leaves no best checkpoint"
+        )
+        raise CheckpointError(f"{error}; deleting this file {effect}") from error
+    return step
 
 
 def _first_problem(checkpoint: Checkpoint) -> str:
     """What is wrong with a checkpoint, "" when nothing is."""
     receipt = checkpoint.path / FILES_NAME
     try:
-        files = read_json(receipt)["files"]
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except (ArtefactError, TypeError, KeyError, AttributeError):
+        files = files_of(checkpoint)
+    except CheckpointError:
         return f"{receipt} is missing or damaged"
-    for name, (size, digest) in expected.items():
+    for name, entry in files.items():
         path = checkpoint.path / name
         if not path.is_file():
             return f"{path} is missing"
-        if path.stat().st_size != size:
-            return f"{path} is damaged: it has {path.stat().st_size} bytes, {size} were written"
-        if digest_file(path) != digest:
+        if path.stat().st_size != entry["bytes"]:
+            return f"{path} is damaged: it has {path.stat().st_size} bytes, {entry['bytes']} were written"
+        if digest_file(path) != entry["sha256"]:
             return f"{path} is damaged: its bytes are not those that were written"
     return ""
 
@@ -253,4 +273,4 @@ def _alternative(checkpoint: Checkpoint) -> str:
     if not others:
         return "this run has no other good checkpoint; train it again with --overwrite"
     other = (older or others)[-1]
-    return f"step {other.step} in {other.path} is good: delete {checkpoint.path} to go on from there"
+    return f"step {other.step} in {other.path} is good: delete {checkpoint.path} to resume from there"

@@ -1,27 +1,27 @@
-"""How far a training is, told from its files alone: whoever can read the run directory can ask, while it is running."""
+"""The progress of a training, read from its files: any process that sees the run directory can ask at any time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lvt_pipeline.runs.read import METRICS_NAME, read_run
-from lvt_pipeline.storage import is_locked, json_log
-
-BLOCK_BYTES = 2**16  # read from the end of the log at a time
+from lvt_pipeline.runs.layout import METRICS_NAME
+from lvt_pipeline.runs.metrics_log import lines_from_the_end
+from lvt_pipeline.runs.read import read_run
+from lvt_pipeline.storage import is_locked
 
 
 @dataclass(frozen=True)
 class LiveRun:
-    """A training as its files tell it.
+    """A training as its files describe it.
 
     Attributes:
         kind: "vqvae-run" or "prior-run".
-        status: "running", "stopped", "failed", "finished", or "killed": it says that it is running and nobody does it.
-        step: the last one that the log knows, at least the saved one.
-        saved_step: where it would go on from.
+        status: "running", "stopped", "failed", "finished", or "killed": marked as running, but no process holds its
+            lock.
+        step: the last one in the log, at least the saved one.
+        saved_step: the step that it would resume from.
         train, val: the last line of the log of each split, {} when there is none.
     """
 
@@ -48,7 +48,7 @@ def read_live_run(run: Path) -> LiveRun:
     """
     state = read_run(run)
     last: dict[str, dict[str, Any]] = {}
-    for line in _lines_from_the_end(run / METRICS_NAME):
+    for line in lines_from_the_end(run / METRICS_NAME):
         last.setdefault(line["split"], line)
         if {"train", "val"} <= last.keys():
             break
@@ -62,24 +62,3 @@ def read_live_run(run: Path) -> LiveRun:
         train=last.get("train", {}),
         val=last.get("val", {}),
     )
-
-
-def _lines_from_the_end(path: Path) -> Iterator[dict[str, Any]]:
-    """Complete lines of a log that may be growing, the last one first."""
-    if not path.exists():
-        return
-    with open(path, "rb") as stream:
-        position, rest = stream.seek(0, 2), b""
-        while position:
-            size = min(BLOCK_BYTES, position)
-            position -= size
-            stream.seek(position)
-            rest, *lines = (stream.read(size) + rest).split(b"\n")
-            yield from (line for text in reversed(lines) if (line := _parsed(text)))
-        if line := _parsed(rest):
-            yield line
-
-
-def _parsed(text: bytes) -> dict[str, Any] | None:
-    line = next(json_log(text), None)  # none: it is being written, or a killed run left it half-written
-    return line if line is not None and {"split", "step"} <= line.keys() else None

@@ -5,26 +5,22 @@ Importing this module is cheap; torch loads when a model does. The writing side 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvt_pipeline import lineage
-from lvt_pipeline.config import build, read_toml
-from lvt_pipeline.errors import ArtefactError, CheckpointError, ConfigError, MismatchError
+from lvt_pipeline.config import build, without_none
+from lvt_pipeline.errors import CheckpointError, ConfigError, MismatchError
 from lvt_pipeline.provenance import RECORD_NAME, Provenance, read_record
-from lvt_pipeline.storage import read_json
+from lvt_pipeline.runs.layout import CONFIG_NAME, RUN_NAME, digest_of, read_sealed
+from lvt_pipeline.storage import read_toml
 
 if TYPE_CHECKING:
     from torch import nn
 
     from lvt_pipeline.models.prior.model import Prior
     from lvt_pipeline.models.vqvae.model import VQVAE
-
-RUN_NAME = "run.json"
-CONFIG_NAME = "config.toml"
-METRICS_NAME = "metrics.jsonl"
-PICTURES_NAME = "pictures"
-RUN_KEYS = ("kind", "status", "step", "max_steps", "started", "updated", "version", "settings", "inputs", "facts")
 
 VQVAE_KIND = "vqvae-run"
 PRIOR_KIND = "prior-run"
@@ -33,53 +29,82 @@ SPOKEN_KINDS = {VQVAE_KIND: "VQ-VAE", PRIOR_KIND: "prior"}
 
 
 def read_run(run: Path | str) -> dict[str, Any]:
-    """What a run directory of either kind says about itself, without opening a weight.
+    """The description of a run directory of either kind, without opening a weight.
 
     Returns:
         "kind" ("vqvae-run" or "prior-run"), "status" ("running" - or killed -, "stopped", "failed", "finished"), "step"
-        (the last saved one), "max_steps", "started", "updated", "settings", "inputs" (fingerprints by role) and "facts"
-        (what loading needs beside the settings).
+        (the last saved one), "max_steps", "started", "updated", "settings", "inputs" (fingerprints by role), "facts"
+        (what loading needs in addition to the settings) and "digests" (of files that guarantees depend on).
 
     Raises:
-        CheckpointError: there is none at this path, or its description is damaged.
+        CheckpointError: there is none at this path, or its description is damaged or was changed by hand.
     """
     path = Path(run)
+    if path.is_file():
+        owner = next((parent for parent in path.absolute().parents if (parent / RUN_NAME).is_file()), None)
+        raise CheckpointError(f"{path} is a file; give the run directory{'' if owner is None else f' {owner}'}")
     if not path.is_dir():
         raise CheckpointError(f"{path} does not exist; give the run directory that a train command made")
     if not (path / RUN_NAME).is_file():
-        raise CheckpointError(f"{path} is not a run directory (no {RUN_NAME}); give the one that a train command made")
+        owner = next((parent for parent in path.absolute().parents if (parent / RUN_NAME).is_file()), None)
+        hint = "the one that a train command made" if owner is None else f"the whole run {owner}"
+        raise CheckpointError(f"{path} is not a run directory (no {RUN_NAME}); give {hint}")
     try:
-        state = read_json(path / RUN_NAME)
-    except ArtefactError as error:
-        raise CheckpointError(f"{path} is a damaged run directory: {error}") from error
-    missing = [key for key in RUN_KEYS if not isinstance(state, dict) or key not in state]
-    if missing:
-        raise CheckpointError(f"{path} is a damaged run directory: {RUN_NAME} does not say its {missing[0]}")
-    assert isinstance(state, dict)
-    return state
+        return read_sealed(path / RUN_NAME)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is a damaged run directory: {error}; train again with --overwrite") from error
 
 
 def read_run_record(run: Path | str) -> Provenance | None:
     """The record of a run, None while it is unfinished.
 
     Raises:
-        ArtefactError: the record is damaged.
+        CheckpointError: the record is damaged or was changed by hand.
     """
     path = Path(run)
-    return read_record(path) if (path / RECORD_NAME).exists() else None
+    if not (path / RECORD_NAME).exists():
+        return None
+    record = read_record(path)
+    if read_run(path).get("record") != digest_of(record.to_json()):
+        raise CheckpointError(
+            f"{path / RECORD_NAME} was changed by hand, or belongs to another training; put the one of this run back, "
+            "or train again with --overwrite"
+        )
+    return record
 
 
 def read_run_config(run: Path | str) -> dict[str, Any]:
     """The resolved settings of a run as nested tables; values that are not set are absent.
 
     Raises:
-        CheckpointError: the run has no config, or one that is not TOML.
+        CheckpointError: the run has no config, or one with other settings than the run was made with.
     """
     path = Path(run) / CONFIG_NAME
-    try:
-        return read_toml(path)
-    except ConfigError as error:
-        raise CheckpointError(f"{run} cannot be used: {error}") from error
+    settings: dict[str, Any] = without_none(read_run(run)["settings"])
+    found = read_toml(path, error=CheckpointError)
+    if found != settings:
+        raise CheckpointError(
+            f"{path} was changed by hand ({_first_change(settings, found)}); undo this, or run the training command "
+            "again, which restores the file"
+        )
+    return settings
+
+
+def _first_change(settings: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    ours, theirs = _flat(settings), _flat(found)
+    name = min(name for name in {*ours, *theirs} if name not in ours or ours[name] != theirs.get(name))
+    states = (f"{values[name]!r:.40}" if name in values else "unset" for values in (theirs, ours))
+    return f"{name} is {next(states)} but the run has {next(states)}"
+
+
+def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tables.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def read_tokenizer(run: Path | str) -> str | None:
@@ -95,14 +120,14 @@ def read_tokenizer(run: Path | str) -> str | None:
 
 
 def in_precision(tokenizer: str, precision: str | None) -> str:
-    """Fingerprint of a tokenizer whose encoder runs in this precision (None: float32): some codes are others."""
+    """Fingerprint of a tokenizer whose encoder runs in this precision (None: float32), which changes some codes."""
     if precision in (None, PRECISIONS[0]):
         return tokenizer
     return lineage.precise_tokenizer_fingerprint(tokenizer, str(precision))
 
 
 def precision_of(made_by: str, tokenizer: str) -> str | None:
-    """The precision in which this tokenizer made codes whose store names `made_by`; None: it did not make them."""
+    """The precision in which this tokenizer made the codes of a store that names `made_by`; None: it did not."""
     return next((name for name in PRECISIONS if in_precision(tokenizer, name) == made_by), None)
 
 
@@ -127,7 +152,7 @@ def load_vqvae(run: Path | str, checkpoint: str | int = "latest", device: str = 
     """The VQ-VAE of a run, in evaluation mode.
 
     Args:
-        checkpoint: "latest", "best" (lowest validation MSE) or a step.
+        checkpoint: "latest", "best" (lowest validation error) or a step.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
 
     Returns:
@@ -169,11 +194,10 @@ def _expect(run: Path, kind: str) -> None:
 
 
 def _model_config(run: Path, cls: Any) -> Any:
-    config = read_run_config(run)
     try:
-        return build(cls, config["model"], where=str(run / CONFIG_NAME))
-    except (ConfigError, KeyError) as error:
-        raise CheckpointError(f"{run} cannot be used: its {CONFIG_NAME} was changed ({error})") from error
+        return build(cls, read_run_config(run)["model"], where=str(run / CONFIG_NAME))
+    except ConfigError as error:
+        raise CheckpointError(f"{run} was made by another version of lvt: {error}") from error
 
 
 def _fill(model: nn.Module, run: Path, which: str | int, device: str) -> None:
@@ -186,7 +210,7 @@ def _fill(model: nn.Module, run: Path, which: str | int, device: str) -> None:
     if record is not None and which == "latest" and checkpoint.step != record.counts["steps"]:
         raise CheckpointError(
             f"{run} is finished at step {record.counts['steps']} but that checkpoint is missing; put it back, ask for "
-            f"step {checkpoint.step}, or run its training again to go on from there"
+            f"step {checkpoint.step}, or run its training again to resume from there"
         )
     verify_checkpoint(checkpoint)
     name = EMA_NAME if (checkpoint.path / EMA_NAME).exists() else MODEL_NAME
@@ -194,8 +218,7 @@ def _fill(model: nn.Module, run: Path, which: str | int, device: str) -> None:
         model.load_state_dict(load_weights(checkpoint, name))
     except RuntimeError as error:
         raise CheckpointError(
-            f"{checkpoint.path / name} does not fit {run / CONFIG_NAME}, which was changed by hand: "
-            f"{str(error).splitlines()[0]}"
+            f"{checkpoint.path / name} does not fit the settings in {run / RUN_NAME}: one is from another run"
         ) from error
     model.to(choose_device(device))
     model.eval()

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from lvt_pipeline.machine import available_memory
 from lvt_pipeline.models.parameters import num_parameters
-from lvt_pipeline.training.activation_checkpointing import checkpoint_activations
-from lvt_pipeline.training.loop import StepLoss
-from lvt_pipeline.training.optimizers import make_optimizer
 from lvt_pipeline.training.settings import TrainingSettings
+from lvt_pipeline.training.sharding import checkpoint_activations
+from lvt_pipeline.training.stepping import make_optimizer
+from lvt_pipeline.training.task import StepLoss
 
 CPU_BATCH_SIZE = 2  # what a CPU tries first: a paper-size batch would not fit into the memory of a laptop
 CPU_SECONDS = 5.0  # on a CPU, a micro-batch that takes longer than this is not tried

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,18 +19,19 @@ from lvt_pipeline.codes.loading.cache import Cache, Tier, cache_file, choose_tie
 from lvt_pipeline.codes.loading.windows import CodeWindows
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ConfigError
+from lvt_pipeline.job import Job
 from lvt_pipeline.models.device import choose_device
 from lvt_pipeline.models.prior.adaptive import set_frequencies
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
-from lvt_pipeline.runs.directory import RunDirectory, RunPlan, open_run
-from lvt_pipeline.runs.read import PRIOR_KIND, RUN_NAME, read_run, read_run_record
-from lvt_pipeline.runs.trained_clips import write_trained_clips
+from lvt_pipeline.runs.directory import RunDirectory, RunPlan
+from lvt_pipeline.runs.layout import RUN_NAME, TRAINED_CLIPS_NAME
+from lvt_pipeline.runs.read import PRIOR_KIND, read_run, read_run_record
+from lvt_pipeline.runs.trained_clips import list_trained_clips
 from lvt_pipeline.training.distributed import Workers, joined_workers
 from lvt_pipeline.training.dry_run import count_by_part, measure_step
-from lvt_pipeline.training.loop import seeded, train
 from lvt_pipeline.training.prior_settings import (
     ResolvedPriorSettings,
     check_alike,
@@ -40,10 +40,13 @@ from lvt_pipeline.training.prior_settings import (
     resolve_settings,
 )
 from lvt_pipeline.training.prior_task import PriorTask, prior_loss
+from lvt_pipeline.training.session import SessionOptions, run_training
 from lvt_pipeline.training.settings import HARMLESS_SETTINGS, PriorRunSettings, PriorTraining
+from lvt_pipeline.training.task import seeded
 
 STAGE = "train-prior"
 VERSION = 1
+JOB = Job(stage=STAGE, version=VERSION, kind=PRIOR_KIND)
 
 
 def train_prior(
@@ -86,7 +89,7 @@ def train_prior(
     """
     settings = settings or PriorRunSettings()
     paths = [codes] if isinstance(codes, Path) else list(codes)
-    require_output_folder(out, STAGE, paths)
+    require_output_folder(out, JOB.stage, paths)
     if generation is not None and len(paths) > 1:
         raise ConfigError("one generation is asked for but several code stores are given; leave --at out")
     check_mix(settings.training.mix, len(paths))
@@ -105,57 +108,37 @@ def train_prior(
         training, tiers = _choose_tiers(stores, resolved, cache, recorded, workers)
         resolved = replace(resolved, training=training)
         plan = RunPlan(
-            kind=PRIOR_KIND,
-            stage=STAGE,
-            version=VERSION,
+            job=JOB,
             settings=settings,
             resolved=resolved,
             inputs={_role(number): one.fingerprint for number, one in enumerate(stores)},
+            max_steps=training.max_steps,
             harmless=HARMLESS_SETTINGS,
             facts={"tokenizer": store.tokenizer, "class_names": names, "generation": store.generation},
         )
 
-        def opening(is_writer: bool) -> AbstractContextManager[RunDirectory]:
-            return open_run(
-                out,
-                plan,
-                max_steps=training.max_steps,
-                overwrite=overwrite,
-                is_writer=is_writer,
-                allow_config_change=allow_config_change,
-                progress=progress,
-            )
-
-        with workers.in_turn(opening) as run:
-            if run.record is not None:
-                return run.record
+        def make_task(run: RunDirectory) -> PriorTask:
             windows = [
                 CodeWindows(one, frames=resolved.model.frames, split="train", cache=tier, progress=progress)
                 for one, tier in zip(stores, tiers, strict=True)
             ]
-            if run.is_writer:
-                write_trained_clips(out, (clip for one in windows for clip in one.clips))
+            run.write_guarded(TRAINED_CLIPS_NAME, list_trained_clips(clip for one in windows for clip in one.clips))
             with seeded(training.seed, workers.device):
                 model = Prior(resolved.model)
                 if resolved.model.is_adaptive:
                     set_frequencies(model, count_train_codes(stores, training.mix))
                 if training.parallel == "ddp" or workers.size == 1:
                     model.to(workers.device)  # a sharded one may be too large
-            task = PriorTask(model, windows, training, class_names=names, progress=progress)
-            result = train(task, training, run, workers, max_seconds=max_seconds, track=track, progress=progress)
-            counts: dict[str, Any] = {
-                "parameters": sum(count_by_part(model).values()),
-                **result.counts(),
-                "tokenizer": store.tokenizer,
-                "generation": store.generation,
-                "train_clips": sum(one.num_clips for one in windows),
-                "short_clips": sum(one.num_short_clips for one in windows),
-                **{f"val_{name}": value for name, value in result.evaluation.items()},
-            }
-            record = run.finish(
-                result.weights, counts, steps=result.steps, max_steps=training.max_steps, seconds=result.seconds
-            )
-            return workers.share(record)  # only worker 0 has looked at the validation clips
+            return PriorTask(model, windows, training, class_names=names, progress=progress)
+
+        options = SessionOptions(
+            max_seconds=max_seconds,
+            overwrite=overwrite,
+            allow_config_change=allow_config_change,
+            track=track,
+            progress=progress,
+        )
+        return run_training(out, plan, workers, options, make_task)
 
 
 def dry_run_prior(

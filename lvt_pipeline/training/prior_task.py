@@ -21,8 +21,8 @@ from lvt_pipeline.codes.loading.windows import CodeWindows
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.training.loop import StepLoss, step_seed
 from lvt_pipeline.training.settings import PriorTraining
+from lvt_pipeline.training.task import StepLoss, step_seed
 from lvt_pipeline.video.pictures import colour_codes
 from lvt_pipeline.video.tiles import picture_grid
 
@@ -69,6 +69,7 @@ class PriorTask:
         slice_codes = config.frames * math.prod(config.grid) * config.num_codebooks // math.prod(config.subscale)
         self.units_per_step = settings.batch_size * slice_codes
         sources = [windows] if isinstance(windows, CodeWindows) else list(windows)
+        self._sources = sources
         self._settings = settings
         self._batches = make_batches(
             sources,
@@ -153,6 +154,17 @@ class PriorTask:
             "bits_per_dim": float(bits.sum()) / count,
             "bits_per_codebook": [float(value) * self._config.num_codebooks / count for value in bits],
             "bits_per_slice": [total / targets if targets else None for total, targets in slice_bits],
+        }
+
+    def facts(self, weights: Mapping[str, Mapping[str, Tensor]], evaluation: Mapping[str, Any]) -> dict[str, Any]:
+        """Counts for the record: what the codes are, clips, and the last evaluation."""
+        store = self._sources[0].store
+        return {
+            "tokenizer": store.tokenizer,
+            "generation": store.generation,
+            "train_clips": sum(one.num_clips for one in self._sources),
+            "short_clips": sum(one.num_short_clips for one in self._sources),
+            **{f"val_{name}": value for name, value in evaluation.items()},
         }
 
     def remember(self, evaluation: Mapping[str, Any]) -> None:

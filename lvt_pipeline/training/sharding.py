@@ -1,12 +1,15 @@
-"""Weights that are split over the workers of a training ("fsdp"), so that a model may be larger than one device.
+"""Memory of a training: weights split over its ranks ("fsdp"), and activations computed twice instead of kept.
 
-Every worker keeps its part of every weight, of its gradient, its moving average and its optimizer state. A repeated
-block (a layer of a transformer) is put together when it computes and taken apart again. Nothing outside a training sees
-this: what is saved are whole tensors, as one process would save them, so a run may go on with another number of
-workers, or with whole copies ("ddp").
+Under "fsdp" every rank keeps its part of every weight, of its gradient, its moving average and its optimizer state. A
+repeated block (a layer of a transformer) is put together when it computes and taken apart again. Nothing outside a
+training sees this: whole tensors are saved, as one process would save them, so a run may be resumed with another number
+of ranks, or with whole copies ("ddp").
 
 All functions take ordinary tensors as well and leave them as they are. Those that put tensors together must be called
-by all workers at the same time.
+by all ranks at the same time.
+
+Activation checkpointing keeps the input of every repeated block (a layer of a transformer, a residual block) and
+computes the rest again. These blocks have no randomness and no state of their own, so both times give the same bits.
 """
 
 from __future__ import annotations
@@ -16,22 +19,49 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from lvt_pipeline.training.activation_checkpointing import repeated_blocks
 from lvt_pipeline.training.distributed import Workers
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """The children, with parts of their own, of every list of modules of one type."""
+    blocks: list[nn.Module] = []
+    for parent in model.modules():
+        if not isinstance(parent, nn.ModuleList | nn.Sequential):
+            continue
+        children = list(parent)
+        if len({type(child) for child in children}) == 1 and len(list(children[0].children())) > 1:
+            blocks += children
+    return blocks
+
+
+def checkpoint_activations(model: nn.Module) -> int:
+    """Make the repeated blocks of a model compute their activations twice.
+
+    Names of weights stay, and so does what the model computes. Do it after copying a model: a copy would share the
+    original's blocks.
+
+    Returns:
+        the number of blocks.
+    """
+    blocks = repeated_blocks(model)
+    for block in blocks:
+        _wrap_block(block)
+    return len(blocks)
+
+
 def shard(model: nn.Module, workers: Workers) -> None:
-    """Leave each worker its part of every parameter of a model that is the same in all of them.
+    """Leave each rank its part of every parameter of a model that is the same in all ranks.
 
     Names of weights stay. From here on, `model(...)` puts weights together and its backward pass adds up the gradients
-    of all workers; methods other than the call find parts only. Every worker has to call it equally often.
+    of all ranks; methods other than the call find parts only. Every rank has to call it equally often.
 
     Args:
-        model: on the CPU or the worker's device; its parts are on the device afterwards.
+        model: on the CPU or the rank's device; its parts are on the device afterwards.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -40,17 +70,17 @@ def shard(model: nn.Module, workers: Workers) -> None:
     for part in (*repeated_blocks(model), model):
         fully_shard(part, mesh=mesh)
         assert isinstance(part, FSDPModule)
-        part.set_gradient_divide_factor(1.0)  # the sum: the loop divides by what the whole batch weighs
+        part.set_gradient_divide_factor(1.0)  # the sum: the loop divides by the weight of the whole batch
         part.set_force_sum_reduction_for_comms(True)  # the CPU's backend knows no other
 
 
 def local_part(value: Tensor) -> Tensor:
-    """What this worker holds of a tensor; it shares memory with it."""
+    """The part of a tensor that this rank holds; it shares memory with it."""
     return value.to_local() if _is_sharded(value) else value
 
 
 def whole_tensor(value: Tensor) -> Tensor:
-    """A tensor put together from the parts of all workers."""
+    """A tensor put together from the parts of all ranks."""
     return value.full_tensor() if _is_sharded(value) else value
 
 
@@ -58,7 +88,7 @@ def whole_weights(model: nn.Module, is_kept: bool) -> dict[str, Tensor]:
     """The state dict of a model, parts put together and brought to the CPU.
 
     Args:
-        is_kept: whether this worker wants it; the others help and get {}.
+        is_kept: whether this rank wants it; the others help and get {}.
     """
     return _collect(model.state_dict(), is_kept)
 
@@ -94,7 +124,7 @@ def load_whole_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[
 def _collect(tensors: Mapping[str, Any], is_kept: bool) -> dict[str, Any]:
     result = {}
     for name, value in tensors.items():
-        # One after another: a device never holds more than one whole tensor beside its parts.
+        # One after another: a device never holds more than one whole tensor in addition to its parts.
         whole = whole_tensor(value).cpu() if _is_sharded(value) else value
         if is_kept:
             result[name] = whole
@@ -108,11 +138,22 @@ def _is_sharded(value: Any) -> TypeGuard[DTensor]:
 
 
 def _as_held(value: Tensor, like: Tensor | None) -> Tensor:
-    """A whole tensor as `like` is held: this worker's part of it, or itself."""
+    """A whole tensor as `like` is held: this rank's part of it, or itself."""
     if not _is_sharded(like):
         return value
     from torch.distributed.tensor import distribute_tensor
 
     with torch.no_grad():
-        # Every worker has read the same whole tensor, so nothing is sent.
+        # Every rank has read the same whole tensor, so nothing is sent.
         return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _wrap_block(block: nn.Module) -> None:
+    forward = block.forward
+
+    def twice(*arguments: Any) -> Any:
+        if not any(isinstance(value, Tensor) and value.requires_grad for value in arguments):
+            return forward(*arguments)
+        return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+    block.forward = twice

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.provenance import fingerprint
+from lvt_pipeline.runs.layout import TENSORBOARD_NAME
 
 TRACKERS = ("tensorboard", "wandb")
-TENSORBOARD_NAME = "tensorboard"
 NOT_PLOTTED = ("step", "split", "final")
 
 

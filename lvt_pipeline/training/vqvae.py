@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +22,29 @@ from lvt_pipeline.codes.usage import perplexity, usage
 from lvt_pipeline.errors import LVTError, ShapeError
 from lvt_pipeline.frames.records import FrameClip
 from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.job import Job
 from lvt_pipeline.machine import available_memory
 from lvt_pipeline.models.device import choose_device
+from lvt_pipeline.models.vqvae.kmeans import ITERATIONS
 from lvt_pipeline.models.vqvae.model import VQVAE, tokenizer_fingerprint
 from lvt_pipeline.models.vqvae.quantize import SlicedQuantizer
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.checkpoints import EMA_NAME, MODEL_NAME
-from lvt_pipeline.runs.directory import RunDirectory, RunPlan, open_run
+from lvt_pipeline.runs.directory import RunDirectory, RunPlan
 from lvt_pipeline.runs.read import VQVAE_KIND
-from lvt_pipeline.training.codebook_watch import CodebookWatch
 from lvt_pipeline.training.distributed import joined_workers
 from lvt_pipeline.training.dry_run import count_by_part, measure_step
-from lvt_pipeline.training.loop import StepLoss, seeded, step_seed, train
+from lvt_pipeline.training.monitors import CodebookWatch
+from lvt_pipeline.training.session import SessionOptions, run_training
 from lvt_pipeline.training.settings import HARMLESS_SETTINGS, TrainingSettings, VQVAERunSettings
+from lvt_pipeline.training.task import StepLoss, seeded, step_seed
 from lvt_pipeline.video.tiles import picture_grid
 
 STAGE = "train-vqvae"
 VERSION = 1
+JOB = Job(stage=STAGE, version=VERSION, kind=VQVAE_KIND)
 
 MEMORY_SHARE = 4  # frames are kept in memory if they take less than one part in so many of what is available
 PICTURE_FRAMES = 8
@@ -82,55 +85,35 @@ def train_vqvae(
         TrainingError: the loss is not finite any more.
     """
     settings = settings or VQVAERunSettings()
-    require_output_folder(out, STAGE, (frames,))
+    require_output_folder(out, JOB.stage, (frames,))
     shards = FrameShards(frames)
     plan = RunPlan(
-        kind=VQVAE_KIND,
-        stage=STAGE,
-        version=VERSION,
+        job=JOB,
         settings=settings,
         resolved=settings,
         inputs={"frames": shards.fingerprint},
+        max_steps=settings.training.max_steps,
         harmless=HARMLESS_SETTINGS,
         facts={},
     )
-    training = settings.training
+    options = SessionOptions(
+        max_seconds=max_seconds,
+        overwrite=overwrite,
+        allow_config_change=allow_config_change,
+        track=track,
+        progress=progress,
+    )
     with joined_workers(device) as workers:
 
-        def opening(is_writer: bool) -> AbstractContextManager[RunDirectory]:
-            return open_run(
-                out,
-                plan,
-                max_steps=training.max_steps,
-                overwrite=overwrite,
-                is_writer=is_writer,
-                allow_config_change=allow_config_change,
-                progress=progress,
-            )
-
-        with workers.in_turn(opening) as run:
-            if run.record is not None:
-                return run.record
-            with seeded(training.seed, workers.device):
+        def make_task(run: RunDirectory) -> VQVAETask:
+            with seeded(settings.training.seed, workers.device):
                 model = VQVAE(settings.model).to(workers.device)
-            task = VQVAETask(model, shards, training, progress=progress)
+            task = VQVAETask(model, shards, settings.training, progress=progress)
             if settings.model.codebook_init == "kmeans" and run.latest_checkpoint() is None:
-                start_codebooks(task)
-            result = train(task, training, run, workers, max_seconds=max_seconds, track=track, progress=progress)
-            model.load_state_dict(result.weights.get(EMA_NAME, result.weights[MODEL_NAME]))
-            evaluation = result.evaluation
-            counts: dict[str, Any] = {
-                "parameters": sum(_count_parameters(model).values()),
-                **result.counts(),
-                "tokenizer": tokenizer_fingerprint(model),
-                "train_clips": len(shards.split("train")),
-                **{f"val_{name}": evaluation[name] for name in ("mse", "psnr") if name in evaluation},
-                **{name: evaluation[name] for name in ("perplexity", "usage", "collapsed") if name in evaluation},
-            }
-            record = run.finish(
-                result.weights, counts, steps=result.steps, max_steps=training.max_steps, seconds=result.seconds
-            )
-            return workers.share(record)  # only worker 0 has looked at the validation clips
+                start_codebooks(task, progress)
+            return task
+
+        return run_training(out, plan, workers, options, make_task)
 
 
 def dry_run_vqvae(
@@ -180,7 +163,7 @@ def dry_run_vqvae(
 
 
 @torch.no_grad()
-def start_codebooks(task: VQVAETask) -> None:
+def start_codebooks(task: VQVAETask, progress: Progress = SILENT) -> None:
     """Start the codebooks of an untrained model from k-means over the latents of its first training batches.
 
     It happens before the first step and depends on the seed and the data alone, so a run that is resumed, or that was
@@ -198,7 +181,8 @@ def start_codebooks(task: VQVAETask) -> None:
         frames = task.batch(len(parts) + 1, rows)["frames"].to(model.device)
         parts.append(model.encode_latents(_to_images(frames)))
     generator = torch.Generator().manual_seed(step_seed(task.seed, 0))  # steps are counted from 1
-    model.quantizer.start_from(torch.cat(parts), parts[0][:, 0].numel(), generator)
+    with progress.bar("k-means start", model.num_codebooks * (model.codebook_size + ITERATIONS), "centres") as bar:
+        model.quantizer.start_from(torch.cat(parts), parts[0][:, 0].numel(), generator, bar.advance)
 
 
 def vqvae_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> StepLoss:
@@ -311,6 +295,17 @@ class VQVAETask:
             "perplexity": perplexity(counts.numpy()),
             "usage": usage(counts.numpy()),
             "collapsed": self._watch.look(counts.numpy(), model.quantizer.is_settled),
+        }
+
+    def facts(self, weights: Mapping[str, Mapping[str, Tensor]], evaluation: Mapping[str, Any]) -> dict[str, Any]:
+        """Counts for the record: fingerprint of the tokenizer, clips, and the last evaluation."""
+        assert isinstance(self.model, VQVAE)
+        self.model.load_state_dict(weights.get(EMA_NAME, weights[MODEL_NAME]))
+        return {
+            "tokenizer": tokenizer_fingerprint(self.model),
+            "train_clips": len(self._clips),
+            **{f"val_{name}": evaluation[name] for name in ("mse", "psnr") if name in evaluation},
+            **{name: evaluation[name] for name in ("perplexity", "usage", "collapsed") if name in evaluation},
         }
 
     def remember(self, evaluation: Mapping[str, Any]) -> None:

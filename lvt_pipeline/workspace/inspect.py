@@ -12,7 +12,8 @@ from lvt_pipeline.codes.layout import read_root
 from lvt_pipeline.codes.store import is_unfinished
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance, missing_outputs, read_record, record_path, short
-from lvt_pipeline.runs.read import METRICS_NAME, RUN_NAME, read_run
+from lvt_pipeline.runs.layout import METRICS_NAME, RUN_NAME
+from lvt_pipeline.runs.read import read_run
 from lvt_pipeline.storage import json_log
 
 if TYPE_CHECKING:

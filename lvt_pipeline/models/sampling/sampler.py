@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvt_pipeline.errors import LVTError, ShapeError
+from lvt_pipeline.errors import NotFiniteError, ShapeError
 from lvt_pipeline.models.arguments import whole_number
 from lvt_pipeline.models.prior.network import Codes, Labels, PriorNetwork
 from lvt_pipeline.models.prior.subscale import Subscale
@@ -64,7 +64,7 @@ def sample(
     Raises:
         ShapeError: an array does not fit the model, or there are too few priming frames for what it was trained on.
         ConfigError: a number is out of range.
-        LVTError: the model's logits are not finite; clip and pixel are named.
+        NotFiniteError: the model's logits are not finite; clip and pixel are named.
     """
     lookahead = whole_number("lookahead", lookahead, minimum=1)
     if clips_per_pass is None:
@@ -200,7 +200,7 @@ class _Request:
             return
         clip, pixel = broken[0].tolist()
         frame, row, column = _coordinates(self.geometry, index, pixel)
-        raise LVTError(
+        raise NotFiniteError(
             f"the prior's logits of clip {self.names[members[clip]][0]} are not finite at frame {frame}, row {row}, "
             f"column {column} (counted from 0); its weights are damaged or its training diverged: sample from another "
             "checkpoint or train again"

@@ -7,6 +7,7 @@ that chose them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -127,7 +128,13 @@ class EMACodebook(nn.Module):
         return rearrange(F.embedding(codes, self.table), "b h w d -> b d h w")
 
     @torch.no_grad()
-    def start_from(self, vectors: Tensor, step_size: int, generator: torch.Generator) -> None:
+    def start_from(
+        self,
+        vectors: Tensor,
+        step_size: int,
+        generator: torch.Generator,
+        advance: Callable[[], object] = lambda: None,
+    ) -> None:
         """Make the table the k-means centres of `vectors`, as if the averages had followed them for long.
 
         With data-parallel workers, all take the result of worker 0.
@@ -136,8 +143,9 @@ class EMACodebook(nn.Module):
             vectors: float32 (N, width), latents of training frames.
             step_size: vectors in a training step; sets the scale of the counts.
             generator: on the CPU.
+            advance: see `kmeans`.
         """
-        centres, sizes = kmeans(vectors, self.codebook_size, generator)
+        centres, sizes = kmeans(vectors, self.codebook_size, generator, advance=advance)
         # At least one, as with the consistent start, so that a centre that nothing chooses stays where it is.
         counts = (sizes * (step_size / len(vectors))).to(self.size.dtype).clamp(min=1)
         if _is_distributed():
@@ -236,11 +244,17 @@ class SlicedQuantizer(nn.Module):
         """What decides the codes of latents: the tables."""
         return {f"table.{j}": book.table for j, book in enumerate(self.codebooks)}
 
-    def start_from(self, latents: Tensor, step_size: int, generator: torch.Generator) -> None:
+    def start_from(
+        self,
+        latents: Tensor,
+        step_size: int,
+        generator: torch.Generator,
+        advance: Callable[[], object] = lambda: None,
+    ) -> None:
         """Start every codebook from its channels of latents float32 (B, D, h, w). See `EMACodebook.start_from`."""
         groups = latents.chunk(len(self.books), dim=1)
         for group, book in zip(groups, self.codebooks, strict=True):
-            book.start_from(rearrange(group, "b d h w -> (b h w) d").contiguous(), step_size, generator)
+            book.start_from(rearrange(group, "b d h w -> (b h w) d").contiguous(), step_size, generator, advance)
 
     def codes(self, latents: Tensor) -> Tensor:
         """Nearest codes, int64 (B, h, w, n_c), of latents float32 (B, D, h, w)."""

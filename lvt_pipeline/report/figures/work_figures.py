@@ -33,7 +33,7 @@ from lvt_pipeline.report.figures.samples import SampledVideo, draw_samples
 from lvt_pipeline.report.parts import series_of
 from lvt_pipeline.report.work_dir import MissingPart, WorkDir, read_metrics, record_of
 from lvt_pipeline.runs.compatibility import check_tokenizer
-from lvt_pipeline.runs.read import METRICS_NAME
+from lvt_pipeline.runs.layout import METRICS_NAME
 
 STAGE = "figures"
 VERSION = 1

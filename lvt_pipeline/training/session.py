@@ -1,0 +1,94 @@
+"""How every training opens its run directory and finishes it, whatever it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lvt_pipeline.models.parameters import num_parameters
+from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.provenance import Provenance
+from lvt_pipeline.runs.directory import RunDirectory, RunPlan
+from lvt_pipeline.runs.reopening import open_run
+from lvt_pipeline.training.distributed import Workers
+from lvt_pipeline.training.loop import train
+from lvt_pipeline.training.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """How a training is carried out, which never changes its result. Meanings as in `train_prior`."""
+
+    max_seconds: float | None = None
+    overwrite: bool = False
+    allow_config_change: bool = False
+    track: Sequence[str] = ()
+    progress: Progress = SILENT
+
+
+class RecordedTask(Task, Protocol):
+    """A task that is trained in a run directory."""
+
+    def facts(self, weights: Mapping[str, Mapping[str, Tensor]], evaluation: Mapping[str, Any]) -> dict[str, Any]:
+        """Counts for the record of the run.
+
+        Args:
+            weights: final tensors by name for each weights file.
+            evaluation: metrics of the last evaluation, {} when there was nothing to validate on.
+        """
+
+
+def run_training(
+    out: Path,
+    plan: RunPlan,
+    workers: Workers,
+    options: SessionOptions,
+    make_task: Callable[[RunDirectory], RecordedTask],
+) -> Provenance:
+    """Open the run, train its task, and write its record. A finished run is left alone.
+
+    Args:
+        make_task: called in every rank once the run is open.
+
+    Returns:
+        the record of the run, the same in every rank.
+
+    Raises:
+        LVTError: as `open_run` and `train`.
+    """
+
+    def opening(is_writer: bool) -> AbstractContextManager[RunDirectory]:
+        return open_run(
+            out,
+            plan,
+            overwrite=options.overwrite,
+            is_writer=is_writer,
+            allow_config_change=options.allow_config_change,
+            progress=options.progress,
+        )
+
+    with workers.in_turn(opening) as run:
+        if run.record is not None:
+            return run.record
+        task = make_task(run)
+        result = train(
+            task,
+            plan.resolved.training,
+            run,
+            workers,
+            max_seconds=options.max_seconds,
+            track=options.track,
+            progress=options.progress,
+        )
+        counts = {
+            "parameters": num_parameters(task.model),
+            **result.counts(),
+            **task.facts(result.weights, result.evaluation),
+        }
+        record = run.finish(result.weights, counts, steps=result.steps, seconds=result.seconds)
+        return workers.share(record)  # only rank 0 has seen the validation clips
