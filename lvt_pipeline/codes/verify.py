@@ -112,13 +112,18 @@ def verify_store(path: Path, generation: int | None = None, *, progress: Progres
     path = path.absolute()
     previous: VerifyReport | None = None
     for _ in range(ATTEMPTS):
-        before, is_busy = read_file(path / ZARR_METADATA), is_locked(path)
+        before, is_busy = _state(path), is_locked(path)
         report = _verify(path, generation, progress)
-        is_quiet = not is_busy and not is_locked(path) and read_file(path / ZARR_METADATA) == before
+        is_quiet = not is_busy and not is_locked(path) and _state(path) == before
         if not report.problems or is_quiet or (previous and previous.problems == report.problems):
             return report
         previous = report
     return report
+
+
+def _state(path: Path) -> tuple[bytes | None, bytes | None]:
+    """Everything that says what belongs to a store: the root, and the plan of unfinished work."""
+    return read_file(path / ZARR_METADATA), read_file(path / PENDING / ZARR_METADATA)
 
 
 def _verify(path: Path, generation: int | None, progress: Progress) -> VerifyReport:
@@ -237,8 +242,8 @@ class _Verification:
             data = self._read(name)
             if data is None:
                 self._report(name, "is missing")
-            elif digest_bytes(data) != self.root.files.get(name) and not self._is_explained(name, data):
-                self._report(name, "is not what was written")
+            elif not self._is_explained(name, data) and read_file(self.path / name) == data:
+                self._report(name, "is not what was written")  # and was not replaced at this moment
         self._is_pending = (self.path / PENDING).exists()
         if self._is_pending:
             data = self._read(f"{PENDING}/{ZARR_METADATA}")
@@ -246,7 +251,9 @@ class _Verification:
                 self._report(f"{PENDING}/{ZARR_METADATA}", "does not match its digest")
 
     def _is_explained(self, name: str, data: bytes) -> bool:
-        """Whether a file differs from the root's digest for a good reason: unfinished work, or additions of others."""
+        """Whether a file is right, or differs for a good reason: unfinished work, or additions of others."""
+        if digest_bytes(data) == self.root.files.get(name):
+            return True
         if name == CARD:
             return (self.path / PENDING).exists()
         if name != ARRAY_METADATA:
