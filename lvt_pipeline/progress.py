@@ -40,4 +40,15 @@ class _Silent:
         pass
 
 
+def format_seconds(seconds: float) -> str:
+    """A duration for people: 8.1 s, 3 min 20 s, 2 h 5 min, 12 d 3 h."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
 SILENT: Progress = _Silent()

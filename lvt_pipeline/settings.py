@@ -40,6 +40,7 @@ class About:
         help: what it is, as a sentence that begins with a noun or an imperative.
         at_least, above, at_most, below: bounds of a number, or of every number of a list.
         unset: what the value None stands for, such as "all" or "the clip's own".
+        none_word: what an option and a file write for None, in addition to leaving it out, such as "auto".
         option: the option's name where it differs from the field's, such as "--num-frames".
         old_options: former names of the option, still accepted.
         example: what a value looks like in the help, such as "T,H,W".
@@ -52,6 +53,7 @@ class About:
     at_most: float | None = None
     below: float | None = None
     unset: str = ""
+    none_word: str = ""
     option: str = ""
     old_options: tuple[str, ...] = ()
     example: str = ""
@@ -95,6 +97,7 @@ def setting(
     at_most: float | None = None,
     below: float | None = None,
     unset: str = "",
+    none_word: str = "",
     option: str = "",
     old_options: tuple[str, ...] = (),
     example: str = "",
@@ -108,6 +111,7 @@ def setting(
         at_most=at_most,
         below=below,
         unset=unset,
+        none_word=none_word,
         option=option,
         old_options=old_options,
         example=example,
@@ -239,7 +243,8 @@ def _is_mapping(origin: Any) -> bool:
 
 
 def _convert_union(options: tuple[Any, ...], value: Any, name: str, about: About) -> Any:
-    if value is None or (value == "none" and type(None) in options and str not in options):
+    words = ("none", about.none_word) if str not in options else ()
+    if type(None) in options and (value is None or (isinstance(value, str) and value in words)):
         return None
     kinds = [option for option in options if option is not type(None)]
     for kind in kinds[:-1]:

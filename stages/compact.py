@@ -6,19 +6,21 @@ from pathlib import Path
 
 import click
 
-from stages.console import PATH, Console, echo_facts, json_option
+from stages.console import Console, echo_facts
+from stages.options import json_option, stage_command
+from stages.values import PATH, Real
 
 
-@click.command("compact")
+@stage_command("compact")
 @click.argument("store", type=PATH)
 @click.option(
     "--min-dead",
-    type=click.FloatRange(0, 1),
+    type=Real(0, 1),
     default=0.0,
     show_default=True,
-    help="Leave a shard alone of which no more than this share is dead.",
+    help="Skip shards whose dead fraction is at most this.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be moved, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the clips that would be moved, and stop.")
 @json_option
 def command(store: Path, min_dead: float, dry_run: bool, as_json: bool) -> None:
     """Write what is alive in partly dead shards into new ones and publish a generation. Other shards are not touched.

@@ -7,24 +7,26 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stages.console import PATH, echo_facts, json_option
+from stages.console import echo_facts
+from stages.options import json_option, stage_command
+from stages.values import PATH, Real
 
 if TYPE_CHECKING:
     from lvt_pipeline.evaluation.compare import Comparison, Difference, Measured
 
 
-@click.command("compare")
+@stage_command("compare")
 @click.argument("results", type=PATH, nargs=-1, required=True)
 @click.option(
     "--level",
-    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+    type=Real(0, 1, min_open=True, max_open=True),
     default=0.95,
     show_default=True,
-    help="Level of the intervals.",
+    help="Confidence level of the intervals.",
 )
 @json_option
 def command(results: tuple[Path, ...], level: float, as_json: bool) -> None:
-    """Evaluations side by side, with bootstrap intervals over clips, and which differences are more than noise.
+    """Compare evaluations in a table with bootstrap intervals over clips, and name the differences that exceed noise.
 
     RESULTS are work directories or files that `lvt evaluate` wrote. All are compared with the first.
 
@@ -39,7 +41,7 @@ def command(results: tuple[Path, ...], level: float, as_json: bool) -> None:
 
 
 def _page(found: Comparison) -> str:
-    """The table, then what differs."""
+    """The table, then the differences."""
     from lvt_pipeline.evaluation.compare import METRICS
 
     titles = {metric.key: metric.title for metric in METRICS}
@@ -51,7 +53,7 @@ def _page(found: Comparison) -> str:
     for evaluation in found.evaluations[1:]:
         own = [difference for difference in found.differences if difference.of == evaluation.name]
         lines += ["", f"{evaluation.name} against {found.evaluations[0].name}"]
-        lines += _aligned([[f"  {titles[difference.metric]}", *_told(difference)] for difference in own])
+        lines += _aligned([[f"  {titles[difference.metric]}", *_verdict(difference)] for difference in own])
         if not own:
             lines.append("  nothing was measured in both")
     labels = {str(evaluation.fact("fvd.label")) for evaluation in found.evaluations if evaluation.fact("fvd.label")}
@@ -73,7 +75,7 @@ def _cell(measured: Measured | None) -> str:
     return f"{measured.mean:.4g} [{measured.low:.4g}, {measured.high:.4g}]"
 
 
-def _told(difference: Difference) -> list[str]:
+def _verdict(difference: Difference) -> list[str]:
     if difference.mean is None or difference.low is None or difference.high is None:
         return ["", f"{difference.verdict}: {difference.reason}"]
     of_what = "runs" if difference.metric.startswith("fvd") else "clips"

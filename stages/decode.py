@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from lvt_pipeline.jobs.settings import DecodeSettings
-from stages.console import Console, clock, echo_facts
+from lvt_pipeline.progress import format_seconds
+from stages.console import Console, echo_facts
 from stages.options import (
     at_option,
     device_option,
@@ -48,4 +49,6 @@ def command(
     record = decode_store(
         codes, vqvae, out, settings, generation=at, device=device, overwrite=overwrite, progress=Console()
     )
-    echo_facts(record.to_json(), as_json, f"{record.counts['clips']} clips -> {out} in {clock(record.seconds)}")
+    echo_facts(
+        record.to_json(), as_json, f"{record.counts['clips']} clips -> {out} in {format_seconds(record.seconds)}"
+    )

@@ -1,29 +1,31 @@
-"""lvt demo: the whole pipeline on videos made on the spot. Reads nothing; writes videos and a work directory."""
+"""lvt demo: the whole pipeline on procedural videos. Reads nothing; writes videos and a work directory."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from stages.console import Console, closing_lines, device_option, json_option, out_option, run_pipeline
+from stages.console import Console, echo_facts
+from stages.options import device_option, json_option, out_option, set_option, stage_command
+from stages.pipeline import SETTINGS_HOME, closing_lines, run_pipeline
+from stages.values import Whole
 
 
-@click.command("demo")
+@stage_command("demo", settings_home=SETTINGS_HOME)
 @out_option("Folder for the videos and the work directory.", required=False, default="demo")
-@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same videos.")
-@click.option("--num-clips", type=click.IntRange(min=3), default=150, show_default=True, help="Videos to make.")
-@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change one setting; may be repeated.")
+@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Random seed of the videos.")
+@click.option("--num-clips", type=Whole(3), default=150, show_default=True, help="Number of videos to make.")
+@set_option("Change one setting; may be repeated. `lvt run --list-settings` lists them.")
 @click.option("--videos-only", is_flag=True, help="Make the videos and stop.")
 @device_option
 @json_option
 def command(
     out: Path, seed: int, num_clips: int, overrides: tuple[str, ...], videos_only: bool, device: str, as_json: bool
 ) -> None:
-    """A robot arm pushes objects over a table; a tokenizer and a prior learn it; samples and a report come out.
+    """Make videos of a robot arm that pushes objects, train a tokenizer and a prior on them, and write samples.
 
-    Takes minutes on two CPU cores. Run it again to resume.
+    This takes minutes on two CPU cores. Run it again to resume.
 
     Example: lvt demo -o demo
     """
@@ -39,4 +41,4 @@ def command(
 
     settings = load_settings(videos=videos, work_dir=out / "work", preset="tiny", overrides=overrides)
     facts = run_pipeline(settings, console, device=device, workers=None)
-    click.echo(json.dumps(facts, indent=2) if as_json else closing_lines(facts))
+    echo_facts(facts, as_json, closing_lines(facts))

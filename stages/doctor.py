@@ -8,14 +8,22 @@ from pathlib import Path
 import click
 
 from lvt_pipeline.errors import LVTError
-from stages.console import PATH, echo_facts, json_option
+from stages.console import echo_facts
+from stages.options import json_option, stage_command
+from stages.values import PATH
 
 
-@click.command("doctor")
-@click.option("--folder", type=PATH, default=".", help="Where outputs will go; its disk is measured. [here]")
+@stage_command("doctor")
+@click.option(
+    "--folder",
+    type=PATH,
+    default=".",
+    show_default="the current folder",
+    help="Folder of future outputs; its disk is tested.",
+)
 @json_option
 def command(folder: Path, as_json: bool) -> None:
-    """Try each part once: torch, decord, PyAV, zarr codecs, webdataset, spawned workers, disk.
+    """Test each part once: torch, decord, PyAV, zarr codecs, webdataset, spawned workers, disk.
 
     Example: lvt doctor
     """

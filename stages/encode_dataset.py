@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from lvt_pipeline.jobs.settings import EncodeSettings
-from stages.console import Console, clock, echo_facts
+from lvt_pipeline.progress import format_seconds
+from stages.console import Console, echo_facts
 from stages.options import (
     device_option,
     json_option,
@@ -61,7 +62,7 @@ def command(
         progress=Console(),
     )
     repaired = f", repaired {len(report.repaired)} files ({', '.join(report.repaired[:3])})" if report.repaired else ""
-    line = f"{report.change.summary()}{repaired} -> {out} in {clock(report.seconds)}"
+    line = f"{report.change.summary()}{repaired} -> {out} in {format_seconds(report.seconds)}"
     if dry_run and report.table is not None:
         line = "\n".join(report.table.lines())
     echo_facts(report.to_json() if as_json else {}, as_json, line)

@@ -1,4 +1,4 @@
-"""lvt figures: draw the paper's figures of a work directory. Reads its artefacts; writes PNG, SVG and CSV files."""
+"""lvt figures: plot the paper's figures of a work directory. Reads its artefacts; writes PNG, SVG and CSV files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
-from stages.console import PATH, Console, echo_facts, json_option, out_option
+from stages.console import Console, echo_facts
+from stages.options import json_option, out_option, stage_command
+from stages.values import PATH, TEXT, Whole
 
 FIGURES = (
     "samples",
@@ -23,20 +25,31 @@ FIGURES = (
 )
 
 
-@click.command("figures")
+@stage_command("figures")
 @click.argument("work_dir", type=PATH)
-@out_option("Folder for the figures. [WORK_DIR/figures]", required=False)
+@out_option("Folder for the figures.", required=False, shown_default="WORK_DIR/figures")
 @click.option(
     "--only",
     type=click.Choice(FIGURES),
     multiple=True,
     metavar="NAME",
-    help=f"Only this figure; may be repeated: {', '.join(FIGURES)}.",
+    show_default="all",
+    help=f"Figure to plot; may be repeated: {', '.join(FIGURES)}.",
 )
-@click.option("--clip", "clips", multiple=True, metavar="ID", help="Show this clip; may be repeated. [the first ones]")
-@click.option("--num-clips", type=click.IntRange(min=1), default=8, show_default=True, help="Rows of samples.")
-@click.option("--num-frames", type=click.IntRange(min=1), default=16, show_default=True, help="Frames of each sample.")
-@click.option("--real", "with_real", is_flag=True, help="Draw what really happened above each sample.")
+@click.option(
+    "--clip",
+    "clips",
+    type=TEXT,
+    multiple=True,
+    metavar="ID",
+    show_default="the first ones",
+    help="Id of a clip to show; may be repeated.",
+)
+@click.option(
+    "--num-clips", type=Whole(1), default=8, show_default=True, help="Number of clips in the figure of samples."
+)
+@click.option("--num-frames", type=Whole(1), default=16, show_default=True, help="Number of frames of each sample.")
+@click.option("--real", "with_real", is_flag=True, help="Show the real continuation above each sample.")
 @json_option
 def command(
     work_dir: Path,
@@ -48,7 +61,7 @@ def command(
     with_real: bool,
     as_json: bool,
 ) -> None:
-    """Figures 3 to 8 of the paper, loss curves, code usage and errors over the horizon, with their numbers as CSV.
+    """Plot figures 3 to 8 of the paper, loss curves, code usage and errors over the horizon, with CSV files.
 
     Example: lvt figures work -o figures
     """
@@ -57,6 +70,6 @@ def command(
     settings = FigureSettings(only=only, clips=clips, num_clips=num_clips, num_frames=num_frames, with_real=with_real)
     target = out or work_dir / "figures"
     figures = draw_work_figures(work_dir, target, settings, progress=Console())
-    lines = [f"not drawn: {name}: {reason}" for name, reason in figures.missing.items()]
+    lines = [f"not plotted: {name}: {reason}" for name, reason in figures.missing.items()]
     summary = f"{len(figures.drawn)} figures as PNG, SVG and CSV -> {target}: {', '.join(figures.drawn)}"
     echo_facts(figures.to_json(), as_json, "\n".join([*lines, summary]))

@@ -7,31 +7,35 @@ from pathlib import Path
 
 import click
 
-from stages.console import PATH, echo_facts, json_option
+from stages.console import echo_facts
+from stages.options import json_option, stage_command
+from stages.values import PATH, Whole
 
 
-@click.command("gc")
+@stage_command("gc")
 @click.argument("store", type=PATH)
-@click.option("--apply", is_flag=True, help="Delete it. Without this, it is only shown.")
+@click.option("--apply", is_flag=True, help="Delete the listed files. Without this option they are only listed.")
 @click.option(
     "--keep-generations",
-    type=click.IntRange(min=1),
+    type=Whole(1),
     default=1,
     show_default=True,
-    help="How many of the newest generations stay readable.",
+    help="Number of newest generations that stay readable.",
 )
-@click.option("--keep", type=int, multiple=True, metavar="N", help="Generation N stays readable too; may be repeated.")
-@click.option("--drop-pending", is_flag=True, help="Also discard the finished part of an interrupted encode.")
+@click.option(
+    "--keep", type=Whole(1), multiple=True, metavar="N", help="Another generation that stays readable; may be repeated."
+)
+@click.option("--drop-pending", is_flag=True, help="Delete the finished part of an interrupted encode too.")
 @click.option(
     "--ignore-readers",
     is_flag=True,
-    help="Nobody reads the store. Needed on file systems without locks, where readers cannot be seen.",
+    help="Assume that nobody reads the store. Needed on file systems without locks, where readers cannot be seen.",
 )
 @click.option(
     "--cache",
     "only_cache",
     is_flag=True,
-    help="Only the copies that `lvt train-prior --cache mmap` made beside the store, of all generations.",
+    help="Delete only the copies that `lvt train-prior --cache mmap` made next to the store, of all generations.",
 )
 @json_option
 def command(
@@ -44,7 +48,7 @@ def command(
     only_cache: bool,
     as_json: bool,
 ) -> None:
-    """Old generations, shards without a live clip, leftovers of killed runs, and caches of what is gone.
+    """List or delete old generations, shards without a live clip, leftovers of killed runs, and unused caches.
 
     A generation that a process reads is kept, and the process is named. An interrupted training resumes on the
     generation it was started on: keep that one with --keep. A cache can be deleted at any time: a training that has it

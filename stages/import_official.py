@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from stages.console import PATH, echo_facts, json_option, out_option, overwrite_option
-
-Callback = Callable[[click.Context, click.Parameter, str | None], tuple[int, ...] | None]
-
-
-def whole_numbers(count: int) -> Callback:
-    """Read an option such as 4,2,2 as that many whole numbers."""
-
-    def read(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-        if value is None:
-            return None
-        try:
-            numbers = tuple(int(part) for part in value.split(","))
-        except ValueError:
-            numbers = ()
-        if len(numbers) != count or min(numbers) < 1:
-            raise click.BadParameter(f"{value!r} is not {count} whole numbers separated by commas", ctx, param)
-        return numbers
-
-    return read
+from stages.console import echo_facts
+from stages.options import Command, Option, json_option, out_option, overwrite_option
+from stages.values import PATH, NumberList, Whole
 
 
 @click.group("import-official")
 def command() -> None:
-    """Import a tokenizer or a prior that the paper's released code trained.
+    """Import a tokenizer or a prior that was trained with the paper's released code.
 
     Files are read without running any code in them, and every tensor is checked.
 
@@ -39,10 +21,10 @@ def command() -> None:
     """
 
 
-@command.command("vqvae")
-@click.option("--encoder", type=PATH, required=True, help="netE, or its model_final.pth.")
-@click.option("--decoder", type=PATH, required=True, help="netG, or its model_final.pth.")
-@click.option("--codebook", type=PATH, required=True, help="netC, or its model_final.pth.")
+@command.command("vqvae", cls=Command)
+@click.option("--encoder", type=PATH, required=True, help="Encoder checkpoint: netE, or its model_final.pth.")
+@click.option("--decoder", type=PATH, required=True, help="Decoder checkpoint: netG, or its model_final.pth.")
+@click.option("--codebook", type=PATH, required=True, help="Codebook checkpoint: netC, or its model_final.pth.")
 @out_option("Run directory to create.")
 @overwrite_option
 @json_option
@@ -57,12 +39,31 @@ def vqvae(encoder: Path, decoder: Path, codebook: Path, out: Path, overwrite: bo
     echo_facts(record.to_json(), as_json, f"{record.counts['parameters']:,} parameters -> {out}")
 
 
-@command.command("prior")
-@click.option("--weights", type=PATH, required=True, help="The transformer's netG, or its model_final.pth.")
-@click.option("--subscale", metavar="T,H,W", callback=whole_numbers(3), help="Subscale factor. [read off the shapes]")
-@click.option("--frames", type=click.IntRange(min=1), help="Clip length. [read off the shapes]")
+@command.command("prior", cls=Command)
 @click.option(
-    "--grid", metavar="H,W", callback=whole_numbers(2), help="Height and width of the codes. [read off the shapes]"
+    "--weights", type=PATH, required=True, help="Checkpoint of the transformer: netG, or its model_final.pth."
+)
+@click.option(
+    "--subscale",
+    type=NumberList(Whole(1), 3),
+    metavar="T,H,W",
+    show_default="from the shapes",
+    help="Subscale factor.",
+)
+@click.option(
+    "--num-frames",
+    cls=Option,
+    old_names=("--frames",),
+    type=Whole(1),
+    show_default="from the shapes",
+    help="Clip length in frames.",
+)
+@click.option(
+    "--grid",
+    type=NumberList(Whole(1), 2),
+    metavar="H,W",
+    show_default="from the shapes",
+    help="Height and width of the codes.",
 )
 @out_option("Run directory to create.")
 @overwrite_option
@@ -70,7 +71,7 @@ def vqvae(encoder: Path, decoder: Path, codebook: Path, out: Path, overwrite: bo
 def prior(
     weights: Path,
     subscale: tuple[int, int, int] | None,
-    frames: int | None,
+    num_frames: int | None,
     grid: tuple[int, int] | None,
     out: Path,
     overwrite: bool,
@@ -82,5 +83,5 @@ def prior(
     """
     from lvt_pipeline.jobs.import_official import import_prior
 
-    record = import_prior(weights, out, grid=grid, frames=frames, subscale=subscale, overwrite=overwrite)
+    record = import_prior(weights, out, grid=grid, frames=num_frames, subscale=subscale, overwrite=overwrite)
     echo_facts(record.to_json(), as_json, f"{record.counts['parameters']:,} parameters -> {out}")

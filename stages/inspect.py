@@ -1,4 +1,4 @@
-"""lvt inspect: say what an artefact is, what made it and what is in it."""
+"""lvt inspect: describe an artefact, its provenance and its contents."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from pathlib import Path
 
 import click
 
-from stages.console import PATH, at_option, echo_facts, json_option
+from stages.console import echo_facts
+from stages.options import at_option, json_option, stage_command
+from stages.values import PATH
 
 
-@click.command("inspect")
+@stage_command("inspect")
 @click.argument("path", type=PATH)
 @at_option
 @json_option
 def command(path: Path, at: int | None, as_json: bool) -> None:
-    """Works on a manifest, frames, a run, a code store, a folder of videos, eval.json, a report or a work directory.
+    """Describe a manifest, frames, a run, a code store, decoded videos, eval.json, a report or a work directory.
 
     Example: lvt inspect work/data.zarr
     """

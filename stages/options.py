@@ -161,9 +161,15 @@ def setting_rows(cls: type[Any]) -> list[tuple[str, str]]:
 # Options that several commands share ---------------------------------------------------------------------------------
 
 
-def out_option(help_text: str, *, required: bool = True, default: str | None = None) -> Callable[[Function], Function]:
-    """The `-o/--out` option that every writing stage has."""
-    attributes: dict[str, Any] = {"required": True} if required else {}
+def out_option(
+    help_text: str, *, required: bool = True, default: str | None = None, shown_default: str | None = None
+) -> Callable[[Function], Function]:
+    """The `-o/--out` option that every writing stage has.
+
+    Args:
+        shown_default: the default in words, where the command chooses it.
+    """
+    attributes: dict[str, Any] = {"required": True} if required else {"show_default": shown_default or False}
     if default is not None:
         attributes = {"default": default, "show_default": True}
     return click.option("-o", "--out", type=PATH, help=help_text, **attributes)
@@ -204,6 +210,22 @@ def overwrite_option(function: Function) -> Function:
 def set_option(help_text: str = "Change one setting; may be repeated.") -> Callable[[Function], Function]:
     """`--set`: settings by their keys."""
     return click.option("--set", "overrides", type=TEXT, multiple=True, metavar="NAME=VALUE", help=help_text)
+
+
+def media_option(function: Function) -> Function:
+    """`--media`: where the videos of a list are."""
+    return click.option(
+        "--media",
+        type=TEXT,
+        show_default="next to the list",
+        help="Folder or URL of the videos that a list names.",
+    )(function)
+
+
+def split_option(function: Function) -> Function:
+    """`--split`: only clips of one split."""
+    choice = click.Choice(["train", "val", "test"])
+    return click.option("--split", type=choice, show_default="all", help="Split of the clips.")(function)
 
 
 def workers_option(function: Function) -> Function:
@@ -311,6 +333,9 @@ def _attributes(leaf: _Leaf, required: Collection[str]) -> dict[str, Any]:
     if _is_repeated(leaf.hint):
         return {**attributes, "type": TEXT, "multiple": True, "show_default": about.unset or False}
     attributes["type"] = _click_type(leaf.hint, about)
+    if about.none_word:
+        words = [about.none_word, *choices(leaf.hint)]
+        return {**attributes, "type": click.Choice(words), "default": about.none_word, "show_default": True}
     if item.default is None or item.default is MISSING:
         attributes["show_default"] = about.unset or False
     else:

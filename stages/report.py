@@ -6,17 +6,19 @@ from pathlib import Path
 
 import click
 
-from stages.console import PATH, Console, echo_facts, json_option, out_option
+from stages.console import Console, echo_facts
+from stages.options import json_option, out_option, stage_command
+from stages.values import PATH
 
 
-@click.command("report")
+@stage_command("report")
 @click.argument("work_dirs", type=PATH, nargs=-1, required=True, metavar="WORK_DIR...")
-@out_option("HTML file to write. [WORK_DIR/report.html; of several: comparison.html]", required=False)
+@out_option("HTML file to write.", required=False, shown_default="WORK_DIR/report.html; of several: comparison.html")
 @json_option
 def command(work_dirs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
-    """Curves, reconstructions, samples, metrics and provenance in one file that opens anywhere.
+    """Write curves, reconstructions, samples, metrics and provenance into one HTML file that opens anywhere.
 
-    Several work directories are shown side by side, each compared with the first.
+    Several work directories are shown next to each other, each compared with the first.
 
     Example: lvt report work
     """

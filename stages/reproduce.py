@@ -8,36 +8,48 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stages.console import PATH, Console, device_option, echo_facts, json_option, told
+from stages.console import Console, echo_facts
+from stages.options import Option, device_option, json_option, media_option, set_option, stage_command, workers_option
+from stages.pipeline import result_line
+from stages.values import PATH, TEXT, Whole
 
 if TYPE_CHECKING:
     from lvt_pipeline.reproduce.running import Outcome, PlannedStep, Reproduction
 
 
-@click.command("reproduce")
+@stage_command("reproduce", settings_home=("lvt_pipeline.reproduce.experiments", "ReproduceSettings"))
 @click.argument("targets", nargs=-1, metavar="TARGET...")
-@click.option("--work-dir", type=PATH, help="Where everything goes; shared by all tables and figures.")
-@click.option("--videos", help="Folder of videos or what else `lvt manifest build` takes. [what is there, or a demo]")
-@click.option("--media", help="Folder or URL of the videos that a list names. [beside the list]")
+@click.option("--work-dir", type=PATH, help="Work directory of all outputs, shared by all tables and figures.")
 @click.option(
-    "--scale",
-    help="tiny: minutes on two cores. small: one GPU. paper: as published. [what WORK_DIR was made with, or tiny]",
+    "--videos",
+    type=TEXT,
+    show_default="those of the work directory, or a demo",
+    help="Folder of videos, or any source that `lvt manifest build` accepts.",
+)
+@media_option
+@click.option(
+    "--preset",
+    cls=Option,
+    old_names=("--scale",),
+    type=TEXT,
+    show_default="that of the work directory, or tiny",
+    help="Preset. tiny: minutes on two cores. small: one GPU. paper: as published.",
 )
 @click.option("--i3d", type=PATH, help="TorchScript network of FVD; without it there is no FVD.")
-@click.option("--runs", type=click.IntRange(min=1), help="Runs of sampling. [what the scale says]")
-@click.option("--max-clips", type=click.IntRange(min=1), help="Only the first test clips. [what the scale says]")
-@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change one setting; may be repeated.")
-@click.option("--workers", type=click.IntRange(min=0), help="Decoding processes. [one per core]")
+@click.option("--runs", type=Whole(1), show_default="that of the preset", help="Number of sampling runs.")
+@click.option("--max-clips", type=Whole(1), show_default="that of the preset", help="Largest number of test clips.")
+@set_option()
+@workers_option
 @device_option
-@click.option("--dry-run", is_flag=True, help="Print what is there and what would be made; do nothing.")
-@click.option("--list", "lists", is_flag=True, help="Print the tables and figures there are.")
+@click.option("--dry-run", is_flag=True, help="Print the finished stages and those that would run, and stop.")
+@click.option("--list", "lists", is_flag=True, help="Print the names of the tables and figures.")
 @json_option
 def command(
     targets: tuple[str, ...],
     work_dir: Path | None,
     videos: str | None,
     media: str | None,
-    scale: str | None,
+    preset: str | None,
     i3d: Path | None,
     runs: int | None,
     max_clips: int | None,
@@ -48,7 +60,7 @@ def command(
     lists: bool,
     as_json: bool,
 ) -> None:
-    """Tables and figures of the paper, on any videos: run what is missing, print our numbers beside the published ones.
+    """Run what tables and figures of the paper need, on any videos, and print the numbers next to the published ones.
 
     TARGET is table1 to table8, figure3 to figure8, or all.
 
@@ -61,11 +73,11 @@ def command(
         echo_facts(facts, as_json, spoken_targets())
         return
     if not targets or work_dir is None:
-        raise click.UsageError("give a table or figure and --work-dir; --list names them")
+        raise click.UsageError("give a table or figure and --work-dir; --list prints their names")
     wanted = find_targets(targets)
     settings = load_settings(
         work_dir,
-        scale=scale,
+        scale=preset,
         videos=videos,
         media=media,
         runs=runs,
@@ -88,7 +100,7 @@ def command(
 
     outcomes = reproduction.run(
         progress=console,
-        on_end=lambda result: console.say(f"{result.name:32} {told(result)}"),
+        on_end=lambda result: console.say(f"{result.name:32} {result_line(result)}"),
         on_target=on_target,
     )
     if as_json:
@@ -131,7 +143,7 @@ def _plan_page(reproduction: Reproduction, planned: list[PlannedStep]) -> str:
         names = "everything"
     settings = reproduction.settings
     lines.append(
-        f"{names} at scale {settings.scale} on {reproduction.data.name}: {len(todo)} of {len(planned)} stages to do, "
+        f"{names} ({settings.scale}) on {reproduction.data.name}: {len(todo)} of {len(planned)} stages to run, "
         f"{steps:,} training steps"
     )
     return "\n".join(lines)

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from lvt_pipeline.jobs.settings import SampleSettings
-from stages.console import Console, clock, echo_facts
+from lvt_pipeline.progress import format_seconds
+from stages.console import Console, echo_facts
 from stages.options import (
     at_option,
     device_option,
@@ -67,4 +68,6 @@ def command(
         overwrite=overwrite,
         progress=Console(),
     )
-    echo_facts(record.to_json(), as_json, f"{record.counts['clips']} samples -> {out} in {clock(record.seconds)}")
+    echo_facts(
+        record.to_json(), as_json, f"{record.counts['clips']} samples -> {out} in {format_seconds(record.seconds)}"
+    )

@@ -1,4 +1,4 @@
-"""lvt show: look at clips. Reads frames or a code store; writes one picture or film."""
+"""lvt show: show clips. Reads frames or a code store; writes one picture or film."""
 
 from __future__ import annotations
 
@@ -6,28 +6,49 @@ from pathlib import Path
 
 import click
 
-from stages.console import PATH, at_option, device_option, echo_facts, json_option, out_option
+from stages.console import echo_facts
+from stages.options import at_option, device_option, json_option, out_option, split_option, stage_command
+from stages.values import PATH, TEXT, Real, Whole
 
 
-@click.command("show")
+@stage_command("show")
 @click.argument("source", type=PATH)
-@out_option("Picture to write: .png is a contact sheet, .mp4 and .gif play.", required=False, default="show.png")
-@click.option("--clip", "clips", multiple=True, metavar="ID", help="This clip; may be repeated. [some at random]")
-@click.option("--num-clips", type=click.IntRange(1, 100), default=8, show_default=True, help="How many at random.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which ones.")
-@click.option("--split", type=click.Choice(["train", "val", "test"]), help="At random from this split. [all]")
+@out_option("Picture to write: .png is a contact sheet; .mp4 and .gif play.", required=False, default="show.png")
 @click.option(
-    "--num-frames", type=click.IntRange(1, 100), default=8, show_default=True, help="Of each clip on a contact sheet."
+    "--clip",
+    "clips",
+    type=TEXT,
+    multiple=True,
+    metavar="ID",
+    show_default="random clips",
+    help="Id of a clip to show; may be repeated.",
+)
+@click.option("--num-clips", type=Whole(1, 100), default=8, show_default=True, help="Number of random clips.")
+@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Random seed of the choice of clips.")
+@split_option
+@click.option(
+    "--num-frames",
+    type=Whole(1, 100),
+    default=8,
+    show_default=True,
+    help="Number of frames per clip on a contact sheet.",
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Real(0, 86400, min_open=True),
     default=10.0,
     show_default=True,
-    help="Of a film, at most.",
+    help="Largest length of a film in seconds.",
 )
-@click.option("--scale", type=click.IntRange(min=1), help="Enlarge pixels this often. [to about 96 pixels]")
-@click.option("--vqvae", type=PATH, help="Tokenizer run: show codes as its pictures. [colours]")
+@click.option(
+    "--scale",
+    type=Whole(1, 64),
+    show_default="to about 96 pixels",
+    help="Factor by which pixels are enlarged.",
+)
+@click.option(
+    "--vqvae", type=PATH, show_default="colours", help="VQ-VAE run. Codes are shown as the pictures it decodes."
+)
 @at_option
 @device_option
 @json_option
@@ -46,7 +67,7 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Show clips of SOURCE, a folder of frames or a code store of clips or samples.
+    """Show clips of SOURCE: a frame folder, or a code store of clips or samples.
 
     Example: lvt show frames -o look.png
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from stages.console import PATH, clock, json_option, spoken_counts
+from lvt_pipeline.progress import format_seconds
+from stages.console import echo_facts
+from stages.options import json_option, stage_command
+from stages.pipeline import count_list
+from stages.values import PATH
 
 if TYPE_CHECKING:
     from lvt_pipeline.runs.live import LiveRun
@@ -17,13 +20,13 @@ if TYPE_CHECKING:
 MARKS = {"done": "done", "stale": "STALE", "unfinished": "unfinished", "missing": "-", "waiting": "waiting"}
 
 
-@click.command("status")
+@stage_command("status")
 @click.argument("path", type=PATH, metavar="WORK_DIR|RUN")
 @json_option
 def command(path: Path, as_json: bool) -> None:
-    """One line per stage of a work directory: what it holds, or why it will be made again by the next `lvt run`.
+    """Print a line per stage of a work directory: its contents, or why the next `lvt run` will make it again.
 
-    Of a run directory: how far its training is, also while it is running.
+    For a run directory, print the progress of its training, also while it is running.
 
     Example: lvt status work
     """
@@ -34,14 +37,11 @@ def command(path: Path, as_json: bool) -> None:
 
         run = read_live_run(path)
         facts = {"run": str(path), **asdict(run), "seconds_left": run.seconds_left}
-        click.echo(json.dumps(facts, indent=2) if as_json else spoken_run(run))
+        echo_facts(facts, as_json, run_line(run))
         return
     stages = _stages(path)
-    if as_json:
-        click.echo(json.dumps({"work_dir": str(path), "stages": stages}, indent=2))
-        return
-    for fact in stages:
-        click.echo(f"{MARKS[fact['state']]:10}  {fact['stage']:15}  {fact['detail']}")
+    lines = [f"{MARKS.get(one['state'], one['state']):10}  {one['stage']:15}  {one['detail']}" for one in stages]
+    echo_facts({"work_dir": str(path), "stages": stages}, as_json, "\n".join(lines))
 
 
 def _stages(work_dir: Path) -> list[dict[str, str]]:
@@ -54,14 +54,14 @@ def _stages(work_dir: Path) -> list[dict[str, str]]:
         record = state.record
         detail = "; ".join(state.reasons)
         if state.state == "unfinished" and (state.output / RUN_NAME).is_file():
-            detail = spoken_run(read_live_run(state.output))
+            detail = run_line(read_live_run(state.output))
         if state.state == "done" and record is not None:
-            detail = f"{spoken_counts(record.counts)} ({clock(record.seconds)}, {record.finished})"
+            detail = f"{count_list(record.counts)} ({format_seconds(record.seconds)}, {record.finished})"
         facts.append({"stage": state.name, "state": state.state, "output": str(state.output), "detail": detail})
     return facts
 
 
-def spoken_run(run: LiveRun) -> str:
+def run_line(run: LiveRun) -> str:
     """How far a training is, in one line."""
     parts = [f"{run.status}, step {run.step:,} of {run.max_steps:,} ({run.saved_step:,} saved)"]
     train, val = run.train, run.val
@@ -72,7 +72,7 @@ def spoken_run(run: LiveRun) -> str:
     if "data_wait_share" in train:
         parts.append(f"data wait {train['data_wait_share']:.1%}, memory {train['memory_bytes'] / 2**20:,.0f} MiB")
     if run.seconds_left is not None:
-        parts.append(f"{clock(run.seconds_left)} left")
+        parts.append(f"{format_seconds(run.seconds_left)} left")
     score = next((name for name in ("bits_per_dim", "mse") if name in val), None)
     if score is not None:
         parts.append(f"val {score.replace('_', ' ')} {val[score]:.4g} at step {val['step']:,}")

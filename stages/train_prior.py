@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from stages.console import (
-    PATH,
-    Console,
-    at_option,
-    clock,
-    dry_run_line,
-    echo_facts,
-    listing_settings,
-    training_options,
-    training_settings,
-)
+from lvt_pipeline.progress import format_seconds
+from lvt_pipeline.training.settings import PriorRunSettings
+from stages.console import Console, echo_facts
+from stages.options import at_option, stage_command
+from stages.training import TrainingOptions, dry_run_line, training_options
+from stages.values import PATH, NumberList, Real
 
 if TYPE_CHECKING:
     from lvt_pipeline.codes.loading.cache import Cache
 
 
-@click.command("train-prior", cls=listing_settings("lvt_pipeline.training.settings", "PriorRunSettings"))
+@stage_command("train-prior", settings_home=("lvt_pipeline.training.settings", "PriorRunSettings"), lists_settings=True)
 @click.option(
     "--codes",
     type=PATH,
@@ -31,34 +27,27 @@ if TYPE_CHECKING:
     help="Code store from `lvt encode-dataset`; several are mixed. Not needed with --dry-run.",
 )
 @click.option(
-    "--mix", metavar="A,B,...", help="Shares of several code stores, such as 0.7,0.3. Same as --set training.mix=[A,B]."
+    "--mix",
+    type=NumberList(Real(0, min_open=True)),
+    metavar="A,B,...",
+    help="Weights of several code stores, such as 0.7,0.3. Same as --set training.mix=[A,B].",
 )
 @click.option(
     "--cache",
     type=click.Choice(["auto", "ram", "mmap", "stream"]),
     default="auto",
     show_default=True,
-    help="Where the codes are kept: in memory, in a mapped file beside the store, or read shard by shard.",
+    help="Place of the codes while training: memory, a memory-mapped file next to the store, or the store itself, "
+    "read shard by shard.",
 )
 @at_option
-@training_options("prior", "small")
+@training_options(PriorRunSettings, "prior")
 def command(
     codes: tuple[Path, ...],
-    mix: str | None,
+    mix: tuple[float, ...] | None,
     cache: Cache,
     at: int | None,
-    out: Path | None,
-    preset: str | None,
-    recipe: str | None,
-    config: Path | None,
-    overrides: tuple[str, ...],
-    max_steps: int | None,
-    max_seconds: float | None,
-    device: str,
-    dry_run: bool,
-    overwrite: bool,
-    allow_config_change: bool,
-    track: tuple[str, ...],
+    options: TrainingOptions[PriorRunSettings],
     as_json: bool,
 ) -> None:
     """Train the latent video generator (paper, section 3.2). It opens no video, no pixels and no tokenizer.
@@ -66,37 +55,27 @@ def command(
     Example: lvt train-prior --codes data.zarr -o runs/prior --preset single-frame
     """
     from lvt_pipeline.training.prior import dry_run_prior, train_prior
-    from lvt_pipeline.training.settings import PriorRunSettings
 
+    settings = options.settings
     if mix is not None:
-        overrides = (*overrides, f"training.mix=[{mix}]")
-    settings = training_settings(
-        PriorRunSettings,
-        "prior",
-        "small",
-        preset=preset,
-        recipe=recipe,
-        config=config,
-        overrides=overrides,
-        max_steps=max_steps,
-    )
-    if dry_run:
-        facts = dry_run_prior(settings, codes=codes or None, generation=at, device=device)
+        settings = replace(settings, training=replace(settings.training, mix=mix))
+    if options.dry_run:
+        facts = dry_run_prior(settings, codes=codes or None, generation=at, device=options.device)
         echo_facts(facts, as_json, dry_run_line(facts))
         return
-    if not codes or out is None:
-        raise click.UsageError("--codes and -o/--out are needed, unless --dry-run is given")
+    if not codes or options.out is None:
+        raise click.UsageError("--codes and -o/--out are required, unless --dry-run is given")
     record = train_prior(
         codes,
-        out,
+        options.out,
         settings,
         generation=at,
         cache=cache,
-        device=device,
-        max_seconds=max_seconds,
-        overwrite=overwrite,
-        allow_config_change=allow_config_change,
-        track=track,
+        device=options.device,
+        max_seconds=options.max_seconds,
+        overwrite=options.overwrite,
+        allow_config_change=options.allow_config_change,
+        track=options.track,
         progress=Console(),
     )
     bits = record.counts.get("val_bits_per_dim")
@@ -104,5 +83,5 @@ def command(
     echo_facts(
         record.to_json(),
         as_json,
-        f"prior after {record.counts['steps']} steps{quality} -> {out} in {clock(record.seconds)}",
+        f"prior after {record.counts['steps']} steps{quality} -> {options.out} in {format_seconds(record.seconds)}",
     )

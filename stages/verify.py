@@ -8,24 +8,25 @@ from typing import Any
 
 import click
 
-from stages.console import PATH, Console, at_option, clock, device_option, echo_facts, json_option
+from lvt_pipeline.progress import format_seconds
+from stages.console import Console, echo_facts
+from stages.options import at_option, device_option, json_option, stage_command, workers_option
+from stages.values import PATH, Whole
 
 
-@click.command("verify")
+@stage_command("verify")
 @click.argument("store", type=PATH)
-@click.option(
-    "--decode", "num_clips", type=click.IntRange(min=1), help="Encode and decode this many random clips again."
-)
-@click.option("--vqvae", type=PATH, help="Run directory of the tokenizer that made the codes; for --decode.")
-@click.option("--frames", type=PATH, help="Frame shards that were encoded; for --decode.")
+@click.option("--decode", "num_clips", type=Whole(1), help="Number of random clips to encode and decode again.")
+@click.option("--vqvae", type=PATH, help="VQ-VAE run that made the codes; for --decode.")
+@click.option("--frames", type=PATH, help="Frame folder that was encoded; for --decode.")
 @click.option(
     "--repair",
     is_flag=True,
-    help="First rebuild damaged metadata of a store from its other files. Frames: make damaged shards again.",
+    help="Repair. Code store: rebuild damaged metadata from its other files first. Frames: make damaged shards again.",
 )
 @click.option("--manifest", type=PATH, help="Manifest that the frames were made from; to repair frames.")
-@click.option("--workers", type=click.IntRange(min=0), help="Decoding processes; to repair frames. [one per core]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Which clips are decoded.")
+@workers_option
+@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Random seed of the choice of clips.")
 @at_option
 @device_option
 @json_option
@@ -92,7 +93,7 @@ def command(
         lines = [
             *(f"repaired {name}" for name in repaired),
             *report.notes,
-            f"{store} is sound: {read}{told}, in {clock(facts['seconds'])}",
+            f"{store} is sound: {read}{told}, in {format_seconds(facts['seconds'])}",
         ]
         echo_facts(facts, as_json, "\n".join(lines))
         return

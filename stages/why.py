@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from stages.console import PATH, at_option, json_option
+from stages.console import echo_facts
+from stages.options import at_option, json_option, stage_command
+from stages.values import PATH, TEXT
 
 
-@click.command("why")
+@stage_command("why")
 @click.argument("path", type=PATH)
-@click.argument("clip", required=False)
-@click.option("--frames", type=PATH, help="With CLIP: frames it should be made of. [those of the work directory]")
-@click.option("--vqvae", type=PATH, help="With CLIP: run of the tokenizer. [that of the work directory]")
+@click.argument("clip", type=TEXT, required=False)
+@click.option(
+    "--frames", type=PATH, show_default="those of the work directory", help="With CLIP: frame folder to compare with."
+)
+@click.option(
+    "--vqvae", type=PATH, show_default="that of the work directory", help="With CLIP: VQ-VAE run to compare with."
+)
 @at_option
 @json_option
 def command(
@@ -32,8 +37,5 @@ def command(
     if clip is None and (frames, vqvae, at) != (None, None, None):
         raise click.UsageError("--frames, --vqvae and --at belong to a CLIP")
     facts = explain(path) if clip is None else explain_clip(path, clip, frames=frames, vqvae=vqvae, generation=at)
-    if as_json:
-        click.echo(json.dumps(facts, indent=2))
-        return
-    for name, reasons in facts.items():
-        click.echo(f"{name}: " + ("up to date" if not reasons else "; ".join(reasons)))
+    lines = [f"{name}: {'; '.join(reasons) or 'up to date'}" for name, reasons in facts.items()]
+    echo_facts(facts, as_json, "\n".join(lines))

@@ -18,7 +18,7 @@ from lvt_pipeline.runs import metrics_log
 from lvt_pipeline.runs.live import LiveRun, read_live_run
 from lvt_pipeline.runs.read import read_run
 from lvt_pipeline.storage import exclusive_lock, is_locked
-from stages.status import spoken_run
+from stages.status import run_line
 from tests.code_stores import make_store
 from tests.run_files import edit_run
 from tests.test_prior_training import MODEL, TRAINING
@@ -66,7 +66,8 @@ def test_status_tells_how_far_a_live_training_is_and_that_it_was_killed(
     assert code == 0, errors
     assert re.match(
         r"running, step [\d,]+ of 1,000,000 \([\d,]+ saved\), loss [\d.]+, bits per dim [\d.]+, [\d.,e+]+ windows/s, "
-        r"data wait [\d.]+%, memory [\d,]+ MiB, [\d:.]+ (h|min|s) left, val bits per dim [\d.]+ at step [\d,]+\n$",
+        r"data wait [\d.]+%, memory [\d,]+ MiB, [\d.]+ (d|h|min|s)[ \w]* left, "
+        r"val bits per dim [\d.]+ at step [\d,]+\n$",
         out,
     ), out
     facts = json.loads(lvt("status", run, "--json")[1])
@@ -110,11 +111,11 @@ def test_the_last_lines_of_a_long_log_are_found_from_its_end(tmp_path: Path, mon
 
 def test_a_run_that_has_logged_nothing_is_spoken_of() -> None:
     run = LiveRun("vqvae-run", "running", 0, 0, 500, {}, {})
-    assert spoken_run(run) == "running, step 0 of 500 (0 saved)"
+    assert run_line(run) == "running, step 0 of 500 (0 saved)"
     frames = {"loss": 0.5, "frames_per_second": 1234.5, "steps_per_second": 5.0, "step": 100}
     run = LiveRun("vqvae-run", "running", 100, 50, 500, frames, {"mse": 0.01, "step": 40})
-    assert spoken_run(run) == (
-        "running, step 100 of 500 (50 saved), loss 0.5, 1,234 frames/s, 1:20 min left, val mse 0.01 at step 40"
+    assert run_line(run) == (
+        "running, step 100 of 500 (50 saved), loss 0.5, 1,234 frames/s, 1 min 20 s left, val mse 0.01 at step 40"
     )
 
 

@@ -205,7 +205,7 @@ def test_a_dry_run_counts_parameters_and_steps_and_writes_nothing(tmp_path: Path
     code, out, _ = lvt("reproduce", "table7", "--work-dir", work_dir, "--dry-run")
     assert code == 0
     assert "time-sampling nc4-key-only" in out
-    assert "13 of 13 stages to do" in out
+    assert "13 of 13 stages to run" in out
 
 
 def test_frames_of_another_work_directory_are_taken_as_they_are(work_dir: Path, lvt: Lvt) -> None:
@@ -371,13 +371,13 @@ def test_a_second_call_remembers_the_settings_and_trains_nothing(tiny_dir: Path,
     changed = {path.relative_to(work_dir).parts[0] for path, seen in before.items() if path.stat().st_mtime_ns != seen}
     assert changed <= {"tables", "reproduce.toml", ".lvt"}  # .lvt: a memory of digests, by inode
     code, out, _ = lvt("reproduce", "table1", "--work-dir", work_dir, "--dry-run", "--device", "cpu")
-    assert "0 of 8 stages to do, 0 training steps" in out
+    assert "0 of 8 stages to run, 0 training steps" in out
 
 
 def test_a_work_directory_has_one_scale(tiny_dir: Path, lvt: Lvt) -> None:
     code, _, err = lvt("reproduce", "table1", "--work-dir", tiny_dir, "--scale", "paper")
     assert code == 1
-    assert "holds experiments at scale tiny but --scale paper was asked for; give another work directory" in err
+    assert "holds experiments of preset tiny but --preset paper was asked for; give another work directory" in err
 
 
 def test_a_network_that_is_gone_is_named(tiny_dir: Path, tmp_path: Path) -> None:

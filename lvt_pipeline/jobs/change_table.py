@@ -17,6 +17,7 @@ from lvt_pipeline.codes.plan import CodePlan
 from lvt_pipeline.codes.schema import CHUNK_FRAMES
 from lvt_pipeline.codes.shard_file import shard_bytes
 from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.progress import format_seconds
 
 WARM_SECONDS = 1.0  # a first pass that took longer was not slow because it was the first
 
@@ -55,7 +56,10 @@ class ChangeTable:
         lines += [f"{row.kind:8} {row.clips:10,} {row.frames:12,}" for row in self.rows]
         if self.seconds is None or self.bytes is None:
             return [*lines, "nothing to encode"]
-        return [*lines, f"to encode: {self.frames:,} frames, about {_spoken(self.seconds)} and {_sized(self.bytes)}"]
+        return [
+            *lines,
+            f"to encode: {self.frames:,} frames, about {format_seconds(self.seconds)} and {_sized(self.bytes)}",
+        ]
 
 
 def change_table(
@@ -93,12 +97,6 @@ def change_table(
         seconds=round(seconds / batch_size * change.frames, 1),
         bytes=round(size * change.frames),
     )
-
-
-def _spoken(seconds: float) -> str:
-    if seconds < 100:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _sized(num_bytes: int) -> str:

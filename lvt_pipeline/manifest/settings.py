@@ -32,8 +32,8 @@ class ManifestSettings(Settings):
 
     kind: SourceKind | None = setting(
         None,
-        "Kind of SOURCE. frames: folders of pictures. By default the kind is detected and printed.",
-        unset="detected",
+        "Kind of the source. auto: detect the kind and print it. frames: folders of pictures.",
+        none_word="auto",
     )
     split: Literal["auto", "hash", "none"] = setting(
         "auto",

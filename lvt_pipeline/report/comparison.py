@@ -24,7 +24,7 @@ from lvt_pipeline.evaluation.compare import (
     read_evaluation,
     values_of_clips,
 )
-from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.progress import SILENT, Progress, format_seconds
 from lvt_pipeline.provenance import short
 from lvt_pipeline.report.charts import line_chart, spoken_number
 from lvt_pipeline.report.clips import METRIC_OF, ClipOrder, choose
@@ -39,7 +39,7 @@ from lvt_pipeline.report.samples import (
     clip_player,
     videos_of_run,
 )
-from lvt_pipeline.report.wording import spoken_seconds, spoken_value
+from lvt_pipeline.report.wording import spoken_value
 from lvt_pipeline.report.work_dir import (
     MADE,
     StageRecord,
@@ -215,7 +215,7 @@ def _facts(runs: Mapping[str, WorkDir]) -> Table:
                 continue
             told = " · ".join(f"{spoken_value(record.counts[key])} {key}" for key in COUNTS if key in record.counts)
             is_same = name != first and origin is not None and record.fingerprint == origin.fingerprint
-            notes = [f"same as {first}" if is_same else short(record.fingerprint), spoken_seconds(record.seconds)]
+            notes = [f"same as {first}" if is_same else short(record.fingerprint), format_seconds(record.seconds)]
             cells.append(Check("value", told, " · ".join(notes)))
         if any(cell != "–" for cell in cells):
             rows.append((MADE[role].title, *cells))

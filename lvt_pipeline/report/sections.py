@@ -23,12 +23,13 @@ from lvt_pipeline.codes.usage import codes_holding, perplexity, usage
 from lvt_pipeline.errors import ArtefactError, LVTError
 from lvt_pipeline.evaluation.metrics import CodeCounts
 from lvt_pipeline.frames.records import FrameClip
+from lvt_pipeline.progress import format_seconds
 from lvt_pipeline.provenance import short
 from lvt_pipeline.report.charts import Reference, Series, line_chart, usage_charts
 from lvt_pipeline.report.evaluation import EvaluationSection, evaluation_cards
 from lvt_pipeline.report.parts import Card, Figure, Problem, data_uri, problems_of, series_of
 from lvt_pipeline.report.samples import SamplesSection
-from lvt_pipeline.report.wording import spoken_range, spoken_seconds
+from lvt_pipeline.report.wording import spoken_range
 from lvt_pipeline.report.work_dir import MissingPart, StageRecord, WorkDir, read_metrics, record_of
 from lvt_pipeline.runs.layout import METRICS_NAME
 from lvt_pipeline.runs.read import read_run, read_run_config
@@ -314,7 +315,7 @@ def summary(work: WorkDir, found: Mapping[str, Any]) -> str:
         parts.append(f"{samples.num_samples:,} sampled videos")
     seconds = sum(record.seconds for path in work.artefacts.values() if (record := record_of(path)) is not None)
     if seconds:
-        parts.append(f"{spoken_seconds(seconds)} of computing")
+        parts.append(f"{format_seconds(seconds)} of computing")
     return " · ".join(parts)
 
 
@@ -367,7 +368,7 @@ def _run_facts(run: Path) -> list[tuple[str, str]]:
     if record is not None:
         if "parameters" in record.counts:
             facts.append(("Parameters", f"{record.counts['parameters']:,}"))
-        facts.append(("Training time", spoken_seconds(record.seconds)))
+        facts.append(("Training time", format_seconds(record.seconds)))
     training = read_run_config(run).get("training", {})
     for name, key in (("Batch", "batch_size"), ("Learning rate", "learning_rate"), ("Optimizer", "optimizer")):
         if key in training:

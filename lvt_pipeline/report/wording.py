@@ -8,15 +8,6 @@ from lvt_pipeline.evaluation.metrics import psnr
 from lvt_pipeline.report.charts import spoken_number
 
 
-def spoken_seconds(seconds: float) -> str:
-    """A duration as a person would say it."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
 def spoken_decibels(mse: float) -> str:
     """PSNR of a squared error, as a text."""
     return f"{psnr(mse):.2f}" if mse > 0 else "∞"

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ArtefactError, LVTError
 from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.progress import format_seconds
 from lvt_pipeline.provenance import Provenance, read_record, short
-from lvt_pipeline.report.wording import spoken_seconds, spoken_value
+from lvt_pipeline.report.wording import spoken_value
 from lvt_pipeline.runs.read import load_vqvae, read_run
 from lvt_pipeline.storage import json_log, read_json
 from lvt_pipeline.workspace.layout import ARTEFACTS, Layout
@@ -148,7 +149,7 @@ def stage_records(work: WorkDir) -> list[StageRecord]:
                 facts=_record_facts(record),
                 inputs=inputs,
                 settings=settings_text(record.settings),
-                took=spoken_seconds(record.seconds) if record.seconds else "",
+                took=format_seconds(record.seconds) if record.seconds else "",
             )
         )
     return result
@@ -182,7 +183,7 @@ def _record_facts(record: Provenance) -> list[tuple[str, str]]:
         ("Recipe", record.recipe),
         ("Made by", f"lvt {record.stage}, algorithm version {record.version}, lvt {record.lvt_version}"),
         ("Command", shlex.join(record.command)),
-        ("Took", spoken_seconds(record.seconds)),
+        ("Took", format_seconds(record.seconds)),
         ("Finished", record.finished),
     ]
     simple = {key: value for key, value in record.counts.items() if isinstance(value, (int, float, str))}

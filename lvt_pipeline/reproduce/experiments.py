@@ -86,7 +86,7 @@ def load_settings(
         raise ConfigError(f"there is no scale {scale!r}; {hint}known: {', '.join(SCALES)}")
     if saved is not None and scale is not None and saved.get("scale") != scale:
         raise ConfigError(
-            f"{work_dir} holds experiments at scale {saved.get('scale')} but --scale {scale} was asked for; "
+            f"{work_dir} holds experiments of preset {saved.get('scale')} but --preset {scale} was asked for; "
             "give another work directory"
         )
     chosen = scale or "tiny"

@@ -1,0 +1,74 @@
+"""What `lvt run`, `lvt demo` and `lvt reproduce` share: running stages with a line for each. No command is here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lvt_pipeline.progress import format_seconds
+from stages.console import Console
+
+if TYPE_CHECKING:
+    from lvt_pipeline.workspace.pipeline import PipelineSettings, StageResult
+
+SETTINGS_HOME = ("lvt_pipeline.workspace.pipeline", "PipelineSettings")
+
+
+def run_pipeline(settings: PipelineSettings, console: Console, *, device: str, workers: int | None) -> dict[str, Any]:
+    """Run the stages with a line for each on stderr; the facts of the run."""
+    from lvt_pipeline.workspace.pipeline import Pipeline
+
+    started = time.monotonic()
+
+    def on_end(result: StageResult) -> None:
+        console.say(f"{result.name:15} {result_line(result)}")
+
+    pipeline = Pipeline(settings, device=device, num_workers=workers)
+    results = pipeline.run(progress=console, on_end=on_end)
+    return {
+        "work_dir": settings.work_dir,
+        "seconds": round(time.monotonic() - started, 3),
+        "stages": [
+            {
+                "stage": result.name,
+                "made": result.was_made,
+                "seconds": round(result.seconds, 3),
+                "output": str(result.output),
+                "because": result.reasons,
+            }
+            for result in results
+        ],
+    }
+
+
+def closing_lines(facts: Mapping[str, Any]) -> str:
+    """How much was done, and where the videos and the report are."""
+    work_dir = Path(facts["work_dir"])
+    made = [stage for stage in facts["stages"] if stage["made"]]
+    took = format_seconds(facts["seconds"])
+    lines = [
+        f"{len(made)} of {len(facts['stages'])} stages run in {took}"
+        if made
+        else f"nothing to do: every stage in {work_dir} is done and unchanged ({took})",
+        f"videos: {work_dir / 'videos'}",
+        f"report: {work_dir / 'report.html'}",
+    ]
+    return "\n".join(lines)
+
+
+def result_line(result: StageResult) -> str:
+    """The outcome of a stage."""
+    if not result.was_made:
+        return "unchanged"
+    return f"{count_list(result.record.counts)} -> {result.output} in {format_seconds(result.seconds)}"
+
+
+def count_list(counts: Mapping[str, Any]) -> str:
+    """The plain numbers among a record's counts: clips 56, val psnr 28.1."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value:,}" if isinstance(value, int) else f"{name.replace('_', ' ')} {value:.4g}"
+        for name, value in counts.items()
+        if isinstance(value, int | float)
+    )
