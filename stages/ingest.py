@@ -80,6 +80,8 @@ def command(
         progress=Console(),
     )
     lines = [summary(record, out), *reason_table(record.counts["failures_by_reason"])]
+    if record.counts.get("notes"):
+        lines += ["decoded, but unusual:", *reason_table(record.counts["notes"])]
     echo_facts(record.to_json(), as_json, "\n".join(lines))
 
 
@@ -95,6 +97,6 @@ def summary(record: Provenance, out: Path) -> str:
 
 
 def reason_table(counts: Mapping[str, int]) -> list[str]:
-    """Failures by reason, a line each, the most common first."""
+    """Counts by reason or kind of note, a line each, the most common first."""
     width = max(map(len, counts), default=0)
     return [f"  {reason:<{width}}  {count:>6}" for reason, count in counts.items()]

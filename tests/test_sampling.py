@@ -20,6 +20,7 @@ from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.provenance import read_record
 from lvt_pipeline.runs.read import load_prior
 from lvt_pipeline.storage import read_json
+from tests.listener import Listener
 from tests.toy_work import (
     BOOKS,
     FRAMES,
@@ -335,3 +336,15 @@ def test_options_out_of_range_are_refused_in_one_line(
     assert sum(line.startswith(("lvt: ", "Error: ")) for line in errors.splitlines()) == 1
     assert "Traceback" not in errors
     assert not (tmp_path / "s.zarr").exists()
+
+
+def test_a_split_with_too_few_clips_is_followed_by_others_which_is_reported(work: ToyWork, tmp_path: Path) -> None:
+    store = open_codes(work.codes)
+    test_clips = [clip.id for clip in store.split("test")]
+    wanted = len(test_clips) + 2
+    listener = Listener()
+    run(work, tmp_path / "s.zarr", replace(SETTINGS, num_clips=wanted), progress=listener)
+    sampled = [clip.id for clip in open_codes(tmp_path / "s.zarr").clips]
+    assert len(sampled) == wanted
+    assert set(test_clips) < set(sampled)
+    assert any(line.startswith(f"{len(test_clips)} clips of {wanted} found; ") for line in listener.said)

@@ -15,8 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from lvt_pipeline.codes.exchange.units import clip_path
 from lvt_pipeline.errors import ArtefactError, BusyError, ConfigError, LVTError
 from lvt_pipeline.file_systems import LOCK_NAME, missing_guarantees
+from lvt_pipeline.frames.tar import tar_key
+from lvt_pipeline.jobs.decode import _file_name
 from lvt_pipeline.storage import (
     atomic_directory,
     atomic_writer,
@@ -208,6 +211,17 @@ def test_files_of_clips_have_names_that_every_file_system_takes(tmp_path: Path, 
     assert (tmp_path / relative).read_bytes() == b"x"
     assert clip_file(f"{name}/{name}", ".npy") == relative
     assert clip_file(f"{name}/{name[:-1]}?", ".npy") != relative
+
+
+@pytest.mark.parametrize("name", ["長" * 83, "x" * 251, "." * 100 + "y" * 151])
+def test_every_stage_names_the_file_of_a_clip_with_a_long_name(tmp_path: Path, name: str) -> None:
+    for relative in (
+        _file_name(f"{name}/{name}", "mp4"),
+        f"{clip_path(f'{name}/{name}')}.npy",
+        f"{tar_key(f'{name}/{name}')}.endeffector_pos.npy",
+    ):
+        write_bytes(tmp_path / relative, b"x")
+        assert (tmp_path / relative).read_bytes() == b"x"
 
 
 def test_short_names_stay_as_they_are() -> None:

@@ -23,7 +23,7 @@ from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.compatibility import check_tokenizer
 from lvt_pipeline.runs.read import load_vqvae, run_fingerprint
-from lvt_pipeline.storage import describe_os_error, json_log, remove_leftovers, write_bytes
+from lvt_pipeline.storage import clip_file, describe_os_error, json_log, remove_leftovers, write_bytes
 from lvt_pipeline.video.geometry import Frames
 from lvt_pipeline.video.write import write_gif, write_mp4, write_npy, write_png_strip
 
@@ -130,7 +130,7 @@ def _file_name(clip_id: str, suffix: str) -> str:
     parts = PurePosixPath(clip_id).parts
     if not parts or parts[0] == "/" or ".." in parts:
         raise LVTError(f"clip id {clip_id!r} cannot be a file name; rename it in the manifest")
-    return f"{PurePosixPath(clip_id)}.{suffix}"
+    return clip_file(str(PurePosixPath(clip_id)), f".{suffix}")
 
 
 def _write(path: Path, frames: Frames, fps: float, settings: DecodeSettings) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lvt_pipeline import lineage
 from lvt_pipeline.codes.plan import ShardPlan
 from lvt_pipeline.codes.schema import CodeClip, CodeSchema, PlannedClip
-from lvt_pipeline.codes.store import CodeStore, clips_of_split, open_codes
+from lvt_pipeline.codes.store import HELD_OUT_FIRST, CodeStore, clips_of_split, open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.job import Clock, Job
@@ -86,8 +86,7 @@ def sample_clips(
     model = load_prior(prior, device=device)
     _check(store, prior, model, settings)
     inputs = {"codes": store.fingerprint, "prior": run_fingerprint(prior)}
-    clips, num_short = clips_of_split(store, settings.split, max(settings.priming_frames, 1), progress=progress)
-    clips = clips[: settings.num_clips]
+    clips, num_short = _chosen_clips(store, settings, progress)
     samples = _plan(clips, label_numbers(clips, prior, model), settings, inputs["prior"])
     with (
         stop_requested() as stop,
@@ -120,6 +119,24 @@ def sample_clips(
             "short_clips": num_short,
         }
         return writer.publish(JOB.recorder(settings, inputs, clock).new_record(counts=counts))
+
+
+def _chosen_clips(store: CodeStore, settings: SampleSettings, progress: Progress) -> tuple[list[CodeClip], int]:
+    """The clips to sample from, and how many of their split are too short.
+
+    Where the split has fewer than were asked for, clips of test, val and train follow, in this order.
+    """
+    min_frames = max(settings.priming_frames, 1)
+    clips, num_short = clips_of_split(store, settings.split, min_frames, progress=progress)
+    clips = clips[: settings.num_clips]
+    for split in HELD_OUT_FIRST:
+        missing = (settings.num_clips or 0) - len(clips)
+        if missing > 0 and split != clips[0].split:
+            added = [clip for clip in store.split(split) if clip.length >= min_frames][:missing]
+            if added:
+                progress.say(f"{len(clips)} clips of {settings.num_clips} found; {len(added)} of {split} are added")
+            clips += added
+    return clips, num_short
 
 
 def _check(store: CodeStore, prior: Path, model: Prior, settings: SampleSettings) -> None:

@@ -12,6 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,10 @@ def _parse_line(entry: dict[str, Any], folder: Path, where: str) -> Clip:
         camera=entry.get("camera"),
         fps=entry.get("fps"),
     )
-    clip = _clip(draft, str(entry.get("digest") or ""))
+    split_by = "content" if entry.get("split_by") == "content" else None
+    clip = replace(_clip(draft, str(entry.get("digest") or "")), split_by=split_by)
     check_clip(clip, where)
-    return clip if clip.digest else _clip(draft, ContentDigests(None).of(draft))
+    return clip if clip.digest else replace(clip, digest=ContentDigests(None).of(draft))
 
 
 # Building ----------------------------------------------------------------------------------------------------------
@@ -267,6 +269,7 @@ def _line(clip: Clip, folder: Path) -> str:
         "id": clip.id,
         "source": _portable(clip.source, folder),
         "split": clip.split,
+        "split_by": clip.split_by,
         "label": clip.label,
         "start": clip.start,
         "end": clip.end,

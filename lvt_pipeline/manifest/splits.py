@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lvt_pipeline.manifest.settings import ManifestSettings
-from lvt_pipeline.video.clips import Clip
+from lvt_pipeline.video.clips import SPLITS, Clip
 
 # Where copies ask for different splits: what is measured on stays as its authors made it.
 _FIRST = ("test", "val", "train")
@@ -52,7 +52,43 @@ def assign_splits(
     decided = {content_key(clip): clip.split for clip in clips if clip.split}
     by_content, moved = split_by_content(undecided - decided.keys(), set(decided.values()), settings, earlier)
     assigned = {**by_content, **decided}
-    return [replace(clip, split=clip.split or assigned[content_key(clip)]) for clip in clips], moved
+    return [clip if clip.split else _decided(clip, assigned, decided) for clip in clips], moved
+
+
+def _decided(clip: Clip, assigned: Mapping[str, str], by_source: Collection[str]) -> Clip:
+    key = content_key(clip)
+    return replace(clip, split=assigned[key], split_by=None if key in by_source else "content")
+
+
+def fill_empty_splits(
+    clips: Sequence[Clip], failed: Collection[str], earlier: Earlier = Earlier()
+) -> tuple[list[Clip], dict[str, str]]:
+    """Move clips into splits of which no clip could be decoded.
+
+    Only contents whose split nothing but the content decided are moved, never the last one of a split, and none that an
+    earlier version of the frames holds already; what was moved once stays. Which one is moved depends on the contents
+    alone, so equal clips and failures give equal splits.
+
+    Args:
+        failed: ids of the clips that gave no frames.
+
+    Returns:
+        the clips, and the contents that were moved, with their split.
+    """
+    free = {content_key(clip) for clip in clips if clip.split_by == "content"}
+    splits = {content_key(clip): clip.split for clip in clips}
+    moved = {key: split for key, split in earlier.moved.items() if key in free}
+    splits.update(moved)
+    decoded = {content_key(clip) for clip in clips if clip.id not in failed}
+    for split in SPLITS:
+        if split not in {clip.split for clip in clips} or any(splits[key] == split for key in decoded):
+            continue
+        sizes = Counter(splits[key] for key in decoded)
+        spare = [key for key in decoded & free if sizes[splits[key]] > 1 and key not in earlier.contents]
+        if spare:
+            chosen = min(spare, key=lambda key: hashlib.sha256(f"{split} {key}".encode()).digest())
+            splits[chosen] = moved[chosen] = split
+    return [replace(clip, split=splits[key]) if (key := content_key(clip)) in moved else clip for clip in clips], moved
 
 
 def split_by_content(

@@ -53,6 +53,8 @@ class Clip:
         record: which record of a tfrecord file, counted from 0.
         camera: which of a record's cameras.
         fps: frames per second of a source that holds no times (kinds "bair" and "frames").
+        split_by: "content" when nothing but the content decided the split, so that another clip may take its place in
+            a split that would stay empty; None when the source or its user decided.
     """
 
     id: str
@@ -67,6 +69,7 @@ class Clip:
     record: int | None = None
     camera: str | None = None
     fps: float | None = None
+    split_by: str | None = None
 
     @property
     def fingerprint(self) -> str:

@@ -11,7 +11,10 @@ from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.provenance import fingerprint
+from lvt_pipeline.storage import shortened_name
 from lvt_pipeline.video.clips import SPLITS
+
+LONGEST_NAME_BYTES = 240  # leaves room for an ending
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ def by_split(clips: Sequence[CodeClip], clips_per_file: int) -> list[tuple[str, 
 
 
 def clip_path(clip_id: str) -> str:
-    """Where a clip's file or folder lies in the output folder, without suffix. An id cannot lead out of it.
+    """Where a clip's file or folder is in the output folder, without suffix. An id cannot lead out of it.
+
+    A name that is too long for a file system is shortened; the list of clips has the id.
 
     Raises:
         LVTError: the id is no name for a file.
@@ -71,4 +76,4 @@ def clip_path(clip_id: str) -> str:
     path = PurePosixPath(clip_id)
     if str(path) != clip_id or path.is_absolute() or ".." in path.parts or not path.parts or "\0" in clip_id:
         raise LVTError(f"clip id {clip_id!r} is no name for a file; rename it in the manifest")
-    return clip_id
+    return "/".join(shortened_name(part, "", LONGEST_NAME_BYTES) for part in path.parts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from lvt_pipeline.frames.records import FAILURES_NAME, Receipt, content_fingerpr
 from lvt_pipeline.frames.writer import output_sizes, write_failures
 from lvt_pipeline.jobs.ingest.plan import PlannedShard
 from lvt_pipeline.jobs.ingest.settings import STAGE, VERSION, IngestSettings
+from lvt_pipeline.manifest.splits import Earlier
 from lvt_pipeline.provenance import (
     RECORD_NAME,
     Provenance,
@@ -32,6 +33,7 @@ from lvt_pipeline.storage import sync_directory
 from lvt_pipeline.video.relative_paths import opened_sources
 
 NEXT_NAME = "next"
+MOVED_NAME = "moved_into_empty_splits"
 SHARD_PATTERN = "*-[0-9][0-9][0-9][0-9][0-9][0-9]"
 
 
@@ -50,6 +52,7 @@ def publish(
     settings: IngestSettings,
     manifest: str,
     began: float,
+    moved: Mapping[str, str],
 ) -> Provenance:
     """Put new shards in place of the old ones, remove what the plan no longer has, and write the record."""
     names = [shard.name for shard in plan]
@@ -83,12 +86,24 @@ def publish(
         inputs=inputs,
         fingerprint=content,
         outputs=output_sizes(out, names),
-        counts=frame_counts(clips, failures),
+        counts=frame_counts(clips, failures) | ({MOVED_NAME: dict(moved)} if moved else {}),
         seconds=round(time.monotonic() - began, 3),
         finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     write_record(out, record)
     return record
+
+
+def splits_in(out: Path) -> Earlier:
+    """Which contents the finished frames in a folder hold, and which of them were moved into an empty split."""
+    record = record_in(out)
+    if record is None:
+        return Earlier()
+    contents = {
+        clip.digest for name, receipt in receipts_in(out, out) if name in record.outputs for clip in receipt.clips
+    }
+    moved = record.counts.get(MOVED_NAME)
+    return Earlier(frozenset(contents), dict(moved) if isinstance(moved, dict) else {})
 
 
 def _move_shard(new: Path, old: Path) -> None:

@@ -16,12 +16,13 @@ from lvt_pipeline.errors import LVTError, OverBudget
 from lvt_pipeline.frames.records import FAILURES_NAME, ClipFailure, frame_counts
 from lvt_pipeline.frames.writer import write_failures
 from lvt_pipeline.interrupts import stop_requested
-from lvt_pipeline.jobs.ingest.folder import NEXT_NAME, publish, record_in, refuse_foreign, remove_shards
+from lvt_pipeline.jobs.ingest.folder import NEXT_NAME, publish, record_in, refuse_foreign, remove_shards, splits_in
 from lvt_pipeline.jobs.ingest.job import DOWNLOADS_NAME, IngestJob
 from lvt_pipeline.jobs.ingest.settings import STAGE, IngestSettings
 from lvt_pipeline.jobs.ingest.space import refuse_without_space
 from lvt_pipeline.machine import num_cores, total_memory
 from lvt_pipeline.manifest.manifest import manifest_fingerprint, read_manifest
+from lvt_pipeline.manifest.splits import content_key, fill_empty_splits
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
@@ -81,22 +82,34 @@ def ingest(
         if overwrite:
             for folder in (out, out / NEXT_NAME):
                 remove_shards(folder, keep=())
-        job = IngestJob(out, clips, settings, retry_failed)
-        job.look_around(damaged)
         workers = num_cores() if num_workers is None else num_workers
-        if check_space:
-            refuse_without_space(
-                out, job.to_decode, settings.geometry, settings.codec, num_workers=workers, should_stop=lambda: stop
-            )
-        with progress.bar("decoding", len(clips), "clip", done=job.num_kept) as bar:
-            plan = job.make(workers, clip_seconds, worker_memory or _memory_share(workers), stop, bar)
-        shutil.rmtree(out / DOWNLOADS_NAME, ignore_errors=True)
-        stop.raise_if_set(f"{job.num_saved} shards are saved in {out}")
-        receipts = [job.receipt(shard) for shard in plan]
-        failures = [failure for receipt in receipts for failure in receipt.failures]
-        if len(failures) == len(clips):
-            raise _nothing_decoded(out, failures)
-        record = publish(out, plan, receipts, settings, manifest_fingerprint(clips), began)
+        earlier = splits_in(out)
+        failed = IngestJob(out, clips, settings, retry_failed).known_failures()
+        while True:
+            lines, moved = fill_empty_splits(clips, failed, earlier)
+            job = IngestJob(out, lines, settings, retry_failed)
+            job.look_around(damaged)
+            if check_space:
+                refuse_without_space(
+                    out, job.to_decode, settings.geometry, settings.codec, num_workers=workers, should_stop=lambda: stop
+                )
+            with progress.bar("decoding", len(clips), "clip", done=job.num_kept) as bar:
+                plan = job.make(workers, clip_seconds, worker_memory or _memory_share(workers), stop, bar)
+            shutil.rmtree(out / DOWNLOADS_NAME, ignore_errors=True)
+            stop.raise_if_set(f"{job.num_saved} shards are saved in {out}")
+            receipts = [job.receipt(shard) for shard in plan]
+            failures = [failure for receipt in receipts for failure in receipt.failures]
+            if len(failures) == len(clips):
+                raise _nothing_decoded(out, failures)
+            found = {failure.id for failure in failures}
+            if found <= failed or fill_empty_splits(clips, found | failed, earlier)[0] == lines:
+                break
+            # A clip that was alone in its split failed: another one takes its place, copied and not decoded again.
+            failed, retry_failed, check_space, damaged = found | failed, False, False, ()
+        for line in lines:
+            if content_key(line) in moved and line.id not in found:
+                progress.say(f"{line.id} is in {line.split}, of which no other clip could be decoded")
+        record = publish(out, plan, receipts, settings, manifest_fingerprint(clips), began, moved)
     if len(failures) > max_failures * len(clips):
         raise OverBudget(
             f"{len(failures)} of {len(clips)} clips failed ({_spoken_reasons(failures)}), more than --max-failures "

@@ -99,6 +99,18 @@ class IngestJob:
                 del self._known[line.id]
         self.to_decode = [line for line in others if line.id not in self._known]
 
+    def known_failures(self) -> set[str]:
+        """Ids of the lines that failed in an earlier run and are not tried again."""
+        found = set()
+        for folder in (self._out, self._out / NEXT_NAME):
+            for _, receipt in receipts_in(folder, self._out):
+                self._failures |= {failure.fingerprint: failure for failure in receipt.failures}
+        for line in self._lines if self._failures else ():
+            failure = self._failures.get(failure_fingerprint(line, self._settings))
+            if failure is not None and self._still_fails(line, failure):
+                found.add(line.id)
+        return found
+
     def _learn(self, shard: Path, receipt: Receipt, *, keep: bool = True) -> None:
         self._learned[shard] = receipt
         if keep:

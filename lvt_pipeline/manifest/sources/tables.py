@@ -30,7 +30,7 @@ from lvt_pipeline.video.locations import absolute, as_path, is_url, read_bytes
 
 PATH_COLUMNS = ("path", "source", "video")
 # What a line of a manifest says beside these; a manifest is JSON Lines and can be listed again.
-_MANIFEST_COLUMNS = ("digest", "metadata", "kind", "record", "camera", "fps")
+_MANIFEST_COLUMNS = ("split_by", "digest", "metadata", "kind", "record", "camera", "fps")
 
 Row = Mapping[str, Any]
 NumberedRow = tuple[int, Row]  # with its line number
