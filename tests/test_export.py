@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> CodeStore:
 
 def export(store: CodeStore, out: Path, file_format: Any, **settings: Any) -> Any:
     return export_codes(store.path, out, ExportSettings(format=file_format, **settings))
+
+
+def identities(out: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of every file but the record and the plan, to see which were written again."""
+    files = [out / name for name in files_of(out) if name != "export.json"]
+    return {file.relative_to(out).as_posix(): (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
 
 
 def files_of(out: Path) -> dict[str, bytes]:
@@ -152,20 +159,25 @@ def test_a_store_that_changed_is_exported_as_if_for_the_first_time(tmp_path: Pat
     export(make_store(tmp_path / "s"), tmp_path / "out", file_format, clips_per_file=2)
     lengths = {"train/a": 11, "train/new": 4, "train/b": 30, "test/ü e": 19}
     store = make_store(tmp_path / "s", lengths, content={"train/b": "other"})
-    again = export(store, tmp_path / "out", file_format, clips_per_file=2)
+    before = identities(tmp_path / "out")
+    export(store, tmp_path / "out", file_format, clips_per_file=2)
     export(store, tmp_path / "scratch", file_format, clips_per_file=2)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "scratch")
     assert not (tmp_path / "out" / "val").exists()
     if file_format == "npy":
-        assert again.counts["written"] == 3  # the new clip, the changed one and the list
+        written = {name for name, seen in identities(tmp_path / "out").items() if before.get(name) != seen}
+        assert written == {"train/new.npy", "train/b.npy", "clips.jsonl"}
 
 
 def test_only_what_is_missing_or_cut_is_written_again(store: CodeStore, tmp_path: Path) -> None:
     export(store, tmp_path / "out", "npy")
     before = files_of(tmp_path / "out")
+    seen = identities(tmp_path / "out")
     (tmp_path / "out/train/a.npy").unlink()
     os.truncate(tmp_path / "out/train/b.npy", 100)
-    assert export(store, tmp_path / "out", "npy").counts["written"] == 2
+    export(store, tmp_path / "out", "npy")
+    written = {name for name, now in identities(tmp_path / "out").items() if seen[name] != now}
+    assert written == {"train/a.npy", "train/b.npy"}
     assert files_of(tmp_path / "out") == before
 
 
@@ -236,7 +248,12 @@ def test_a_stop_request_keeps_what_is_finished(
     assert "run the same command again to resume" in error
     assert written == ["train/a.npy"]
     monkeypatch.setattr(exporting, "clip_units", real)
-    assert export(store, tmp_path / "out", "npy").counts["written"] == 4
+    before = identities(tmp_path / "out")
+    resumed = export(store, tmp_path / "out", "npy")
+    assert identities(tmp_path / "out")["train/a.npy"] == before["train/a.npy"]
+    whole = export(store, tmp_path / "whole", "npy")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+    assert replace(resumed, seconds=0.0, finished="") == replace(whole, seconds=0.0, finished="")
 
 
 # Messages -------------------------------------------------------------------------------------------------------------
@@ -245,10 +262,12 @@ def test_a_stop_request_keeps_what_is_finished(
 def test_a_folder_with_other_things_is_not_written_to(store: CodeStore, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "me.jpg").write_text("a face")
-    with pytest.raises(ArtefactError, match="a folder with other things in it; choose a new folder"):
+    with pytest.raises(
+        ArtefactError, match="holds other things than the output of lvt export; choose another output folder"
+    ):
         export(store, tmp_path / "photos", "npy")
     (tmp_path / "photos" / "export.json").write_text(json.dumps({"units": {"../store": "x"}}))
-    with pytest.raises(ArtefactError, match="a folder with other things in it"):
+    with pytest.raises(ArtefactError, match="holds other things than the output"):
         export(store, tmp_path / "photos", "npy")
 
 

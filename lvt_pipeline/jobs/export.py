@@ -1,17 +1,15 @@
 """Stage `export`: a code store in the files of other tools (`codes.exchange`).
 
-An export is a folder of units, files or folders that appear whole. `export.json` says what each unit is made of, and is
-there before the first of them. So a unit that lies there is finished, and running the command again writes only what is
-missing, or what a changed store has changed.
+An export is a folder of units, files or folders that appear whole. `export.json` holds the fingerprint of each unit and
+is written before the first of them. So a unit that exists is finished, and running the command again writes only units
+that are missing, or that a changed store has changed.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from lvt_pipeline.codes.exchange.memmap import memmap_units
@@ -21,18 +19,18 @@ from lvt_pipeline.codes.exchange.tars import tar_units
 from lvt_pipeline.codes.exchange.units import Unit
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore, open_codes
-from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, LVTError
-from lvt_pipeline.interrupts import stop_requested
+from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.jobs.settings import ExportSettings
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.provenance import RECORD_NAME, Provenance, differences, fingerprint, read_record, write_record
-from lvt_pipeline.storage import TEMPORARY_SUFFIX, exclusive_lock, read_json, remove_leftovers, write_json
+from lvt_pipeline.provenance import Provenance, fingerprint
+from lvt_pipeline.storage import TEMPORARY_SUFFIX, read_json, remove_leftovers, write_json
 
 STAGE = "export"
 VERSION = 1
 KIND = "exported-codes"
+JOB = Job(stage=STAGE, version=VERSION, kind=KIND)
 PLAN_NAME = "export.json"
 
 
@@ -49,32 +47,31 @@ def export_codes(
 
     Args:
         codes: code store, of real or of sampled clips.
-        out: new folder, or one this function made: what is still right stays, the rest is replaced or removed.
+        out: new folder, or one this function made: files that are still right stay, others are replaced or removed.
         generation: which generation of the store, the current one by default.
         overwrite: write everything again.
 
     Raises:
         StoreError: the store cannot be read.
         ArtefactError: `out` holds other things.
-        LVTError: the split is empty, an id is no name for a file, or a package that the format needs is missing.
-        Stopped: a signal came; what is finished is kept.
+        LVTError: the split is empty, an id cannot be the name of a file, or a package that the format needs is missing.
+        Stopped: a signal came; finished files are kept.
     """
-    started = time.monotonic()
+    clock = Clock()
     require_output_folder(out, STAGE, (codes,))
     store = open_codes(codes, generation)
     clips = [clip for clip in store.clips if settings.split in (None, clip.split)]
     if not clips:
         raise LVTError(f"{codes} has no clip in split {settings.split}; leave the split out for all")
     units = _units(store, clips, settings)
+    wanted = {unit.name: unit.fingerprint for unit in units}
     inputs = {"codes": store.fingerprint, "tokenizer": store.tokenizer}
-    with exclusive_lock(out), stop_requested() as stop:
-        old, record = _plan_of(out), _record_of(out)
-        wanted = {unit.name: unit.fingerprint for unit in units}
-        missing = [unit for unit in units if overwrite or not _is_there(out, unit, old, record)]
-        is_complete = not missing and old == wanted
-        if record is not None and is_complete and not differences(record, VERSION, to_plain(settings), inputs):
-            return record
-        (out / RECORD_NAME).unlink(missing_ok=True)  # until this run has finished, the folder is not
+    with JOB.open_folder(out, settings, inputs, overwrite=overwrite, is_ours=_has_plan, clock=clock) as work:
+        old = _plan_of(out)
+        missing = [unit for unit in units if overwrite or not _is_there(out, unit, old, work.old)]
+        if not missing and old == wanted and work.is_current:
+            return work.record
+        work.begin()
         _remove(out, [name for name in old if name not in wanted] + [unit.name for unit in missing])
         for folder in {out, *((out / name).parent for name in [*old, *wanted])}:
             remove_leftovers(folder)
@@ -83,31 +80,18 @@ def export_codes(
         done = num_frames - sum(unit.num_frames for unit in missing)
         with progress.bar("export", num_frames, "frames", done=done) as bar:
             for unit in missing:
-                stop.raise_if_set(f"what is finished is in {out}")
+                work.stop.raise_if_set(f"finished files are in {out}")
                 unit.write(out / unit.name)
                 bar.advance(unit.num_frames)
         outputs = {name: (out / name).stat().st_size for name in [*wanted, PLAN_NAME] if (out / name).is_file()}
-        record = Provenance(
-            kind=KIND,
-            stage=STAGE,
-            version=VERSION,
-            settings=to_plain(settings),
-            inputs=inputs,
-            fingerprint=fingerprint(wanted),
-            outputs=outputs,
-            counts={
-                "clips": len(clips),
-                "frames": sum(clip.length for clip in clips),
-                "codebook_size": store.codebook_size,
-                "num_codebooks": store.num_codebooks,
-                "generation": store.generation,
-                "written": len(missing),
-            },
-            seconds=round(time.monotonic() - started, 3),
-            finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        write_record(out, record)
-    return record
+        counts = {
+            "clips": len(clips),
+            "frames": sum(clip.length for clip in clips),
+            "codebook_size": store.codebook_size,
+            "num_codebooks": store.num_codebooks,
+            "generation": store.generation,
+        }
+        return work.finish(fingerprint(wanted), outputs, counts)
 
 
 def _units(store: CodeStore, clips: Sequence[CodeClip], settings: ExportSettings) -> list[Unit]:
@@ -124,29 +108,31 @@ def _units(store: CodeStore, clips: Sequence[CodeClip], settings: ExportSettings
             return list(parquet_units(store, clips, settings.clips_per_file))
 
 
+def _has_plan(out: Path) -> bool:
+    return (out / PLAN_NAME).exists()
+
+
 def _plan_of(out: Path) -> Mapping[str, str]:
-    """What an earlier run wrote, or began to write: fingerprint of each unit by name.
+    """Fingerprint of each unit that an earlier run wrote or began to write, by name.
 
     Raises:
-        ArtefactError: the folder is not empty and not ours.
+        ArtefactError: the plan is damaged.
     """
-    if (out / PLAN_NAME).exists():
-        plan = read_json(out / PLAN_NAME)
-        units = plan.get("units") if isinstance(plan, dict) else None
-        if isinstance(units, dict) and not any(Path(name).is_absolute() or ".." in Path(name).parts for name in units):
-            return {str(name): str(made_of) for name, made_of in units.items()}
-    remove_leftovers(out)
-    if any(out.iterdir()):
-        raise ArtefactError(f"{out} is a folder with other things in it; choose a new folder for the export")
-    return {}
-
-
-def _record_of(out: Path) -> Provenance | None:
-    return read_record(out) if (out / RECORD_NAME).exists() else None
+    if not _has_plan(out):
+        return {}
+    plan = read_json(out / PLAN_NAME)
+    units = plan.get("units") if isinstance(plan, dict) else None
+    if (
+        not isinstance(units, dict)
+        or not all(isinstance(made_of, str) for made_of in units.values())
+        or any(Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name for name in units)
+    ):
+        raise ArtefactError(f"{out / PLAN_NAME} is damaged or was not written by lvt export; choose a new folder")
+    return dict(units)
 
 
 def _is_there(out: Path, unit: Unit, plan: Mapping[str, str], record: Provenance | None) -> bool:
-    """Whether a unit lies there, made of the same things, with the size it was written with as far as that is known."""
+    """Whether a unit is finished, of the same fingerprint, and of the size it was written with as far as known."""
     path = out / unit.name
     if plan.get(unit.name) != unit.fingerprint or not path.exists():
         return False

@@ -1,42 +1,41 @@
 """Stage `import-codes`: folders of NumPy codes, such as those of the paper's released code, into a code store.
 
-A folder is looked through once: every `.npy` is a frame (two or three axes, in a folder that is the clip, its name the
-frame number) or a whole clip (four axes), as `codes.exchange.npy` writes them. Codes that are not what they should be
-are refused before a store is begun.
+The folder is examined once: every `.npy` is a frame (two or three axes, in a folder that is the clip, its name the
+frame number) or a whole clip (four axes), as `codes.exchange.npy` writes them. Wrong codes are refused before a store
+is begun.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline import lineage
-from lvt_pipeline.codes.exchange.npy import CLIPS_NAME, from_released
-from lvt_pipeline.codes.schema import SHARD_FRAMES, CodeSchema, PlannedClip
+from lvt_pipeline.codes.exchange.npy import CLIPS_NAME, from_released, read_npy
+from lvt_pipeline.codes.schema import SHARD_FRAMES, CodeSchema, PlannedClip, has_line_break
 from lvt_pipeline.codes.writer import CodeStoreWriter
-from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, LVTError, MismatchError
 from lvt_pipeline.interrupts import stop_requested
+from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.jobs.export import KIND as EXPORT_KIND
-from lvt_pipeline.jobs.settings import ImportSettings
+from lvt_pipeline.jobs.settings import LARGEST_FPS, ImportSettings
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import RECORD_NAME, Provenance, fingerprint, read_record
 from lvt_pipeline.runs.read import load_vqvae
+from lvt_pipeline.storage import describe_os_error, read_json_lines
 from lvt_pipeline.video.clips import SPLITS
 
 STAGE = "import-codes"
 VERSION = 1
+JOB = Job(stage=STAGE, version=VERSION, kind="codes")
 FRAME_AXES, CLIP_AXES = (2, 3), 4
 
 
@@ -51,12 +50,12 @@ class _Found:
     def read(self) -> NDArray[Any]:
         """Its codes, (T, h, w, n_c), in the type of the files."""
         if not self.is_frames:
-            return _load(self.files[0])
-        frames = [_load(file) for file in self.files]
+            return read_npy(self.files[0])
+        frames = [read_npy(file) for file in self.files]
         for file, frame in zip(self.files, frames, strict=True):
             if frame.shape != frames[0].shape or frame.dtype != frames[0].dtype:
                 raise ArtefactError(
-                    f"{file} is {frame.dtype} {frame.shape} but {self.files[0].name} beside it is {frames[0].dtype} "
+                    f"{file} is {frame.dtype} {frame.shape} but {self.files[0].name} is {frames[0].dtype} "
                     f"{frames[0].shape}; the frames of a clip have one shape and type"
                 )
         return np.stack([from_released(frame) for frame in frames])
@@ -74,11 +73,11 @@ def import_codes(
     """Make the code store at `out` hold exactly the clips of `folder`.
 
     Args:
-        folder: one `.npy` per frame in a folder per clip, or one per clip; what `lvt export` wrote carries splits,
-            labels, frame rates, K and the tokenizer with it.
-        tokenizer: the VQ-VAE run that made the codes, if there is one; else they are of a tokenizer of their own, and
-            `lvt decode` refuses them.
-        overwrite: start the store anew.
+        folder: one `.npy` per frame in a folder per clip, or one per clip; a folder from `lvt export` also holds
+            splits, labels, frame rates, K and the tokenizer.
+        tokenizer: the VQ-VAE run that made the codes, if there is one; otherwise they count as codes of an unknown
+            tokenizer, and `lvt decode` refuses them.
+        overwrite: start the store again.
 
     Raises:
         ArtefactError: a file holds no codes, a frame is missing, or shapes differ; it is named.
@@ -86,14 +85,14 @@ def import_codes(
         StoreError: `out` holds something else.
         Stopped: a signal came; finished shards are kept.
     """
-    started = time.monotonic()
+    clock = Clock()
     require_output_folder(out, STAGE, (folder, tokenizer))
     exported = _export_record(folder)
     codebook_size = _codebook_size(settings, exported)
     found = list(find_clips(folder))
     if not found:
         raise ArtefactError(f"{folder} holds no .npy file; give the folder that the folders of frames are in")
-    planned, frame_shape, content = _look_through(folder, found, codebook_size, settings, progress)
+    planned, frame_shape, content = _examined(folder, found, codebook_size, settings, progress)
     schema = CodeSchema(
         codebook_size=codebook_size,
         num_codebooks=frame_shape[2],
@@ -119,48 +118,45 @@ def import_codes(
                 parts = [by_id[part.clip_id].read()[part.start : part.stop] for part in shard.parts]
                 writer.write_shard(shard.index, np.concatenate([part.astype(schema.dtype) for part in parts]))
                 bar.advance(shard.num_frames)
-        return writer.publish(
-            Provenance(
-                kind="codes",
-                stage=STAGE,
-                version=VERSION,
-                settings=to_plain(settings),
-                inputs={"files": content, "tokenizer": schema.tokenizer},
-                fingerprint="",  # the writer knows it
-                counts={"clips": len(planned), "frames": sum(clip.length for clip in planned)},
-                seconds=round(time.monotonic() - started, 3),
-                finished=datetime.now(UTC).isoformat(timespec="seconds"),
-            )
-        )
+        counts = {"clips": len(planned), "frames": sum(clip.length for clip in planned)}
+        inputs = {"files": content, "tokenizer": schema.tokenizer}
+        return writer.publish(JOB.recorder(settings, inputs, clock).new_record(counts=counts))
 
 
 def find_clips(folder: Path) -> Iterator[_Found]:
     """The clips below a folder, by their first file's number of axes, in order of their ids.
 
     Raises:
-        ArtefactError: it does not exist, a file is no array, or the numbers of a clip's frames have a gap.
+        ArtefactError: it does not exist, a file is not an array, a name breaks a line, or a frame number is missing.
     """
     if not folder.is_dir():
         raise ArtefactError(f"{folder} is not a folder; give the folder that the folders of frames are in")
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files = sorted(Path(parent, name) for name in names if name.endswith(".npy") and not name.startswith("."))
-        if not files:
-            continue
-        axes = _axes(files[0])
-        if axes == CLIP_AXES:
-            for file in files:
-                yield _Found(file.relative_to(folder).with_suffix("").as_posix(), (file,), is_frames=False)
-        elif axes in FRAME_AXES:
-            if Path(parent) == folder:
-                raise ArtefactError(
-                    f"{files[0]} is a frame that lies in no folder of its own; give the folder above {folder}"
-                )
-            yield _Found(Path(parent).relative_to(folder).as_posix(), _in_order(files), is_frames=True)
-        else:
-            raise ArtefactError(
-                f"{files[0]} has {axes} axes; a frame is (n_c, h, w) or (h, w), a clip (frames, h, w, n_c)"
-            )
+        for file in files:
+            if has_line_break(str(file)):
+                raise ArtefactError(f"the name {str(file)!r} has a line break or control character in it; rename it")
+        if files:
+            yield from _clips_in(folder, Path(parent), files)
+
+
+def _refuse(error: OSError) -> None:
+    raise describe_os_error(error, f"reading {error.filename}")
+
+
+def _clips_in(folder: Path, parent: Path, files: Sequence[Path]) -> Iterator[_Found]:
+    """The clips that the files of one folder are: one of their frames, or one each."""
+    axes = read_npy(files[0]).ndim
+    if axes == CLIP_AXES:
+        for file in files:
+            yield _Found(file.relative_to(folder).with_suffix("").as_posix(), (file,), is_frames=False)
+    elif axes in FRAME_AXES:
+        if parent == folder:
+            raise ArtefactError(f"{files[0]} is a frame without a folder of its own; give the parent of {folder}")
+        yield _Found(parent.relative_to(folder).as_posix(), _in_order(files), is_frames=True)
+    else:
+        raise ArtefactError(f"{files[0]} has {axes} axes; a frame is (n_c, h, w) or (h, w), a clip (frames, h, w, n_c)")
 
 
 def _in_order(files: Sequence[Path]) -> tuple[Path, ...]:
@@ -179,26 +175,7 @@ def _in_order(files: Sequence[Path]) -> tuple[Path, ...]:
     return tuple(numbers[number] for number in range(first, last + 1))
 
 
-def _axes(file: Path) -> int:
-    return _open(file, memory_map=True).ndim
-
-
-def _load(file: Path) -> NDArray[Any]:
-    return _open(file, memory_map=False)
-
-
-def _open(file: Path, *, memory_map: bool) -> NDArray[Any]:
-    try:
-        array = np.load(file, mmap_mode="r" if memory_map else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ArtefactError(f"{file} cannot be read as an array ({reason}); extract it again") from error
-    if not isinstance(array, np.ndarray):
-        raise ArtefactError(f"{file} is no single array; extract it again")
-    return array
-
-
-def _look_through(
+def _examined(
     folder: Path, found: Sequence[_Found], codebook_size: int, settings: ImportSettings, progress: Progress
 ) -> tuple[list[PlannedClip], tuple[int, int, int], str]:
     """Every clip checked, with the digest of its codes for a fingerprint; the shape of a frame; the digest of all."""
@@ -242,7 +219,7 @@ def _check(codes: NDArray[Any], clip: _Found, codebook_size: int) -> None:
     where = clip.files[0].parent if clip.is_frames else clip.files[0]
     if codes.ndim != CLIP_AXES or not codes.size:
         raise ArtefactError(f"{where} holds an array of shape {codes.shape}, codes are (frames, h, w, n_c)")
-    if not np.issubdtype(codes.dtype, np.integer):
+    if codes.dtype.kind not in "iu":  # numpy counts time differences as integers
         raise ArtefactError(f"{where} holds {codes.dtype}, codes are integers; these may be latents, not codes")
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= codebook_size:
@@ -258,41 +235,37 @@ def _split_of(clip_id: str, otherwise: str) -> str:
 
 
 def _listed(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the list of an export says about each clip, by id; empty without one."""
+    """Split, label and frame rate of each clip in the list of an export, by id; empty without one."""
     path = folder / CLIPS_NAME
     listed: dict[str, dict[str, Any]] = {}
-    if path.exists():
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                listed[row["id"]] = {
-                    "split": row["split"] if row["split"] in SPLITS else _refuse_split(row["split"]),
-                    "label": None if row["label"] is None else str(row["label"]),
-                    "fps": float(row["fps"]),
-                }
-            except (ValueError, KeyError, TypeError) as error:
-                raise ArtefactError(f"{path}:{number} is no line of a list of clips ({error}); export again") from error
+    for number, row in read_json_lines(path) if path.exists() else []:
+        clip_id, split, label, fps = (row.get(name) for name in ("id", "split", "label", "fps"))
+        is_clip = isinstance(clip_id, str) and isinstance(label, str | None) and split in SPLITS
+        if not is_clip or type(fps) not in (int, float) or not 0 < cast("float", fps) <= LARGEST_FPS:
+            raise ArtefactError(
+                f"{path}:{number} does not have the id, split, label and fps of a clip; run lvt export again"
+            )
+        listed[str(clip_id)] = {"split": split, "label": label, "fps": float(cast("float", fps))}
     return listed
 
 
-def _refuse_split(split: Any) -> str:
-    raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-
-
 def _export_record(folder: Path) -> Provenance | None:
-    if not (folder / RECORD_NAME).is_file():
+    path = folder / RECORD_NAME
+    if not path.is_file():
         return None
     record = read_record(folder)
-    return record if record.kind == EXPORT_KIND else None
+    if record.kind != EXPORT_KIND:
+        return None
+    if type(record.counts.get("codebook_size")) is not int or not isinstance(record.inputs.get("tokenizer"), str):
+        raise ArtefactError(f"{path} does not hold the codebook size and the tokenizer; run lvt export again")
+    return record
 
 
 def _codebook_size(settings: ImportSettings, exported: Provenance | None) -> int:
     if settings.codebook_size is not None:
         return settings.codebook_size
     if exported is None:
-        raise LVTError(
-            "the codes do not say how many there are; give --codebook-size (512 in the paper's released code)"
-        )
+        raise LVTError("the files do not hold the codebook size; give --codebook-size (512 in the released code)")
     return int(exported.counts["codebook_size"])
 
 

@@ -1,27 +1,31 @@
-"""NumPy files: one array per clip, or one per frame as the paper's released code keeps its codes.
+"""NumPy files: one array per clip, or one per frame as the paper's released code stores its codes.
 
 ID.npy      format npy: the stored type, (T, h, w, n_c)
 ID/0.npy    format npy-frames: int64, (n_c, h, w), or (h, w) with one codebook; the frame number is the name
-clips.jsonl what belongs to a clip beside its codes, a line each
+clips.jsonl id, split, label, frame rate and length of each clip, a line each
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from einops import rearrange
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes.exchange.units import Unit, clip_path, described, unit_fingerprint
+from lvt_pipeline.codes.layout import as_one_line
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore
-from lvt_pipeline.errors import LVTError
-from lvt_pipeline.storage import atomic_directory, write_bytes
+from lvt_pipeline.errors import ArtefactError, LVTError
+from lvt_pipeline.storage import atomic_directory, describe_os_error, open_regular, write_bytes
 from lvt_pipeline.video.write import write_npy
 
 CLIPS_NAME = "clips.jsonl"
@@ -44,13 +48,13 @@ def frame_units(store: CodeStore, clips: Sequence[CodeClip]) -> Iterator[Unit]:
     """One folder per clip with one file per frame, and the list of clips.
 
     Raises:
-        LVTError: a clip's folder would lie inside another's.
+        LVTError: a clip's folder would be inside another's.
     """
     names = {clip.id for clip in clips}
     for clip in clips:
         inside = next((str(parent) for parent in Path(clip_path(clip.id)).parents if str(parent) in names), None)
         if inside is not None:
-            raise LVTError(f"the folder of clip {clip.id} would lie inside that of clip {inside}; use --format npy")
+            raise LVTError(f"the folder of clip {clip.id} would be inside that of clip {inside}; use --format npy")
         yield Unit(
             clip_path(clip.id),
             unit_fingerprint("npy-frames", VERSION, store, [clip]),
@@ -60,14 +64,54 @@ def frame_units(store: CodeStore, clips: Sequence[CodeClip]) -> Iterator[Unit]:
     yield _clip_list(store, clips)
 
 
+def read_npy(file: Path) -> NDArray[Any]:
+    """One array of plain numbers from a `.npy` file. Sizes are checked before anything is allocated.
+
+    Raises:
+        ArtefactError: the file is something else, in one line that names it.
+        LVTError: the operating system refused to read it.
+    """
+    try:
+        with open_regular(file) as stream:
+            shape, is_fortran, dtype = _npy_header(stream)
+            num_bytes = math.prod(shape) * dtype.itemsize
+            found = os.fstat(stream.fileno()).st_size - stream.tell()
+            if dtype.hasobject or found != num_bytes or min(shape, default=0) < 0:
+                raise ValueError(f"its header announces {num_bytes:,} bytes of {dtype}, {found:,} follow")
+            data = np.frombuffer(stream.read(num_bytes), dtype)
+    except FileNotFoundError:
+        raise ArtefactError(f"{file} does not exist") from None
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EISDIR):  # not a regular file
+            raise ArtefactError(f"{file} cannot be read as an array: {error.strerror}") from None
+        raise describe_os_error(error, f"reading {file}") from error
+    except ValueError as error:
+        raise ArtefactError(f"{file} cannot be read as an array ({as_one_line(error)}); extract it again") from error
+    return data.reshape(shape, order="F" if is_fortran else "C")
+
+
+def _npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type of the array.
+
+    Raises:
+        ValueError: the file does not begin as a `.npy` file does.
+    """
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        return read(stream)
+    except Exception as error:  # the header is Python text, whose parser has many ways to fail
+        raise ValueError("it does not begin as a .npy file does") from error
+
+
 def as_released(codes: NDArray[Any]) -> NDArray[np.int64]:
-    """Codes (T, h, w, n_c) as the released code keeps them: int64 (T, n_c, h, w), or (T, h, w) with one codebook."""
+    """Codes (T, h, w, n_c) as the released code stores them: int64 (T, n_c, h, w), or (T, h, w) with one codebook."""
     frames = rearrange(codes.astype(np.int64), "t h w n -> t n h w")
     return frames[:, 0] if frames.shape[1] == 1 else frames
 
 
 def from_released(frame: NDArray[Any]) -> NDArray[Any]:
-    """One frame as the released code keeps it, (n_c, h, w) or (h, w), as (h, w, n_c)."""
+    """One frame as the released code stores it, (n_c, h, w) or (h, w), as (h, w, n_c)."""
     return frame[..., None] if frame.ndim == 2 else rearrange(frame, "n h w -> h w n")
 
 
