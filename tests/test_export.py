@@ -267,7 +267,7 @@ def test_a_folder_with_other_things_is_not_written_to(store: CodeStore, tmp_path
     ):
         export(store, tmp_path / "photos", "npy")
     (tmp_path / "photos" / "export.json").write_text(json.dumps({"units": {"../store": "x"}}))
-    with pytest.raises(ArtefactError, match="holds other things than the output"):
+    with pytest.raises(ArtefactError, match="is damaged or was not written by lvt export; choose a new folder"):
         export(store, tmp_path / "photos", "npy")
 
 
@@ -281,7 +281,7 @@ def test_ids_that_lead_out_of_the_folder_are_refused(tmp_path: Path, clip_id: st
 
 def test_a_clip_inside_another_is_refused_as_frames(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", {"train/a": 3, "train/a/b": 2})
-    with pytest.raises(LVTError, match="clip train/a/b would lie inside that of clip train/a; use --format npy"):
+    with pytest.raises(LVTError, match="clip train/a/b would be inside that of clip train/a; use --format npy"):
         export(store, tmp_path / "out", "npy-frames")
     export(store, tmp_path / "out", "npy")
 

@@ -151,7 +151,7 @@ def damaged(folder: Path, how: str) -> None:
         ("latents", "b holds float32, codes are integers; these may be latents"),
         ("range", r"holds codes from \d+ to 512, outside of \[0, 512\); give the codebook size"),
         ("negative", r"holds codes from -1 to \d+, outside of \[0, 512\)"),
-        ("shape", r"2.npy is int64 \(2, 4, 4\) but 0.npy beside it is int64 \(2, 4, 3\)"),
+        ("shape", r"2.npy is int64 \(2, 4, 4\) but 0.npy is int64 \(2, 4, 3\)"),
         ("grid", r"frames of \(h, w, n_c\) = \(5, 5, 2\) but those of clip a have \(4, 3, 2\)"),
         ("axes", r"has 1 axes; a frame is \(n_c, h, w\) or \(h, w\), a clip \(frames, h, w, n_c\)"),
     ],
@@ -170,7 +170,7 @@ def test_folders_and_settings_that_say_too_little_are_refused(tmp_path: Path) ->
     with pytest.raises(ArtefactError, match=r"holds no \.npy file"):
         import_all(tmp_path / "empty", tmp_path / "s")
     released(tmp_path / "in")
-    with pytest.raises(ArtefactError, match="lies in no folder of its own; give the folder above"):
+    with pytest.raises(ArtefactError, match="is a frame without a folder of its own; give the parent of"):
         import_all(tmp_path / "in", tmp_path / "s")
     with pytest.raises(LVTError, match="give --codebook-size"):
         import_all(tmp_path / "in", tmp_path / "s", codebook_size=None)
@@ -188,5 +188,5 @@ def test_a_list_of_clips_that_was_edited_badly_is_named(tmp_path: Path) -> None:
     export_codes(store.path, tmp_path / "out", ExportSettings(format="npy"))
     lines = (tmp_path / "out/clips.jsonl").read_text()
     (tmp_path / "out/clips.jsonl").write_text(lines.replace('"split": "val"', '"split": "dev"'))
-    with pytest.raises(ArtefactError, match=r"clips\.jsonl:3 is no line of a list of clips .*'dev'"):
+    with pytest.raises(ArtefactError, match=r"clips\.jsonl:3 does not have the id, split, label and fps"):
         import_all(tmp_path / "out", tmp_path / "back")

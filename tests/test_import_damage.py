@@ -33,9 +33,8 @@ def npy(array: np.ndarray, *, allow_pickle: bool = False) -> bytes:
 
 def with_header(text: str, version: int = 1) -> bytes:
     data = text.encode("latin-1")
-    return (
-        b"\x93NUMPY" + bytes([version, 0]) + len(data).to_bytes(2 if version == 1 else 4, "little") + data + b"\0" * 64
-    )
+    length = len(data).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + length + data + b"\0" * 64
 
 
 def zipped() -> bytes:
