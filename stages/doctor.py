@@ -23,7 +23,7 @@ from stages.values import PATH
 )
 @json_option
 def command(folder: Path, as_json: bool) -> None:
-    """Test each part once: torch, decord, PyAV, zarr codecs, webdataset, spawned workers, disk.
+    """Test each part once: torch, decord, PyAV, zarr codecs, webdataset, training, spawned workers, disk.
 
     Example: lvt doctor
     """

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.filterwarnings(  # webdataset leaves its files to the g
 )
 
 NAMES = [
-    *("python", "packages", "torch", "devices", "decoders", "code store", "webdataset", "worker processes"),
+    *("python", "packages", "torch", "devices", "decoders", "code store", "webdataset", "training"),
+    "worker processes",
     *("shared memory", "disk"),
 ]
 
@@ -29,6 +30,7 @@ def test_a_machine_that_runs_these_tests_passes_every_check(tmp_path: Path) -> N
     details = {check.name: check.detail for check in checks}
     assert "decord and pyav" in details["decoders"]
     assert "gloo" in details["torch"]
+    assert details["training"].startswith("one step of a tokenizer and of a prior, and a sample, took ")
     assert "start method" in details["worker processes"]
     assert f"in {tmp_path}, " in details["disk"]
     assert "MiB/s" in details["disk"]
@@ -43,8 +45,9 @@ def broken(*arguments: Any, **options: Any) -> Any:
     ("name", "module", "attribute"),
     [
         ("decoders", "lvt_pipeline.video.decode", "decode_clip"),
-        ("code store", "lvt_pipeline.codes.store", "create_array"),
+        ("code store", "lvt_pipeline.codes.shard_file", "create_array"),
         ("worker processes", "lvt_pipeline.jobs.ingest.workers", "run_isolated"),
+        ("training", "lvt_pipeline.training.vqvae", "train_vqvae"),
         ("packages", "lvt_pipeline.workspace.doctor", "version"),
         ("shared memory", "lvt_pipeline.workspace.doctor", "shared_memory_bytes"),
     ],
@@ -60,9 +63,12 @@ def test_what_does_not_work_is_named_and_the_rest_is_checked(
     monkeypatch.setattr(f"{module}.{attribute}", broken)
     code, out, errors = lvt("doctor", "--folder", tmp_path)
     assert code == 1
-    assert f"{name} failed" in errors
+    # Without a code store no prior can be trained either.
+    names = [name, "training"] if name == "code store" else [name]
+    assert f"{', '.join(names)} failed" in errors
     failed = [line for line in out.splitlines() if line.startswith("FAIL")]
-    assert failed == [f"FAIL  {name:20} OSError: it does not work here"]
+    assert failed[0] == f"FAIL  {name:20} OSError: it does not work here"
+    assert [line.split("  ")[1] for line in failed] == names
     assert len(out.splitlines()) == len(NAMES)
 
 

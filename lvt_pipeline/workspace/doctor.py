@@ -17,17 +17,36 @@ from typing import Literal
 
 import numpy as np
 
+from lvt_pipeline.config import build
 from lvt_pipeline.machine import num_cores
 
 PACKAGES = ("torch", "webdataset", "zarr", "numcodecs", "decord", "av", "numpy", "einops", "pillow", "safetensors")
 DECODERS: tuple[Literal["decord", "pyav"], ...] = ("decord", "pyav")
+ONE_STEP = {"max_steps": 1, "batch_size": 1}
+TINY_TOKENIZER = {
+    "model": {"num_codebooks": 1, "codebook_size": 8, "code_width": 8, "stem_width": 8, "residual_width": 8},
+    "training": ONE_STEP,
+}
+TINY_PRIOR = {
+    "model": {
+        "frames": 2,
+        "subscale": [2, 1, 1],
+        "width": 12,
+        "head_width": 4,
+        "num_heads": 2,
+        "embedding_width": 8,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+    },
+    "training": ONE_STEP,
+}
 LOW_DISK_BYTES = 10 * 2**30
 LOW_SHARED_MEMORY_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `is_ok` is False for what will stop a stage; a warning keeps it True and says so in `detail`."""
+    """One finding. `is_ok` is False for what will stop a stage; a warning keeps it True and is part of `detail`."""
 
     name: str
     is_ok: bool
@@ -48,6 +67,7 @@ def examine(folder: Path) -> list[Check]:
         ("decoders", _decoders),
         ("code store", _code_store),
         ("webdataset", _webdataset),
+        ("training", _training),
         ("worker processes", _workers),
         ("shared memory", _shared_memory),
         ("disk", lambda: _disk(folder)),
@@ -145,6 +165,28 @@ def _webdataset() -> str:
     if samples[0]["npy"].shape != (2, 8, 8, 3):
         raise RuntimeError("frames came back changed")
     return "shards can be written and read"
+
+
+def _training() -> str:
+    from lvt_pipeline.frames.records import FrameSample
+    from lvt_pipeline.frames.writer import write_frames
+    from lvt_pipeline.jobs.encode import encode_dataset
+    from lvt_pipeline.runs.read import load_prior
+    from lvt_pipeline.training.prior import train_prior
+    from lvt_pipeline.training.settings import PriorRunSettings, VQVAERunSettings
+    from lvt_pipeline.training.vqvae import train_vqvae
+
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        frames, vqvae, codes, prior = (Path(folder) / name for name in ("frames", "vqvae", "data.zarr", "prior"))
+        pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16, 3), dtype=np.uint8)
+        samples = [FrameSample.from_array(split, pixels[i], split=split) for i, split in enumerate(("train", "val"))]
+        write_frames(frames, samples, stage="ingest", settings={}, inputs={"manifest": "0" * 64})
+        train_vqvae(frames, vqvae, build(VQVAERunSettings, TINY_TOKENIZER), device="cpu")
+        encode_dataset(frames, vqvae, codes, device="cpu")
+        train_prior(codes, prior, build(PriorRunSettings, TINY_PRIOR), device="cpu")
+        load_prior(prior, device="cpu").sample(np.zeros((1, 1, 4, 4, 1), np.int64))
+    return f"one step of a tokenizer and of a prior, and a sample, took {time.monotonic() - started:.1f} s on the CPU"
 
 
 def _workers() -> str:
