@@ -16,6 +16,7 @@ import click
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.provenance import lvt_version
 from lvt_pipeline.storage import describe_os_error
+from lvt_pipeline.streams import finish_streams, print_error, replace_closed_streams, restart_in_utf8
 
 DISTRIBUTION = "lvt-pipeline"
 INTERRUPTED = 130
@@ -107,7 +108,9 @@ def lvt() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    sys.exit(run(arguments))
+    restart_in_utf8()
+    replace_closed_streams()
+    sys.exit(finish_streams(run(arguments)))
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -119,21 +122,19 @@ def run(arguments: list[str] | None = None) -> int:
         context = getattr(error, "ctx", None)
         hint = f"; see {context.command_path} --help" if context is not None else ""
         message = " ".join(error.format_message().split())  # click lists choices on lines of their own
-        click.echo(f"lvt: {message.rstrip('.')}{hint}", err=True)
+        print_error(f"{message.rstrip('.')}{hint}")
         return error.exit_code
     except LVTError as error:
-        click.echo(f"lvt: {error}", err=True)
+        print_error(str(error))
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nlvt: interrupted; what was finished is kept, run the same command again to resume", err=True)
+        print_error("interrupted; finished work is kept, run the same command again to resume")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away, as in `lvt inspect x | head`
-        sys.stderr.close()
+    except BrokenPipeError:  # the reader of our output is gone, as in `lvt inspect x | head`
         return 1
     except OSError as error:
         if error.errno is None:
             raise
-        doing = f"using {error.filename or 'a file'}"
-        click.echo(f"lvt: {describe_os_error(error, doing)}", err=True)
+        print_error(str(describe_os_error(error, f"using {error.filename or 'a file'}")))
         return 1
     return result if isinstance(result, int) else 0

@@ -13,13 +13,19 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from lvt_pipeline.errors import LVTError
 from lvt_pipeline.progress import Bar, format_seconds
 
 
 def echo_facts(facts: Mapping[str, Any], as_json: bool, text: str) -> None:
     """Print `facts` as JSON, or `text` for people; once, however many processes there are."""
     if _is_first_process():
-        click.echo(json.dumps(facts, indent=2, default=str) if as_json else text)
+        try:
+            click.echo(json.dumps(facts, indent=2, default=str) if as_json else text)
+        except BrokenPipeError:
+            raise  # the reader has seen enough
+        except OSError as error:
+            raise LVTError(f"the result could not be printed: {error.strerror}") from error
 
 
 class Console:

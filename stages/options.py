@@ -20,6 +20,7 @@ from click.core import ParameterSource
 
 from lvt_pipeline.config import build
 from lvt_pipeline.settings import About, abouts, choices, list_settings, other_names, type_hints
+from lvt_pipeline.streams import require_working_directory
 from stages.values import PATH, TEXT, NumberList, ParamType, Real, Whole
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -97,6 +98,15 @@ class Command(click.Command):
         except click.NoSuchOption as error:
             hint = self._suggestion(error.option_name)
             raise click.UsageError(f"there is no option {error.option_name}{hint}", ctx) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, in a working directory that exists.
+
+        Raises:
+            LVTError: the working directory was deleted.
+        """
+        require_working_directory()
+        return super().invoke(ctx)
 
     def _suggestion(self, option: str) -> str:
         wanted = option.lstrip("-").replace("_", "-").lower()
