@@ -34,7 +34,7 @@ def test_videos_are_real_files_that_decord_reads(tmp_path: Path) -> None:
         "val/clip-001.mp4",
         "test/clip-002.mp4",
     ]
-    clip = decode_clip(str(paths[0]), None, None, GeometrySettings(size=96))
+    clip = decode_clip(str(paths[0]), None, None, GeometrySettings(size=96, decoder="decord"))
     assert (clip.decoder, clip.fps, clip.frames.shape) == ("decord", 10.0, (6, 96, 96, 3))
     drawn = demo_clip(SMALL, 0)[:, :, 16:112]
     assert np.abs(clip.frames.astype(int) - drawn).mean() < 8  # half the colour, and what H.264 loses

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lvt_pipeline.errors import DecodeError
-from lvt_pipeline.video.decode import inspect_video, pictures_of
+from lvt_pipeline.video.container import VideoFacts, inspect_video
+from lvt_pipeline.video.readers import UnexpectedFrameError, checked_frames, pictures_of, readers_for
 from lvt_pipeline.video.settings import GeometrySettings
 
 CLIPS = Path(__file__).parents[2] / "shared" / "videos"
@@ -62,15 +62,14 @@ def by_ffmpeg(path: Path, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
     assert process.returncode == 0
 
 
-def ours(path: Path) -> Iterator[np.ndarray]:
-    """The frames that `lvt ingest` takes, before it crops and resizes."""
-    facts, geometry = inspect_video(str(path)), GeometrySettings()
+def facts_of(path: str) -> VideoFacts:
+    facts = inspect_video(path)
     try:
-        first = next(iter(pictures_of("decord", str(path), facts, geometry)))
-        del first
-        return pictures_of("decord", str(path), facts, geometry)
-    except DecodeError:
-        return pictures_of("pyav", str(path), facts, geometry)
+        for _ in checked_frames(path, facts):
+            pass
+    except UnexpectedFrameError:
+        return inspect_video(path, thorough=True)
+    return facts
 
 
 def assert_equal_frames(pictures: Iterator[np.ndarray], path: Path, tolerance: float) -> None:
@@ -83,14 +82,11 @@ def assert_equal_frames(pictures: Iterator[np.ndarray], path: Path, tolerance: f
         assert np.abs(one.astype(np.int16) - other).mean() <= tolerance, f"frame {index} differs"
 
 
+@pytest.mark.parametrize("decoder", ["auto", "decord", "pyav"])
 @pytest.mark.parametrize("name", readable_clips() if CLIPS.is_dir() else [])
-def test_every_frame_is_the_one_that_ffmpeg_decodes(name: str) -> None:
-    assert_equal_frames(ours(CLIPS / name), CLIPS / name, TOLERANCE if name in ROUNDED else 0.0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", readable_clips() if CLIPS.is_dir() else [])
-def test_the_fallback_decodes_the_same_frames(name: str) -> None:
-    facts = inspect_video(str(CLIPS / name))
-    pictures = pictures_of("pyav", str(CLIPS / name), facts, GeometrySettings())
-    assert_equal_frames(pictures, CLIPS / name, TOLERANCE if name in ROUNDED else 0.0)
+def test_every_frame_is_the_one_that_ffmpeg_decodes(name: str, decoder: Any) -> None:
+    path, geometry = CLIPS / name, GeometrySettings(decoder=decoder)
+    facts = facts_of(str(path))
+    reader = readers_for(str(path), facts, geometry, facts.num_frames - 1, keep=False)[0]
+    pictures = pictures_of(reader, str(path), facts, geometry)
+    assert_equal_frames(pictures, path, TOLERANCE if name in ROUNDED else 0.0)

@@ -386,7 +386,7 @@ def test_short_clips_fail_when_more_frames_are_asked_for(videos: Path, tmp_path:
 RUN = """
 import sys
 from pathlib import Path
-from lvt_pipeline.video.decode import GeometrySettings
+from lvt_pipeline.video.settings import GeometrySettings
 from lvt_pipeline.jobs.ingest.ingest import ingest
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.jobs.ingest.tasks import DecodedPayload, DecodeTask, decode_task
@@ -478,7 +478,7 @@ def test_real_clips_of_many_kinds(tmp_path: Path) -> None:
     assert record.counts["failures_by_reason"] == {"damaged": 1}
     assert {clip.id: (clip.num_frames, clip.decoder.split()[0]) for clip in shards.clips} == {
         "broken/sample_av1": (30, "pyav"),
-        "phone/video_90": (3, "decord"),
-        "signing/eat": (47, "decord"),
+        "phone/video_90": (3, "pyav"),
+        "signing/eat": (47, "pyav"),
     }
     assert shards.read("signing/eat").shape == (47, 64, 64, 3)

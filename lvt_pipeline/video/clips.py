@@ -20,10 +20,12 @@ CLIP_KINDS: tuple[ClipKind, ...] = get_args(ClipKind)
 NOTE_KINDS = (
     "non-square-pixels",  # the sample aspect ratio is not 1:1; pixels are taken as square
     "hdr",  # PQ, HLG or BT.2020; stored without tone mapping
+    "odd-angle",  # the display matrix asks for an angle other than a multiple of 90 degrees
     "size-change",  # frames change size; all are scaled to the first size
     "repaired-times",  # some time stamps were wrong or missing
     "rate",  # the header's frame rate disagrees with the time stamps
-    "holes",  # frames are missing in the middle
+    "gaps",  # a regular video shows no new frame for some time
+    "holes",  # frames are missing in the middle; the others are kept
     "undecodable-start",  # pictures before the first one that can be decoded were left out
     "several-streams",  # one of several video streams was chosen
     "short-range",  # the clip's range ends after the video

@@ -1,10 +1,12 @@
-"""A picture becomes a square: the centre of it, as in the paper, or all of it between black bars.
+"""Which frames are taken and how a picture becomes a square: its centre, as in the paper, or all of it on black.
 
 The geometry is that of the paper's Kinetics experiments: centre crop to the smaller side, Lanczos by Pillow, 64 x 64.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -77,3 +79,54 @@ def on_black(frame: Frames, size: int) -> Frames:
 def _lanczos(frame: Frames, height: int, width: int) -> Frames:
     picture = Image.fromarray(np.ascontiguousarray(frame))
     return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+
+
+# Orientation -------------------------------------------------------------------------------------------------------
+
+UPRIGHT = "upright"
+# How a picture (H, W, 3) is turned, by the name of FFmpeg's filters that do the same.
+_TURNS: dict[str, Callable[[Frames], Frames]] = {
+    UPRIGHT: lambda picture: picture,
+    "hflip": lambda picture: picture[:, ::-1],
+    "vflip": lambda picture: picture[::-1],
+    "hflip,vflip": lambda picture: picture[::-1, ::-1],
+    "clock": lambda picture: np.rot90(picture, -1),
+    "cclock": lambda picture: np.rot90(picture),
+    "clock_flip": lambda picture: picture[::-1, ::-1].swapaxes(0, 1),
+    "cclock_flip": lambda picture: picture.swapaxes(0, 1),
+}
+
+
+def orientation_of(matrix: Sequence[int]) -> tuple[str, bool]:
+    """How a player turns pictures with this display matrix, and whether that is all it asks for.
+
+    The rule is that of FFmpeg's `-autorotate`: turns by 90 degrees and reflections. A matrix that has no direction
+    means none. False: the matrix asks for another angle, which is ignored.
+
+    Args:
+        matrix: the nine numbers of a display matrix, row by row.
+    """
+    across, down = math.hypot(matrix[0], matrix[3]), math.hypot(matrix[1], matrix[4])
+    if not across or not down:
+        return UPRIGHT, True
+    angle = round(math.degrees(math.atan2(matrix[1] / down, matrix[0] / across))) % 360
+    if abs(angle - 90) < 1:
+        return ("cclock_flip" if matrix[3] > 0 else "clock"), True
+    if abs(angle - 180) < 1:
+        flips = ["hflip"] * (matrix[0] < 0) + ["vflip"] * (matrix[4] < 0)
+        return ",".join(flips) or UPRIGHT, True
+    if abs(angle - 270) < 1:
+        return ("clock_flip" if matrix[3] < 0 else "cclock"), True
+    if angle in (0, 359, 360):
+        return ("vflip" if matrix[4] < 0 else UPRIGHT), True
+    return UPRIGHT, False
+
+
+def turned(picture: Frames, orientation: str) -> Frames:
+    """A picture the way a player shows it, by a name that `orientation_of` gave."""
+    return _TURNS[orientation](picture)
+
+
+def swaps_sides(orientation: str) -> bool:
+    """Whether turning exchanges height and width."""
+    return "clock" in orientation

@@ -22,7 +22,6 @@ from lvt_pipeline.video.bair import parse_trajectory
 from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.decode import (
     DecodedClip,
-    VideoFacts,
     choose_frames,
     clip_fps,
     decode_clip,
@@ -33,6 +32,7 @@ from lvt_pipeline.video.geometry import Frames
 from lvt_pipeline.video.locations import is_lfs_pointer, local_copy
 from lvt_pipeline.video.settings import GeometrySettings
 from lvt_pipeline.video.tfrecords import RecordIndex, index_records, read_record
+from lvt_pipeline.video.timing import Timing
 
 
 def readers_of(clip: Clip, geometry: GeometrySettings) -> tuple[str, ...]:
@@ -41,7 +41,7 @@ def readers_of(clip: Clip, geometry: GeometrySettings) -> tuple[str, ...]:
         return ("records",)
     if clip.kind == "frames":
         return ("pillow",)
-    return videos.DECODERS if geometry.decoder == "auto" else (geometry.decoder,)
+    return videos.DECODERS if geometry.decoder == "decord" else ("pyav",)
 
 
 def reader_version(reader: str) -> str:
@@ -125,16 +125,16 @@ def _chosen(
 ) -> DecodedClip:
     """The frames that the clip's range and the geometry ask for, and the same rows of the arrays."""
     assert clip.fps is not None, "the manifest says so"
-    facts = VideoFacts(clip.kind, reader, np.arange(num_frames) / clip.fps, clip.fps)
-    wanted = choose_frames(facts, clip.start, clip.end, geometry)
+    timing = Timing.even(num_frames, clip.fps)
+    wanted = choose_frames(timing, clip.start, clip.end, geometry)
     # No decoder is there that could scale, so `resize="decoder"` is Pillow's Lanczos too.
     frames = take_frames(pictures, wanted, replace(geometry, resize="lanczos"))
     return DecodedClip(
         frames,
-        clip_fps(facts, geometry),
+        clip_fps(timing, geometry),
         reader,
         arrays={name: rows[wanted] for name, rows in arrays.items()},
-        times=shown_times(facts, clip.start, wanted, geometry),
+        times=shown_times(timing, clip.start, wanted, geometry),
         begins=clip.start or 0.0,
     )
 

@@ -51,7 +51,8 @@ class GeometrySettings(Settings):
     )
     stride: int = setting(1, "Distance between the frames that are kept, applied after --fps.", at_least=1)
     decoder: Literal["auto", "decord", "pyav"] = setting(
-        "auto", "Video decoder. auto: decord, and PyAV for files that decord cannot read."
+        "auto",
+        "Video decoder. auto: PyAV, which finds damage as it reads. decord: decord where it is equal.",
     )
     max_frames: int | None = setting(
         None, "Largest number of frames of a clip; later ones are left out.", at_least=1, unset="all"
@@ -69,8 +70,9 @@ class GeometrySettings(Settings):
         bare=20.0,
     )
     on_truncated: Literal["fail", "keep"] = setting(
-        "fail", "Treatment of files that are cut short: record a failure, or keep the frames that are there."
+        "fail", "Treatment of files that lack frames: record a failure, or keep the frames that are there."
     )
+    trust_bitstream: bool = setting(False, "Accept pictures that the decoder marks as damaged.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,11 +81,6 @@ class GeometrySettings(Settings):
             raise ConfigError(
                 f"size={self.size} is not a multiple of {SIZE_STEP}, which the tokenizer needs; "
                 f"take {below} or {below + SIZE_STEP}"
-            )
-        if self.on_truncated == "keep" and self.decoder == "decord":
-            raise ConfigError(
-                "on_truncated=keep does not go with decoder=decord, which fills the end of a file that was cut short "
-                "with repeated pictures; take decoder=auto or pyav"
             )
 
     @property

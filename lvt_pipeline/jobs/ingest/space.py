@@ -15,7 +15,8 @@ from lvt_pipeline.errors import LVTError
 from lvt_pipeline.frames.codecs import SIZE_SHARES, Codec
 from lvt_pipeline.jobs.ingest.workers import run_isolated
 from lvt_pipeline.video.clips import Clip
-from lvt_pipeline.video.decode import choose_frames, inspect_video
+from lvt_pipeline.video.container import inspect_video
+from lvt_pipeline.video.decode import choose_frames
 from lvt_pipeline.video.locations import is_url
 from lvt_pipeline.video.picture_folders import pictures_in
 from lvt_pipeline.video.settings import GeometrySettings
@@ -47,7 +48,7 @@ def count_frames(probe: Probe) -> int:
         return _BAIR_FRAMES
     if clip.kind == "frames":
         return len(pictures_in(clip.source)) // geometry.stride
-    return len(choose_frames(inspect_video(clip.source), clip.start, clip.end, geometry))
+    return len(choose_frames(inspect_video(clip.source).timing, clip.start, clip.end, geometry))
 
 
 def refuse_without_space(
