@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import lvt_pipeline as lvt
-from lvt_pipeline.report.figures import draw_changes, draw_codes
-from lvt_pipeline.report.figures.work_figures import FigureSettings, draw_work_figures
+from lvt_pipeline.report.figures import FigureSettings, plot_work_figures
+from lvt_pipeline.video.pictures import change_mask, colour_codes
 from lvt_pipeline.video.write import enlarge
 
 TARGET = Path(__file__).with_name("images")
@@ -42,7 +42,7 @@ def main(work_dir: Path) -> None:
     save("demo_videos.png", [tiles(frames.read(clip)[::5]) for clip in clips[:3]])
     clip_codes = codes.read(samples.clips[0].id, 0, samples.clips[0].length)
     books = [clip_codes[..., book] for book in range(codes.num_codebooks)]
-    drawn = [draw_codes(book, codes.codebook_size) for book in books] + [changes_of(book) for book in books]
+    drawn = [colour_codes(book, codes.codebook_size) for book in books] + [changes_of(book) for book in books]
     save("demo_codes.png", [tiles(strip[list(COLUMNS)], 8) for strip in drawn])
     save_figure(work_dir, "good-sample")
 
@@ -50,7 +50,7 @@ def main(work_dir: Path) -> None:
 def save_figure(work_dir: Path, name: str) -> None:
     """One figure of `lvt figures` at half its resolution and with 256 colours, which is enough for a screen."""
     with tempfile.TemporaryDirectory() as folder:
-        files = draw_work_figures(work_dir, Path(folder), FigureSettings(only=(name,))).drawn[name]
+        files = plot_work_figures(work_dir, Path(folder), FigureSettings(only=(name,))).drawn[name]
         with Image.open(files.png) as picture:
             small = picture.convert("RGB").reduce(2).quantize(256, dither=Image.Dither.NONE)
     small.save(TARGET / f"demo_{name.replace('-', '_')}.png", optimize=True)
@@ -58,7 +58,7 @@ def save_figure(work_dir: Path, name: str) -> None:
 
 def changes_of(codes: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.uint8]:
     """Change masks, uint8 (T, h, w, 3); the first frame has none and is white."""
-    masks = draw_changes(codes)[..., :3].copy()
+    masks = change_mask(codes)[..., :3].copy()
     masks[0] = 255
     return masks
 

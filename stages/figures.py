@@ -65,11 +65,12 @@ def command(
 
     Example: lvt figures work -o figures
     """
-    from lvt_pipeline.report.figures.work_figures import FigureSettings, draw_work_figures
+    from lvt_pipeline.evaluation.summary import count_of
+    from lvt_pipeline.report.figures import FigureSettings, plot_work_figures
 
     settings = FigureSettings(only=only, clips=clips, num_clips=num_clips, num_frames=num_frames, with_real=with_real)
     target = out or work_dir / "figures"
-    figures = draw_work_figures(work_dir, target, settings, progress=Console())
+    figures = plot_work_figures(work_dir, target, settings, progress=Console())
     lines = [f"not plotted: {name}: {reason}" for name, reason in figures.missing.items()]
-    summary = f"{len(figures.drawn)} figures as PNG, SVG and CSV -> {target}: {', '.join(figures.drawn)}"
+    summary = f"{count_of(len(figures.drawn), 'figure')} as PNG, SVG and CSV -> {target}: {', '.join(figures.drawn)}"
     echo_facts(figures.to_json(), as_json, "\n".join([*lines, summary]))

@@ -8,7 +8,7 @@ import io
 import itertools
 import json
 import math
-import sys
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -18,31 +18,31 @@ import pytest
 from PIL import Image
 
 from lvt_pipeline.codes.store import open_codes
-from lvt_pipeline.errors import LVTError, ShapeError
+from lvt_pipeline.errors import ShapeError
 from lvt_pipeline.frames.shards import FrameShards
-from lvt_pipeline.report.charts import CHART_SIZE, Reference, Series, line_chart, spoken_number, usage_charts
-from lvt_pipeline.report.figures import (
-    CHANGED,
-    UNCHANGED,
+from lvt_pipeline.report.numbers import format_number
+from lvt_pipeline.report.plots import (
     FigureFiles,
+    Reference,
     SampledVideo,
+    Series,
     TrainingCurves,
-    code_strips,
-    draw_changes,
-    draw_code_frequencies,
-    draw_code_rows,
-    draw_code_usage,
-    draw_codes,
-    draw_horizon,
-    draw_loss_curves,
-    draw_samples,
-    strip,
+    plot_code_frequencies,
+    plot_code_rows,
+    plot_code_usage,
+    plot_horizon,
+    plot_loss_curves,
+    plot_samples,
 )
-from lvt_pipeline.report.figures.canvas import GIVEN_COLOUR, PAGE_WIDTH
-from lvt_pipeline.video.pictures import code_palette, png_bytes
+from lvt_pipeline.report.plots.codes import usage_charts
+from lvt_pipeline.report.plots.engine import PAGE_WIDTH, PRIMING_COLOUR
+from lvt_pipeline.report.plots.page_charts import CHART_SIZE, line_chart
+from lvt_pipeline.report.samples import strip_pictures
+from lvt_pipeline.video.pictures import CHANGED, UNCHANGED, change_mask, code_palette, colour_codes, png_bytes
+from lvt_pipeline.video.tiles import strip
 
 SVG = "{http://www.w3.org/2000/svg}"
-GIVEN = tuple(int(GIVEN_COLOUR[place : place + 2], 16) for place in (1, 3, 5))
+PRIMING = tuple(int(PRIMING_COLOUR[place : place + 2], 16) for place in (1, 3, 5))
 MARK = (0xD5, 0x5E, 0x00)
 COUNTS = np.array([[6, 0, 1, 3], [2, 2, 2, 2]])
 
@@ -51,8 +51,20 @@ def chart(*series: Series, **options: object) -> ElementTree.Element:
     return ElementTree.fromstring(line_chart(series, title="t", x_label="step", y_label="loss", **options))
 
 
+def lines_of(tree: ElementTree.Element) -> list[ElementTree.Element]:
+    """The series of a chart: groups with a line and its markers."""
+    return [group for group in tree.iter(f"{SVG}g") if group.get("class") == "line"]
+
+
+def line_of(tree: ElementTree.Element, number: int = 0) -> ElementTree.Element | None:
+    """The line of a series, without its markers."""
+    paths = lines_of(tree)[number].iter(f"{SVG}path")
+    return next((path for path in paths if "transform" not in path.attrib), None)
+
+
 def points(element: ElementTree.Element) -> list[tuple[float, float]]:
-    return [tuple(map(float, pair.split(","))) for pair in element.get("points").split()]
+    numbers = [float(number) for number in re.findall(r"-?[\d.]+", element.get("d"))]
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 @pytest.mark.parametrize("codebook_size", [1, 16, 512, 2048])
@@ -73,13 +85,13 @@ def test_neighbouring_codes_look_different() -> None:
 
 def test_code_maps_colour_each_position_by_its_code() -> None:
     codes = np.array([[[0, 3], [3, 1]]], np.uint16)
-    assert np.array_equal(draw_codes(codes, 4)[0, 0, 1], code_palette(4)[3])
+    assert np.array_equal(colour_codes(codes, 4)[0, 0, 1], code_palette(4)[3])
 
 
 def test_change_masks_are_yellow_exactly_where_codes_differ_from_the_frame_before() -> None:
     codes = np.zeros((3, 2, 2), np.uint8)
     codes[1, 0, 1] = 5
-    mask = draw_changes(codes)
+    mask = change_mask(codes)
     assert (mask[0] == 0).all()  # transparent: nothing to compare with
     for t, y, x in np.ndindex(3, 2, 2):
         if t:
@@ -104,9 +116,9 @@ def test_a_strip_of_nothing_is_refused() -> None:
 
 def test_a_clip_has_a_code_row_and_a_change_row_for_each_codebook() -> None:
     codes = np.random.default_rng(0).integers(0, 9, (5, 4, 6, 3))
-    rows = code_strips(codes, 9)
-    assert [row.label for row in rows] == [f"{kind} {book}" for kind in ("codebook", "changed") for book in range(3)]
-    assert all(row.image.shape == (4, 5 * 6 + 4, 4) for row in rows)
+    rows = strip_pictures(codes, 9)
+    assert [label for label, _ in rows] == [f"{kind} {book}" for kind in ("codebook", "changed") for book in range(3)]
+    assert all(image.shape == (4, 5 * 6 + 4, 4) for _, image in rows)
 
 
 def test_png_reads_back_to_the_same_pixels_and_bytes() -> None:
@@ -116,7 +128,7 @@ def test_png_reads_back_to_the_same_pixels_and_bytes() -> None:
 
 
 def test_higher_values_are_drawn_higher_and_later_steps_further_right() -> None:
-    line = points(chart(Series("a", [0, 10, 20], [1, 3, 2])).find(f"{SVG}polyline"))
+    line = points(line_of(chart(Series("a", [0, 10, 20], [1, 3, 2]))))
     assert line[0][0] < line[1][0] < line[2][0]
     assert line[1][1] < line[2][1] < line[0][1]
 
@@ -124,7 +136,7 @@ def test_higher_values_are_drawn_higher_and_later_steps_further_right() -> None:
 def test_everything_drawn_lies_inside_the_chart() -> None:
     tree = chart(Series("a", range(50), [10.0**-n for n in range(50)]), references=[Reference("r", 1e-20)])
     width, height = (float(number) for number in tree.get("viewBox").split()[2:])
-    for x, y in points(tree.find(f"{SVG}polyline")):
+    for x, y in points(line_of(tree)):
         assert 0 <= x <= width
         assert 0 <= y <= height
 
@@ -132,7 +144,7 @@ def test_everything_drawn_lies_inside_the_chart() -> None:
 def test_values_over_many_magnitudes_get_a_logarithmic_axis() -> None:
     wide = line_chart([Series("a", [1, 2, 3], [1.0, 0.1, 0.01])], title="t", x_label="x", y_label="y")
     assert "log scale" in wide
-    line = points(ElementTree.fromstring(wide).find(f"{SVG}polyline"))
+    line = points(line_of(ElementTree.fromstring(wide)))
     assert line[1][1] - line[0][1] == pytest.approx(line[2][1] - line[1][1], abs=0.2)
     with_zero = line_chart([Series("a", [1, 2, 3], [1.0, 0.1, 0.0])], title="t", x_label="x", y_label="y")
     assert "log scale" not in with_zero
@@ -140,12 +152,12 @@ def test_values_over_many_magnitudes_get_a_logarithmic_axis() -> None:
 
 def test_one_point_is_a_dot_and_no_line() -> None:
     tree = chart(Series("a", [100], [3.3]))
-    assert tree.find(f"{SVG}polyline") is None
-    assert "step 100: 3.3" in tree.find(f"{SVG}circle/{SVG}title").text
+    assert line_of(tree) is None
+    assert "step 100: 3.3" in next(tree.iter(f"{SVG}title")).text
 
 
 def test_a_series_that_never_changes_is_a_level_line() -> None:
-    line = points(chart(Series("a", [1, 2], [0.0, 0.0])).find(f"{SVG}polyline"))
+    line = points(line_of(chart(Series("a", [1, 2], [0.0, 0.0]))))
     assert line[0][1] == line[1][1]
 
 
@@ -155,23 +167,26 @@ def test_no_finite_value_gives_no_chart() -> None:
 
 
 def test_values_that_are_not_finite_are_left_out() -> None:
-    assert len(points(chart(Series("a", [1, 2, 3], [1.0, math.nan, 2.0])).find(f"{SVG}polyline"))) == 2
+    assert len(points(line_of(chart(Series("a", [1, 2, 3], [1.0, math.nan, 2.0]))))) == 2
 
 
 def test_long_series_are_averaged_with_a_band_around_them() -> None:
     steps = np.arange(50_000)
     text = line_chart([Series("a", steps, np.sin(steps) + 2)], title="t", x_label="x", y_label="y")
     assert len(text) < 30_000
-    tree = ElementTree.fromstring(text)
-    band = points(tree.find(f"{SVG}polygon"))
-    heights = [y for _, y in band]
+    band = max(ElementTree.fromstring(text).iter(f"{SVG}path"), key=lambda path: len(points(path)))
+    assert "opacity: 0.16" in band.get("style")
+    heights = [y for _, y in points(band)]
     assert max(heights) - min(heights) > CHART_SIZE[1] / 3
 
 
 def test_series_differ_by_marker_as_well_as_by_colour() -> None:
     tree = chart(Series("a", [1, 2], [1, 2]), Series("b", [1, 2], [2, 1]))
-    assert len(tree.findall(f"{SVG}circle")) == 2
-    assert len(tree.findall(f"{SVG}path")) == 2
+    paths = [[path for path in group.iter(f"{SVG}path") if "transform" in path.attrib] for group in lines_of(tree)]
+    markers = [[path.get("d") for path in some] for some in paths]
+    assert [len(shapes) for shapes in markers] == [2, 2]
+    assert len({shape for shapes in markers for shape in shapes}) == 2
+    assert "stroke-dasharray" in line_of(tree, 1).get("style")
 
 
 def test_names_are_escaped() -> None:
@@ -208,7 +223,7 @@ def test_usage_charts_say_how_many_codes_hold_four_fifths() -> None:
     ],
 )
 def test_numbers_are_written_short(value: float, text: str) -> None:
-    assert spoken_number(value) == text
+    assert format_number(value) == text
 
 
 # The paper's figures -----------------------------------------------------------------------------------------------
@@ -228,17 +243,17 @@ def some_codes(num_frames: int = 4, num_books: int = 2, size: int = 9) -> np.nda
 def draw_one(kind: str, out: Path) -> FigureFiles:
     """A small figure of every kind."""
     if kind == "frequencies":
-        return draw_code_frequencies(COUNTS, out, title="A title")
+        return plot_code_frequencies(COUNTS, out, title="A title")
     if kind == "usage":
-        return draw_code_usage(COUNTS, out)
+        return plot_code_usage(COUNTS, out)
     if kind == "samples":
-        return draw_samples([SampledVideo("walk/$1$ <a>", flat_frames(9, 99, 200))], 1, out, title="A title")
+        return plot_samples([SampledVideo("walk/$1$ <a>", flat_frames(9, 99, 200))], 1, out, title="A title")
     if kind == "codes":
-        return draw_code_rows(flat_frames(9, 99, 200, 30), some_codes(), 9, 2, out)
+        return plot_code_rows(flat_frames(9, 99, 200, 30), some_codes(), 9, 2, out)
     if kind == "loss":
         line = Series("", [1, 2, 3], [3.0, math.nan, 0.5])
-        return draw_loss_curves([TrainingCurves("a", line, line)], out, y_label="bits", title="A title")
-    return draw_horizon([Series("sampled", [1, 2, 3], [30.0, 25.0, math.nan])], 1, out)
+        return plot_loss_curves([TrainingCurves("a", line, line)], out, y_label="bits", title="A title")
+    return plot_horizon([Series("sampled", [1, 2, 3], [30.0, 25.0, math.nan])], 1, out)
 
 
 KINDS = ("frequencies", "usage", "samples", "codes", "loss", "horizon")
@@ -309,32 +324,32 @@ def test_the_table_of_frequencies_is_that_of_counting_and_sorting(tmp_path: Path
         for rank, code in enumerate(order, start=1):
             running += int(counts[book, code])
             expected.append((book, rank, code, counts[book, code], counts[book, code] / total, running / total))
-    found = table(draw_code_frequencies(counts, tmp_path / "f"))
+    found = table(plot_code_frequencies(counts, tmp_path / "f"))
     assert list(found[0]) == ["codebook", "rank", "code", "count", "share", "cumulative"]
     assert [tuple(map(float, line.values())) for line in found] == [pytest.approx(line) for line in expected]
 
 
 def test_the_eighty_percent_mark_stands_after_the_codes_that_hold_them(tmp_path: Path) -> None:
-    files = draw_code_frequencies(np.array([[50, 20, 15, 10, 3, 2, 0, 0, 0, 0]]), tmp_path / "f")
+    files = plot_code_frequencies(np.array([[50, 20, 15, 10, 3, 2, 0, 0, 0, 0]]), tmp_path / "f")
     assert "3 of 10 codes hold 80%" in texts_of(files)
     assert "perplexity 3.9, 4 never used" in texts_of(files)
     pixels = pixels_of(files)
     below = pixels[pixels.shape[0] // 3 :]  # the note is above
-    bars = where(below, GIVEN)[1]
+    bars = where(below, PRIMING)[1]
     mark = where(below, MARK)[1]
     bar_width = (bars.max() + 1 - bars.min()) / 3
     assert np.median(mark) == pytest.approx(bars.min() + 3 * bar_width, abs=0.05 * bar_width)
 
 
 def test_one_code_that_holds_everything_and_a_codebook_without_codes_are_told(tmp_path: Path) -> None:
-    texts = texts_of(draw_code_frequencies(np.array([[0, 9], [0, 0], [1, 1]]), tmp_path / "f"))
+    texts = texts_of(plot_code_frequencies(np.array([[0, 9], [0, 0], [1, 1]]), tmp_path / "f"))
     assert "1 of 2 codes holds 80%" in texts
     assert "codebook 0: perplexity 1.0, 1 never used" in texts
     assert "codebook 1: nothing counted" in texts
 
 
 def test_the_usage_map_has_white_cells_for_codes_never_used(tmp_path: Path) -> None:
-    files = draw_code_usage(np.array([[5, 0, 20, 5]]), tmp_path / "f")
+    files = plot_code_usage(np.array([[5, 0, 20, 5]]), tmp_path / "f")
     assert [float(line["times_even"]) for line in table(files)] == pytest.approx(
         [4 * 5 / 30, 0, 4 * 20 / 30, 4 * 5 / 30]
     )
@@ -352,25 +367,25 @@ def embedded_picture(element: ElementTree.Element) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
 
 
-def test_samples_keep_their_pixels_and_the_given_frames_are_framed(tmp_path: Path) -> None:
+def test_samples_keep_their_pixels_and_the_priming_frames_are_framed(tmp_path: Path) -> None:
     levels = (10, 50, 90, 130, 170)
-    files = draw_samples([SampledVideo("a", flat_frames(*levels))], 2, tmp_path / "f")
+    files = plot_samples([SampledVideo("a", flat_frames(*levels))], 2, tmp_path / "f")
     pixels = pixels_of(files)
     row = where(pixels, (90, 20, 77))[0]
     seen = runs_along(pixels[int(np.median(row))])
-    known = [colour for colour in seen if colour == GIVEN or colour[1:] == (20, 77)]
+    known = [colour for colour in seen if colour == PRIMING or colour[1:] == (20, 77)]
     frames = [(level, 20, 77) for level in levels]
-    assert known == [GIVEN, *frames[:2], GIVEN, *frames[2:]]
+    assert known == [PRIMING, *frames[:2], PRIMING, *frames[2:]]
     areas = [len(where(pixels, frame)[0]) for frame in frames]
     assert max(areas) == min(areas)
-    assert {"given", "generated", "a", "1", "5"} <= set(texts_of(files))
+    assert {"priming", "sampled", "a", "1", "5"} <= set(texts_of(files))
 
 
 def test_every_pixel_of_a_frame_is_a_square_of_whole_pixels(tmp_path: Path) -> None:
     frame = np.zeros((8, 8, 3), np.uint8)
     frame[..., 0] = np.arange(64).reshape(8, 8) * 3 + 1
     frame[..., 2] = 77
-    pixels = pixels_of(draw_samples([SampledVideo("a", frame[None])], 0, tmp_path / "f"))
+    pixels = pixels_of(plot_samples([SampledVideo("a", frame[None])], 0, tmp_path / "f"))
     sizes = set()
     for y, x in np.ndindex(8, 8):
         rows, columns = where(pixels, tuple(frame[y, x]))
@@ -383,13 +398,13 @@ def test_every_pixel_of_a_frame_is_a_square_of_whole_pixels(tmp_path: Path) -> N
 def test_a_sample_below_its_real_video_has_its_errors_in_the_table(tmp_path: Path) -> None:
     generator = np.random.default_rng(1)
     frames, real = (generator.integers(0, 256, (3, 8, 8, 3), np.uint8) for _ in range(2))
-    files = draw_samples([SampledVideo("a", frames, real[:2])], 1, tmp_path / "f")
+    files = plot_samples([SampledVideo("a", frames, real[:2])], 1, tmp_path / "f")
     assert {"a", "real", "sample"} <= set(texts_of(files))
     lines = table(files)
     assert [(line["clip"], line["frame"], line["kind"]) for line in lines] == [
-        ("a", "1", "given"),
-        ("a", "2", "generated"),
-        ("a", "3", "generated"),
+        ("a", "1", "priming"),
+        ("a", "2", "sampled"),
+        ("a", "3", "sampled"),
     ]
     assert lines[0]["difference_to_previous"] == lines[2]["mse_to_real"] == ""
     for frame in (1, 2):
@@ -401,16 +416,16 @@ def test_a_sample_below_its_real_video_has_its_errors_in_the_table(tmp_path: Pat
 
 def test_samples_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ShapeError, match="at least one row"):
-        draw_samples([], 1, tmp_path / "f")
+        plot_samples([], 1, tmp_path / "f")
     with pytest.raises(ShapeError, match="give both at one size"):
-        draw_samples([SampledVideo("a", flat_frames(1), flat_frames(1, size=8))], 1, tmp_path / "f")
+        plot_samples([SampledVideo("a", flat_frames(1), flat_frames(1, size=8))], 1, tmp_path / "f")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_changed_code_is_yellow_at_its_place_and_the_others_dark(tmp_path: Path) -> None:
     codes = np.zeros((2, 4, 4, 1), int)
     codes[1, 0, 2] = 5
-    pixels = pixels_of(draw_code_rows(flat_frames(200, 200), codes, 8, 1, tmp_path / "f"))
+    pixels = pixels_of(plot_code_rows(flat_frames(200, 200), codes, 8, 1, tmp_path / "f"))
     pixels = pixels[: int(where(pixels, UNCHANGED)[0].min()) + 300]  # without the legend
     dark, yellow = where(pixels, UNCHANGED), where(pixels, CHANGED)
     top, left = dark[0].min(), dark[1].min()
@@ -422,7 +437,7 @@ def test_a_changed_code_is_yellow_at_its_place_and_the_others_dark(tmp_path: Pat
 
 def test_codes_are_drawn_in_their_fixed_colours(tmp_path: Path) -> None:
     codes = np.arange(16).reshape(1, 4, 4, 1)
-    pixels = pixels_of(draw_code_rows(flat_frames(200), codes, 16, 0, tmp_path / "f"))
+    pixels = pixels_of(plot_code_rows(flat_frames(200), codes, 16, 0, tmp_path / "f"))
     areas = {len(where(pixels, tuple(colour))[0]) for colour in code_palette(16)}
     assert len(areas) == 1
     assert areas.pop() > 100
@@ -432,7 +447,7 @@ def test_codes_are_drawn_in_their_fixed_colours(tmp_path: Path) -> None:
 def test_code_figures_have_the_rows_of_the_paper(num_books: int, tmp_path: Path) -> None:
     frames, codes = flat_frames(1, 2, 3, 4), some_codes(num_books=num_books)
     for real, blocks in ((None, 1), (codes[::-1], 2), (codes[:3], 2)):
-        files = draw_code_rows(frames, codes, 9, 2, tmp_path / "f", real_codes=real)
+        files = plot_code_rows(frames, codes, 9, 2, tmp_path / "f", real_codes=real)
         pictures = list(ElementTree.parse(files.svg).iter(f"{SVG}image"))
         assert len(pictures) == 1 + 2 * num_books * blocks
         assert all("image-rendering:pixelated" in picture.get("style", "") for picture in pictures)
@@ -442,12 +457,12 @@ def test_code_figures_have_the_rows_of_the_paper(num_books: int, tmp_path: Path)
 def test_the_table_of_a_code_figure_counts_changed_codes(tmp_path: Path) -> None:
     codes = some_codes()
     real = codes[::-1]
-    lines = table(draw_code_rows(flat_frames(1, 2, 3, 4), codes, 9, 2, tmp_path / "f", real_codes=real))
+    lines = table(plot_code_rows(flat_frames(1, 2, 3, 4), codes, 9, 2, tmp_path / "f", real_codes=real))
     assert len(lines) == 2 * 4 * 2
     for line in lines:
         some = real if line["video"] == "real" else codes
         frame, book = int(line["frame"]) - 1, int(line["codebook"])
-        assert line["kind"] == ("real" if line["video"] == "real" else "given" if frame < 2 else "generated")
+        assert line["kind"] == ("real" if line["video"] == "real" else "priming" if frame < 2 else "sampled")
         if not frame:
             assert line["changed_share"] == ""
             continue
@@ -468,7 +483,7 @@ def test_codes_that_do_not_belong_to_the_frames_are_refused(
     codes: np.ndarray, options: dict[str, np.ndarray], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ShapeError, match=message):
-        draw_code_rows(flat_frames(1, 2, 3, 4), codes, 9, 1, tmp_path / "f", **options)
+        plot_code_rows(flat_frames(1, 2, 3, 4), codes, 9, 1, tmp_path / "f", **options)
 
 
 def test_loss_curves_of_several_runs_are_named_and_keep_every_finite_number(tmp_path: Path) -> None:
@@ -476,7 +491,7 @@ def test_loss_curves_of_several_runs_are_named_and_keep_every_finite_number(tmp_
         TrainingCurves(name, Series("", [1, 2, 3], [5.0, math.nan, factor]), Series("", [3], [2 * factor]))
         for name, factor in (("small", 1.0), ("large", 0.1))
     ]
-    files = draw_loss_curves(runs, tmp_path / "f", y_label="bits", references=[Reference("unigram", 4.5)])
+    files = plot_loss_curves(runs, tmp_path / "f", y_label="bits", references=[Reference("unigram", 4.5)])
     assert {"small, training", "large, validation", "unigram, 4.5", "bits, log scale"} <= set(texts_of(files))
     assert [tuple(line.values()) for line in table(files)] == [
         ("small", "train", "1", "5.0"),
@@ -491,26 +506,26 @@ def test_loss_curves_of_several_runs_are_named_and_keep_every_finite_number(tmp_
 
 def test_the_horizon_tells_given_from_generated_frames(tmp_path: Path) -> None:
     series = [Series("sampled", [1, 2, 3], [30.0, 25.0, 20.0]), Series("copied", [1, 2, 3], [math.nan, 24.0, 19.0])]
-    files = draw_horizon(series, 1, tmp_path / "f")
-    assert {"given", "sampled", "copied", "PSNR, dB"} <= set(texts_of(files))
+    files = plot_horizon(series, 1, tmp_path / "f")
+    assert {"priming", "sampled", "copied", "PSNR, dB"} <= set(texts_of(files))
     assert [tuple(line.values()) for line in table(files)][:4] == [
-        ("sampled", "1", "given", "30.0"),
-        ("sampled", "2", "generated", "25.0"),
-        ("sampled", "3", "generated", "20.0"),
-        ("copied", "1", "given", ""),
+        ("sampled", "1", "priming", "30.0"),
+        ("sampled", "2", "sampled", "25.0"),
+        ("sampled", "3", "sampled", "20.0"),
+        ("copied", "1", "priming", ""),
     ]
 
 
 def test_curves_without_a_finite_value_are_refused(tmp_path: Path) -> None:
     nothing = Series("", [1.0], [math.nan])
-    with pytest.raises(ShapeError, match="nothing to draw"):
-        draw_loss_curves([TrainingCurves("a", nothing, nothing)], tmp_path / "f", y_label="bits")
-    with pytest.raises(ShapeError, match="nothing to draw"):
-        draw_horizon([nothing], 0, tmp_path / "f")
+    with pytest.raises(ShapeError, match="nothing to plot"):
+        plot_loss_curves([TrainingCurves("a", nothing, nothing)], tmp_path / "f", y_label="bits")
+    with pytest.raises(ShapeError, match="nothing to plot"):
+        plot_horizon([nothing], 0, tmp_path / "f")
 
 
 def test_every_named_figure_of_the_command_is_one_of_the_library() -> None:
-    from lvt_pipeline.report.figures.work_figures import FIGURES
+    from lvt_pipeline.report.figures import FIGURES
     from stages import figures
 
     assert tuple(FIGURES) == figures.FIGURES
@@ -550,19 +565,19 @@ def test_good_and_bad_samples_are_those_that_the_evaluation_ranks_first_and_last
     for name, (value, clip), word in (("bad-sample", ranked[0], "worst"), ("good-sample", ranked[-1], "best")):
         texts = " ".join(ElementTree.parse(tmp_path / "f" / f"{name}.svg").getroot().itertext())
         assert clip in texts
-        assert spoken_number(value) in texts
+        assert format_number(value) in texts
         assert f"the {word} of {len(ranked)}" in texts
 
 
-def test_given_frames_in_a_figure_are_the_real_ones(work_dir: Path, lvt: Lvt, tmp_path: Path) -> None:
+def test_priming_frames_in_a_figure_are_the_real_ones(work_dir: Path, lvt: Lvt, tmp_path: Path) -> None:
     clip = open_codes(work_dir / "samples.zarr").clips[-1]
-    code, _, err = lvt("figures", work_dir, "-o", tmp_path, "--only", "samples", "--clip", clip.id, "--real")
+    code, _, err = lvt("figures", work_dir, "-o", tmp_path / "f", "--only", "samples", "--clip", clip.id, "--real")
     assert code == 0, err
-    lines = list(csv.DictReader((tmp_path / "samples.csv").read_text().splitlines()))
+    lines = list(csv.DictReader((tmp_path / "f" / "samples.csv").read_text().splitlines()))
     assert {line["clip"] for line in lines} == {clip.id}
     assert [float(line["mse_to_real"]) for line in lines[:2]] == [0.0, 0.0]
     assert float(lines[2]["mse_to_real"]) > 0
-    pixels = read_png(tmp_path / "samples.png").reshape(-1, 3)
+    pixels = read_png(tmp_path / "f" / "samples.png").reshape(-1, 3)
     real = FrameShards(work_dir / "frames").read(clip.id)[2].reshape(-1, 3)
     assert set(map(tuple, real.tolist())) <= set(map(tuple, pixels.tolist()))
 
@@ -575,7 +590,7 @@ def test_figures_of_samples_that_were_not_evaluated_are_refused_by_name(work_dir
     code, _, err = lvt("figures", work_dir, "--only", "bad-sample")
     assert code == 1
     assert err.strip().splitlines()[-1] == (
-        "lvt: figure bad-sample cannot be drawn: eval.json holds no errors of the samples in samples.zarr; "
+        "lvt: figure bad-sample cannot be plotted: eval.json holds no errors of the samples in samples.zarr; "
         "run lvt evaluate on them"
     )
 
@@ -584,22 +599,8 @@ def test_figures_do_not_replace_another_stages_output(work_dir: Path, lvt: Lvt, 
     before = (work_dir / "frames" / "provenance.json").read_bytes()
     code, _, err = lvt("figures", work_dir, "-o", work_dir / "frames")
     assert code == 1
-    assert "give figures their own folder" in err
+    assert "frames is both an input and the output of lvt figures" in err
     assert (work_dir / "frames" / "provenance.json").read_bytes() == before
     code, _, err = lvt("figures", tmp_path)
     assert code == 1
     assert "is not a work directory" in err
-
-
-def test_without_matplotlib_one_line_names_the_extra_before_anything_is_written(
-    finished_work_dir: Path, lvt: Lvt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    code, out, err = lvt("figures", finished_work_dir, "-o", tmp_path / "figures")
-    assert (code, out) == (1, "")
-    (line,) = err.strip().splitlines()
-    assert line.startswith("lvt: figures need matplotlib")
-    assert line.endswith("pip install 'lvt-pipeline[figures]'")
-    assert not (tmp_path / "figures").exists()
-    with pytest.raises(LVTError, match="figures need matplotlib"):
-        draw_one("usage", tmp_path / "f")

@@ -22,12 +22,14 @@ from lvt_pipeline.jobs.sample import sample_clips
 from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.provenance import missing_outputs, read_record, write_record
 from lvt_pipeline.report import samples as report_samples
-from lvt_pipeline.report.charts import Series, line_chart
-from lvt_pipeline.report.clips import choose, clips_section, thumbnails
+from lvt_pipeline.report.clips import clips_section, evenly_chosen
+from lvt_pipeline.report.numbers import format_spread
 from lvt_pipeline.report.page import report_inputs, write_comparison, write_report
+from lvt_pipeline.report.plots import Series
+from lvt_pipeline.report.plots.page_charts import line_chart
 from lvt_pipeline.report.sections import cards
-from lvt_pipeline.report.wording import spoken_spread
-from lvt_pipeline.report.work_dir import WorkDir, read_metrics, stage_records
+from lvt_pipeline.report.work import WorkDir, read_metrics, stage_records
+from lvt_pipeline.video.tiles import shrunk
 from tests.finished_work import PRIMING, make_finished_work, make_other_run, sample_and_evaluate
 from tests.run_files import edit_run, replace_record
 from tests.scripted_networks import ToyDistance, ToyFeatures, save_scripted
@@ -101,7 +103,7 @@ def test_real_reconstructed_and_sampled_videos_stand_side_by_side(finished: ToyW
         assert base64.b64decode(data)[4:8] == b"ftyp"
         assert {"muted", "playsinline"} <= video.keys()
     clip = next(attributes for tag, attributes in elements.found if tag == "article")
-    assert (clip["data-frames"], clip["data-given"]) == (str(FRAMES), str(PRIMING))
+    assert (clip["data-frames"], clip["data-priming"]) == (str(FRAMES), str(PRIMING))
 
 
 def test_the_page_names_its_numbers_and_their_baselines(finished: ToyWork) -> None:
@@ -214,8 +216,8 @@ def test_what_one_command_makes_right_is_said_once(work: ToyWork) -> None:
 
 def test_a_line_by_itself_is_named_where_its_axis_does_not_name_it() -> None:
     line = Series("alone", [1, 2], [3, 4])
-    assert ">alone</text>" not in line_chart([line], title="t", x_label="x", y_label="y")
-    assert ">alone</text>" in line_chart([line], title="t", x_label="x", y_label="y", always_named=True)
+    assert ">alone<" not in line_chart([line], title="t", x_label="x", y_label="y")
+    assert ">alone<" in line_chart([line], title="t", x_label="x", y_label="y", always_named=True)
 
 
 def test_a_training_under_way_is_shown_as_unfinished(work: ToyWork) -> None:
@@ -271,7 +273,7 @@ def test_codes_of_other_frames_show_no_wrong_real_video(work: ToyWork) -> None:
 def test_codes_of_another_tokenizer_are_not_decoded(work: ToyWork) -> None:
     shutil.rmtree(work.codes)
     make_codes(work.codes, make_frames(work.root / "f2"), make_tokenizer(work.root / "t2", seed=4))
-    states = {record.role: record.state for record in stage_records(WorkDir(work.root))}
+    states = {record["role"]: record["state"] for record in stage_records(WorkDir(work.root))}
     assert states["samples"] == "stale"
     shutil.rmtree(work.vqvae)
     make_tokenizer(work.vqvae, seed=5)
@@ -316,9 +318,9 @@ def test_a_resumed_log_has_each_step_once_and_the_later_one_counts(tmp_path: Pat
     lines = [(10, 1.0), (20, 0.9), (30, 0.8), (20, 0.7), (30, 0.6)]
     text = "".join(json.dumps({"step": step, "split": "train", "loss": loss}) + "\n" for step, loss in lines)
     (tmp_path / "metrics.jsonl").write_text(text + '{"step": 40, "split": "tr')
-    training, validation = read_metrics(tmp_path / "metrics.jsonl")
-    assert [(line["step"], line["loss"]) for line in training] == [(10, 1.0), (20, 0.7), (30, 0.6)]
-    assert validation == []
+    log = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["loss"]) for line in log.training] == [(10, 1.0), (20, 0.7), (30, 0.6)]
+    assert log.validation == []
 
 
 def test_no_results_give_no_cards() -> None:
@@ -327,7 +329,7 @@ def test_no_results_give_no_cards() -> None:
 
 def test_long_samples_are_shown_in_strips_of_bounded_length() -> None:
     frames = np.zeros((4, 200, 200, 3), np.uint8)
-    assert thumbnails(frames, 64).shape == (4, 66, 66, 3)
+    assert shrunk(frames, 64).shape == (4, 66, 66, 3)
 
 
 TABS = ("overview", "data", "tokenizer", "codes", "prior", "samples", "evaluation", "clips")
@@ -366,11 +368,11 @@ def test_every_evaluated_clip_has_its_numbers_in_the_table(finished: ToyWork) ->
 
 def test_the_longest_line_of_a_column_is_at_its_worst_clip(finished: ToyWork) -> None:
     section = clips_section(WorkDir(finished.root))
-    for place, metric in enumerate(section.metrics):
-        cells = [row.cells[place] for row in section.rows if row.cells[place].value is not None]
-        worst = (max if metric.lower_is_better else min)(cells, key=lambda cell: cell.value or 0.0)
-        assert worst.width == 100.0
-        assert all(0 <= cell.width <= 100 for cell in cells)
+    for place, metric in enumerate(section["metrics"]):
+        rows = [row for row in section["rows"] if metric.key in row["order"]]
+        worst = (max if metric.lower_is_better else min)(rows, key=lambda row: row["order"][metric.key])
+        assert worst["cells"][place]["width"] == 100.0
+        assert all(0 <= row["cells"][place]["width"] <= 100 for row in rows)
 
 
 def test_players_are_ordered_by_the_numbers_of_their_clip(finished: ToyWork) -> None:
@@ -384,16 +386,17 @@ def test_players_are_ordered_by_the_numbers_of_their_clip(finished: ToyWork) -> 
 def test_of_hundreds_of_clips_the_worst_and_the_best_are_chosen() -> None:
     names = [f"clip-{number}" for number in range(300)]
     values = {"sample_ssim": {name: (number * 7 % 300) / 300 for number, name in enumerate(names)}}
-    choice = choose(names, values, 12)
-    by_value = sorted(range(300), key=lambda index: values["sample_ssim"][names[index]])
-    assert len(choice.indices) == 12
-    assert set(by_value[:4]) | set(by_value[-4:]) <= set(choice.indices)
-    assert list(choice.indices) == sorted(choice.indices)
-    assert "12 of 300 are shown: the 4 worst and the 4 best by sample SSIM" in choice.reason
+    chosen, reason = evenly_chosen(names, values, 12)
+    by_value = sorted(names, key=lambda name: values["sample_ssim"][name])
+    assert len(chosen) == 12
+    assert set(by_value[:4]) | set(by_value[-4:]) <= set(chosen)
+    assert chosen == sorted(chosen, key=names.index)
+    assert "12 of 300 are shown: the 4 worst and the 4 best by sample SSIM" in reason
     errors = {"sample_mse": {name: number / 300 for number, name in enumerate(names)}}
-    assert {0, 1, 298, 299} <= set(choose(names, {**values, **errors}, 12).indices)
-    assert choose(names[:12], values, 12).reason == ""
-    assert len(set(choose(names, {}, 12).indices)) == 12
+    extremes = {names[number] for number in (0, 1, 298, 299)}
+    assert extremes <= set(evenly_chosen(names, {**values, **errors}, 12)[0])
+    assert evenly_chosen(names[:12], values, 12) == (names[:12], "")
+    assert len(set(evenly_chosen(names, {}, 12)[0])) == 12
 
 
 def test_several_samples_of_a_clip_stand_beside_each_other(work: ToyWork) -> None:
@@ -416,23 +419,23 @@ def test_a_protocol_is_shown_with_its_spread_its_baselines_and_what_is_not_as_in
     results = json.loads(out.read_text())
     text = Elements(page(work)).text
     assert "Every run of the protocol toy" in text
-    assert "Protocol toy, not as in the paper: 3 clips, the paper has 256; 2 runs, the paper has 10" in text
+    assert "Protocol toy differs from the paper: 3 clips, the paper has 256; 2 runs, the paper has 10" in text
     assert "Not FVD: the network gives 6 features" in text
     assert "Published, with four codebooks: fvd 125.76" in text
     assert "sha256" in text  # the card
     main_tables = text[text.index("Samples, against what really happened") : text.index("Every run of the protocol")]
     for name in ("mse", "ssim", "lpips", "fvd_real_priming", "fvd_reconstructed_priming"):
         mean, std = (results["protocol"][key][name] for key in ("mean", "std"))
-        assert spoken_spread(mean, std) in main_tables, name
+        assert format_spread(mean, std) in main_tables, name
     assert "LPIPS over the horizon" in text
     assert "repeating the last frame" in text
 
 
 def test_a_spread_is_written_with_two_digits() -> None:
-    assert spoken_spread(125.7612, 2.8977) == "125.8 ± 2.9"
-    assert spoken_spread(0.012341, 0.000123) == "0.01234 ± 0.00012"
-    assert spoken_spread(19.36, None) == "19.4"
-    assert spoken_spread(1.0, 0.0) == "1.0000 ± 0.0000"
+    assert format_spread(125.7612, 2.8977) == "125.8 ± 2.9"
+    assert format_spread(0.012341, 0.000123) == "0.01234 ± 0.00012"
+    assert format_spread(19.36, None) == "19.4"
+    assert format_spread(1.0, 0.0) == "1.0000 ± 0.0000"
 
 
 def test_what_was_not_measured_is_named_with_what_it_needs(finished: ToyWork) -> None:
@@ -444,7 +447,7 @@ def test_what_was_not_measured_is_named_with_what_it_needs(finished: ToyWork) ->
 def test_measured_training_clips_are_a_warning(work: ToyWork) -> None:
     results = json.loads((work.root / "eval.json").read_text())
     (work.root / "eval.json").write_text(json.dumps({**results, "training_clips": 2}))
-    assert "2 clips of the training were measured" in Elements(page(work)).text
+    assert "2 of these clips were used for training; the scores are optimistic." in Elements(page(work)).text
 
 
 def test_a_work_directory_of_a_tokenizer_alone_is_a_page(tmp_path: Path) -> None:
@@ -544,7 +547,7 @@ def test_a_run_that_has_not_come_far_takes_part_with_what_it_has(
     text = Elements((tmp_path / "c.html").read_text()).text
     assert "young is left out of the numbers" in text
     assert "young: Not made yet: " in text
-    assert "Fewer than two have samples to look at." in text
+    assert "Fewer than two of them have samples." in text
     assert "young/prior" in record.counts["not_up_to_date"]
     assert record.inputs["work/codes"] == read_record(finished.codes).fingerprint
 
@@ -579,9 +582,9 @@ def test_a_clip_of_the_same_name_that_is_another_one_is_noted(finished: ToyWork)
     same = replace(first, name="same", num_samples=1)
     assert first.real is not None
     another = replace(first, name="second", real=255 - first.real, priming_frames=1, num_samples=1)
-    assert report_samples.clip_player(clip, 1, [same, replace(same, name="b")], [], {}).notes == []
-    assert report_samples.clip_player(clip, 1, [first, another], [], {}).notes == [
-        "second was given 1 of the frames.",
+    assert report_samples.clip_player(clip, 1, [same, replace(same, name="b")], [], {})["notes"] == []
+    assert report_samples.clip_player(clip, 1, [first, another], [], {})["notes"] == [
+        "second has 1 priming frame.",
         "The clip of this name is another one in second: the real video is first's.",
         "Shown: 1 of 3 samples of first.",
     ]

@@ -151,14 +151,14 @@ def test_a_clip_plays_and_steps_by_the_keyboard(browser: Browser, page: Path) ->
     open_tab(browser, "samples")
     browser.run(f"{CLIP}.focus()")
     shown = f"{CLIP}.querySelector('output').textContent"
-    assert browser.run(shown) == f"frame 1 of {FRAMES}, given"
+    assert browser.run(shown) == f"frame 1 of {FRAMES}, priming"
     for key, text in (
-        ("ArrowRight", f"frame 2 of {FRAMES}, given"),
+        ("ArrowRight", f"frame 2 of {FRAMES}, priming"),
         ("ArrowRight", f"frame 3 of {FRAMES}, sampled"),
-        ("ArrowLeft", f"frame 2 of {FRAMES}, given"),
+        ("ArrowLeft", f"frame 2 of {FRAMES}, priming"),
         ("End", f"frame {FRAMES} of {FRAMES}, sampled"),
         ("ArrowRight", f"frame {FRAMES} of {FRAMES}, sampled"),
-        ("Home", f"frame 1 of {FRAMES}, given"),
+        ("Home", f"frame 1 of {FRAMES}, priming"),
     ):
         browser.press(key)
         assert browser.run(shown) == text
@@ -296,7 +296,10 @@ def test_pointing_at_a_curve_reads_its_values(browser: Browser, page: Path) -> N
         " return [box.right - 5, box.top + 20]; })()"
     )
     browser.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
-    assert browser.run("document.querySelector('#prior .plot .note').textContent") == "step 100\ntraining 3"
+    assert (
+        browser.run("document.querySelector('#prior .plot .note').textContent")
+        == "step 100\ntraining 3\nvalidation 3.1"
+    )
 
 
 def test_on_paper_all_sections_are_there(browser: Browser, page: Path) -> None:

@@ -15,7 +15,7 @@ from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.frames.records import FrameSample
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.frames.writer import write_frames
-from lvt_pipeline.report.contact_sheet import GIVEN, ShownClip, contact_sheet, film, show
+from lvt_pipeline.report.contact_sheet import PRIMING, ShownClip, contact_sheet, film, show
 from lvt_pipeline.video.write import enlarge
 
 Lvt = Callable[..., tuple[int, str, str]]
@@ -101,9 +101,9 @@ def test_films_play_every_clip_at_its_own_speed(frames: Path, tmp_path: Path, su
 
 
 def test_frames_that_a_sample_was_given_have_an_amber_edge() -> None:
-    clip = ShownClip("x", "", 4, 10.0, lambda at: np.zeros((len(at), 32, 32, 3), np.uint8), num_given=3)
+    clip = ShownClip("x", "", 4, 10.0, lambda at: np.zeros((len(at), 32, 32, 3), np.uint8), num_priming=3)
     sheet = contact_sheet([clip], num_frames=4, scale=1)
-    amber = (sheet == GIVEN).all(axis=-1)
+    amber = (sheet == PRIMING).all(axis=-1)
     assert amber.sum() == 3 * (36 * 36 - 32 * 32)
 
 
@@ -122,18 +122,18 @@ def test_codes_are_shown_in_colours_and_as_the_tokenizer_decodes_them(
     assert picture(tmp_path / "c.png").shape != picture(tmp_path / "p.png").shape
     code, text, _ = lvt("show", finished_work_dir / "samples.zarr", "--vqvae", vqvae, "-o", tmp_path / "s.png")
     assert code == 0
-    assert ((picture(tmp_path / "s.png") == GIVEN).all(axis=-1)).any()
+    assert ((picture(tmp_path / "s.png") == PRIMING).all(axis=-1)).any()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["show", "{frames}", "-o", "x.jpg"], "x.jpg ends in .jpg; pictures end in .png, .mp4, .gif"),
+        (["show", "{frames}", "-o", "x.jpg"], "x.jpg ends in .jpg; a picture ends in .png, .mp4, .gif"),
         (["show", "{frames}", "--clip", "c99"], "has no clip 'c99' among its 20; did you mean 'c19'?"),
         (["show", "{frames}", "--split", "val"], "has no val clip to show"),
-        (["show", "{frames}", "--vqvae", "x"], "is a folder of frames; --vqvae belongs to code stores, leave it out"),
+        (["show", "{frames}", "--vqvae", "x"], "is a folder of frames; --vqvae applies to code stores; leave it out"),
         (["show", "nowhere"], "nowhere does not exist; give"),
-        (["show", "{frames}/provenance.json"], "is no folder of frames and no code store"),
+        (["show", "{frames}/provenance.json"], "is neither a folder of frames nor a code store"),
     ],
 )
 def test_what_cannot_be_shown_is_one_line(

@@ -1,7 +1,7 @@
-"""A look at clips: a contact sheet of frames, or all clips playing beside each other. `lvt show` writes it.
+"""A look at clips: a contact sheet of frames, or all clips playing side by side. `lvt show` writes it.
 
-What is trained on should be seen first: frames as they are stored, codes as the tokenizer gives them back or in fixed
-colours, samples with the frames they were given marked.
+Training data should be seen first: frames as they are stored, codes as the tokenizer decodes them or in fixed colours,
+samples with their priming frames marked.
 """
 
 from __future__ import annotations
@@ -20,10 +20,16 @@ from PIL import Image, ImageDraw, ImageFont
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
+from lvt_pipeline.evaluation.samples import priming_frames_of
+from lvt_pipeline.evaluation.summary import count_of
 from lvt_pipeline.frames.records import FrameClip
-from lvt_pipeline.frames.shards import Frames, FrameShards
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.runs.compatibility import check_tokenizer
+from lvt_pipeline.runs.read import load_vqvae
 from lvt_pipeline.storage import write_bytes
+from lvt_pipeline.video.geometry import Frames
 from lvt_pipeline.video.pictures import colour_codes, png_bytes
+from lvt_pipeline.video.tiles import codebook_tiles, framed, picture_grid
 from lvt_pipeline.video.write import enlarge, write_gif, write_mp4
 from lvt_pipeline.workspace.inspect import kind_of
 
@@ -34,7 +40,7 @@ SUFFIXES = (".png", ".mp4", ".gif")
 TILE_PIXELS = 96  # frames smaller than this are enlarged
 FILM_FPS = 30.0  # a film of clips of many rates is not faster than this
 BACKGROUND, TEXT, FAINT = (24, 24, 27), (235, 235, 235), (150, 150, 155)
-GIVEN = (255, 176, 0)  # the amber of frames that a sample was given
+PRIMING = (255, 176, 0)  # the amber of priming frames
 _GAP, _LINE = 4, 16  # pixels between tiles; of a line of text
 
 
@@ -46,7 +52,7 @@ class ShownClip:
         id, about: the two parts of its caption.
         num_frames, fps: of all of it.
         read: from indices, int64 (N,), to those frames, uint8 (N, H, W, 3).
-        num_given: how many of its first frames a sample was given.
+        num_priming: how many of its first frames are priming frames of a sample.
     """
 
     id: str
@@ -54,7 +60,7 @@ class ShownClip:
     num_frames: int
     fps: float
     read: Callable[[NDArray[np.int64]], Frames]
-    num_given: int = 0
+    num_priming: int = 0
 
 
 def show(
@@ -75,13 +81,13 @@ def show(
     """Write a picture or a film of some clips of a folder of frames or a code store.
 
     Args:
-        out: a `.png` gets a contact sheet, `.mp4` and `.gif` play. An older file is replaced.
+        out: a `.png` becomes a contact sheet, `.mp4` and `.gif` play. An older file is replaced.
         ids: these clips; without any, `num_clips` at random, the same for the same seed.
         split: random clips come from this one only.
         num_frames: of each clip on a contact sheet, evenly spread from its first to its last.
         seconds: how long a film lasts at most.
-        scale: every pixel becomes a square this wide; by default small frames grow to about 96 pixels.
-        vqvae: run directory of the tokenizer, to see pixels instead of codes.
+        scale: every pixel becomes a square of this width; by default small frames are enlarged to about 96 pixels.
+        vqvae: run directory of the tokenizer, to show pixels instead of codes.
 
     Returns:
         The ids that are shown, in order.
@@ -91,7 +97,7 @@ def show(
         ConfigError: another ending, or a tokenizer for frames.
     """
     if out.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"{out} ends in {out.suffix or 'nothing'}; pictures end in {', '.join(SUFFIXES)}")
+        raise ConfigError(f"{out} ends in {out.suffix or 'nothing'}; a picture ends in {', '.join(SUFFIXES)}")
     clips = _clips_of(source, ids, num_clips, seed, split, vqvae, generation, device)
     if out.suffix.lower() == ".png":
         write_bytes(out, png_bytes(contact_sheet(clips, num_frames, scale)))
@@ -103,29 +109,29 @@ def show(
 
 
 def contact_sheet(clips: Sequence[ShownClip], num_frames: int, scale: int | None = None) -> Frames:
-    """A row of frames for every clip, first to last, under its caption; uint8 (H, W, 3)."""
+    """A row of frames for every clip, first to last, numbered from 1, under its caption; uint8 (H, W, 3)."""
     rows = []
     for clip in clips:
         indices = np.unique(np.linspace(0, clip.num_frames - 1, num_frames).round().astype(np.int64))
-        tiles = _enlarged(clip.read(indices), scale)
-        tiles = np.stack([_framed(tile, index < clip.num_given) for tile, index in zip(tiles, indices, strict=True)])
-        rows.append((clip, rearrange(tiles, "t h w c -> h (t w) c"), indices, tiles.shape[2]))
-    width = max(picture.shape[1] for _, picture, _, _ in rows) + 2 * _GAP
-    height = sum(picture.shape[0] + _LINE + 2 * _GAP for _, picture, _, _ in rows) + _GAP
+        rows.append((clip, indices, _tiles_of(clip, indices, scale)))
+    width = max(len(tiles) * tiles.shape[2] for _, _, tiles in rows) + 2 * _GAP
+    height = sum(tiles.shape[1] + _LINE + 2 * _GAP for _, _, tiles in rows) + _GAP
     sheet = Image.new("RGB", (width, height), BACKGROUND)
     pen, top = ImageDraw.Draw(sheet), _GAP
-    for clip, picture, indices, tile_width in rows:
+    for clip, indices, tiles in rows:
         _write_caption(pen, (2 * _GAP, top), clip.id, clip.about, width - 4 * _GAP)
         top += _LINE
-        sheet.paste(Image.fromarray(picture), (_GAP, top))
+        sheet.paste(Image.fromarray(picture_grid(tiles[None], gap=0)), (_GAP, top))
         for place, index in enumerate(indices):
-            _write_number(pen, (_GAP + place * tile_width + 2 * _GAP, top + picture.shape[0] - _LINE), str(index))
-        top += picture.shape[0] + 2 * _GAP
+            corner = (3 * _GAP + place * tiles.shape[2], top + tiles.shape[1] - _LINE)
+            font = ImageFont.load_default(size=10)
+            pen.text(corner, str(index + 1), (255, 255, 255), font, stroke_width=2, stroke_fill=(0, 0, 0))
+        top += tiles.shape[1] + 2 * _GAP
     return np.asarray(sheet)
 
 
 def film(clips: Sequence[ShownClip], seconds: float, scale: int | None = None) -> tuple[Frames, float]:
-    """All clips at once in a grid, each at its own speed; a clip that is over stays on its last frame.
+    """All clips at once in a grid, each at its own speed; a clip that has ended stays on its last frame.
 
     Returns:
         uint8 (T, H, W, 3) and the film's frames per second.
@@ -138,21 +144,18 @@ def film(clips: Sequence[ShownClip], seconds: float, scale: int | None = None) -
     for clip in clips:
         indices = np.minimum((moments * clip.fps + 1e-6).astype(np.int64), clip.num_frames - 1)
         unique, back = np.unique(indices, return_inverse=True)
-        tiles = _enlarged(clip.read(unique), scale)
-        tiles = np.stack([_framed(tile, index < clip.num_given) for tile, index in zip(tiles, unique, strict=True)])
-        playing.append(tiles[back])
-    cell_height = max(tiles.shape[1] for tiles in playing) + _LINE
-    cell_width = max(tiles.shape[2] for tiles in playing)
-    empty = Image.new("RGB", (columns * cell_width, math.ceil(len(clips) / columns) * cell_height), BACKGROUND)
-    pen = ImageDraw.Draw(empty)
-    corners = [(place // columns * cell_height, place % columns * cell_width) for place in range(len(clips))]
-    for clip, (top, left) in zip(clips, corners, strict=True):
-        _write_caption(pen, (left + _GAP, top), clip.id, "", cell_width - 2 * _GAP)
-    frames = np.repeat(np.asarray(empty)[None], len(moments), axis=0)
-    for tiles, (top, left) in zip(playing, corners, strict=True):
-        _, height, width, _ = tiles.shape
-        frames[:, top + _LINE : top + _LINE + height, left : left + width] = tiles
-    return frames, fps
+        playing.append(_tiles_of(clip, unique, scale)[back])
+    height, width = (max(tiles.shape[axis] for tiles in playing) for axis in (1, 2))
+    shape = (len(moments), -(-len(clips) // columns) * columns, height + _LINE, width, 3)
+    cells = np.empty(shape, np.uint8)
+    cells[...] = BACKGROUND
+    for place, (clip, tiles) in enumerate(zip(clips, playing, strict=True)):
+        caption = Image.new("RGB", (width, _LINE), BACKGROUND)
+        _write_caption(ImageDraw.Draw(caption), (_GAP, 0), clip.id, "", width - 2 * _GAP)
+        cells[:, place, :_LINE] = np.asarray(caption)
+        cells[:, place, _LINE : _LINE + tiles.shape[1], : tiles.shape[2]] = tiles
+    grid: Frames = rearrange(cells, "t (r c) h w k -> t (r h) (c w) k", c=columns)
+    return grid, fps
 
 
 # Where clips come from ---------------------------------------------------------------------------------------------
@@ -172,12 +175,12 @@ def _clips_of(
     if kind == "frames":
         if vqvae is not None or generation is not None:
             option = "--vqvae" if vqvae is not None else "--at"
-            raise ConfigError(f"{source} is a folder of frames; {option} belongs to code stores, leave it out")
+            raise ConfigError(f"{source} is a folder of frames; {option} applies to code stores; leave it out")
         shards = FrameShards(source)
         frame_clips = [shards[id] for id in ids] or _at_random(shards.clips, num_clips, seed, split, source)
         return [_of_frames(shards, clip) for clip in frame_clips]
     if kind != "codes":
-        raise ArtefactError(f"{source} is no folder of frames and no code store ({kind}); give one of these")
+        raise ArtefactError(f"{source} is neither a folder of frames nor a code store ({kind}); give one of these")
     store = open_codes(source, generation)
     clips = [store.clip(id) for id in ids] or _at_random(store.clips, num_clips, seed, split, source)
     model = _tokenizer(store, vqvae, device) if vqvae is not None else None
@@ -185,9 +188,6 @@ def _clips_of(
 
 
 def _tokenizer(store: CodeStore, vqvae: Path, device: str) -> VQVAE:
-    from lvt_pipeline.runs.compatibility import check_tokenizer  # torch loads only when there is something to decode
-    from lvt_pipeline.runs.read import load_vqvae
-
     model = load_vqvae(vqvae, device=device)
     check_tokenizer(store, vqvae, model)
     return model
@@ -210,7 +210,7 @@ def _of_frames(shards: FrameShards, clip: FrameClip) -> ShownClip:
 
     about = _about(clip.split, clip.label, clip.num_frames, clip.fps)
     if clip.truncated:
-        about += ", of a file cut short"
+        about += ", of a truncated file"
     return ShownClip(clip.id, about, clip.num_frames, clip.fps, read)
 
 
@@ -220,41 +220,29 @@ def _of_codes(store: CodeStore, clip: CodeClip, model: VQVAE | None) -> ShownCli
         if model is not None:
             pixels: Frames = model.decode(codes).numpy()
             return pixels
-        return _tiled(colour_codes(codes, store.codebook_size))
+        return codebook_tiles(colour_codes(codes, store.codebook_size))
 
-    given = store.provenance.settings.get("priming_frames", 0) if store.provenance.stage == "sample" else 0
+    priming = priming_frames_of(store)
     about = _about(clip.split, clip.label, clip.length, clip.fps)
-    if given:
-        about += f", the first {given} given"
-    return ShownClip(clip.id, about, clip.length, clip.fps, read, num_given=int(given))
+    if priming:
+        about += f", {count_of(priming, 'priming frame')}"
+    return ShownClip(clip.id, about, clip.length, clip.fps, read, num_priming=priming)
 
 
 def _about(split: str, label: str | None, num_frames: int, fps: float) -> str:
     named = f"{split}, {label}" if label else split
-    return f"{named}, {num_frames} frames at {fps:.4g} per second"
+    return f"{named}, {count_of(num_frames, 'frame')} at {fps:.4g} per second"
 
 
-def _tiled(colours: Frames) -> Frames:
-    """Codebooks beside and below each other, a dark line between them: (N, h, w, n_c, 3) -> (N, H, W, 3)."""
-    columns = math.ceil(math.sqrt(colours.shape[3]))
-    padded = np.pad(colours, ((0, 0), (0, 1), (0, 1), (0, -colours.shape[3] % columns), (0, 0)))
-    tiled: Frames = rearrange(padded, "n h w (r q) c -> n (r h) (q w) c", q=columns)
-    return tiled[:, :-1, :-1]
+# Pictures ----------------------------------------------------------------------------------------------------------
 
 
-# Drawing -----------------------------------------------------------------------------------------------------------
-
-
-def _enlarged(frames: Frames, scale: int | None) -> Frames:
-    return enlarge(frames, scale or max(1, round(TILE_PIXELS / frames.shape[1])))
-
-
-def _framed(tile: Frames, is_given: bool) -> Frames:
-    """A tile with an edge around it: amber for frames that were given."""
-    edged = np.full((tile.shape[0] + _GAP, tile.shape[1] + _GAP, 3), GIVEN if is_given else BACKGROUND, np.uint8)
-    half = _GAP // 2
-    edged[half:-half, half:-half] = tile
-    return edged
+def _tiles_of(clip: ShownClip, indices: NDArray[np.int64], scale: int | None) -> Frames:
+    """Frames of a clip, enlarged, each with an edge: amber for priming frames."""
+    frames = clip.read(indices)
+    frames = enlarge(frames, scale or max(1, round(TILE_PIXELS / frames.shape[1])))
+    edges = [PRIMING if index < clip.num_priming else BACKGROUND for index in indices]
+    return np.stack([framed(tile, _GAP // 2, edge) for tile, edge in zip(frames, edges, strict=True)])
 
 
 def _write_caption(pen: ImageDraw.ImageDraw, corner: tuple[int, int], name: str, about: str, width: int) -> None:
@@ -265,8 +253,3 @@ def _write_caption(pen: ImageDraw.ImageDraw, corner: tuple[int, int], name: str,
     after = pen.textlength(name, font) + 2 * _GAP
     if after + pen.textlength(about, font) <= width:
         pen.text((corner[0] + after, corner[1]), about, FAINT, font)
-
-
-def _write_number(pen: ImageDraw.ImageDraw, corner: tuple[int, int], text: str) -> None:
-    font = ImageFont.load_default(size=10)
-    pen.text(corner, text, (255, 255, 255), font, stroke_width=2, stroke_fill=(0, 0, 0))

@@ -1,104 +1,68 @@
-"""The pieces that sections of a report are made of."""
+"""The pieces that pages are made of: plain data for the templates.
+
+A section is a dictionary, or a `problem` when it cannot be shown.
+"""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
-from lvt_pipeline.report.charts import Series
-from lvt_pipeline.report.work_dir import MADE, StageRecord
+Part = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Problem:
+def problem(message: str, command: str | None = None) -> Part:
     """Why a section cannot be shown, and the command that helps, if one does."""
-
-    message: str
-    command: str | None
-    is_problem: bool = True
+    return {"problem": message, "command": command}
 
 
-@dataclass(frozen=True)
-class Check:
-    """Whether a number beats another. `kind` is better, worse or plain (nothing to beat)."""
-
-    kind: str
-    text: str
-    note: str = ""
+def check(kind: str, text: str, note: str = "") -> Part:
+    """A cell of a table, or a line of a card. `kind` is better or worse (a verdict), plain, or value (a number)."""
+    return {"kind": kind, "text": text, "note": note}
 
 
-def beats(is_better: bool, baseline: str = "", note: str = "") -> Check:
-    """A check in words: "✓ beats the unigram"; without a name for what stands beside it in a table."""
+def beats(is_better: bool, baseline: str = "", note: str = "") -> Part:
+    """A verdict in words: "✓ beats the unigram"; without a name for the baseline in the same row of a table."""
     if is_better:
-        return Check("better", f"✓ beats {baseline or 'it'}", note)
-    return Check("worse", f"✗ does not beat {baseline}" if baseline else "✗ does not", note)
+        return check("better", f"✓ beats {baseline or 'it'}", note)
+    return check("worse", f"✗ does not beat {baseline}" if baseline else "✗ does not", note)
 
 
-@dataclass(frozen=True)
-class Card:
+def card(label: str, value: str, unit: str, checks: Sequence[Part] = (), note: str = "") -> Part:
     """A key number with what it has to beat."""
-
-    label: str
-    value: str
-    unit: str
-    checks: Sequence[Check] = ()
-    note: str = ""
+    return {"label": label, "value": value, "unit": unit, "checks": checks, "note": note}
 
 
-@dataclass(frozen=True)
-class Table:
-    """Numbers in rows: the first column says of what, a `Check` is written as a verdict."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str | Check]]
-    note: str = ""
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str | Part]], note: str = "") -> Part:
+    """Numbers in rows, of which the first column names the row."""
+    return {"title": title, "header": header, "rows": rows, "note": note}
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A chart with what it shows."""
-
-    title: str
-    svg: Markup
-    caption: str = ""
+def chart(title: str, svg: str, caption: str = "") -> list[Part]:
+    """A chart with its title; nothing for an empty one."""
+    return [{"title": title, "svg": Markup(svg), "caption": caption}] if svg else []
 
 
-def problems_of(records: Sequence[StageRecord]) -> list[tuple[str, Problem]]:
-    """Stages that are not up to date, each with the tab that shows it; those that one command helps count as one."""
-    by_command: dict[str, list[StageRecord]] = {}
+def problems_of(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """Stages that are not up to date, as tab, sentence and command; those that one command helps are one item."""
+    by_command: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
-        if record.state in ("stale", "unfinished"):
-            by_command.setdefault(record.command, []).append(record)
+        if record["state"] in ("stale", "unfinished", "outdated"):
+            by_command.setdefault(record["command"], []).append(record)
     found = [
-        (MADE[group[0].role].tab, Problem(" ".join(f"{record.name}: {record.reason}." for record in group), command))
+        (group[0]["tab"], " ".join(f"{record['title']}: {record['reason']}." for record in group), command)
         for command, group in by_command.items()
     ]
-    missing = [record for record in records if record.state == "missing"]
+    missing = [record for record in records if record["state"] == "missing"]
     if missing:
-        names = ", ".join(record.name.lower() for record in missing)
-        found.append((MADE[missing[0].role].tab, Problem(f"Not made yet: {names}.", missing[0].command)))
+        names = ", ".join(record["title"].lower() for record in missing)
+        found.append((missing[0]["tab"], f"Not made yet: {names}.", missing[0]["command"]))
     return found
 
 
 def data_uri(data: bytes, media_type: str) -> str:
-    """Bytes as a text that a page can use in place of an address."""
+    """Bytes as text that a page can use in place of an address."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
-
-
-def series_of(
-    name: str, lines: Sequence[Mapping[str, Any]], key: str, factor: float = 1.0, style: int | None = None
-) -> Series:
-    """What a run logged under a key, against its steps; a list of numbers (one per codebook) counts as its mean."""
-    points = [(line["step"], value) for line in lines if (value := _number(line.get(key))) is not None]
-    return Series(name, [step for step, _ in points], [value * factor for _, value in points], style)
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, list) and value and all(isinstance(item, int | float) for item in value):
-        return sum(value) / len(value)
-    return value if isinstance(value, int | float) else None

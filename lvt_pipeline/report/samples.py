@@ -1,4 +1,4 @@
-"""The samples section of a report: videos that play beside each other, codes and changes (paper, figures 6 to 8)."""
+"""The samples section of a report: videos that play in step, codes and changes (paper, figures 6 to 8)."""
 
 from __future__ import annotations
 
@@ -11,24 +11,15 @@ from numpy.typing import NDArray
 
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.errors import LVTError
-from lvt_pipeline.evaluation.pixels import real_frames
-from lvt_pipeline.evaluation.samples import original_of, siblings_of
-from lvt_pipeline.report.charts import spoken_number
-from lvt_pipeline.report.clips import (
-    METRIC_OF,
-    Choice,
-    ClipOrder,
-    ClipValues,
-    choose,
-    clip_values,
-    orders_of,
-    thumbnails,
-)
-from lvt_pipeline.report.figures import code_strips, strip
-from lvt_pipeline.report.parts import data_uri
-from lvt_pipeline.report.work_dir import WorkDir
-from lvt_pipeline.runs.compatibility import check_tokenizer
-from lvt_pipeline.video.pictures import png_bytes
+from lvt_pipeline.evaluation.pixels import Pixels
+from lvt_pipeline.evaluation.samples import original_of, priming_frames_of, siblings_of
+from lvt_pipeline.evaluation.summary import count_of
+from lvt_pipeline.report.clips import METRIC_OF, clip_values, evenly_chosen, orders_of, sample_metric
+from lvt_pipeline.report.numbers import format_number
+from lvt_pipeline.report.parts import Part, data_uri
+from lvt_pipeline.report.work import WorkDir
+from lvt_pipeline.video.pictures import change_mask, colour_codes, png_bytes
+from lvt_pipeline.video.tiles import shrunk, strip
 from lvt_pipeline.video.write import mp4_bytes
 
 SHOWN_CLIPS = 12
@@ -37,128 +28,71 @@ SHOWN_STRIP_FRAMES = 24
 PLAYER_SIZE = 256  # pixels a video is enlarged to, about
 STRIP_SIZE = 64
 MOST_EMBEDDED_BYTES = 12_000_000  # of media, before base64 adds a third; the page stays below 20 MB
-CHOSEN_BY = ("sample_lpips", "sample_ssim", "sample_mse", "bits")  # the first of these that was measured
+OPTIONAL_SETTINGS = ("top_k", "top_p", "guidance", "codebook_temperatures")
+
+Video = tuple[str, str, NDArray[np.uint8]]  # kind (real, reconstructed or sampled), caption, frames
 
 
-@dataclass(frozen=True)
-class Video:
-    """One player. All of a clip follow the one that `leads`."""
-
-    kind: str  # real, reconstructed or sampled
-    caption: str
-    source: str
-    leads: bool
-
-
-@dataclass(frozen=True)
-class FigureRow:
-    """One strip of a code figure."""
-
-    label: str
-    image: str
-    kind: str  # video or codes
-
-
-@dataclass(frozen=True)
-class ClipPlayer:
-    """A clip as it was, as tokenizers see it, and as priors continue it; `None` keeps a place in the grid free."""
-
-    name: str
-    place: int  # among the clips of the page, from 1
-    label: str
-    num_frames: int
-    priming_frames: int
-    fps: float
-    columns: int
-    videos: Sequence[Video | None]
-    rows: Sequence[FigureRow]
-    shown_frames: int
-    notes: Sequence[str]
-    values: Sequence[tuple[str, str]]  # metrics and what they are, in words
-    order: Mapping[str, float]  # what clips can be ordered by
-
-    @property
-    def given_percent(self) -> float:
-        """Where on a slider over frame numbers the given frames end, between the last of them and the next."""
-        return 100 * max(self.priming_frames - 0.5, 0) / max(self.num_frames - 1, 1)
-
-    @property
-    def num_bytes(self) -> int:
-        """What it adds to the page."""
-        videos = sum(len(video.source) for video in self.videos if video is not None)
-        return videos + sum(len(row.image) for row in self.rows)
-
-
-@dataclass(frozen=True)
-class SamplesSection:
-    num_samples: int
-    facts: Sequence[tuple[str, str]]
-    clips: Sequence[ClipPlayer]
-    orders: Sequence[ClipOrder]
-    note: str
-    is_problem: bool = False
-
-
-def samples_section(work: WorkDir) -> SamplesSection:
-    """Real, reconstructed and sampled videos beside each other, with their codes and changes (figures 6 to 8)."""
+def samples_section(work: WorkDir) -> Part:
+    """Real, reconstructed and sampled videos side by side, with their codes and changes (figures 6 to 8)."""
     sampled = checked_samples(work)
-    settings = work.store("samples").provenance.settings
-    priming = priming_frames_of(work)
+    settings = work.samples.provenance.settings
+    priming = priming_frames_of(work.samples)
     num_samples = sum(map(len, sampled.values()))
+    of_clips = f" of {count_of(len(sampled), 'clip')}" if num_samples > len(sampled) else ""
     facts = [
-        ("Samples", f"{num_samples:,}" + (f" of {len(sampled):,} clips" if num_samples > len(sampled) else "")),
-        ("Frames given", f"{priming}"),
-        ("Frames sampled", f"{int(settings.get('frames', 0)) - priming}"),
+        ("Samples", f"{num_samples:,}{of_clips}"),
+        ("Priming frames", f"{priming}"),
+        ("Sampled frames", f"{int(settings.get('frames', 0)) - priming}"),
         ("Temperature", f"{settings.get('temperature', 1.0):g}"),
         ("Seed", f"{settings.get('seed', 0)}"),
     ]
-    facts += [
-        (name.replace("_", " ").capitalize(), f"{settings[name]}")
-        for name in ("top_k", "top_p", "guidance", "codebook_temperatures")
-        if settings.get(name) is not None
-    ]
+    chosen = [name for name in OPTIONAL_SETTINGS if settings.get(name) is not None]
+    facts += [(name.replace("_", " ").capitalize(), f"{settings[name]}") for name in chosen]
     values = clip_values(work)
-    choice = choose_players(list(sampled), values)
-    names = [list(sampled)[index] for index in choice.indices]
-    clips: list[ClipPlayer] = []
-    embedded = 0
-    for name in names:
+    key = sample_metric(values)
+    names, note = evenly_chosen(list(sampled), {key: values[key]} if key else {}, SHOWN_CLIPS)
+
+    def player(name: str, place: int) -> Part:
         order = {key: by_clip[name] for key, by_clip in values.items() if name in by_clip}
-        told = [(METRIC_OF[key].title, spoken_number(value)) for key, value in order.items()]
-        shown = clip_player(name, len(clips) + 1, [videos_of_run(work, "", sampled[name])], told, order)
-        embedded += shown.num_bytes
-        if clips and embedded * 3 / 4 > MOST_EMBEDDED_BYTES:
-            break
-        clips.append(shown)
-    note = choice.reason
+        numbers = [(METRIC_OF[key].title, format_number(value)) for key, value in order.items()]
+        return clip_player(name, place, [videos_of_run(work, "", sampled[name])], numbers, order)
+
+    clips = within_budget(player, names)
     if len(clips) < len(names):
         note = f"{len(clips)} of {len(sampled):,} are shown: more would make the page larger than 20 MB."
     if note:
         note += " All are in samples.zarr; lvt decode writes them as videos."
-    return SamplesSection(num_samples, facts, clips, orders_of(values), note)
+    return {"num_samples": num_samples, "facts": facts, "clips": clips, "orders": orders_of(values), "note": note}
+
+
+def within_budget(player: Any, names: Sequence[str]) -> list[Part]:
+    """Players of the first names whose media fit into the page; at least one.
+
+    Args:
+        player: from a name and its place on the page, from 1, to its player.
+    """
+    clips: list[Part] = []
+    embedded = 0
+    for name in names:
+        shown = player(name, len(clips) + 1)
+        embedded += sum(len(video["source"]) for video in shown["videos"] if video is not None)
+        embedded += sum(len(row["image"]) for row in shown["rows"])
+        if clips and embedded * 3 / 4 > MOST_EMBEDDED_BYTES:
+            break
+        clips.append(shown)
+    return clips
 
 
 def checked_samples(work: WorkDir) -> dict[str, list[CodeClip]]:
     """The samples of each real clip.
 
     Raises:
-        MissingPart: samples, codes or tokenizer are not there yet.
+        MissingPart: samples, codes or tokenizer do not exist yet.
         MismatchError: they do not belong together.
     """
-    sampled = work.store("samples")
-    check_tokenizer(sampled, work.artefacts["vqvae"], work.tokenizer())
-    return siblings_of(sampled, work.store())
-
-
-def priming_frames_of(work: WorkDir) -> int:
-    """How many frames the samples of a work directory were given."""
-    return int(work.store("samples").provenance.settings.get("priming_frames", 0))
-
-
-def choose_players(names: Sequence[str], values: ClipValues) -> Choice:
-    """Which clips get players: all, or the worst and best by the first metric of samples and others between them."""
-    key = next((key for key in CHOSEN_BY if key in values), None)
-    return choose(names, {key: values[key]} if key else {}, SHOWN_CLIPS)
+    work.require_tokenizer_of(work.samples)
+    return siblings_of(work.samples, work.codes)
 
 
 @dataclass(frozen=True)
@@ -179,28 +113,26 @@ class RunVideos:
 
 
 def videos_of_run(work: WorkDir, name: str, siblings: Sequence[CodeClip]) -> RunVideos:
-    """Decode what a run has of one clip; what is not there any more is named."""
-    sampled, store, tokenizer = work.store("samples"), work.store(), work.tokenizer()
+    """Decode what a run has of one clip; what no longer exists is named."""
+    sampled, store, tokenizer = work.samples, work.codes, work.tokenizer
     shown = siblings[:SHOWN_SAMPLES]
     length = max(clip.length for clip in shown)
     codes = [sampled.read(clip) for clip in shown]
     origin = original_of(siblings[0], store)
     real = real_codes = reconstructed = None
-    problem = ""
+    problem = "" if origin is not None else "The clip that this sample continues is no longer in data.zarr."
     if origin is not None:
         real_codes = store.read(origin, 0, min(origin.length, length))
         reconstructed = tokenizer.decode(real_codes).numpy()
         try:
-            real = real_frames(store, origin, work.frames(), length)
+            real = Pixels(store, work.frames, tokenizer).real(origin, length)
         except LVTError as error:
             problem = f"The real video is not shown: {error}"
-    else:
-        problem = "The clip that this sample continues is not in data.zarr any more."
     return RunVideos(
         name=name,
         clip=shown[0],
         codebook_size=store.codebook_size,
-        priming_frames=priming_frames_of(work),
+        priming_frames=priming_frames_of(sampled),
         real=real,
         real_codes=real_codes,
         reconstructed=reconstructed,
@@ -212,61 +144,66 @@ def videos_of_run(work: WorkDir, name: str, siblings: Sequence[CodeClip]) -> Run
 
 
 def clip_player(
-    name: str, place: int, runs: Sequence[RunVideos], values: Sequence[tuple[str, str]], order: Mapping[str, float]
-) -> ClipPlayer:
-    """The players and strips of one clip, of one run or of several beside each other."""
-    columns, parts = _parts_of_one(runs[0]) if len(runs) == 1 else _parts_of_several(runs)
-    lengths = [0 if part is None else len(part[2]) for part in parts]
-    leading = max(range(len(parts)), key=lambda number: (lengths[number], number))
-    fps = runs[0].clip.fps
-    videos: list[Video | None] = []
-    for number, part in enumerate(parts):
-        if part is None:
-            videos.append(None)
-            continue
-        kind, caption, pictures = part
-        source = data_uri(mp4_bytes(pictures, fps, _player_scale(pictures)), "video/mp4")
-        videos.append(Video(kind, caption, source, number == leading))
-    return ClipPlayer(
-        name=name,
-        place=place,
-        label=runs[0].clip.label or "",
-        num_frames=max(lengths),
-        priming_frames=runs[0].priming_frames,
-        fps=fps,
-        columns=columns,
-        videos=videos,
-        rows=_strips(runs),
-        shown_frames=min(max(lengths), SHOWN_STRIP_FRAMES),
-        notes=_notes(runs),
-        values=values,
-        order=order,
-    )
+    name: str, place: int, runs: Sequence[RunVideos], numbers: Sequence[tuple[str, str]], order: Mapping[str, float]
+) -> Part:
+    """The players and strips of one clip, of one run or of several side by side.
+
+    Args:
+        place: among the clips of the page, from 1.
+        numbers: metrics and their values, as text.
+        order: what clips can be ordered by.
+    """
+    columns, videos = _videos_of_one(runs[0]) if len(runs) == 1 else _videos_of_several(runs)
+    lengths = [0 if video is None else len(video[2]) for video in videos]
+    leading = max(range(len(videos)), key=lambda number: (lengths[number], number))
+    num_frames, priming = max(lengths), runs[0].priming_frames
+    return {
+        "name": name,
+        "place": place,
+        "label": runs[0].clip.label or "",
+        "num_frames": num_frames,
+        "priming_frames": priming,
+        # Where on a slider over frame numbers the priming frames end, between the last of them and the next.
+        "priming_percent": 100 * max(priming - 0.5, 0) / max(num_frames - 1, 1),
+        "fps": runs[0].clip.fps,
+        "columns": columns,
+        # All videos of a clip follow the one that leads; None keeps a place in the grid free.
+        "videos": [
+            None if video is None else _video(video, runs[0].clip.fps) | {"leads": number == leading}
+            for number, video in enumerate(videos)
+        ],
+        "rows": _strips(runs),
+        "shown_frames": min(num_frames, SHOWN_STRIP_FRAMES),
+        "notes": _notes(runs),
+        "numbers": numbers,
+        "order": order,
+    }
 
 
-Part = tuple[str, str, NDArray[np.uint8]]  # kind, caption, frames of a video
+def _video(video: Video, fps: float) -> Part:
+    kind, caption, frames = video
+    scale = max(1, round(PLAYER_SIZE / int(frames.shape[1])))
+    return {"kind": kind, "caption": caption, "source": data_uri(mp4_bytes(frames, fps, scale), "video/mp4")}
 
 
-def _parts_of_one(run: RunVideos) -> tuple[int, list[Part | None]]:
+def _videos_of_one(run: RunVideos) -> tuple[int, list[Video | None]]:
     """Columns and videos: real, reconstructed, and the samples after them."""
-    named = [("real", "Real", run.real), ("reconstructed", "Reconstructed", run.reconstructed)]
-    several = len(run.samples) > 1
-    named += [
-        ("sampled", f"Sampled {number}" if several else "Sampled", video) for number, video in enumerate(run.samples, 1)
-    ]
-    videos: list[Part | None] = [(kind, caption, video) for kind, caption, video in named if video is not None]
+    numbers = [f" {number}" for number in range(1, len(run.samples) + 1)] if len(run.samples) > 1 else [""]
+    found = [("real", "Real", run.real), ("reconstructed", "Reconstructed", run.reconstructed)]
+    found += [("sampled", f"Sampled{number}", some) for number, some in zip(numbers, run.samples, strict=True)]
+    videos: list[Video | None] = [(kind, caption, frames) for kind, caption, frames in found if frames is not None]
     return 4 if len(videos) == 4 else 3, videos
 
 
-def _parts_of_several(runs: Sequence[RunVideos]) -> tuple[int, list[Part | None]]:
+def _videos_of_several(runs: Sequence[RunVideos]) -> tuple[int, list[Video | None]]:
     """Real, reconstructed and every run's sample; of several tokenizers, each reconstruction is below its sample."""
     real = next((run.real for run in runs if run.real is not None), None)
-    videos: list[Part | None] = [None if real is None else ("real", "Real", real)]
-    sampled: list[Part] = [("sampled", f"{run.name}, sampled", run.samples[0]) for run in runs]
+    videos: list[Video | None] = [None if real is None else ("real", "Real", real)]
+    sampled: list[Video] = [("sampled", f"{run.name}, sampled", run.samples[0]) for run in runs]
     first = runs[0].reconstructed
     if first is not None and all(_are_equal(run.reconstructed, first) for run in runs):
         return min(len(runs) + 2, 4), [*videos, ("reconstructed", "Reconstructed", first), *sampled]
-    below: list[Part | None] = [
+    below: list[Video | None] = [
         None if run.reconstructed is None else ("reconstructed", f"{run.name}, reconstructed", run.reconstructed)
         for run in runs
     ]
@@ -274,12 +211,12 @@ def _parts_of_several(runs: Sequence[RunVideos]) -> tuple[int, list[Part | None]
 
 
 def _notes(runs: Sequence[RunVideos]) -> list[str]:
-    """What is not as one would expect of the videos of a clip."""
+    """What is unexpected about the videos of a clip."""
     notes = [f"{run.name}: {run.problem}" if run.name else run.problem for run in runs if run.problem]
     real = next((run for run in runs if run.real is not None), None)
     for run in runs[1:]:
         if run.priming_frames != runs[0].priming_frames:
-            notes.append(f"{run.name} was given {run.priming_frames} of the frames.")
+            notes.append(f"{run.name} has {count_of(run.priming_frames, 'priming frame')}.")
         if real is not None and real.real is not None and run.real is not None:
             length = min(len(real.real), len(run.real))
             if not _are_equal(run.real[:length], real.real[:length]):
@@ -291,37 +228,46 @@ def _notes(runs: Sequence[RunVideos]) -> list[str]:
     return notes
 
 
-def _strips(runs: Sequence[RunVideos]) -> list[FigureRow]:
+def _strips(runs: Sequence[RunVideos]) -> list[Part]:
     """Frames above their codes and changes: the real clip's, once where all have the same codes, then each sample's."""
     shares_codes = len(runs) > 1 and all(_are_equal(run.real_codes, runs[0].real_codes) for run in runs)
-    rows: list[FigureRow] = []
+    rows: list[Part] = []
     for number, run in enumerate(runs):
         prefix = f"{run.name}, " if run.name else ""
         pictures = run.real if run.real is not None else run.reconstructed
         if pictures is not None and run.real_codes is not None and not (shares_codes and number):
-            rows += _strip_rows(
-                "real" if shares_codes else f"{prefix}real", pictures, run.real_codes, run.codebook_size
-            )
-        rows += _strip_rows(f"{prefix}sampled", run.samples[0], run.codes, run.codebook_size)
+            label = "real" if shares_codes else f"{prefix}real"
+            rows += _strips_of_one(label, pictures, run.real_codes, run.codebook_size)
+        rows += _strips_of_one(f"{prefix}sampled", run.samples[0], run.codes, run.codebook_size)
     return rows
 
 
-def _strip_rows(
+def _strips_of_one(
     label: str, pictures: NDArray[np.uint8], codes: NDArray[np.unsignedinteger[Any]], codebook_size: int
-) -> list[FigureRow]:
-    tiles = thumbnails(pictures[:SHOWN_STRIP_FRAMES], STRIP_SIZE)
-    rows = [FigureRow(label, _strip_uri(strip(tiles, tiles.shape[2] // codes.shape[2] or 1)), "video")]
-    strips = code_strips(codes[:SHOWN_STRIP_FRAMES], codebook_size)
-    return rows + [FigureRow(item.label, _strip_uri(item.image), "codes") for item in strips]
+) -> list[Part]:
+    """The video above its codes and changes."""
+    tiles, codes = shrunk(pictures[:SHOWN_STRIP_FRAMES], STRIP_SIZE), codes[:SHOWN_STRIP_FRAMES]
+    video = strip(tiles, tiles.shape[2] // codes.shape[2] or 1)
+    rows = [(label, video, "video")]
+    rows += [(name, image, "codes") for name, image in strip_pictures(codes, codebook_size)]
+    return [
+        {"label": name, "image": data_uri(png_bytes(image), "image/png"), "kind": kind} for name, image, kind in rows
+    ]
+
+
+def strip_pictures(codes: NDArray[Any], codebook_size: int) -> list[tuple[str, NDArray[np.uint8]]]:
+    """The labelled rows of a code figure, uint8 RGBA: n_c of codes in their fixed colours, then n_c of changes.
+
+    Args:
+        codes: integers (T, h, w, n_c).
+    """
+    books = range(codes.shape[-1])
+    numbers = [f" {book}" for book in books] if len(books) > 1 else [""]
+    codes_name = "codebook" if len(books) > 1 else "codes"
+    coloured = [(f"{codes_name}{numbers[book]}", colour_codes(codes[..., book], codebook_size)) for book in books]
+    changes = [(f"changed{numbers[book]}", change_mask(codes[..., book])) for book in books]
+    return [(name, strip(tiles)) for name, tiles in coloured + changes]
 
 
 def _are_equal(one: NDArray[Any] | None, other: NDArray[Any] | None) -> bool:
     return one is not None and other is not None and np.array_equal(one, other)
-
-
-def _player_scale(frames: NDArray[np.uint8]) -> int:
-    return max(1, round(PLAYER_SIZE / int(frames.shape[1])))
-
-
-def _strip_uri(image: NDArray[np.uint8]) -> str:
-    return data_uri(png_bytes(image), "image/png")

@@ -19,10 +19,15 @@ from lvt_pipeline.evaluation.pixels import real_frames
 from lvt_pipeline.evaluation.protocols import runs_folder
 from lvt_pipeline.evaluation.samples import original_of, priming_frames_of
 from lvt_pipeline.frames.shards import FrameShards
-from lvt_pipeline.report.charts import spoken_number
-from lvt_pipeline.report.clips import METRIC_OF
-from lvt_pipeline.report.figures import FigureFiles, SampledVideo, draw_code_frequencies, draw_code_rows, draw_samples
-from lvt_pipeline.report.figures.work_figures import CHOSEN_BY
+from lvt_pipeline.report.clips import METRIC_OF, SAMPLE_METRICS
+from lvt_pipeline.report.numbers import format_number
+from lvt_pipeline.report.plots import (
+    FigureFiles,
+    SampledVideo,
+    plot_code_frequencies,
+    plot_code_rows,
+    plot_samples,
+)
 from lvt_pipeline.runs.read import load_vqvae
 from lvt_pipeline.storage import read_json
 
@@ -51,7 +56,7 @@ def draw_frequencies(codes: Path, out: Path, title: str) -> tuple[FigureFiles, s
     counts = count_codes(open_codes(codes), "train")
     held = " and ".join(map(str, codes_holding(counts)))
     remark = f"{held} of {counts.shape[1]} codes hold 80 % of all positions; the paper's on BAIR: {PAPER_HOLDING}"
-    return draw_code_frequencies(counts, out, title=title), remark
+    return plot_code_frequencies(counts, out, title=title), remark
 
 
 def draw_figure(name: str, sampled: Sampled, out: Path, title: str) -> FigureFiles:
@@ -79,7 +84,7 @@ class _Opened:
         self._shards = FrameShards(sampled.frames)
         self._tokenizer = load_vqvae(sampled.vqvae, device=sampled.device)
         per_clip: Mapping[str, Any] = read_json(place / "run.json")["per_clip"]
-        key = next(key for key in CHOSEN_BY if key in per_clip)
+        key = next(key for key in SAMPLE_METRICS if key in per_clip)
         self._metric = METRIC_OF[key]
         self._values = dict(zip(per_clip["clip"], per_clip[key], strict=True))
         # Sampling also takes clips that are too short to be evaluated.
@@ -89,7 +94,7 @@ class _Opened:
         """The best or the worst sample, and what makes it that."""
         choose = min if is_good == self._metric.lower_is_better else max
         clip = choose(self.clips, key=lambda clip: (self._values[self._origin(clip).id], clip.id))
-        value = spoken_number(self._values[self._origin(clip).id])
+        value = format_number(self._values[self._origin(clip).id])
         return clip, f"{self._metric.title} {value}, the {'best' if is_good else 'worst'} of {len(self.clips)}"
 
     def video(self, clip: CodeClip) -> NDArray[np.uint8]:
@@ -111,7 +116,7 @@ class _Opened:
 
 def _draw_samples(opened: _Opened, out: Path, title: str) -> FigureFiles:
     videos = [SampledVideo(clip.id, opened.video(clip)) for clip in opened.clips[:NUM_SAMPLES]]
-    return draw_samples(videos, opened.priming_frames, out, title=title)
+    return plot_samples(videos, opened.priming_frames, out, title=title)
 
 
 def _draw_first(opened: _Opened, out: Path, title: str) -> FigureFiles:
@@ -124,7 +129,7 @@ def _draw_extreme(opened: _Opened, out: Path, title: str, *, is_good: bool) -> F
 
 
 def _draw_codes(opened: _Opened, clip: CodeClip, out: Path, title: str, *, with_real: bool) -> FigureFiles:
-    return draw_code_rows(
+    return plot_code_rows(
         opened.video(clip),
         opened.samples.read(clip),
         opened.samples.codebook_size,

@@ -28,7 +28,6 @@ from lvt_pipeline.manifest.manifest import build_manifest
 from lvt_pipeline.manifest.sources import recognise
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, digest_file, read_record, record_path
-from lvt_pipeline.report.figures import require_matplotlib
 from lvt_pipeline.reproduce import drawing, timing
 from lvt_pipeline.reproduce.counting import count_parameters
 from lvt_pipeline.reproduce.experiments import (
@@ -164,8 +163,6 @@ class Reproduction:
             Stopped: a signal came; what was finished is kept.
             LVTError: a stage failed; what was finished is kept.
         """
-        if not all(target.is_table for target in self.targets):
-            require_matplotlib()  # better refused before the trainings
         outcomes: list[Outcome] = []
         seen: set[Path] = set()
         with exclusive_lock(self.work_dir), stop_requested() as stop:

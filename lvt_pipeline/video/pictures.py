@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+CHANGED = (253, 231, 37)  # yellow, as in the paper
+UNCHANGED = (44, 32, 66)  # dark
+
 
 def png_bytes(picture: NDArray[np.uint8]) -> bytes:
     """One picture, uint8 (H, W, 3 or 4), as the bytes of a PNG file. Same picture, same bytes."""
@@ -21,6 +24,21 @@ def png_bytes(picture: NDArray[np.uint8]) -> bytes:
 def colour_codes(codes: NDArray[Any], codebook_size: int) -> NDArray[np.uint8]:
     """Every code in its colour: integers (...) in [0, K) -> uint8 (..., 3)."""
     return code_palette(codebook_size)[codes.astype(np.int64)]
+
+
+def change_mask(codes: NDArray[Any]) -> NDArray[np.uint8]:
+    """Where a code differs from the previous frame's: yellow, elsewhere dark.
+
+    Args:
+        codes: integers (T, h, w).
+
+    Returns:
+        uint8 (T, h, w, 4) with an alpha channel; frame 0, which has no previous frame, is wholly transparent.
+    """
+    result = np.zeros((*codes.shape, 4), np.uint8)
+    changed = codes[1:] != codes[:-1]
+    result[1:] = np.where(changed[..., None], (*CHANGED, 255), (*UNCHANGED, 255))
+    return result
 
 
 def code_palette(codebook_size: int) -> NDArray[np.uint8]:

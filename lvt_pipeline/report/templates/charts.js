@@ -2,9 +2,16 @@
 for (const plot of document.querySelectorAll(".plot")) {
   const svg = plot.querySelector("svg");
   const reader = svg.querySelector(".reader");
-  const lines = reader ? [...svg.querySelectorAll("polyline[data-name]")] : [];
+  const lines = reader ? [...svg.querySelectorAll(".line")] : [];
   if (!lines.length) continue;
-  const points = lines.map((line) => [...line.points].map(({ x, y }) => [x, y]));
+  const numbers = (line) => line.querySelector("path:not([transform])")?.getAttribute("d").match(/-?[\d.]+/g).map(Number);
+  const marks = (line) => [...line.querySelectorAll("path[transform]")].flatMap((mark) => {
+    return mark.getAttribute("transform").match(/-?[\d.]+/g).map(Number);
+  });
+  const points = lines.map((line) => {
+    const flat = numbers(line) || marks(line); // a line of one point is only a marker
+    return flat.flatMap((x, index) => (index % 2 ? [] : [[x, flat[index + 1]]]));
+  });
   const axis = (text) => {
     const [start, end, low, high, isLog] = text.split(" ").map(Number);
     return (place) => {
@@ -23,7 +30,7 @@ for (const plot of document.querySelectorAll(".plot")) {
   rule.setAttribute("y1", reader.getAttribute("y"));
   rule.setAttribute("y2", Number(reader.getAttribute("y")) + Number(reader.getAttribute("height")));
 
-  const spoken = (value) => {
+  const short = (value) => {
     return Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3)));
   };
   const closest = (candidates, x) => {
@@ -38,9 +45,9 @@ for (const plot of document.querySelectorAll(".plot")) {
     rule.setAttribute("x1", at);
     rule.setAttribute("x2", at);
     svg.append(rule);
-    const rows = [`${reader.dataset.label} ${spoken(xOf(at))}`];
+    const rows = [`${reader.dataset.label} ${short(xOf(at))}`];
     nearest.forEach((point, index) => {
-      if (Math.abs(point[0] - at) < 0.5) rows.push(`${lines[index].dataset.name} ${spoken(yOf(point[1]))}`);
+      if (Math.abs(point[0] - at) < 0.5) rows.push(`${lines[index].dataset.name} ${short(yOf(point[1]))}`);
     });
     note.textContent = rows.join("\n");
     note.hidden = false;

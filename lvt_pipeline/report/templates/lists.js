@@ -18,7 +18,8 @@ for (const tools of document.querySelectorAll("[data-list]")) {
       item.hidden = !words.every((word) => item.dataset.text.toLowerCase().includes(word));
       shown += !item.hidden;
     }
-    output.textContent = shown === items.length ? `${shown} clips` : `${shown} of ${items.length} clips`;
+    const noun = items.length === 1 ? "clip" : "clips";
+    output.textContent = shown === items.length ? `${shown} ${noun}` : `${shown} of ${items.length} ${noun}`;
     for (const heading of headings) {
       const found = heading.dataset.key === key;
       heading.setAttribute("aria-sort", found ? (sign > 0 ? "ascending" : "descending") : "none");

@@ -6,7 +6,7 @@
   const everything = document.querySelector(".play-all");
   const speed = document.querySelector(".speed");
 
-  // The overview begins with what it is all about: the first clip, playing.
+  // The overview begins with the first clip, playing.
   function showFirst() {
     const place = document.getElementById("first-look");
     const clip = document.querySelector(".clip[data-frames]");
@@ -21,7 +21,7 @@
     const videos = [...element.querySelectorAll("video")];
     const frames = Number(element.dataset.frames);
     const fps = Number(element.dataset.fps);
-    const given = Number(element.dataset.given);
+    const priming = Number(element.dataset.priming);
     const button = element.querySelector("button");
     const slider = element.querySelector("input");
     const output = element.querySelector("output");
@@ -65,10 +65,10 @@
     function show(frame) {
       const shown = Math.min(Math.max(frame, 0), frames - 1);
       slider.value = shown;
-      const kind = shown < given ? "given" : "sampled";
+      const kind = shown < priming ? "priming" : "sampled";
       output.textContent = `frame ${shown + 1} of ${frames}, ${kind}`;
       slider.setAttribute("aria-valuetext", output.textContent);
-      element.classList.toggle("is-given", shown < given);
+      element.classList.toggle("is-priming", shown < priming);
       ruler.forEach((number, index) => number.classList.toggle("now", index === shown));
     }
     function seek(frame) {

@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 
 from lvt_pipeline.codes.usage import USUAL_SHARE, codes_holding, perplexity
 from lvt_pipeline.errors import ShapeError
-from lvt_pipeline.report.charts import SERIES_COLOURS
-from lvt_pipeline.report.figures.canvas import (
+from lvt_pipeline.evaluation.summary import count_of
+from lvt_pipeline.report.plots.engine import (
     FAINT,
     PAGE_WIDTH,
+    SERIES_COLOURS,
     FigureFiles,
     figure_look,
     new_figure,
     plain_numbers,
     save_figure,
 )
+from lvt_pipeline.report.plots.page_charts import chart_look, embedded, page_size, place_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,11 +32,11 @@ MAP_COLUMNS = 4
 WIDEST_MAP = 2.4  # inches
 
 
-def draw_code_frequencies(counts: NDArray[np.int64], out: Path, *, title: str = "") -> FigureFiles:
-    """Draw, for each codebook, its codes from most to least used, and mark how many hold 80 % of all positions.
+def plot_code_frequencies(counts: NDArray[np.int64], out: Path, *, title: str = "") -> FigureFiles:
+    """Plot, for each codebook, its codes from most to least used, and mark how many hold 80 % of all positions.
 
     The CSV has a line per codebook and rank: `codebook`, `rank` (from 1), `code`, `count`, `share` and `cumulative`
-    (share of the codes up to this rank). Codes used equally often stand in the order of their index.
+    (share of the codes up to this rank). Codes used equally often are in the order of their index.
 
     Args:
         counts: int64 (n_c, K), how often each code occurs.
@@ -42,9 +44,8 @@ def draw_code_frequencies(counts: NDArray[np.int64], out: Path, *, title: str = 
 
     Raises:
         ShapeError: `counts` is not a table with at least one codebook of one code.
-        LVTError: matplotlib is not installed.
     """
-    _check(counts)
+    _require_table(counts)
     num_books = len(counts)
     with figure_look():
         columns = min(num_books, COLUMNS)
@@ -52,7 +53,10 @@ def draw_code_frequencies(counts: NDArray[np.int64], out: Path, *, title: str = 
         figure = new_figure(PAGE_WIDTH, 0.35 + 2.0 * num_rows, title)
         panels = figure.subplots(num_rows, columns, sharex=True, sharey=True, squeeze=False).flat
         for book, (axes, row) in enumerate(zip(panels, counts, strict=False)):
-            _draw_sorted(axes, row, f"codebook {book}: " if num_books > 1 else "")
+            name = f"codebook {book}: " if num_books > 1 else ""
+            used = f"perplexity {perplexity(row[None])[0]:.1f}, {int((row == 0).sum())} never used"
+            axes.set_title(f"{name}{used if row.sum() else 'nothing counted'}")
+            _plot_sorted(axes, row)
         for axes in panels[num_books:]:
             axes.set_axis_off()
         highest = float((counts.max(1) / np.maximum(counts.sum(1), 1)).max())
@@ -60,11 +64,35 @@ def draw_code_frequencies(counts: NDArray[np.int64], out: Path, *, title: str = 
         figure.supxlabel("codes, most used first (dotted: if all were used equally)", fontsize="medium")
         figure.supylabel("share of positions, %", fontsize="medium")
         header = ("codebook", "rank", "code", "count", "share", "cumulative")
-        return save_figure(figure, out, header, _sorted_numbers(counts))
+        return save_figure(figure, out, header, _sorted_rows(counts))
 
 
-def draw_code_usage(counts: NDArray[np.int64], out: Path, *, title: str = "") -> FigureFiles:
-    """Draw each codebook as a map with one cell per code, in the order of the indices, on a logarithmic scale.
+def usage_charts(counts: NDArray[np.int64]) -> list[str]:
+    """The panels of figure 5 for a page, one SVG text per codebook.
+
+    Args:
+        counts: int64 (n_c, K), how often each code occurs. A codebook that counted nothing gives an empty chart.
+    """
+    charts = []
+    for book, (row, holding) in enumerate(zip(counts, codes_holding(counts), strict=True)):
+        with chart_look():
+            figure = new_figure(*page_size(), is_laid_out=False)
+            axes = figure.subplots()
+            _plot_sorted(axes, row)
+            axes.set(xlabel="codes, most used first", ylabel="% of positions")
+            highest = float(row.max() / max(int(row.sum()), 1))
+            axes.set_ylim(0, 125 * (highest or 1.0))  # room for the note above the bars
+            place_axes(figure)
+            note = f"{USUAL_SHARE:.0%} of positions in {count_of(holding, 'code')}"
+            unused = int((row == 0).sum())
+            charts.append(
+                embedded(figure, f"Code usage of codebook {book}: {note}, {unused} of {len(row)} never used.")
+            )
+    return charts
+
+
+def plot_code_usage(counts: NDArray[np.int64], out: Path, *, title: str = "") -> FigureFiles:
+    """Plot each codebook as a map with one cell per code, in the order of the indices, on a logarithmic scale.
 
     The CSV has a line per code: `codebook`, `code`, `count`, `share` and `times_even` (count over the count that each
     code would have if all were used equally).
@@ -75,9 +103,8 @@ def draw_code_usage(counts: NDArray[np.int64], out: Path, *, title: str = "") ->
 
     Raises:
         ShapeError: `counts` is not a table with at least one codebook of one code.
-        LVTError: matplotlib is not installed.
     """
-    _check(counts)
+    _require_table(counts)
     num_books, size = counts.shape
     times_even = counts / np.maximum(counts.sum(1, keepdims=True), 1) * size
     with figure_look():
@@ -119,28 +146,26 @@ def draw_code_usage(counts: NDArray[np.int64], out: Path, *, title: str = "") ->
         return save_figure(figure, out, ("codebook", "code", "count", "share", "times_even"), lines)
 
 
-def _check(counts: NDArray[np.int64]) -> None:
+def _require_table(counts: NDArray[np.int64]) -> None:
     if counts.ndim != 2 or not counts.size:
         raise ShapeError(f"counts of shape (n_c, K) are needed, found {counts.shape}")
 
 
-def _draw_sorted(axes: Axes, row: NDArray[np.int64], name: str) -> None:
+def _plot_sorted(axes: Axes, row: NDArray[np.int64]) -> None:
     """One codebook: bars from most to least used, and the mark after those that hold 80 %."""
-    size, total, unused = len(row), int(row.sum()), int((row == 0).sum())
+    size, total = len(row), int(row.sum())
     axes.set_xlim(0, size)
     plain_numbers(axes, "x", "y")
     if not total:
-        axes.set_title(f"{name}nothing counted")
         return
-    holding, effective = codes_holding(row[None])[0], perplexity(row[None])[0]
-    axes.set_title(f"{name}perplexity {effective:.1f}, {unused} never used")
+    holding = codes_holding(row[None])[0]
     share = np.sort(row)[::-1] / total * 100
     edges = np.arange(size + 1)
     axes.stairs(share[:holding], edges[: holding + 1], fill=True, color=SERIES_COLOURS[0])
     axes.stairs(share[holding:], edges[holding:], fill=True, color=FAINT)
-    axes.axhline(100 / size, color="black", linewidth=0.8, linestyle=":")
+    axes.axhline(100 / size, color=axes.xaxis.label.get_color(), linewidth=0.8, linestyle=":")
     axes.axvline(holding, color=SERIES_COLOURS[1], linewidth=1.4, linestyle="--")
-    is_far = holding > 0.5 * size  # then the note stands before the mark, else after it
+    is_far = holding > 0.5 * size  # then the note is before the mark, else after it
     axes.annotate(
         f"{holding} of {size} codes {'hold' if holding > 1 else 'holds'} {USUAL_SHARE:.0%}",
         (holding, 0.97),
@@ -153,7 +178,7 @@ def _draw_sorted(axes: Axes, row: NDArray[np.int64], name: str) -> None:
     )
 
 
-def _sorted_numbers(counts: NDArray[np.int64]) -> list[tuple[int, int, int, int, float, float]]:
+def _sorted_rows(counts: NDArray[np.int64]) -> list[tuple[int, int, int, int, float, float]]:
     lines = []
     for book, row in enumerate(counts):
         order = np.argsort(-row, kind="stable")

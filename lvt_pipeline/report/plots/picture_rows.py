@@ -1,7 +1,7 @@
 """Rows of pictures with one column per frame: the layout of the paper's figures 3, 4 and 6 to 8.
 
 Everything is placed in pixels of the PNG, so that each pixel of a frame and each code is a square of whole pixels. In
-the SVG the same pictures are embedded, and all lines and words are vectors.
+the SVG the same pictures are embedded, and all lines and text are vectors.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from lvt_pipeline.errors import ShapeError
-from lvt_pipeline.report.figures.canvas import GENERATED_COLOUR, GIVEN_COLOUR, PAGE_WIDTH, text_width
-from lvt_pipeline.report.figures.strips import strip
+from lvt_pipeline.report.plots.engine import PAGE_WIDTH, PRIMING_COLOUR, SAMPLED_COLOUR, text_width
+from lvt_pipeline.video.tiles import fitted, strip
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +28,7 @@ GAP = 0.02  # inches between tiles
 LINE = 0.17  # inches of a line of text
 MOST_LABEL = 1.5  # inches; longer labels are cut
 LABEL_SPACE = 0.06  # inches on each side of the labels
-LEGEND_SPACE = 0.42  # inches of an entry beside its words
+LEGEND_SPACE = 0.42  # inches of an entry next to its text
 MARGIN = 0.04  # inches around the page
 
 
@@ -38,39 +37,39 @@ class PictureRow:
     """One row.
 
     Attributes:
-        label: written before it; may have two lines.
+        label: text before it; may have two lines.
         tiles: one picture per frame, uint8 (T, H, W, 3 or 4).
-        num_given: this many of its first tiles are framed; rows without space between them share a frame.
+        num_priming: this many of its first tiles are framed; rows without space between them share a frame.
         group: consecutive rows of one group share a bracket with this name.
         space_above: inches.
     """
 
     label: str
     tiles: NDArray[np.uint8]
-    num_given: int = 0
+    num_priming: int = 0
     group: str = ""
     space_above: float = 0.0
 
 
 @dataclass(frozen=True)
 class RowFigure:
-    """A drawn figure and the resolution at which its pictures fall on whole pixels."""
+    """A plotted figure and the resolution at which its pictures are whole pixels."""
 
     figure: Figure
     dots_per_inch: int
 
 
-def draw_picture_rows(
+def plot_picture_rows(
     rows: Sequence[PictureRow],
-    num_given: int,
+    num_priming: int,
     *,
     title: str = "",
     legend: Sequence[tuple[tuple[int, int, int], str]] = (),
 ) -> RowFigure:
-    """Draw rows under a head with frame numbers, which says which frames were given; call it inside `figure_look`.
+    """Plot rows under a head with frame numbers and the kind of the frames; call it inside `figure_look`.
 
     Args:
-        num_given: frames 1 to this are headed as given, the others as generated.
+        num_priming: frames 1 to this are headed as priming frames, the others as sampled.
         legend: colours, 0 to 255, and what they mean, below the rows.
 
     Raises:
@@ -81,19 +80,19 @@ def draw_picture_rows(
     layout = _lay_out(rows, bool(title), [meaning for _, meaning in legend])
     sheet = _Sheet(layout)
     if title:
-        sheet.draw_title(title)
-    sheet.draw_head(min(num_given, layout.num_frames))
+        sheet.add_title(title)
+    sheet.add_head(min(num_priming, layout.num_frames))
     for row, top in zip(rows, layout.tops, strict=True):
-        sheet.draw_row(row, top)
-    sheet.draw_frames(rows)
-    sheet.draw_groups(rows)
-    sheet.draw_legend(legend)
+        sheet.add_row(row, top)
+    sheet.add_frames(rows)
+    sheet.add_groups(rows)
+    sheet.add_legend(legend)
     return RowFigure(sheet.figure, layout.dots)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """Where everything lies, in pixels from the top left corner.
+    """Where everything is, in pixels from the top left corner.
 
     Attributes:
         dots: pixels per inch.
@@ -170,27 +169,27 @@ def _lay_out(rows: Sequence[PictureRow], has_title: bool, meanings: Sequence[str
 
 
 class _Sheet:
-    """A page on which things are drawn at pixels."""
+    """A page on which things are placed at pixels."""
 
     def __init__(self, layout: _Layout) -> None:
         from matplotlib.figure import Figure
 
-        # A trifle more, because matplotlib cuts what rounding leaves just below a whole pixel.
+        # Slightly more, because matplotlib cuts what rounding leaves just below a whole pixel.
         size = ((layout.width + 1e-4) / layout.dots, (layout.height + 1e-4) / layout.dots)
         self.figure = Figure(figsize=size)
         self.layout = layout
 
-    def draw_title(self, title: str) -> None:
+    def add_title(self, title: str) -> None:
         layout = self.layout
         room = (layout.width - layout.left) / layout.dots
         self.text(layout.left, layout.head - layout.pixels(0.7 * LINE), _shortened(title, room), ha="left")
 
-    def draw_head(self, num_given: int) -> None:
-        """Brackets over the given and the generated frames, and the number of each frame."""
+    def add_head(self, num_priming: int) -> None:
+        """Brackets over the priming and the sampled frames, and the number of each frame."""
         layout = self.layout
         for first, after, colour, name in (
-            (0, num_given, GIVEN_COLOUR, "given"),
-            (num_given, layout.num_frames, GENERATED_COLOUR, "generated"),
+            (0, num_priming, PRIMING_COLOUR, "priming"),
+            (num_priming, layout.num_frames, SAMPLED_COLOUR, "sampled"),
         ):
             if first == after:
                 continue
@@ -203,39 +202,41 @@ class _Sheet:
             centre = layout.column(frame) + layout.tile_width / 2
             self.text(centre, layout.head + layout.pixels(1.6 * LINE), str(frame + 1), color="#444444")
 
-    def draw_row(self, row: PictureRow, top: int) -> None:
+    def add_row(self, row: PictureRow, top: int) -> None:
         layout = self.layout
         label = "\n".join(_shortened(line, layout.label_room) for line in row.label.split("\n"))
         middle = top + layout.tile_height / 2
         self.text(layout.left - layout.pixels(LABEL_SPACE), middle, label, ha="right", va="center")
-        tiles = np.stack([_fitted(tile, layout.tile_height, layout.tile_width) for tile in row.tiles])
+        tiles = np.stack([fitted(tile, layout.tile_height, layout.tile_width) for tile in row.tiles])
         image = strip(tiles, layout.gap)
-        # A trifle less, because matplotlib may enlarge a picture to whole pixels when rounding leaves it just above.
+        # Slightly less, because matplotlib may enlarge a picture to whole pixels when rounding leaves it just above.
         height, width = image.shape[0] - 1e-3, image.shape[1] - 1e-3
         axes = self.figure.add_axes(layout.box(layout.left, top, width, height))
         axes.set_axis_off()
         axes.imshow(image, interpolation="none", aspect="auto")
 
-    def draw_frames(self, rows: Sequence[PictureRow]) -> None:
-        """A frame around the given tiles of rows that touch, in the gaps around them."""
+    def add_frames(self, rows: Sequence[PictureRow]) -> None:
+        """A frame around the priming tiles of rows that touch, in the gaps around them."""
         layout, half = self.layout, self.layout.gap / 2
-        for first, last in _spans(rows, lambda row, below: row.num_given == below.num_given and not below.space_above):
-            num_given = min(rows[first].num_given, layout.num_frames)
-            if not num_given:
+        for first, last in _spans(
+            rows, lambda row, below: row.num_priming == below.num_priming and not below.space_above
+        ):
+            num_priming = min(rows[first].num_priming, layout.num_frames)
+            if not num_priming:
                 continue
-            left, right = layout.left - half, layout.column(num_given) - half
+            left, right = layout.left - half, layout.column(num_priming) - half
             top, bottom = layout.tops[first] - half, layout.tops[last] + layout.tile_height + half
             self.line(
                 [left, right, right, left, left],
                 [top, top, bottom, bottom, top],
-                color=GIVEN_COLOUR,
+                color=PRIMING_COLOUR,
                 linewidth=72 * layout.gap / layout.dots,
                 solid_joinstyle="miter",
                 snap=False,  # it fills the gap exactly, and covers no pixel of a frame
             )
 
-    def draw_groups(self, rows: Sequence[PictureRow]) -> None:
-        """A line with a name, beside consecutive rows of one group."""
+    def add_groups(self, rows: Sequence[PictureRow]) -> None:
+        """A line with a name, next to consecutive rows of one group."""
         layout = self.layout
         for first, last in _spans(rows, lambda row, below: row.group == below.group):
             if rows[first].group:
@@ -245,7 +246,7 @@ class _Sheet:
                 middle = (top + bottom) / 2
                 self.text(left - layout.pixels(0.6 * LINE), middle, rows[first].group, rotation=90, va="center")
 
-    def draw_legend(self, legend: Sequence[tuple[tuple[int, int, int], str]]) -> None:
+    def add_legend(self, legend: Sequence[tuple[tuple[int, int, int], str]]) -> None:
         """Squares of colour and what they mean, below the rows."""
         from matplotlib.patches import Rectangle
 
@@ -274,7 +275,7 @@ class _Sheet:
 
 
 def _spans(rows: Sequence[PictureRow], joins: Callable[[PictureRow, PictureRow], bool]) -> Iterator[tuple[int, int]]:
-    """First and last index of each stretch of rows that belong together, by what joins a row and the one below."""
+    """First and last index of each stretch of rows that belong together, by what joins a row to the one below."""
     first = 0
     for last in range(len(rows)):
         if last + 1 == len(rows) or not joins(rows[last], rows[last + 1]):
@@ -290,17 +291,8 @@ def _tile_shape(rows: Sequence[PictureRow]) -> tuple[int, int]:
     return max(1, height // factor), max(1, width // factor)
 
 
-def _fitted(tile: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """A picture at another size: enlarged without smoothing, or averaged down."""
-    if tile.shape[0] <= height and tile.shape[1] <= width:
-        rows, columns = np.arange(height) * tile.shape[0] // height, np.arange(width) * tile.shape[1] // width
-        enlarged: NDArray[np.uint8] = tile[rows[:, None], columns]
-        return enlarged
-    return np.asarray(Image.fromarray(tile).resize((width, height), Image.Resampling.BOX))
-
-
 def _shortened(text: str, room: float) -> str:
-    """A text that fits into so many inches; the end of an id tells more than its beginning."""
+    """A text that fits into this many inches; the end of an id is more specific than its beginning."""
     if text_width(text) <= room:
         return text
     while len(text) > 1 and text_width("…" + text) > room:

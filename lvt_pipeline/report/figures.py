@@ -1,0 +1,290 @@
+"""Stage `figures`: every figure that a work directory can give, after those of the paper. See `FIGURES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lvt_pipeline.codes.schema import CodeClip
+from lvt_pipeline.codes.usage import count_codes
+from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError, MismatchError
+from lvt_pipeline.evaluation.pixels import real_frames
+from lvt_pipeline.evaluation.samples import original_of, priming_frames_of, require_same_codes, siblings_of
+from lvt_pipeline.job import Clock, Job
+from lvt_pipeline.outputs import require_output_folder
+from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.provenance import fingerprint, write_record
+from lvt_pipeline.report.clips import METRIC_OF, SAMPLE_METRICS, clip_values
+from lvt_pipeline.report.evaluation import HORIZON, horizon_series
+from lvt_pipeline.report.numbers import format_number
+from lvt_pipeline.report.plots import (
+    FigureFiles,
+    SampledVideo,
+    TrainingCurves,
+    plot_code_frequencies,
+    plot_code_rows,
+    plot_code_usage,
+    plot_horizon,
+    plot_loss_curves,
+    plot_samples,
+)
+from lvt_pipeline.report.sections import TRAINING_LOSS_TO_MSE, baseline_references
+from lvt_pipeline.report.work import SHOWN, MissingPart, WorkDir
+
+JOB = Job(stage="figures", version=2, kind="figures")  # 2: priming and sampled frames under these names
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureSettings:
+    """What is plotted.
+
+    Attributes:
+        only: names of `FIGURES`; all of them when empty.
+        clips: ids of samples, or of the clips they continue; the first ones when empty.
+        num_clips: rows of the figure of samples.
+        num_frames: first frames of each sample; the paper has 16.
+        with_real: show what really happened above each sample.
+    """
+
+    only: tuple[str, ...] = ()
+    clips: tuple[str, ...] = ()
+    num_clips: int = 8
+    num_frames: int = 16
+    with_real: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.only:
+            if name not in FIGURES:
+                raise ConfigError(f"there is no figure {name!r}; there are {', '.join(FIGURES)}")
+        if self.num_clips < 1 or self.num_frames < 1:
+            raise ConfigError(f"num_clips={self.num_clips} and num_frames={self.num_frames} must be at least 1")
+
+
+@dataclass(frozen=True)
+class WorkFigures:
+    """The files of each figure that was plotted, by name, and why each other one was not."""
+
+    drawn: Mapping[str, FigureFiles]
+    missing: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "drawn": {name: files._asdict() for name, files in self.drawn.items()},
+            "missing": dict(self.missing),
+        }
+
+
+def plot_work_figures(
+    work_dir: Path, out: Path, settings: FigureSettings = FigureSettings(), *, progress: Progress = SILENT
+) -> WorkFigures:
+    """Plot what a work directory can give into the folder `out`; older files of the same names are replaced.
+
+    Raises:
+        ArtefactError: no stage has made anything in `work_dir`, or `out` is another command's output.
+        LVTError: a figure that was asked for by name cannot be plotted, or none can.
+    """
+    clock, work = Clock(), WorkDir(work_dir)
+    work.require_artefacts()
+    require_output_folder(out, JOB.stage, [work.layout[artefact.role] for artefact in SHOWN])
+    source = _Source(work, settings)
+    drawn: dict[str, FigureFiles] = {}
+    missing: dict[str, str] = {}
+    chosen = settings.only or tuple(FIGURES)
+    with progress.bar("figures", len(chosen), "figures") as bar:
+        for name in chosen:
+            try:
+                drawn[name] = FIGURES[name](source, out / name)
+            except LVTError as error:
+                advice = f" Run: {error.command}" if isinstance(error, MissingPart) else ""
+                missing[name] = f"{error}{advice}"
+                if settings.only:
+                    raise LVTError(f"figure {name} cannot be plotted: {missing[name]}") from error
+            bar.advance()
+    if not drawn:
+        raise LVTError(f"{work_dir} gives no figure yet: {missing['samples']}")
+    inputs = {role: record.fingerprint for role, record in work.records.items() if record is not None}
+    numbers = {name: files.csv.read_text() for name, files in drawn.items()}
+    outputs = {path.name: path.stat().st_size for files in drawn.values() for path in files}
+    counts = {"figures": len(drawn), "drawn": list(drawn), "missing": list(missing)}
+    write_record(out, JOB.recorder(settings, inputs, clock).new_record(fingerprint(numbers), outputs, counts))
+    return WorkFigures(drawn, missing)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One sample: its first frames, and what really happened as far as that still exists."""
+
+    name: str
+    frames: NDArray[np.uint8]
+    codes: NDArray[np.unsignedinteger[Any]]
+    real: NDArray[np.uint8] | None
+    real_codes: NDArray[np.unsignedinteger[Any]] | None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A work directory as the figures read it."""
+
+    work: WorkDir
+    settings: FigureSettings
+
+    @property
+    def priming_frames(self) -> int:
+        return priming_frames_of(self.work.samples)
+
+    @cached_property
+    def code_counts(self) -> NDArray[np.int64]:
+        """How often each code occurs in the training split, or in all clips where there is none; int64 (n_c, K)."""
+        store = self.work.codes
+        splits = ["train"] if store.split("train") else ["val", "test"]
+        counts: NDArray[np.int64] = np.sum([count_codes(store, split) for split in splits], axis=0)
+        return counts
+
+    def samples(self) -> list[CodeClip]:
+        """The samples that are shown: those asked for, or the first one of each clip."""
+        siblings = siblings_of(self.work.samples, self.work.codes)
+        if not self.settings.clips:
+            return [clips[0] for clips in siblings.values()][: self.settings.num_clips]
+        return [siblings[name][0] if name in siblings else self.work.samples.clip(name) for name in self.settings.clips]
+
+    def read(self, clip: CodeClip) -> _Sample:
+        """A sample as pixels. Its priming frames are the real ones where these still exist, else decoded codes.
+
+        Raises:
+            MismatchError: tokenizer, codes and samples do not belong together.
+        """
+        sampled, store = self.work.samples, self.work.codes
+        tokenizer = self.work.require_tokenizer_of(sampled)
+        require_same_codes(store, sampled)
+        codes = sampled.read(clip, 0, min(clip.length, self.settings.num_frames))
+        frames = tokenizer.decode(codes).numpy().copy()
+        real = real_codes = None
+        origin = original_of(clip, store)
+        if origin is not None:
+            real_codes = store.read(origin, 0, min(origin.length, len(codes)))
+            with suppress(LVTError):  # frames may be missing: codes are enough for most of a figure
+                real = real_frames(store, origin, self.work.frames, len(codes))
+                num_priming = min(self.priming_frames, len(real))
+                frames[:num_priming] = real[:num_priming]
+        return _Sample(clip.id, frames, codes, real, real_codes)
+
+
+def _samples(source: _Source, out: Path) -> FigureFiles:
+    shown = [source.read(clip) for clip in source.samples()]
+    videos = [SampledVideo(one.name, one.frames, one.real if source.settings.with_real else None) for one in shown]
+    return plot_samples(videos, source.priming_frames, out)
+
+
+def _code_frequencies(source: _Source, out: Path) -> FigureFiles:
+    return plot_code_frequencies(source.code_counts, out)
+
+
+def _code_usage(source: _Source, out: Path) -> FigureFiles:
+    return plot_code_usage(source.code_counts, out)
+
+
+def _codes(source: _Source, out: Path) -> FigureFiles:
+    one = source.read(source.samples()[0])
+    size = source.work.codes.codebook_size
+    return plot_code_rows(one.frames, one.codes, size, source.priming_frames, out, title=one.name)
+
+
+def _extreme_sample(source: _Source, out: Path, *, is_good: bool) -> FigureFiles:
+    """The sample closest to what really happened, or farthest from it, with the real codes."""
+    key, values = _sample_values(source)
+    metric = METRIC_OF[key]
+    pick = min if is_good == metric.lower_is_better else max
+    name = pick(values, key=lambda clip: values[clip])
+    store = source.work.codes
+    one = source.read(siblings_of(source.work.samples, store)[name][0])
+    rank = f"the {'best' if is_good else 'worst'} of {len(values)}"
+    return plot_code_rows(
+        one.frames,
+        one.codes,
+        store.codebook_size,
+        source.priming_frames,
+        out,
+        real_codes=one.real_codes,
+        title=f"{one.name}: {metric.title} {format_number(values[name])}, {rank}",
+    )
+
+
+def _sample_values(source: _Source) -> tuple[str, dict[str, float]]:
+    """The metric by which samples are good or bad, and its value for each clip, from `eval.json`.
+
+    Raises:
+        MismatchError: `eval.json` measured other samples.
+        ArtefactError: it holds no errors of single samples.
+    """
+    sampled, store = source.work.samples, source.work.codes
+    inputs = source.work.results.get("inputs")
+    if not isinstance(inputs, Mapping) or inputs.get("samples") != sampled.fingerprint:
+        raise MismatchError("eval.json holds no errors of the samples in samples.zarr; run lvt evaluate on them")
+    values = clip_values(source.work)
+    key = next((key for key in SAMPLE_METRICS if key in values), None)
+    if key is None:
+        raise ArtefactError(
+            "eval.json holds no errors of single samples; run lvt evaluate again, with --frames and --vqvae"
+        )
+    siblings = siblings_of(sampled, store)
+    known = {name: value for name, value in values[key].items() if name in siblings and name in store}
+    if not known:
+        raise MismatchError("eval.json, samples.zarr and data.zarr have no clip in common; run lvt evaluate again")
+    # A sample whose real video ends early has no errors in its late frames, which are the hard ones.
+    whole = {name: value for name, value in known.items() if store.clip(name).length >= siblings[name][0].length}
+    return key, whole or known
+
+
+def _tokenizer_loss(source: _Source, out: Path) -> FigureFiles:
+    source.work.require("vqvae")
+    log = source.work.metrics("vqvae")
+    training = log.curve("train", "", "reconstruction_loss", TRAINING_LOSS_TO_MSE)
+    curves = TrainingCurves("tokenizer", training, log.curve("val", "", "mse"))
+    return plot_loss_curves([curves], out, y_label="reconstruction MSE in [0, 1]")
+
+
+def _prior_loss(source: _Source, out: Path) -> FigureFiles:
+    source.work.require("prior")
+    log = source.work.metrics("prior")
+    curves = TrainingCurves("prior", log.curve("train", "", "bits_per_dim"), log.curve("val", "", "bits_per_dim"))
+    return plot_loss_curves([curves], out, y_label="bits per code", references=baseline_references(source.work))
+
+
+def _horizon(source: _Source, out: Path, *, metric: str) -> FigureFiles:
+    """Errors of each frame, averaged over clips, as `lvt evaluate` measured them.
+
+    Raises:
+        ArtefactError: it did not, or the file is damaged.
+    """
+    samples = source.work.results.get("samples", {})
+    try:
+        series = horizon_series(samples, metric)
+        priming = int(samples.get("priming_frames", 0))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ArtefactError("the samples of eval.json are damaged; run lvt evaluate again") from error
+    if not series:
+        option = " and --lpips" if metric == "lpips" else ""
+        raise ArtefactError(f"eval.json has no {metric.upper()} of samples; run lvt evaluate with --samples{option}")
+    return plot_horizon(series, priming, out, y_label=HORIZON[metric])
+
+
+# Name -> how it is plotted into `<name>.png`, `.svg` and `.csv`.
+FIGURES: Mapping[str, Callable[[_Source, Path], FigureFiles]] = {
+    "samples": _samples,  # figures 3 and 4
+    "code-frequencies": _code_frequencies,  # figure 5
+    "codes": _codes,  # figure 6
+    "good-sample": partial(_extreme_sample, is_good=True),  # figure 7
+    "bad-sample": partial(_extreme_sample, is_good=False),  # figure 8
+    "tokenizer-loss": _tokenizer_loss,
+    "prior-loss": _prior_loss,
+    "code-usage": _code_usage,
+    **{f"horizon-{metric}": partial(_horizon, metric=metric) for metric in HORIZON},
+}

@@ -1,0 +1,264 @@
+"""A work directory as pages and figures read it: its artefacts, opened once, what made them, and how training went."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lvt_pipeline.codes.store import CodeStore, open_codes
+from lvt_pipeline.errors import ArtefactError, LVTError
+from lvt_pipeline.evaluation.results import read_results
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.job import finished_record
+from lvt_pipeline.progress import format_seconds
+from lvt_pipeline.provenance import Provenance, short
+from lvt_pipeline.report.numbers import format_fact
+from lvt_pipeline.report.parts import Part
+from lvt_pipeline.report.plots import Series
+from lvt_pipeline.runs.compatibility import check_tokenizer
+from lvt_pipeline.runs.layout import METRICS_NAME
+from lvt_pipeline.runs.read import load_vqvae, precision_of, read_run
+from lvt_pipeline.storage import json_log
+from lvt_pipeline.workspace.layout import ARTEFACTS, BY_ROLE, Artefact, Layout
+
+if TYPE_CHECKING:
+    from lvt_pipeline.models.vqvae.model import VQVAE
+
+SHOWN = tuple(artefact for artefact in ARTEFACTS if artefact.tab)
+
+
+class MissingPart(LVTError):
+    """A part of the work directory does not exist yet; `command` makes it."""
+
+    def __init__(self, message: str, command: str) -> None:
+        super().__init__(message)
+        self.command = command
+
+
+@dataclass(frozen=True)
+class WorkDir:
+    """A work directory. What is opened stays open."""
+
+    path: Path
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The paths of its artefacts, whether they exist or not."""
+        return Layout(self.path)
+
+    @cached_property
+    def records(self) -> dict[str, Provenance | None]:
+        """The record of each artefact, None while it is missing, unfinished or unreadable."""
+        return {artefact.role: finished_record(self.layout[artefact.role]) for artefact in SHOWN}
+
+    def require(self, role: str) -> Path:
+        """Path of an artefact that must exist.
+
+        Raises:
+            MissingPart: it does not.
+        """
+        path = self.layout[role]
+        if not path.exists():
+            raise MissingPart(f"{BY_ROLE[role].path} does not exist yet.", self.layout.command(role))
+        return path
+
+    def require_artefacts(self) -> None:
+        """Refuse a folder in which no stage has made anything.
+
+        Raises:
+            ArtefactError: it is one, or does not exist.
+        """
+        if not self.path.exists():
+            raise ArtefactError(f"{self.path} does not exist; give a work directory that lvt run made")
+        if not any(self.layout[artefact.role].exists() for artefact in SHOWN):
+            names = ", ".join(artefact.path for artefact in SHOWN)
+            raise ArtefactError(f"{self.path} is not a work directory: it has none of {names}")
+
+    @cached_property
+    def frames(self) -> FrameShards:
+        """The frames."""
+        return FrameShards(self.require("frames"))
+
+    @cached_property
+    def codes(self) -> CodeStore:
+        """The code store."""
+        return open_codes(self.require("codes"))
+
+    @cached_property
+    def samples(self) -> CodeStore:
+        """The samples."""
+        return open_codes(self.require("samples"))
+
+    @cached_property
+    def tokenizer(self) -> VQVAE:
+        """The tokenizer."""
+        return load_vqvae(self.require("vqvae"))
+
+    def require_tokenizer_of(self, store: CodeStore) -> VQVAE:
+        """The tokenizer, if it made the codes of a store.
+
+        Raises:
+            MissingPart: it does not exist yet.
+            MismatchError: it is another one.
+        """
+        tokenizer = self.tokenizer
+        check_tokenizer(store, self.layout["vqvae"], tokenizer)
+        return tokenizer
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """What `lvt evaluate` wrote.
+
+        Raises:
+            ArtefactError: it is damaged or of another version.
+        """
+        return read_results(self.require("evaluation"))
+
+    def metrics(self, role: str) -> RunLog:
+        """What the training of a run logged."""
+        return read_metrics(self.layout[role] / METRICS_NAME)
+
+
+# What made the artefacts -------------------------------------------------------------------------------------------
+
+
+def stage_records(work: WorkDir) -> list[Part]:
+    """What made each artefact, and whether it still belongs to what is there: done, stale, unfinished or missing."""
+    return [_stage_record(work, artefact) for artefact in SHOWN]
+
+
+def _stage_record(work: WorkDir, artefact: Artefact) -> Part:
+    record = work.records[artefact.role]
+    part: Part = {
+        "role": artefact.role,
+        "title": artefact.title,
+        "path": artefact.path,
+        "tab": artefact.tab,
+        "command": work.layout.command(artefact.role),
+        "took": format_seconds(record.seconds) if record is not None and record.seconds else "",
+    }
+    if record is None:
+        exists = work.layout[artefact.role].exists()
+        reason = _progress_of(work.layout[artefact.role]) if exists else "not made yet"
+        return part | {"state": "unfinished" if exists else "missing", "reason": reason}
+    inputs = [(name, short(value), _is_current(work, artefact, name, value)) for name, value in record.inputs.items()]
+    stale = [name for name, _, is_current in inputs if not is_current]
+    return part | {
+        "state": "stale" if stale else "done",
+        "reason": f"made from another {', '.join(stale)}" if stale else "",
+        "facts": _record_facts(record),
+        "inputs": inputs,
+        "settings": settings_text(record.settings),
+    }
+
+
+def _is_current(work: WorkDir, artefact: Artefact, name: str, value: str) -> bool:
+    """Whether an input of a record is what is in the directory now; unknown inputs count as current."""
+    source = work.records.get(artefact.inputs.get(name, name))
+    if source is None:
+        return True
+    if name == "tokenizer":
+        return precision_of(value, str(source.counts.get("tokenizer", value))) is not None
+    return value == source.fingerprint
+
+
+def _record_facts(record: Provenance) -> list[tuple[str, str]]:
+    facts = [
+        ("Fingerprint", record.fingerprint),
+        ("Recipe", record.recipe),
+        ("Made by", f"lvt {record.stage}, algorithm version {record.version}, lvt {record.lvt_version}"),
+        ("Command", shlex.join(map(str, record.command))),
+        ("Took", format_seconds(record.seconds)),
+        ("Finished", record.finished),
+    ]
+    simple = {key: value for key, value in record.counts.items() if isinstance(value, (int, float, str))}
+    facts += [(key.replace("_", " ").capitalize(), format_fact(value)) for key, value in simple.items()]
+    return [(name, value) for name, value in facts if value]
+
+
+def settings_text(settings: Mapping[str, Any], prefix: str = "") -> str:
+    """Settings as `name = value` lines, nested names with dots; values as JSON, which TOML writes the same way."""
+    lines = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            lines.append(settings_text(value, f"{prefix}{name}."))
+        else:
+            lines.append(f"{prefix}{name} = {json.dumps(value, ensure_ascii=False)}")
+    return "\n".join(line for line in lines if line)
+
+
+def _progress_of(path: Path) -> str:
+    """How far an artefact without a record has come."""
+    try:
+        state = read_run(path)
+        return f"step {state['step']:,} of {state['max_steps']:,} ({state['status']}); run the same command to resume"
+    except LVTError:
+        return "an earlier run did not finish; run the same command to resume"
+
+
+# How training went -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """The log of a run: lines of training batches and of validation, each with rising steps."""
+
+    training: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
+
+    def curve(self, split: str, name: str, key: str, factor: float = 1.0, style: int | None = None) -> Series:
+        """What was logged under a key, by step; a list of numbers (one per codebook) counts as its mean.
+
+        Args:
+            split: "train" or "val".
+            name, style: of the series.
+        """
+        lines = self.training if split == "train" else self.validation
+        points = [(line["step"], value) for line in lines if (value := _number(line.get(key))) is not None]
+        return Series(name, [step for step, _ in points], [value * factor for _, value in points], style)
+
+    def codebook_curves(self, key: str, most: int) -> list[Series]:
+        """A list that validation logged under a key, as one series for each codebook."""
+        lines = [line for line in self.validation if isinstance(line.get(key), list)]
+        books = max((len(line[key]) for line in lines), default=0)
+        result = []
+        for book in range(min(books, most)):
+            known = [line for line in lines if _number(line[key][book : book + 1]) is not None]
+            name = f"codebook {book}" if books > 1 else key
+            result.append(Series(name, [line["step"] for line in known], [line[key][book] for line in known]))
+        return result
+
+
+def read_metrics(path: Path) -> RunLog:
+    """The log of a run; empty when there is none.
+
+    A log that a crash left behind may end in half a line, and a resumed run may have written a step twice: lines that
+    make no sense are skipped, and of a repeated stretch the later one counts.
+    """
+    by_split: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
+    try:
+        data = path.read_bytes()
+    except OSError:
+        data = b""
+    for line in json_log(data):
+        lines = by_split.get(str(line.get("split")))
+        if lines is None or type(line.get("step")) is not int:
+            continue
+        while lines and lines[-1]["step"] >= line["step"]:
+            lines.pop()
+        lines.append(line)
+    return RunLog(by_split["train"], by_split["val"])
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, list):
+        numbers = [number for item in value if (number := _number(item)) is not None]
+        return sum(numbers) / len(numbers) if numbers and len(numbers) == len(value) else None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None
