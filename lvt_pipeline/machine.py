@@ -157,3 +157,15 @@ def _read(path: Path) -> str | None:
         return path.read_text().strip()
     except (OSError, ValueError):
         return None
+
+
+def advice_for_siblings() -> str:
+    """Advice for a process that `torchrun` or `mpirun` started together with others, "" for one started alone."""
+    for size, rank in (("WORLD_SIZE", "RANK"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")):
+        count = os.environ.get(size, "")
+        if count.isdecimal() and int(count) > 1:
+            return (
+                f"this is process {os.environ.get(rank, '?')} of {count} that were started together, and only "
+                "train-vqvae and train-prior under torchrun share their work: start one process"
+            )
+    return ""

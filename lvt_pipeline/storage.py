@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 
 from lvt_pipeline.errors import ArtefactError, BusyError, LVTError
 from lvt_pipeline.file_systems import LOCK_NAME, flush, is_supported, make_lock_file, owner_of
+from lvt_pipeline.machine import advice_for_siblings
 
 TEMPORARY_SUFFIX = ".partial"
 MAX_NAME_BYTES = 255  # of a file or folder name, on every file system in use
@@ -372,9 +373,8 @@ def exclusive_lock(directory: Path) -> Iterator[None]:
                 lock_file = make_lock_file(directory)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise BusyError(
-                    f"another process is writing {directory}; wait for it to finish, or stop it and run this again"
-                ) from None
+                advice = advice_for_siblings() or "wait for it to finish, or stop it"
+                raise BusyError(f"another process is writing {directory}; {advice} and run this again") from None
             raise describe_os_error(error, f"locking {directory}") from error
         if not os.access(directory, os.W_OK):
             raise LVTError(f"{directory} is not writable; check its owner and mode, or choose another output folder")

@@ -271,3 +271,17 @@ def test_a_folder_that_cannot_be_flushed_is_written_all_the_same(
     write_bytes(tmp_path / "a", b"x")
     assert (tmp_path / "a").read_bytes() == b"x"
     assert "cannot flush" in missing_guarantees(tmp_path)[0]
+
+
+def test_a_process_of_a_group_learns_that_a_sibling_may_hold_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = r"another process is writing .*; wait for it to finish, or stop it and run this again"
+    with exclusive_lock(tmp_path):
+        with pytest.raises(BusyError, match=message), exclusive_lock(tmp_path):
+            pass
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", "1")
+        message = r"this is process 1 of 2 that were started together.*: start one process and run this again"
+        with pytest.raises(BusyError, match=message), exclusive_lock(tmp_path):
+            pass

@@ -39,13 +39,13 @@ from lvt_pipeline.runs.directory import RunPlan
 from lvt_pipeline.runs.live import read_live_run
 from lvt_pipeline.runs.read import read_run
 from lvt_pipeline.runs.reopening import open_run
-from lvt_pipeline.training.distributed import Workers, joined_workers
+from lvt_pipeline.training.distributed import Ranks, joined_ranks
 from lvt_pipeline.training.loop import train
 from lvt_pipeline.training.settings import HARMLESS_SETTINGS, TrainingSettings
 from lvt_pipeline.training.stepping import learning_rate_at, make_optimizer
 from lvt_pipeline.training.task import StepLoss, is_timing, step_seed
 
-CPU = Workers(0, 1, torch.device("cpu"))
+CPU = Ranks(0, 1, torch.device("cpu"))
 WIDTH = 6
 
 
@@ -170,14 +170,14 @@ def run_toy(
     overwrite: bool = False,
     data: str = "d1",
     max_seconds: float | None = None,
-    workers: Workers = CPU,
+    ranks: Ranks = CPU,
     **task_options: Any,
 ) -> Provenance:
     with open_run(out, toy_plan(settings, data), overwrite=overwrite) as run:
         if run.record is not None:
             return run.record
         task = ToyTask(settings, **task_options)
-        result = train(task, settings, run, workers, max_seconds=max_seconds)
+        result = train(task, settings, run, ranks, max_seconds=max_seconds)
         return run.finish(result.weights, {"steps": result.steps}, steps=result.steps, seconds=result.seconds)
 
 
@@ -530,7 +530,7 @@ def test_step_seeds_do_not_repeat() -> None:
     assert all(0 <= step_seed(0, step) < 2**63 for step in range(100))
 
 
-# Devices and workers -----------------------------------------------------------------------------------------------
+# Devices and ranks -----------------------------------------------------------------------------------------------
 
 
 def test_unknown_device_names_the_known_ones() -> None:
@@ -564,11 +564,11 @@ def run_toy_together(out: Path) -> None:
     """Train the toy in every process of a group."""
     settings = toy_settings(**JOINT)
     with (
-        joined_workers("cpu") as workers,
-        workers.in_turn(lambda is_writer: open_run(out, toy_plan(settings), is_writer=is_writer)) as run,
+        joined_ranks("cpu") as ranks,
+        ranks.in_turn(lambda is_writer: open_run(out, toy_plan(settings), is_writer=is_writer)) as run,
     ):
-        result = train(ToyTask(settings, empty_rows=3), settings, run, workers)
-        torch.save(result.weights, out.with_name(f"worker{workers.rank}.pt"))
+        result = train(ToyTask(settings, empty_rows=3), settings, run, ranks)
+        torch.save(result.weights, out.with_name(f"worker{ranks.rank}.pt"))
 
 
 def test_two_workers_take_the_steps_of_one_and_stay_identical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -598,7 +598,7 @@ def test_two_workers_take_the_steps_of_one_and_stay_identical(tmp_path: Path, mo
 
 def test_batch_that_does_not_divide_among_workers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="batch_size=4 does not divide among 3 processes"):
-        run_toy(tmp_path, toy_settings(), workers=Workers(0, 3, torch.device("cpu")))
+        run_toy(tmp_path, toy_settings(), ranks=Ranks(0, 3, torch.device("cpu")))
 
 
 def test_loss_falls(tmp_path: Path) -> None:

@@ -26,9 +26,11 @@ from lvt_pipeline.provenance import read_record
 from lvt_pipeline.runs.checkpoints import find_checkpoint, load_weights
 from lvt_pipeline.runs.read import load_vqvae
 from lvt_pipeline.training import vqvae as vqvae_training
+from lvt_pipeline.training import vqvae_task
 from lvt_pipeline.training.settings import VQVAERunSettings
 from lvt_pipeline.training.task import StepLoss, is_timing
-from lvt_pipeline.training.vqvae import VQVAETask, dry_run_vqvae, start_codebooks, train_vqvae, vqvae_loss
+from lvt_pipeline.training.vqvae import dry_run_vqvae, train_vqvae
+from lvt_pipeline.training.vqvae_task import VQVAETask, start_codebooks, vqvae_loss
 
 MODEL = {
     "num_codebooks": 2,
@@ -291,7 +293,7 @@ def test_every_clip_is_seen_once_an_epoch_and_only_training_clips(frames: Path) 
 def test_batches_are_the_named_frames_from_memory_and_from_disk(frames: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = FrameShards(frames)
     in_memory = VQVAETask(VQVAE(tiny().model), shards, tiny().training)
-    monkeypatch.setattr(vqvae_training, "available_memory", lambda: 0)
+    monkeypatch.setattr(vqvae_task, "available_memory", lambda: 0)
     on_disk = VQVAETask(VQVAE(tiny().model), shards, tiny().training)
     for step in (1, 2, 50):
         batch = in_memory.batch(step, range(6))["frames"]

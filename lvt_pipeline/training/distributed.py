@@ -20,7 +20,7 @@ _MEETINGS = itertools.count()
 
 
 @dataclass(frozen=True)
-class Workers:
+class Ranks:
     """The processes that train one model together, as seen from one of them."""
 
     rank: int
@@ -28,12 +28,12 @@ class Workers:
     device: torch.device
 
     def sum_(self, values: Tensor) -> None:
-        """Add up `values` over the workers, in place."""
+        """Add up `values` over the ranks, in place."""
         if self.size > 1:
             torch.distributed.all_reduce(values)
 
     def agree(self, flags: list[bool]) -> list[bool]:
-        """Which flags are set in any of the workers."""
+        """Which flags are set in any of the ranks."""
         if self.size == 1:
             return flags
         values = torch.tensor(flags, dtype=torch.float32, device=self.device)
@@ -42,7 +42,7 @@ class Workers:
 
     @contextmanager
     def in_turn(self, opening: Callable[[bool], AbstractContextManager[Value]]) -> Iterator[Value]:
-        """Enter a context in worker 0, as the one that writes, and only then in the others."""
+        """Enter a context in rank 0, as the one that writes, and only then in the others."""
         if self.rank > 0:
             self.wait()
         with opening(self.rank == 0) as opened:
@@ -51,7 +51,7 @@ class Workers:
             yield opened
 
     def share(self, value: Value) -> Value:
-        """What worker 0 has, in every worker: any plain data."""
+        """What rank 0 has, in every rank: any plain data."""
         if self.size == 1:
             return value
         values = [value]
@@ -59,13 +59,13 @@ class Workers:
         return values[0]
 
     def wait(self) -> None:
-        """Return when every worker has come here."""
+        """Return when every rank has come here."""
         if self.size > 1:
             torch.distributed.barrier()
 
 
 @contextmanager
-def joined_workers(device: str = "auto") -> Iterator[Workers]:
+def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
     """Join the other processes that `torchrun` started, if it did.
 
     Raises:
@@ -73,7 +73,7 @@ def joined_workers(device: str = "auto") -> Iterator[Workers]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield Workers(0, 1, choose_device(device))
+        yield Ranks(0, 1, choose_device(device))
         return
     rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     chosen = choose_device(device)
@@ -92,6 +92,6 @@ def joined_workers(device: str = "auto") -> Iterator[Workers]:
         world_size=size,
     )
     try:
-        yield Workers(rank, size, chosen)
+        yield Ranks(rank, size, chosen)
     finally:
         torch.distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What a training would cost, measured on one step of the real model and optimizer, writing nothing."""
+"""Memory and time of a training, measured on one step of the real model and optimizer, writing nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lvt_pipeline.training.sharding import checkpoint_activations
 from lvt_pipeline.training.stepping import make_optimizer
 from lvt_pipeline.training.task import StepLoss
 
-CPU_BATCH_SIZE = 2  # what a CPU tries first: a paper-size batch would not fit into the memory of a laptop
+CPU_BATCH_SIZE = 2  # a CPU tries this first: a paper-size batch would not fit into the memory of a laptop
 CPU_SECONDS = 5.0  # on a CPU, a micro-batch that takes longer than this is not tried
 TIMED_STEPS = 3
 
@@ -49,47 +49,24 @@ def measure_step(
         "max_steps", "total_seconds" (of all of them, without evaluations), "memory_bytes" and "memory_bytes_by_part":
         weights (with buffers and their moving average), gradients, optimizer, activations.
     """
+    trial = _Trial(model, settings, loss, device)
     micro_batch_size = settings.batch_size // settings.gradient_accumulation_steps
-    measured = micro_batch_size if device.type == "cuda" else min(micro_batch_size, CPU_BATCH_SIZE)
-    optimizer = make_optimizer(model, settings)
-    if settings.activation_checkpointing:
-        checkpoint_activations(model)
-    model.train()
-    batch = {name: value.to(device) for name, value in make_batch(measured).items()}
-    watched = measured
-    kept_bytes = _take_step(model, settings, optimizer, batch, loss, device)
-    weights = sum(_bytes(value) for value in (*model.parameters(), *model.buffers()))
-    averages = weights if settings.ema_decay is not None else 0
-    gradients = sum(_bytes(value) for value in model.parameters() if value.requires_grad)
-    states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    optimizer_bytes = sum(_bytes(value) for value in states)
-
-    def seconds_of_step() -> float:
-        start = time.perf_counter()
-        _take_step(model, settings, optimizer, batch, loss, device, is_watched=False)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
+    first = micro_batch_size if device.type == "cuda" else min(micro_batch_size, CPU_BATCH_SIZE)
+    batch = {name: value.to(device) for name, value in make_batch(first).items()}
+    kept_bytes = trial.take_step(batch, is_watched=True) * micro_batch_size // first
+    measured = first
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-    elif measured < micro_batch_size:
-        is_small = kept_bytes * micro_batch_size // measured < available_memory() // 2
-        if is_small and seconds_of_step() * micro_batch_size / measured < CPU_SECONDS:
-            measured = micro_batch_size
-            batch = dict(make_batch(measured))
-    seconds = min(seconds_of_step() for _ in range(TIMED_STEPS))
-    if device.type == "cuda":
-        activations = max(0, torch.cuda.max_memory_allocated(device) - weights - gradients - optimizer_bytes)
-    else:
-        activations = kept_bytes * micro_batch_size // watched
-    parts = {
-        "weights": weights + averages,
-        "gradients": gradients,
-        "optimizer": optimizer_bytes,
-        "activations": activations,
-    }
+    elif (
+        first < micro_batch_size
+        and kept_bytes < available_memory() // 2
+        and trial.seconds_of_step(batch) * micro_batch_size / first < CPU_SECONDS
+    ):
+        measured = micro_batch_size
+        batch = dict(make_batch(measured))
+    seconds = min(trial.seconds_of_step(batch) for _ in range(TIMED_STEPS))
+    parts = trial.bytes_by_part(kept_bytes)
     step_seconds = seconds * settings.batch_size / measured
     return {
         "measured_batch_size": measured,
@@ -103,37 +80,71 @@ def measure_step(
     }
 
 
-def _take_step(
-    model: nn.Module,
-    settings: TrainingSettings,
-    optimizer: torch.optim.Optimizer,
-    batch: Mapping[str, Tensor],
-    loss: Callable[[nn.Module, Mapping[str, Tensor]], StepLoss],
-    device: torch.device,
-    *,
-    is_watched: bool = True,
-) -> int:
-    """One optimizer step; returns the bytes that autograd kept for it, beside the weights, if it is watched."""
-    ours = {value.untyped_storage().data_ptr() for value in (*model.parameters(), *model.buffers(), *batch.values())}
-    kept: dict[int, int] = {}
+class _Trial:
+    """A model that takes steps to be measured."""
 
-    def keep(value: Tensor) -> Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in ours:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return value
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: TrainingSettings,
+        loss: Callable[[nn.Module, Mapping[str, Tensor]], StepLoss],
+        device: torch.device,
+    ) -> None:
+        self.model, self.settings, self.loss, self.device = model, settings, loss, device
+        self.optimizer = make_optimizer(model, settings)
+        if settings.activation_checkpointing:
+            checkpoint_activations(model)
+        model.train()
 
-    watching = torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value) if is_watched else nullcontext()
-    with (
-        watching,
-        torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16"),
-    ):
-        result = loss(model, batch)
-    assert result.loss is not None
-    result.loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return sum(kept.values())
+    def take_step(self, batch: Mapping[str, Tensor], *, is_watched: bool = False) -> int:
+        """One optimizer step; returns the bytes that autograd kept for it, without the weights, if it is watched."""
+        own = (*self.model.parameters(), *self.model.buffers(), *batch.values())
+        own_storage = {value.untyped_storage().data_ptr() for value in own}
+        kept: dict[int, int] = {}
+
+        def keep(value: Tensor) -> Tensor:
+            storage = value.untyped_storage()
+            if storage.data_ptr() not in own_storage:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return value
+
+        watching = torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value) if is_watched else nullcontext()
+        is_half = self.settings.precision == "bfloat16"
+        with watching, torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_half):
+            result = self.loss(self.model, batch)
+        assert result.loss is not None
+        result.loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return sum(kept.values())
+
+    def seconds_of_step(self, batch: Mapping[str, Tensor]) -> float:
+        """Wall time of one step."""
+        start = time.perf_counter()
+        self.take_step(batch)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
+
+    def bytes_by_part(self, kept_bytes: int) -> dict[str, int]:
+        """Memory after some steps.
+
+        Args:
+            kept_bytes: activations of a micro-batch, for devices without an allocator that counts them.
+        """
+        weights = sum(_bytes(value) for value in (*self.model.parameters(), *self.model.buffers()))
+        gradients = sum(_bytes(value) for value in self.model.parameters() if value.requires_grad)
+        states = (value for state in self.optimizer.state.values() for value in state.values())
+        optimizer = sum(_bytes(value) for value in states if isinstance(value, Tensor))
+        if self.device.type == "cuda":
+            kept_bytes = max(0, torch.cuda.max_memory_allocated(self.device) - weights - gradients - optimizer)
+        averages = weights if self.settings.ema_decay is not None else 0
+        return {
+            "weights": weights + averages,
+            "gradients": gradients,
+            "optimizer": optimizer,
+            "activations": kept_bytes,
+        }
 
 
 def _bytes(value: Tensor) -> int:

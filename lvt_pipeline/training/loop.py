@@ -6,8 +6,6 @@ evaluations, pictures, checkpoints, signals.
 
 from __future__ import annotations
 
-import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,8 +20,8 @@ from lvt_pipeline.interrupts import StopRequest, interrupt_requested, stop_reque
 from lvt_pipeline.progress import SILENT, Bar, Progress
 from lvt_pipeline.runs.checkpoints import EMA_NAME, MODEL_NAME, STATE_NAME, load_state, load_weights, verify_checkpoint
 from lvt_pipeline.runs.directory import RunDirectory
-from lvt_pipeline.training.distributed import Workers
-from lvt_pipeline.training.monitors import Averages, Clock, LossWatch, keep_breakdown, memory_bytes
+from lvt_pipeline.training.distributed import Ranks
+from lvt_pipeline.training.monitors import Averages, Clock, LossWatch, first_not_finite, keep_breakdown, memory_bytes
 from lvt_pipeline.training.settings import TrainingSettings
 from lvt_pipeline.training.sharding import (
     load_whole_optimizer_state,
@@ -32,7 +30,7 @@ from lvt_pipeline.training.sharding import (
     whole_weights,
 )
 from lvt_pipeline.training.stepping import BatchLoader, Stepper, learning_rate_at
-from lvt_pipeline.training.task import Task, TrainingResult, seeded
+from lvt_pipeline.training.task import Task, TrainingResult, determinism, seeded
 from lvt_pipeline.training.trackers import Tracker, open_trackers
 from lvt_pipeline.video.pictures import png_bytes
 
@@ -43,7 +41,7 @@ def train(
     task: Task,
     settings: TrainingSettings,
     run: RunDirectory,
-    workers: Workers,
+    ranks: Ranks,
     *,
     max_seconds: float | None = None,
     track: Sequence[str] = (),
@@ -66,12 +64,12 @@ def train(
         CheckpointError: the checkpoint to resume from is damaged.
     """
     with (
-        seeded(settings.seed, workers.device),
-        _determinism(settings.deterministic),
+        seeded(settings.seed, ranks.device),
+        determinism(settings.deterministic),
         stop_requested() as stop,
         interrupt_requested() as interrupt,
     ):
-        loop = _Loop(task, settings, run, workers, progress)
+        loop = _Loop(task, settings, run, ranks, progress)
         loop.restore()
         names = track if run.is_writer else ()
         identity = f"{run.path.absolute()} {run.started}"
@@ -79,32 +77,14 @@ def train(
             return loop.run_steps(stop, interrupt, max_seconds)
 
 
-@contextmanager
-def _determinism(is_wanted: bool) -> Iterator[None]:
-    """Only algorithms that give the same bits every time; torch raises where it has none."""
-    if not is_wanted:
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled()
-    benchmark = torch.backends.cudnn.benchmark
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it before its first product
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        torch.backends.cudnn.benchmark = benchmark
-
-
 class _Loop:
     """One training under way: what changes from step to step."""
 
     def __init__(
-        self, task: Task, settings: TrainingSettings, run: RunDirectory, workers: Workers, progress: Progress
+        self, task: Task, settings: TrainingSettings, run: RunDirectory, ranks: Ranks, progress: Progress
     ) -> None:
-        self.task, self.settings, self.run, self.workers, self.progress = task, settings, run, workers, progress
-        self.stepper = Stepper(task, settings, workers)
+        self.task, self.settings, self.run, self.ranks, self.progress = task, settings, run, ranks, progress
+        self.stepper = Stepper(task, settings, ranks)
         self.step = 0
         self.saved_step = -1
         self.window = Averages()
@@ -133,7 +113,7 @@ class _Loop:
         if checkpoint is None:
             return
         verify_checkpoint(checkpoint)
-        device = "cpu" if self.stepper.is_sharded else str(self.workers.device)
+        device = "cpu" if self.stepper.is_sharded else str(self.ranks.device)
         state = load_state(checkpoint)
         try:
             load_whole_weights(self.stepper.model, load_weights(checkpoint, MODEL_NAME, device))
@@ -170,7 +150,7 @@ class _Loop:
         """Take the steps that are left."""
         settings = self.settings
         with (
-            BatchLoader(self.task.batch, self.stepper.parts_after(self.step), self.workers.device) as loader,
+            BatchLoader(self.task.batch, self.stepper.parts_after(self.step), self.ranks.device) as loader,
             self.progress.bar("train", settings.max_steps, "step", done=self.step) as bar,
         ):
             while self.step < settings.max_steps and not self.is_over:
@@ -191,7 +171,7 @@ class _Loop:
         self.clock.waiting += waited
         if numbers is not None:
             self.pending.append((self.step, numbers))
-        if self.workers.device.type == "cpu":
+        if self.ranks.device.type == "cpu":
             self._collect()
 
     def _collect(self) -> None:
@@ -202,7 +182,7 @@ class _Loop:
         """
         for step, values in self.pending:
             numbers = dict(zip(self.stepper.names, values.tolist(), strict=True))
-            bad = _not_finite(numbers)
+            bad = first_not_finite(numbers)
             if bad:
                 self._fail(f"{bad} at step {step}", step)
             wrong = self.watch.add(numbers["loss"])
@@ -233,7 +213,7 @@ class _Loop:
 
     def _fail_if_any(self, what: str) -> None:
         """Fail in all ranks if one of them (which knows what) has found something wrong after this step."""
-        if self.workers.agree([bool(what)])[0]:
+        if self.ranks.agree([bool(what)])[0]:
             self._fail(f"{what or 'rank 0 found numbers that are not finite'} after step {self.step}", self.step)
 
     def _do_what_is_due(self, bar: Bar) -> None:
@@ -243,7 +223,7 @@ class _Loop:
         if step % settings.log_every == 0 or is_last:
             self._collect()
             self._log(is_scheduled=step % settings.log_every == 0)
-        elif self.workers.device.type == "cpu" and self.window.steps:
+        elif self.ranks.device.type == "cpu" and self.window.steps:
             self.shown |= {"loss": self.window.means()["loss"]}
         bar.advance(1, **self.shown)
         is_evaluated, is_pictured, is_saved = (
@@ -272,7 +252,7 @@ class _Loop:
         means = self.window.means()
         line: dict[str, Any] = {"step": self.step, "split": "train", **means}
         line |= {"learning_rate": learning_rate_at(self.step, self.settings), "seconds": round(self.seconds, 3)}
-        rows, device = self.task.row_unit, self.workers.device
+        rows, device = self.task.row_unit, self.ranks.device
         speed = self.clock.facts({self.task.unit: self.task.units_per_step, rows: self.settings.batch_size})
         line |= {**speed, "memory_bytes": memory_bytes(device)}
         self._write_line(line, is_scheduled)
@@ -298,17 +278,17 @@ class _Loop:
         stepper = self.stepper
         model = stepper.model if stepper.average is None else stepper.average
         if stepper.is_sharded:
-            weights = whole_weights(model, is_kept=self.workers.rank == 0)
+            weights = whole_weights(model, is_kept=self.ranks.rank == 0)
             if stepper.whole is None:
                 yield None
                 return
             stepper.whole.load_state_dict(weights)
             del weights
-            model = stepper.whole.to(self.workers.device)
+            model = stepper.whole.to(self.ranks.device)
         model.eval()
         try:
             with torch.no_grad():
-                yield model if self.workers.rank == 0 else None
+                yield model if self.ranks.rank == 0 else None
         finally:
             if stepper.whole is not None:
                 stepper.whole.cpu()  # the device has no room for it while it trains
@@ -319,9 +299,9 @@ class _Loop:
         with self._eval_model() as model:
             if model is not None:
                 self.evaluation = self.task.evaluate(model)
-                bad = _not_finite(self.evaluation)
+                bad = first_not_finite(self.evaluation)
         self._fail_if_any(f"{bad} in the validation" if bad else "")
-        if self.workers.rank == 0:
+        if self.ranks.rank == 0:
             if self.evaluation:
                 line = {"step": self.step, "split": "val", **self.evaluation, "seconds": round(self.seconds, 3)}
                 self._write_line(line, is_scheduled)
@@ -333,7 +313,7 @@ class _Loop:
                 self.lowest_score = score if is_better else self.lowest_score
                 self.num_worse = 0 if is_better else self.num_worse + 1
         # Rank 0 knows; the others wait for it here.
-        self.is_over, is_best = self.workers.agree([self._is_patience_over(), is_best])
+        self.is_over, is_best = self.ranks.agree([self._is_patience_over(), is_best])
         return is_best
 
     def _is_best(self, score: float | None) -> bool:
@@ -373,7 +353,7 @@ class _Loop:
 
     @property
     def _keeps_whole(self) -> bool:
-        return self.workers.rank == 0 or not self.stepper.is_sharded
+        return self.ranks.rank == 0 or not self.stepper.is_sharded
 
     def _save(self, status: str) -> None:
         self._collect()
@@ -396,10 +376,10 @@ class _Loop:
             self.run.save(self.step, self._weights(), state, keep=self.settings.keep_checkpoints, best=self.best)
             self.saved_step = self.step
         self.run.set_status(status, self.step)
-        self.workers.wait()
+        self.ranks.wait()
 
     def _stop_if_asked(self, stop: StopRequest, interrupt: StopRequest) -> None:
-        is_stopped, is_interrupted = self.workers.agree([bool(stop), bool(interrupt)])
+        is_stopped, is_interrupted = self.ranks.agree([bool(stop), bool(interrupt)])
         if not is_stopped and not is_interrupted:
             return
         self._save("stopped")
@@ -408,12 +388,3 @@ class _Loop:
         if not stop:
             stop.signal_name = "a signal to another process"
         stop.raise_if_set(f"step {self.step} is saved in {self.run.path}")
-
-
-def _not_finite(numbers: Mapping[str, Any]) -> str:
-    """The first metric that is not finite, such as "loss is nan", "" when all are."""
-    for name, value in numbers.items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, float) and not math.isfinite(number):
-                return f"{name} is {number}"
-    return ""

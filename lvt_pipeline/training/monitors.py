@@ -12,6 +12,7 @@ of its codes back only when the moving averages have forgotten it.
 
 from __future__ import annotations
 
+import math
 import resource
 import shutil
 import time
@@ -87,6 +88,15 @@ class Clock:
             **{f"{unit}_per_second": round(rate * count, 1) for unit, count in units_per_step.items()},
             "data_wait_share": round(min(1.0, self.waiting / training), 4),
         }
+
+
+def first_not_finite(numbers: Mapping[str, Any]) -> str:
+    """The first metric that is not finite, such as "loss is nan", "" when all are."""
+    for name, value in numbers.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                return f"{name} is {number}"
+    return ""
 
 
 @dataclass

@@ -30,7 +30,7 @@ from lvt_pipeline.runs.directory import RunDirectory, RunPlan
 from lvt_pipeline.runs.layout import RUN_NAME, TRAINED_CLIPS_NAME
 from lvt_pipeline.runs.read import PRIOR_KIND, read_run, read_run_record
 from lvt_pipeline.runs.trained_clips import list_trained_clips
-from lvt_pipeline.training.distributed import Workers, joined_workers
+from lvt_pipeline.training.distributed import Ranks, joined_ranks
 from lvt_pipeline.training.dry_run import count_by_part, measure_step
 from lvt_pipeline.training.prior_settings import (
     ResolvedPriorSettings,
@@ -63,21 +63,21 @@ def train_prior(
     track: Sequence[str] = (),
     progress: Progress = SILENT,
 ) -> Provenance:
-    """Train a prior, or go on with an interrupted training. Calling it again for a finished run does nothing.
+    """Train a prior, or resume an interrupted training. Calling it again for a finished run does nothing.
 
-    An unfinished run goes on with the generation of the store that it was started on, even if the store has grown.
+    An unfinished run is resumed on the generation of the store that it was started on, even if the store has grown.
 
     Args:
         codes: code store from `lvt encode-dataset`; several are mixed by `settings.training.mix`.
         out: run directory.
-        generation: which generation of the store a new run learns from; the current one by default.
+        generation: the generation of the store that a new run is trained on; the current one by default.
         cache: where the training codes are kept: "ram", "mmap", "stream" or "auto", see `CodeWindows`. Streaming needs
             the order `settings.training.shuffle="shards"`, which a new run takes on when it streams and keeps.
         device: "auto", "cpu", "cuda" or "cuda:N". Under `torchrun` every process takes its own part of each batch.
         max_seconds: save and stop after this time.
         overwrite: train from nothing, whatever is in `out`.
-        allow_config_change: go on although settings of the training have changed; the run says so ever after.
-        track: "tensorboard", "wandb": where the metrics are shown as well.
+        allow_config_change: resume although settings of the training have changed; the run lists the changes.
+        track: further places for the metrics: "tensorboard", "wandb".
 
     Raises:
         LVTError: there is no training clip, or none is as long as a window.
@@ -89,33 +89,23 @@ def train_prior(
     """
     settings = settings or PriorRunSettings()
     paths = [codes] if isinstance(codes, Path) else list(codes)
-    require_output_folder(out, JOB.stage, paths)
-    if generation is not None and len(paths) > 1:
-        raise ConfigError("one generation is asked for but several code stores are given; leave --at out")
+    require_output_folder(out, STAGE, paths)
     check_mix(settings.training.mix, len(paths))
-    stores = [
-        open_codes(path, generation)
-        if generation is not None or overwrite
-        else _store_of_run(path, out, _role(number), progress)
-        for number, path in enumerate(paths)
-    ]
+    stores = _open_stores(paths, out, generation, overwrite, progress)
     check_alike(stores)
-    store = stores[0]
-    resolved = resolve_settings(settings, store, stores[1:])
+    resolved = resolve_settings(settings, stores[0], stores[1:])
     names = class_names(stores, resolved.model.num_classes)
-    with joined_workers(device) as workers:
+    options = SessionOptions(
+        max_seconds=max_seconds,
+        overwrite=overwrite,
+        allow_config_change=allow_config_change,
+        track=track,
+        progress=progress,
+    )
+    with joined_ranks(device) as ranks:
         recorded = None if overwrite else _shuffle_of_run(out)
-        training, tiers = _choose_tiers(stores, resolved, cache, recorded, workers)
+        training, tiers = _choose_tiers(stores, resolved, cache, recorded, ranks)
         resolved = replace(resolved, training=training)
-        plan = RunPlan(
-            job=JOB,
-            settings=settings,
-            resolved=resolved,
-            inputs={_role(number): one.fingerprint for number, one in enumerate(stores)},
-            max_steps=training.max_steps,
-            harmless=HARMLESS_SETTINGS,
-            facts={"tokenizer": store.tokenizer, "class_names": names, "generation": store.generation},
-        )
 
         def make_task(run: RunDirectory) -> PriorTask:
             windows = [
@@ -123,22 +113,10 @@ def train_prior(
                 for one, tier in zip(stores, tiers, strict=True)
             ]
             run.write_guarded(TRAINED_CLIPS_NAME, list_trained_clips(clip for one in windows for clip in one.clips))
-            with seeded(training.seed, workers.device):
-                model = Prior(resolved.model)
-                if resolved.model.is_adaptive:
-                    set_frequencies(model, count_train_codes(stores, training.mix))
-                if training.parallel == "ddp" or workers.size == 1:
-                    model.to(workers.device)  # a sharded one may be too large
+            model = _make_model(resolved, stores, ranks)
             return PriorTask(model, windows, training, class_names=names, progress=progress)
 
-        options = SessionOptions(
-            max_seconds=max_seconds,
-            overwrite=overwrite,
-            allow_config_change=allow_config_change,
-            track=track,
-            progress=progress,
-        )
-        return run_training(out, plan, workers, options, make_task)
+        return run_training(out, _plan(settings, resolved, stores, names), ranks, options, make_task)
 
 
 def dry_run_prior(
@@ -151,12 +129,12 @@ def dry_run_prior(
     """Size, memory and speed of a training, writing nothing.
 
     Args:
-        codes: what would be trained on; random codes of the paper's shape, or the settings', when not given.
+        codes: training data; random codes of the paper's shape, or the settings', when not given.
         generation: of the code store.
 
     Returns:
         "parameters", "parameters_by_part", "batch_size", "frames", "grid", "num_slices", "codes_per_step" (those that
-        are predicted), and what `dry_run.measure_step` tells about memory and time.
+        are predicted), and the memory and times of `dry_run.measure_step`.
     """
     settings = settings or PriorRunSettings()
     chosen = choose_device(device)
@@ -200,8 +178,43 @@ def dry_run_prior(
     }
 
 
+def _plan(
+    settings: PriorRunSettings, resolved: ResolvedPriorSettings, stores: Sequence[CodeStore], names: list[str]
+) -> RunPlan:
+    return RunPlan(
+        job=JOB,
+        settings=settings,
+        resolved=resolved,
+        inputs={_role(number): one.fingerprint for number, one in enumerate(stores)},
+        max_steps=resolved.training.max_steps,
+        harmless=HARMLESS_SETTINGS,
+        facts={"tokenizer": stores[0].tokenizer, "class_names": names, "generation": stores[0].generation},
+    )
+
+
+def _make_model(resolved: ResolvedPriorSettings, stores: Sequence[CodeStore], ranks: Ranks) -> Prior:
+    training = resolved.training
+    with seeded(training.seed, ranks.device):
+        model = Prior(resolved.model)
+        if resolved.model.is_adaptive:
+            set_frequencies(model, count_train_codes(stores, training.mix))
+        if training.parallel == "ddp" or ranks.size == 1:
+            model.to(ranks.device)  # a sharded one may be too large
+    return model
+
+
+def _open_stores(
+    paths: Sequence[Path], out: Path, generation: int | None, overwrite: bool, progress: Progress
+) -> list[CodeStore]:
+    if generation is not None and len(paths) > 1:
+        raise ConfigError("one generation is asked for but several code stores are given; leave --at out")
+    if generation is not None or overwrite:
+        return [open_codes(path, generation) for path in paths]
+    return [_store_of_run(path, out, _role(number), progress) for number, path in enumerate(paths)]
+
+
 def _role(number: int) -> str:
-    """What a store is called among the inputs of a run."""
+    """The name of a store among the inputs of a run."""
     return "codes" if number == 0 else f"codes_{number + 1}"
 
 
@@ -218,17 +231,17 @@ def _choose_tiers(
     resolved: ResolvedPriorSettings,
     cache: Cache,
     recorded: Literal["clips", "shards"] | None,
-    workers: Workers,
+    ranks: Ranks,
 ) -> tuple[PriorTraining, list[Tier]]:
-    """Where the training codes are kept, and the order that follows from it when the settings leave it open.
+    """Choose where the training codes are kept, and the order that follows from it when the settings leave it open.
 
     Raises:
         ConfigError: the order and the tier do not go together.
     """
     training = resolved.training
     tiers = [choose_tier(cache, _train_bytes(store), cache_file(store, "train")) for store in stores]
-    # Workers look at the memory of different hosts, or at different times; their order has to be one.
-    streams = workers.agree(["stream" in tiers])[0]
+    # Ranks look at the memory of different hosts, or at different times; their order has to be one.
+    streams = ranks.agree(["stream" in tiers])[0]
     shuffle = training.shuffle or recorded or ("shards" if streams else "clips")
     if shuffle == "clips":
         if cache == "stream":
@@ -247,7 +260,6 @@ def _choose_tiers(
                 f"training.windows_per_clip={training.windows_per_clip} needs training.shuffle=shards; with clips from "
                 "anywhere a clip comes once an epoch"
             )
-    # Clips from anywhere is what was always done, and is left unsaid.
     return replace(training, shuffle="shards" if shuffle == "shards" else None), tiers
 
 
@@ -266,7 +278,7 @@ def _store_of_run(codes: Path, out: Path, role: str, progress: Progress) -> Code
         earlier = open_codes(codes, generation)
         if earlier.fingerprint == started_on:
             progress.say(
-                f"{codes} has grown since {out} was started; going on with its generation {generation} "
+                f"{codes} has grown since {out} was started; resuming on its generation {generation} "
                 "(--overwrite trains on all of it)"
             )
             return earlier

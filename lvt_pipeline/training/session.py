@@ -15,7 +15,7 @@ from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.directory import RunDirectory, RunPlan
 from lvt_pipeline.runs.reopening import open_run
-from lvt_pipeline.training.distributed import Workers
+from lvt_pipeline.training.distributed import Ranks
 from lvt_pipeline.training.loop import train
 from lvt_pipeline.training.task import Task
 
@@ -46,7 +46,7 @@ class RecordedTask(Task, Protocol):
 def run_training(
     out: Path,
     plan: RunPlan,
-    workers: Workers,
+    ranks: Ranks,
     options: SessionOptions,
     make_task: Callable[[RunDirectory], RecordedTask],
 ) -> Provenance:
@@ -72,7 +72,7 @@ def run_training(
             progress=options.progress,
         )
 
-    with workers.in_turn(opening) as run:
+    with ranks.in_turn(opening) as run:
         if run.record is not None:
             return run.record
         task = make_task(run)
@@ -80,7 +80,7 @@ def run_training(
             task,
             plan.resolved.training,
             run,
-            workers,
+            ranks,
             max_seconds=options.max_seconds,
             track=options.track,
             progress=options.progress,
@@ -91,4 +91,4 @@ def run_training(
             **task.facts(result.weights, result.evaluation),
         }
         record = run.finish(result.weights, counts, steps=result.steps, seconds=result.seconds)
-        return workers.share(record)  # only rank 0 has seen the validation clips
+        return ranks.share(record)  # only rank 0 has seen the validation clips

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lvt_pipeline.training.distributed import Workers
+from lvt_pipeline.training.distributed import Ranks
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -54,7 +54,7 @@ def checkpoint_activations(model: nn.Module) -> int:
     return len(blocks)
 
 
-def shard(model: nn.Module, workers: Workers) -> None:
+def shard(model: nn.Module, ranks: Ranks) -> None:
     """Leave each rank its part of every parameter of a model that is the same in all ranks.
 
     Names of weights stay. From here on, `model(...)` puts weights together and its backward pass adds up the gradients
@@ -66,7 +66,7 @@ def shard(model: nn.Module, workers: Workers) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    mesh = init_device_mesh(workers.device.type, (workers.size,))
+    mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     for part in (*repeated_blocks(model), model):
         fully_shard(part, mesh=mesh)
         assert isinstance(part, FSDPModule)

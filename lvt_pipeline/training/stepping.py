@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lvt_pipeline.errors import ConfigError
-from lvt_pipeline.training.distributed import Workers
+from lvt_pipeline.training.distributed import Ranks
 from lvt_pipeline.training.settings import TrainingSettings
 from lvt_pipeline.training.sharding import checkpoint_activations, local_part, shard, whole_tensor
 from lvt_pipeline.training.task import StepLoss, Task, step_seed
@@ -115,24 +115,24 @@ class Stepper:
         is_sharded: whether each rank holds its part of the weights only.
     """
 
-    def __init__(self, task: Task, settings: TrainingSettings, workers: Workers) -> None:
-        parts = settings.gradient_accumulation_steps * workers.size
+    def __init__(self, task: Task, settings: TrainingSettings, ranks: Ranks) -> None:
+        parts = settings.gradient_accumulation_steps * ranks.size
         if settings.batch_size % parts:
             raise ConfigError(
-                f"training.batch_size={settings.batch_size} does not divide among {workers.size} processes and "
+                f"training.batch_size={settings.batch_size} does not divide among {ranks.size} processes and "
                 f"gradient_accumulation_steps={settings.gradient_accumulation_steps}"
             )
-        self.task, self.settings, self.workers = task, settings, workers
+        self.task, self.settings, self.ranks = task, settings, ranks
         self.model = task.model
-        self.is_sharded = settings.parallel == "fsdp" and workers.size > 1
+        self.is_sharded = settings.parallel == "fsdp" and ranks.size > 1
         self.average = copy.deepcopy(self.model) if settings.ema_decay is not None else None
         # Rank 0 evaluates a sharded model, and samples with it, by giving its weights to this one.
-        self.whole = copy.deepcopy(self.model) if self.is_sharded and workers.rank == 0 else None
+        self.whole = copy.deepcopy(self.model) if self.is_sharded and ranks.rank == 0 else None
         if settings.activation_checkpointing:
             checkpoint_activations(self.model)
         if self.is_sharded:
             for model in (self.model, *([] if self.average is None else [self.average])):
-                shard(model, workers)
+                shard(model, ranks)
         self.optimizer = make_optimizer(self.model, settings)
         self.names = ("loss", *task.metric_names, *(("grad_norm",) if settings.grad_clip is not None else ()))
         self._parameters = [value for value in self.model.parameters() if value.requires_grad]
@@ -146,7 +146,7 @@ class Stepper:
         """This rank's parts of all the batches after a step: (step, rows)."""
         for number in range(step + 1, self.settings.max_steps + 1):
             for part in range(self.settings.gradient_accumulation_steps):
-                start = (part * self.workers.size + self.workers.rank) * self._part_size
+                start = (part * self.ranks.size + self.ranks.rank) * self._part_size
                 yield number, range(start, start + self._part_size)
 
     def take_step(self, step: int, loader: BatchLoader) -> tuple[Tensor | None, float]:
@@ -160,7 +160,7 @@ class Stepper:
         torch.manual_seed(step_seed(settings.seed, step))
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        totals = torch.zeros(2 + len(self.task.metric_names), dtype=torch.float64, device=self.workers.device)
+        totals = torch.zeros(2 + len(self.task.metric_names), dtype=torch.float64, device=self.ranks.device)
         seconds_waited = 0.0
         for _ in range(settings.gradient_accumulation_steps):
             batch, waited = loader.next()
@@ -178,7 +178,7 @@ class Stepper:
     def _backward(self, batch: Mapping[str, Tensor]) -> Tensor | float:
         """Add the gradient of a part; returns its weight, loss and metrics, all times its weight."""
         with torch.autocast(
-            self.workers.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16"
+            self.ranks.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16"
         ):
             result = self._loss(self.model, batch)
         if result.loss is None:
@@ -191,12 +191,12 @@ class Stepper:
 
     def _join_parts(self, totals: Tensor) -> Tensor | None:
         """Make the gradient that of the whole batch; returns its norm (no number without clipping), None if empty."""
-        if self.workers.size > 1:
-            self.workers.sum_(totals)
+        if self.ranks.size > 1:
+            self.ranks.sum_(totals)
             if not self.is_sharded:  # then the backward pass has done it
                 self._sum_gradients()
         gradients = [value.grad for value in self._parameters if value.grad is not None]
-        if not gradients or (self.workers.size > 1 and totals[0].item() == 0):
+        if not gradients or (self.ranks.size > 1 and totals[0].item() == 0):
             return None
         if self._is_joint:
             for gradient in gradients:
@@ -213,7 +213,7 @@ class Stepper:
                 value.grad = torch.zeros_like(value)
         gradients = [value.grad for value in self._parameters if value.grad is not None]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        self.workers.sum_(flat)
+        self.ranks.sum_(flat)
         parts = torch.split(flat, [gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
@@ -231,5 +231,5 @@ class Stepper:
     def broken_weight(self) -> str:
         """Name of a weight that is not finite in any rank, "" when all are finite."""
         names, values = zip(*self.model.named_parameters(), strict=True)
-        are_broken = self.workers.agree([not bool(local_part(value).isfinite().all()) for value in values])
+        are_broken = self.ranks.agree([not bool(local_part(value).isfinite().all()) for value in values])
         return str(names[are_broken.index(True)]) if any(are_broken) else ""
