@@ -1,5 +1,5 @@
-# make demo: set everything up, make procedural videos, run every stage on them.
-# make test: set everything up, lint, check types, run the tests.
+# make demo: install lvt, make procedural videos, run every stage on them.
+# make test: install lvt and the development tools, lint, check types, run the tests.
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,30 +18,37 @@ test: lint types
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # make lint: style only
-lint: $(VENV)/ready
+lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 # make types: mypy --strict only
-types: $(VENV)/ready
+types: $(VENV)/ready-dev
 	$(BIN)/mypy
 
 # make format: rewrite the code in the house style
-format: $(VENV)/ready
+format: $(VENV)/ready-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 # make bench: time what the documentation claims, side by side
-bench: $(VENV)/ready
+bench: $(VENV)/ready-dev
 	$(BIN)/python -m benchmarks
 
 # make clean: remove the environment and what tools left behind; work directories stay
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(VENV)/ready: pyproject.toml constraints.txt
+$(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lvt needs Python 3.11 or newer, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+
+# PYTHONWARNINGS: setuptools warns of every editable installation.
+$(VENV)/ready: pyproject.toml constraints.txt | $(VENV)/bin/python
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	touch $@
+
+$(VENV)/ready-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $(VENV)/ready $@

@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).parents[1]
 PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "data_manifests" / "README.md", *REPOSITORY.glob("docs/*.md")])
 SHELLS = ("bash", "sh", "console")
 FAMILIES = ("vqvae", "prior", "pipeline")
-STAGE_FAMILY = {"train-vqvae": "vqvae", "train-prior": "prior", "run": "pipeline"}
+STAGE_FAMILY = {"train-vqvae": "vqvae", "train-prior": "prior", "run": "pipeline", "reproduce": "reproduce"}
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^()\s]+)\)")
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
@@ -288,9 +288,11 @@ def run_snippet(block: Block, names: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "block", [block for block in blocks("python") if block.page.name in ("formats.md", "README.md")], ids=str
+    "block",
+    [block for block in blocks("python") if block.page.name in ("formats.md", "README.md", "python.md")],
+    ids=str,
 )
-def test_snippets_of_readme_and_formats_run(block: Block, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snippets_of_readme_formats_and_python_run(block: Block, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(work.parent)
     names: dict[str, Any] = {}
     run_snippet(block, names)
