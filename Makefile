@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test lint format types bench clean help
+.PHONY: demo test lint format types bench versions clean help
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -34,6 +34,10 @@ format: $(VENV)/ready-dev
 # make bench: time what the documentation claims, side by side
 bench: $(VENV)/ready-dev
 	$(BIN)/python -m benchmarks
+
+# make versions: a tiny pass over every stage with the oldest and newest allowed dependencies, on every Python found
+versions: $(VENV)/ready
+	$(BIN)/python -m tests.version_matrix $(VERSIONS_ARGS)
 
 # make clean: remove the environment and what tools left behind; work directories stay
 clean:

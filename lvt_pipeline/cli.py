@@ -51,6 +51,7 @@ COMMANDS = {
     "compact": ("compact", "Move live codes out of partly dead shards."),
     "doctor": ("doctor", "Check that this machine can run every stage."),
     "import-official": ("import_official", "Import checkpoints of the paper's released code."),
+    "export-official": ("export_official", "Write a run as checkpoints of the paper's released code."),
 }
 
 

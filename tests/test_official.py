@@ -175,7 +175,7 @@ def test_first_missing_unknown_or_misshapen_tensor_is_named() -> None:
     without = {key: value for key, value in official.items() if key != "ch_predictor.U.1.bias"}
     with pytest.raises(CheckpointError, match=r"the prior has no tensor ch_predictor\.U\.1\.bias"):
         prior_from_official(without, grid=(4, 4))
-    with pytest.raises(CheckpointError, match="has a tensor extra that the released model has not"):
+    with pytest.raises(CheckpointError, match="has a tensor 'extra' that the released model does not have"):
         prior_from_official({**official, "extra": torch.zeros(1)}, grid=(4, 4))
     with pytest.raises(
         CheckpointError, match=r"ch_predictor\.U\.1\.bias of the prior has shape \(3,\), needed \(24,\)"

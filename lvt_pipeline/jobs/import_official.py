@@ -5,7 +5,6 @@ What the files contain is `models.official`; this module opens them and writes t
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lvt_pipeline.errors import CheckpointError
+from lvt_pipeline.models.arguments import shown
 from lvt_pipeline.models.official import prior_from_official, vqvae_from_official
 from lvt_pipeline.models.parameters import num_parameters
 from lvt_pipeline.models.prior.model import Prior
@@ -22,6 +22,7 @@ from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.provenance import Provenance, digest_file
 from lvt_pipeline.runs.directory import save_model_run
 from lvt_pipeline.runs.read import PRIOR_KIND, VQVAE_KIND
+from lvt_pipeline.storage import open_regular
 from lvt_pipeline.training.prior_settings import ResolvedPriorSettings
 from lvt_pipeline.training.settings import PriorTraining, VQVAERunSettings
 
@@ -99,19 +100,41 @@ def read_official(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, is not a torch file, or holds something else.
     """
+    advice = "give a .pth file of the released code"
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist; give a .pth file of the released code") from None
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{path} does not exist; {advice}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or 'it is damaged'}); {advice}") from error
+    except (Exception, MemoryError) as error:  # a damaged pickle or archive can raise anything
         raise CheckpointError(
-            f"{path} cannot be read as weights ({reason}); give a .pth file of the released code"
+            f"{path} cannot be read as weights: it is not a torch file, is damaged or holds more than tensors; {advice}"
         ) from error
     state = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} holds no state dict; give a .pth file of the released code")
+        raise CheckpointError(f"{path} holds no state dict; {advice}")
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{path} holds a tensor without a name ({shown(name)}); {advice}")
+        reason = _unusable(value)
+        if reason:
+            raise CheckpointError(f"{path}: the tensor {shown(name)} {reason}; {advice}")
     return dict(state)
+
+
+def _unusable(value: Tensor) -> str:
+    """What is wrong with a tensor of a file, "" for nothing."""
+    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+        return "is not a plain tensor"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f"claims the shape {tuple(value.shape)} but holds less"  # expanded: copying it could exhaust the memory
+    if value.is_complex():
+        return "holds complex numbers"
+    if value.is_floating_point() and not bool(value.to(torch.float32).isfinite().all()):
+        return "holds numbers that are not finite in float32"
+    return ""
 
 
 def _file(path: Path) -> Path:

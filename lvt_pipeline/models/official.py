@@ -8,6 +8,7 @@ directions.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lvt_pipeline.errors import CheckpointError, ConfigError
+from lvt_pipeline.models.arguments import shown
 from lvt_pipeline.models.prior.config import PriorConfig, Triple
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.models.vqvae.config import VQVAEConfig
@@ -28,6 +30,7 @@ Config = TypeVar("Config", VQVAEConfig, PriorConfig)
 _RECOMPUTED = re.compile(
     r"(encoder|decoder)\.(positional_encoder\.inv_timescales|block_local_attention\.\d+\.(dt|dh|dw|mask))"
 )
+LARGEST_BLOCK = 2**14  # positions of an attention block; its mask has the square of that
 _PROJECTORS = ("encoder.linear_projector.weight", "decoder.linear_projector.weight")  # 1x1x1 convolutions there
 
 
@@ -124,6 +127,10 @@ def prior_from_official(
     heads, width, head_width = _shape(state, f"{layer}.mha.w_q", 3, where)
     banks = [_shape(state, f"{layer}.{bank}", 2, where)[1] for bank in ("dt_bank", "dh_bank", "dw_bank")]
     block = tuple((bank + 1) // 2 for bank in banks)
+    if math.prod(block) > LARGEST_BLOCK:
+        raise CheckpointError(
+            f"{where} has attention blocks of {math.prod(block)} positions; at most {LARGEST_BLOCK} are supported"
+        )
     if subscale is None:
         subscale = _subscale_of(num_slices, kernel, block, grid)
     if grid is None:
@@ -279,7 +286,7 @@ def _converted(
     known = set(names.values())
     for key in given:
         if key not in known and not _RECOMPUTED.fullmatch(key):
-            raise CheckpointError(f"{where} has a tensor {key} that the released model has not")
+            raise CheckpointError(f"{where} has a tensor {shown(key)} that the released model does not have")
     result = {}
     for ours, theirs in names.items():
         value = _tensor(given, theirs, where)
@@ -298,8 +305,8 @@ def _tensor(state: State, key: str, where: str) -> Tensor:
 
 def _shape(state: State, key: str, ndim: int, where: str) -> tuple[int, ...]:
     shape = tuple(_tensor(state, key, where).shape)
-    if len(shape) != ndim:
-        raise CheckpointError(f"{key} of {where} has shape {shape}, needed {ndim} axes")
+    if len(shape) != ndim or min(shape) < 1:
+        raise CheckpointError(f"{key} of {where} has shape {shape}, needed {ndim} axes, none of them empty")
     return shape
 
 
