@@ -116,7 +116,7 @@ def test_large_results_arrive_and_noise_does_not(capfd: pytest.CaptureFixture[st
 
 def test_memory_is_limited() -> None:
     failed, fine = results(["memory", "a"], num_workers=1, memory_bytes=3 << 30)
-    assert failed == Failure("out-of-memory", "MemoryError")
+    assert failed == Failure("out-of-memory", "the clip needs more memory than a worker may take (--worker-memory)")
     assert fine == "A"
 
 
@@ -201,3 +201,16 @@ def _is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_workers_run_below_the_limit_of_the_shell_if_that_is_smaller() -> None:
+    """`ulimit -v` below what ingest wants for a worker is kept, not an error."""
+    code = (
+        "from lvt_pipeline.jobs.ingest.workers import run_isolated; import math\n"
+        "tasks = [9.0, 16.0]\n"
+        "found = run_isolated(math.sqrt, tasks, num_workers=1, deadline_seconds=lambda task: 60, memory_bytes=2**40)\n"
+        "print(sorted(found))"
+    )
+    command = ["sh", "-c", f"ulimit -v 4000000; exec '{sys.executable}' -c \"$0\"", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[(0, 3.0), (1, 4.0)]\n"

@@ -105,7 +105,10 @@ def _failure_of(error: BaseException) -> Failure:
     if isinstance(error, LVTError) and isinstance(reason, str):
         return Failure(reason, str(error))
     if isinstance(error, MemoryError):
-        return Failure("out-of-memory", f"MemoryError: {error}" if str(error) else "MemoryError")
+        return Failure("out-of-memory", "the clip needs more memory than a worker may take (--worker-memory)")
+    if isinstance(error, OSError):
+        place = f"{error.filename} " if error.filename else ""
+        return Failure("unreadable", f"{place}cannot be read: {error.strerror or 'input or output error'}")
     return Failure("unknown", f"{type(error).__name__}: {error}")
 
 

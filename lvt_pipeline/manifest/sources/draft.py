@@ -16,6 +16,7 @@ from lvt_pipeline.video.clips import SPLITS, ClipKind
 BAIR_FPS = 10.0
 PICTURE_FPS = 25.0
 
+LONGEST_SHOWN = 80  # characters of a name in a message
 RECORD_EXTENSIONS = frozenset({".tfrecord", ".tfrecords"})
 
 SPLIT_FOLDERS = {
@@ -115,5 +116,6 @@ def split_of_text(text: str, where: str) -> str | None:
 
 
 def some(names: Sequence[str], count: int = 3) -> str:
-    """The first of many names, for a sentence."""
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+    """The first of many names, for a sentence; long ones are cut."""
+    shown = [name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..." for name in names[:count]]
+    return ", ".join(shown) + (", ..." if len(names) > count else "")

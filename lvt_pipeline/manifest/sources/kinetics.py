@@ -50,7 +50,7 @@ def list_kinetics(annotations: Iterable[str], media: str, settings: ManifestSett
         rows = csv_rows(csv)
         if not rows[0][1].keys() >= COLUMNS:
             raise ManifestError(
-                f"{csv} is no Kinetics CSV: it needs {', '.join(sorted(COLUMNS))}, found {', '.join(rows[0][1])}"
+                f"{csv} is no Kinetics CSV: it needs {', '.join(sorted(COLUMNS))}, found {some(list(rows[0][1]), 20)}"
             )
         for number, row in rows:
             draft, is_missing = _draft(row, files, media, f"{csv}:{number}", settings)

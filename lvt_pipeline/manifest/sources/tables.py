@@ -18,6 +18,7 @@ from lvt_pipeline.manifest.sources.draft import (
     Draft,
     Listing,
     label_of_folder,
+    some,
     split_of_folder,
     split_of_text,
     unique_ids,
@@ -52,11 +53,11 @@ def list_table(
     for option in ("path_column", "label_column", "split_column"):
         name = getattr(settings, option)
         if name is not None and name not in columns:
-            raise ManifestError(f"{table} has no column {name!r} ({option}); found {', '.join(columns)}")
+            raise ManifestError(f"{table} has no column {name!r} ({option}); found {some(columns, 20)}")
     path = settings.path_column or next((name for name in PATH_COLUMNS if name in columns), None)
     if path is None:
         raise ManifestError(
-            f"{table} has no column named {', '.join(PATH_COLUMNS)}; found {', '.join(columns)}; "
+            f"{table} has no column named {', '.join(PATH_COLUMNS)}; found {some(columns, 20)}; "
             f"--path-column names another"
         )
     for number, row in rows:

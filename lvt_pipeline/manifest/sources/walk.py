@@ -16,6 +16,7 @@ from typing import Any
 
 MAX_PATH_BYTES = 4095  # of a path that Linux opens
 EXAMPLES = 3  # named of each reason
+SHOWN_CHARACTERS = 60  # of the end of a long path
 # One entry, several entries, what to do.
 REASONS: dict[str, tuple[str, str, str]] = {
     "pictures": ("folder of pictures", "folders of pictures", "list them with --kind frames"),
@@ -69,7 +70,8 @@ class LeftOut:
         self.counts[reason] += 1
         examples = self.examples.setdefault(reason, [])
         if len(examples) < EXAMPLES:
-            examples.append(name.encode(errors="backslashreplace").decode())
+            text = name.encode(errors="backslashreplace").decode()
+            examples.append(text if len(text) <= 2 * SHOWN_CHARACTERS else f"{text[:20]}...{text[-SHOWN_CHARACTERS:]}")
 
     def add_other(self, name: str) -> None:
         """Count a file that is not what is listed, by its ending."""
