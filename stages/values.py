@@ -26,6 +26,8 @@ class PathType(click.Path):
         """The path; an empty text is refused."""
         if value == "":
             self.fail("an empty text is not a path", param, ctx)
+        if "://" in str(value):
+            self.fail(f"{shown(str(value))} is a URL; only sources may be, this is a local path", param, ctx)
         return super().convert(value, param, ctx)
 
 

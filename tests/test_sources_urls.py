@@ -136,7 +136,7 @@ def test_an_object_that_changed_is_noticed(bucket: Any, tmp_path: Path) -> None:
 def test_unchanged_objects_are_hashed_once(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     original = locations._digest_stream
-    monkeypatch.setattr(locations, "_digest_stream", lambda system, path: read.append(path) or original(system, path))
+    monkeypatch.setattr(locations, "_digest_stream", lambda path: read.append(path.path) or original(path))
     clips = listed("memory://bucket", tmp_path / "m.jsonl")
     assert len(read) == 3
     assert listed("memory://bucket", tmp_path / "m.jsonl") == clips
@@ -178,7 +178,10 @@ def test_an_object_larger_than_the_limit_is_a_failure(
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("nonsense://bucket", "nonsense://bucket cannot be read through nonsense://: Protocol not known: nonsense"),
+        (
+            "nonsense://bucket",
+            "nonsense://bucket cannot be read through nonsense://: Unsupported",
+        ),
         ("memory://nowhere", "memory://nowhere does not exist"),
         ("s3://bucket/videos", "s3://bucket/videos cannot be read: Install s3fs"),
     ],
@@ -210,3 +213,19 @@ def test_relative_places_count_from_their_folder() -> None:
     assert absolute("/data", "file:///other/a%20b.mp4") == "/other/a b.mp4"
     assert absolute("/data", "../x/c.mp4") == "/x/c.mp4"
     assert parent_of("s3://bucket/a/t.csv") == "s3://bucket/a"
+
+
+def test_a_url_that_went_through_a_path_is_a_url_still(bucket: Any, tmp_path: Path) -> None:
+    assert [clip.id for clip in listed(Path("memory://bucket"), tmp_path / "r.jsonl")] == [  # type: ignore[arg-type]
+        "test/2",
+        "train/pour/0",
+        "train/pour/1",
+    ]
+
+
+def test_hidden_and_other_objects_are_counted(bucket: Any, tmp_path: Path) -> None:
+    left_out = build_manifest("memory://bucket", tmp_path / "r.jsonl").counts["not_listed"]
+    assert {reason: entry["examples"] for reason, entry in left_out.items()} == {
+        "other": ["notes.txt"],
+        "hidden": [".trash/old.mp4"],
+    }

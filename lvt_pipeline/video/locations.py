@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,13 +23,14 @@ from lvt_pipeline.provenance import DigestMemo
 from lvt_pipeline.storage import open_regular
 
 if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
+    from upath import UPath
 
 MAX_DOWNLOAD_BYTES = 8 * 2**30  # a larger video is a failure, not a full disk
 _CHUNK_BYTES = 2**20
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _LFS_POINTER_BYTES = 1024  # a pointer is smaller
 _LOCAL = "file://"
+_LOST_SLASH = re.compile(r"([a-z][a-z0-9+.-]+):/([^/].*)", re.DOTALL)
 # What different stores call the time or the checksum of an object.
 _MARKS = (
     "ETag",
@@ -61,6 +63,13 @@ def absolute(folder: str | Path, location: str) -> str:
     return os.path.normpath(os.path.join(os.path.abspath(folder), location))
 
 
+def as_written(location: str | os.PathLike[str]) -> str:
+    """A location as its user wrote it: `Path("s3://bucket/a")` loses a slash, which is put back."""
+    text = os.fspath(location)
+    lost = _LOST_SLASH.match(text)
+    return f"{lost[1]}://{lost[2]}" if lost and not os.path.lexists(text) else text
+
+
 def parent_of(location: str) -> str:
     """The folder that a location lies in."""
     if not is_url(location):
@@ -83,16 +92,16 @@ def exists(location: str) -> bool:
     """Whether there is a file or folder at a location."""
     if not is_url(location):
         return os.path.exists(location)
-    with _remote(location) as (system, path):
-        return bool(system.exists(path))
+    with _remote(location) as path:
+        return bool(path.exists())
 
 
 def is_folder(location: str) -> bool:
     """Whether a location is a folder; on an object store, whether anything lies below it."""
     if not is_url(location):
         return os.path.isdir(location)
-    with _remote(location) as (system, path):
-        return bool(system.isdir(path))
+    with _remote(location) as path:
+        return bool(path.is_dir())
 
 
 def read_bytes(location: str) -> bytes:
@@ -105,10 +114,8 @@ def read_bytes(location: str) -> bytes:
     if not is_url(location):
         with open_regular(location) as stream:
             return stream.read()
-    with _remote(location) as (system, path):
-        content = system.cat_file(path)
-    assert isinstance(content, bytes)
-    return content
+    with _remote(location) as path:
+        return path.read_bytes()
 
 
 def is_lfs_pointer(path: str) -> bool:
@@ -123,20 +130,17 @@ def is_lfs_pointer(path: str) -> bool:
 
 
 def files_below(url: str) -> list[PurePosixPath]:
-    """Every file below the folder at a URL, relative to it, sorted; hidden ones left out."""
-    with _remote(url) as (system, path):
-        root = PurePosixPath(system._strip_protocol(path))
-        found = [PurePosixPath(name).relative_to(root) for name in system.find(path)]
-    return sorted(name for name in found if not any(part.startswith(".") for part in name.parts))
+    """Every file below the folder at a URL, relative to it, sorted; hidden ones too."""
+    with _remote(url) as path:
+        return sorted(PurePosixPath(name).relative_to(path.path) for name in path.fs.find(path.path))
 
 
 def files_matching(pattern: str, root: str) -> list[PurePosixPath]:
     """Every file that a URL with wildcards matches, relative to `root`, sorted."""
-    with _remote(pattern) as (system, path):
-        base = PurePosixPath(system._strip_protocol(root))
-        found = system.glob(path, detail=True)
+    with _remote(root) as path:
+        found = path.fs.glob(pattern, detail=True)
         names = [PurePosixPath(name) for name, about in found.items() if about["type"] == "file"]
-    return sorted(name.relative_to(base) for name in names)
+        return sorted(name.relative_to(path.path) for name in names)
 
 
 def digest_of_url(url: str, memo: DigestMemo | None = None) -> str:
@@ -146,18 +150,18 @@ def digest_of_url(url: str, memo: DigestMemo | None = None) -> str:
         FileNotFoundError: there is nothing.
         LVTError: it cannot be read.
     """
-    with _remote(url) as (system, path):
-        about = system.info(path)
+    with _remote(url) as path:
+        about = path.fs.info(path.path)
         marks = {name: str(about[name]) for name in _MARKS if about.get(name)}
         if memo is None or not marks:
-            return _digest_stream(system, path)
+            return _digest_stream(path)
         # A hint, like a file's time; as one number, because that is what the memory compares.
         mark = int.from_bytes(hashlib.sha256(repr(marks).encode()).digest()[:7])
-        return memo.recall(url, (int(about.get("size") or 0), mark, 0), lambda: _digest_stream(system, path))
+        return memo.recall(url, (int(about.get("size") or 0), mark, 0), lambda: _digest_stream(path))
 
 
-def _digest_stream(system: AbstractFileSystem, path: str) -> str:
-    with system.open(path, "rb", cache_type="none", block_size=_CHUNK_BYTES) as stream:
+def _digest_stream(path: UPath) -> str:
+    with path.fs.open(path.path, "rb", cache_type="none", block_size=_CHUNK_BYTES) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -188,8 +192,8 @@ def local_copy(location: str, downloads: Path) -> Iterator[str]:
 
 
 def _download(url: str, copy: Path) -> None:
-    with _remote(url) as (system, path):
-        size = int(system.size(path) or 0)
+    with _remote(url) as path:
+        size = int(path.fs.size(path.path) or 0)
         copy.parent.mkdir(parents=True, exist_ok=True)
         if size > min(MAX_DOWNLOAD_BYTES, shutil.disk_usage(copy.parent).free):
             raise LVTError(
@@ -199,19 +203,18 @@ def _download(url: str, copy: Path) -> None:
         unfinished = copy.with_suffix(f"{copy.suffix}.unfinished")
         with suppress(FileNotFoundError):
             unfinished.unlink()
-        system.get_file(path, str(unfinished))
+        path.fs.get_file(path.path, str(unfinished))
         os.replace(unfinished, copy)
 
 
 @contextmanager
-def _remote(url: str) -> Iterator[tuple[AbstractFileSystem, str]]:
-    """The file system of a URL and the path in it; whatever its backend raises becomes one line."""
-    import fsspec
+def _remote(url: str) -> Iterator[UPath]:
+    """A URL as a path of its file system; whatever its backend raises becomes one line."""
+    from upath import UPath  # takes as long to load as everything else that `lvt --help` needs
 
     scheme = url.partition("://")[0]
     try:
-        system, path = fsspec.core.url_to_fs(url)
-        yield system, path
+        yield UPath(url)
     except (FileNotFoundError, LVTError):
         raise
     except ImportError as error:

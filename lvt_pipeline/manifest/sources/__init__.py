@@ -19,7 +19,7 @@ from lvt_pipeline.manifest.sources.kinetics import COLUMNS, find_annotations, li
 from lvt_pipeline.manifest.sources.tables import PATH_COLUMNS, csv_columns, list_table
 from lvt_pipeline.manifest.sources.ucf101 import find_lists, list_ucf101
 from lvt_pipeline.manifest.sources.walk import LeftOut, is_playlist, walk
-from lvt_pipeline.video.locations import absolute, exists, is_folder, is_url, parent_of
+from lvt_pipeline.video.locations import absolute, as_written, exists, is_folder, is_url, parent_of
 from lvt_pipeline.video.picture_folders import is_picture
 
 KIND_NAMES: dict[SourceKind, str] = {
@@ -121,4 +121,4 @@ def _require_source(source: str) -> None:
 
 def location_of(source: str | os.PathLike[str]) -> str:
     """A source as its user wrote it, as an absolute path or a URL."""
-    return absolute(os.getcwd(), os.fspath(source))
+    return absolute(os.getcwd(), as_written(source))

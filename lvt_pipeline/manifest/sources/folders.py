@@ -133,7 +133,9 @@ def videos_below(folder: str, left_out: LeftOut) -> Iterator[PurePosixPath]:
     """Videos below a folder or URL, relative to it; everything else is counted."""
     if is_url(folder):
         for path in files_below(folder):
-            if is_video(path):
+            if any(part.startswith(".") for part in path.parts):
+                left_out.add("hidden", str(path))
+            elif is_video(path):
                 yield path
             else:
                 _count(path.name, str(path), left_out)
