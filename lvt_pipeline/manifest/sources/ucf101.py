@@ -76,7 +76,7 @@ def _read_lists(folder: Path, fold: int) -> dict[PurePosixPath, str]:
             name, _, class_number = line.partition(" ")
             video = PurePosixPath(name)
             if len(video.parts) != 2:
-                raise ManifestError(f"{path}:{number}: {line!r} is not Class/video.avi")
+                raise ManifestError(f"{path}:{number}: {line[:80]!r} is not Class/video.avi")
             if class_number and classes and classes.get(class_number) != video.parts[0]:
                 raise ManifestError(
                     f"{path}:{number}: {video.parts[0]} is not class {class_number} of {folder / 'classInd.txt'}"
