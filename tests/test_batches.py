@@ -16,10 +16,10 @@ import torch
 
 from lvt_pipeline.codes import shard_file as code_reading
 from lvt_pipeline.codes.loading import cache as window_cache
-from lvt_pipeline.codes.loading import reading as window_reading
-from lvt_pipeline.codes.loading.batches import ClipBatches, as_tensor, make_batches
+from lvt_pipeline.codes.loading import windows as window_reading
+from lvt_pipeline.codes.loading.batches import as_tensor, make_batches
 from lvt_pipeline.codes.loading.cache import cache_file, remove_cache
-from lvt_pipeline.codes.loading.order import MIXTURE_BLOCK, clip_sequence, mixture, mixture_positions
+from lvt_pipeline.codes.loading.order import MIXTURE_BLOCK, clip_batch, clip_sequence, mixture, mixture_positions
 from lvt_pipeline.codes.loading.shard_order import ShardOrder
 from lvt_pipeline.codes.loading.windows import CodeWindows
 from lvt_pipeline.codes.store import CodeStore
@@ -288,7 +288,11 @@ def test_weights_that_do_not_fit_the_stores_are_refused(store: CodeStore) -> Non
 
 
 def test_one_store_has_the_order_it_always_had(store: CodeStore) -> None:
-    assert isinstance(make_batches([windows_of(store, "ram")], 4, seed=0), ClipBatches)
+    windows = windows_of(store, "ram")
+    for step in (0, 1, 700):
+        clips, starts = clip_batch(windows.num_starts, 4, 0, step)
+        drawn = make_batches([windows], 4, seed=0).draw(step)
+        assert (drawn.clips, drawn.starts) == ([windows.clips[clip] for clip in clips], starts.tolist())
 
 
 # The mapped file ---------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import pickle
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ from torch.utils.data import DataLoader
 
 from lvt_pipeline.codes.loading import cache as window_cache
 from lvt_pipeline.codes.loading import windows as windows_module
+from lvt_pipeline.codes.loading.batches import make_batches
 from lvt_pipeline.codes.loading.order import batch_indices, clip_batch
 from lvt_pipeline.codes.loading.windows import CodeWindows, cache_file
 from lvt_pipeline.codes.schema import CodeSchema, PlannedClip
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
-from lvt_pipeline.errors import ConfigError, LVTError
+from lvt_pipeline.errors import ConfigError, LVTError, StoreError
 from lvt_pipeline.provenance import Provenance
 
 SCHEMA = CodeSchema(codebook_size=512, num_codebooks=2, grid=(2, 3), tokenizer="t", shard_frames=64)
@@ -110,7 +112,7 @@ def test_no_window_at_all_is_said_in_one_line(store: Path) -> None:
         CodeWindows(store, frames=101)
     with pytest.raises(LVTError, match=r"no clips in split test; it has train \(5\), val \(1\)"):
         CodeWindows(store, split="test")
-    with pytest.raises(ConfigError, match="at least 1 frame"):
+    with pytest.raises(ConfigError, match="frames=0 must be an integer from 1"):
         CodeWindows(store, frames=0)
     with pytest.raises(ConfigError, match="not one of auto, ram, mmap, stream"):
         CodeWindows(store, cache="disk")  # type: ignore[arg-type]
@@ -193,3 +195,52 @@ def test_a_batch_is_gathered_far_faster_than_a_model_could_use_it(tmp_path: Path
     for step in range(100):
         windows.batch(batch_indices(len(windows), 64, 0, step))
     assert 6400 / (time.monotonic() - started) > 5_000  # windows a second; measured: over 100,000
+
+
+@pytest.mark.parametrize("cache", ["ram", "mmap", "stream"])
+def test_negative_indices_count_from_the_end_in_every_method(store: Path, cache: Any) -> None:
+    windows = CodeWindows(store, frames=4, cache=cache)
+    last = len(windows) - 1
+    for negative, index in ((-1, last), (-2, last - 1), (-len(windows), 0)):
+        assert torch.equal(windows[negative], windows[index])
+        assert torch.equal(windows.batch([negative])[0], windows[index])
+        assert windows.clip(negative) == windows.clip(index)
+        assert windows.label(negative) == windows.label(index)
+        assert torch.equal(windows[np.int16(negative)], windows[index])
+    zeros = np.zeros(1, np.int64)
+    assert torch.equal(windows.at(np.array([-1]), zeros), windows.at(np.array([windows.num_clips - 1]), zeros))
+    assert windows.batch([]).shape[0] == 0
+    for wrong in (len(windows), -len(windows) - 1, 10**15):
+        for method in (windows.__getitem__, windows.clip, windows.label, lambda index: windows.batch([0, index])):
+            with pytest.raises(IndexError, match=f"window {wrong} of {len(windows)}"):
+                method(wrong)
+    for odd in (0.0, 1.5, float("nan"), "0", None):
+        for method in (windows.__getitem__, windows.clip, lambda index: windows.batch([index])):
+            with pytest.raises(TypeError):
+                method(odd)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, float("nan"), float("inf"), True, "4", None, 2**63, 10**30])
+def test_arguments_that_are_not_counts_are_refused_in_one_line(store: Path, value: Any) -> None:
+    for settings in ({"frames": value}, {"stride": value}):
+        with pytest.raises(ConfigError, match=r"must be an integer from 1 to"):
+            CodeWindows(store, **settings)
+    windows = CodeWindows(store, frames=np.int64(4), stride=np.int8(2))
+    assert (windows.frames, windows.stride) == (4, 2)
+    with pytest.raises(ConfigError, match=r"batch_size=.* must be an integer from 1 to"):
+        make_batches([windows], value, seed=0)
+    if value != 0:
+        with pytest.raises(ConfigError, match=r"seed=.* must be an integer from 0 to"):
+            make_batches([windows], 4, seed=value)
+    if value is not None and type(value) is not int:
+        with pytest.raises(StoreError, match="is not the number of a generation"):
+            open_codes(store, value)
+    with pytest.raises(ConfigError, match="is not one of auto, ram, mmap, stream"):
+        CodeWindows(store, frames=4, cache=value)
+
+
+def test_the_largest_counts_are_taken_as_they_are(store: Path) -> None:
+    windows = CodeWindows(store, frames=4, stride=2**62)
+    assert len(windows) == windows.num_clips
+    with pytest.raises(LVTError, match="is long enough"):
+        CodeWindows(store, frames=2**62)

@@ -16,6 +16,7 @@ a lock on that generation, so `lvt gc` leaves it in place.
 from __future__ import annotations
 
 import difflib
+import operator
 import time
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -173,7 +174,7 @@ class CodeStore:
             IndexError: the range is not within the clip.
         """
         row = self.clip(clip) if isinstance(clip, str) else clip
-        end = row.length if stop is None else stop
+        start, end = operator.index(start), row.length if stop is None else operator.index(stop)
         if not 0 <= start <= end <= row.length:
             raise IndexError(f"frames [{start}, {end}) are not within clip {row.id} of {row.length} frames")
         return self.read_range(row.offset + start, row.offset + end)
@@ -213,6 +214,9 @@ def open_codes(path: Path | str, generation: int | None = None, *, holds: bool =
             raise StoreError(_why_unreadable(path))
         root = parse_root(path, data)
         chosen = root.generation if generation is None else generation
+        if not isinstance(chosen, int | np.integer) or isinstance(chosen, bool):
+            raise StoreError(f"generation={chosen!r} is not the number of a generation")
+        chosen = int(chosen)
         if chosen not in root.numbers:
             gone = "; lvt gc has removed it" if 1 <= chosen < root.generation else ""
             raise StoreError(f"{path} has no generation {chosen}{gone}; it has {numbers_as_text(root.numbers)}")

@@ -1,12 +1,12 @@
 """Batches of windows for training: which windows a step sees, from one store or from several, and reading them.
 
-Whatever the tier, a batch is a function of (seed, step, global batch) alone, so a run resumes anywhere for nothing and
-sees the same batches with any number of processes. Two orders exist. `clips` (the default) draws clips from anywhere in
-the store and needs ram or mmap. `shards` goes through the store shard by shard (`shard_order`); every tier gives
-it bit for bit, and streaming gives nothing else.
+In every tier a batch is a function of (seed, step, global batch) alone, so a run resumes anywhere at no cost and sees
+the same batches with any number of processes. Two orders exist. `clips` (the default) chooses clips from anywhere in
+the store and needs ram or mmap. `shards` goes through the store shard by shard (`shard_order`); every tier gives it bit
+for bit, and streaming gives nothing else.
 
-Codes stay as narrow as they are stored, since writing them as int64 is what would bound loading from memory. The model
-makes int64 of them, on its device.
+Codes stay as narrow as they are stored, since writing them as int64 would bound the speed of loading from memory. The
+model converts them to int64 on its device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lvt_pipeline.codes.loading.order import clip_batch, clip_sequence, mixture, mixture_positions
 from lvt_pipeline.codes.loading.shard_order import Pool, ShardOrder
-from lvt_pipeline.codes.loading.windows import CodeWindows
+from lvt_pipeline.codes.loading.windows import CodeWindows, require_count
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.errors import ConfigError
 
@@ -42,7 +42,7 @@ class Batches(Protocol):
     """The batches of a training, steps counted from 0."""
 
     def draw(self, step: int) -> Drawn:
-        """Which windows make up the batch of a step."""
+        """The windows of the batch of a step."""
 
     def read(self, step: int, rows: range) -> Tensor:
         """Some rows of it, (B, frames, h, w, n_c) in the type that `as_tensor` gives."""
@@ -60,7 +60,7 @@ class WindowSequence(Protocol):
         """Windows at positions [first, stop), (N, frames, h, w, n_c) in the dtype of the store.
 
         Args:
-            rows: of their batch, that the windows are among. Who takes the same rows of later batches finds them read.
+            rows: of their batch, which include the windows. The same rows of later batches are read ahead.
         """
 
 
@@ -80,11 +80,19 @@ def make_batches(
         batch_size: rows of a batch over all processes.
         shuffle: "clips" or "shards".
         mix: share of each store in the windows; as many as there are stores. None: equal shares.
-        windows_per_clip: how often a clip comes in an epoch of the order "shards".
+        windows_per_clip: windows of each clip in an epoch of the order "shards".
 
     Raises:
-        ConfigError: the order cannot be had from these windows, or the weights do not fit the stores.
+        ConfigError: these windows cannot be read in this order, a number is out of range, or the weights do not fit the
+            stores.
     """
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("seed", seed, 0),
+        ("windows_per_clip", windows_per_clip, 1),
+        ("pool_bytes", pool_bytes, 1),
+    ):
+        require_count(name, value, at_least=least)
     if shuffle not in ("clips", "shards"):
         raise ConfigError(f"training.shuffle={shuffle!r} is not one of clips, shards")
     streamed = next((windows for windows in stores if windows.cache == "stream"), None)
@@ -93,15 +101,13 @@ def make_batches(
             f"{streamed.store.path} is streamed, which gives training.shuffle=shards only; "
             "use --cache ram or mmap, or --set training.shuffle=shards"
         )
-    if shuffle == "clips" and len(stores) == 1:
-        return ClipBatches(stores[0], batch_size, seed)
     check_mix(mix, len(stores))
     weights = tuple(mix or [1.0] * len(stores))
     sequences: list[WindowSequence] = []
     for number, windows in enumerate(stores):
         own_seed = seed if number == 0 else mixed_seed(seed, number)
         if shuffle == "clips":
-            sequences.append(ClipSequence(windows, own_seed))
+            sequences.append(ClipSequence(windows, own_seed, batch_size if len(stores) == 1 else None))
         else:
             rows = partial(_rows_of_store, weights, seed, number, batch_size)
             sequences.append(ShardSequence(windows, own_seed, rows, windows_per_clip, pool_bytes))
@@ -129,27 +135,8 @@ def shares(mix: Sequence[float] | None, num_stores: int, total: int) -> list[int
 
 
 def mixed_seed(seed: int, number: int) -> int:
-    """The seed of a further store of a mixture: the stores do not move in step."""
+    """The seed of a further store of a mixture, so that the stores do not follow the same order."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-class ClipBatches:
-    """One window of each of `batch_size` random clips, every clip once an epoch (`codes.loading.order.clip_batch`)."""
-
-    def __init__(self, windows: CodeWindows, batch_size: int, seed: int) -> None:
-        self._windows, self._batch_size, self._seed = windows, batch_size, seed
-
-    def draw(self, step: int) -> Drawn:
-        clips, starts = self._items(step)
-        return Drawn([self._windows.clips[clip] for clip in clips], starts.tolist())
-
-    def read(self, step: int, rows: range) -> Tensor:
-        clips, starts = self._items(step)
-        codes = self._windows.read(clips[rows.start : rows.stop], starts[rows.start : rows.stop])
-        return as_tensor(codes, self._windows.store.codebook_size)
-
-    def _items(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return clip_batch(self._windows.num_starts, self._batch_size, self._seed, step)
 
 
 class SequenceBatches:
@@ -198,11 +185,23 @@ class SequenceBatches:
 class ClipSequence:
     """Clips from anywhere in a store, each once an epoch at a random place. See `WindowSequence`."""
 
-    def __init__(self, windows: CodeWindows, seed: int) -> None:
-        self.windows, self._seed = windows, seed
+    def __init__(self, windows: CodeWindows, seed: int, batch_size: int | None = None) -> None:
+        """
+        Args:
+            batch_size: of the batches that this store fills alone. Places are then random by step (`order.clip_batch`),
+                otherwise by epoch (`order.clip_sequence`).
+        """
+        self.windows, self._seed, self._batch_size = windows, seed, batch_size
 
     def items(self, first: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return clip_sequence(self.windows.num_starts, self._seed, first, stop)
+        size = self._batch_size
+        if size is None:
+            return clip_sequence(self.windows.num_starts, self._seed, first, stop)
+        begin = first // size
+        parts = [clip_batch(self.windows.num_starts, size, self._seed, step) for step in range(begin, -(-stop // size))]
+        clips, starts = (np.concatenate([part[k] for part in parts] or [np.zeros(0, np.int64)]) for k in (0, 1))
+        chosen = slice(first - begin * size, stop - begin * size)
+        return clips[chosen], starts[chosen]
 
     def read(self, first: int, stop: int, rows: range) -> NDArray[Any]:
         return self.windows.read(*self.items(first, stop))
@@ -213,7 +212,7 @@ class PoolRows(NamedTuple):
 
     Attributes:
         places: in the pool, int64 (N,), ascending.
-        codes: (N or more, frames, h, w, n_c); what comes after N is left from another pool.
+        codes: (N or more, frames, h, w, n_c); rows after the first N are left over from another pool.
     """
 
     places: NDArray[np.int64]
@@ -223,9 +222,9 @@ class PoolRows(NamedTuple):
 class ShardSequence:
     """Windows shard by shard. See `WindowSequence` and `ShardOrder`.
 
-    Windows that are streamed come from a pool in memory, of which the rows that are asked for are read and no others;
-    those of the next pool are read in a thread meanwhile, into the memory of the one before. Fresh memory of that size
-    costs the kernel more time than reading into it takes.
+    Windows that are streamed come from a pool in memory, of which only the rows that are asked for are read. Those of
+    the next pool are read in a thread at the same time, into the memory of the pool before: the kernel needs more time
+    to provide fresh memory of that size than reading into it takes.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""Where the codes of a split are kept while a prior trains: which tier, and the memory-mapped file of one of them.
+"""Where the codes of a split are kept while a prior trains: the choice of a tier, and the memory-mapped file.
 
-The file holds the codes of all clips of a split one after another, as a `.npy` with the CRC-32C of all its bytes behind
-it. It is made once for each content, whole or not at all, by one process of a host while the others wait. All of it is
-compared with its checksum before it is used, which also brings it from the disk; `lvt verify` compares it with the
-store. Deleting it is always safe: what has it open keeps it, and the next training makes it again.
+The file holds the codes of all clips of a split one after another, as a `.npy` followed by the CRC-32C of all its
+bytes. It is made once for each content, whole or not at all, by one process of a host while the others wait. All of it
+is compared with its checksum before it is used, which also loads it from the disk; `lvt verify` compares it with the
+store. Deleting it is always safe: processes that have it open keep it, and the next training makes it again.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import BusyError, ConfigError, LVTError
 from lvt_pipeline.machine import available_memory, free_disk_bytes
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.storage import atomic_writer, exclusive_lock, remove_leftovers
+from lvt_pipeline.storage import atomic_writer, describe_os_error, exclusive_lock, remove_leftovers
 
 Cache = Literal["auto", "ram", "mmap", "stream"]
 Tier = Literal["ram", "mmap", "stream"]
 
 WAIT_SECONDS = 0.2  # between looks at a cache file that another process is making
 CHECKSUM_BYTES = 4
-PIECE_BYTES = 2**20  # of a cache file, in hand while its checksum is computed
+PIECE_BYTES = 2**20  # of a cache file, in memory at a time while its checksum is computed
 SPARE_DISK_BYTES = 2**30  # left free on the disk when `auto` makes a file
 
 
@@ -54,12 +54,12 @@ def choose_tier(cache: Cache, num_bytes: int, file: Path) -> Tier:
 
 
 def cache_folder(store: Path) -> Path:
-    """Where the mapped files of a store lie: beside it."""
+    """The folder of the mapped files of a store, which is next to it."""
     return store.with_name(f"{store.name}.cache")
 
 
 def cache_file(store: CodeStore, split: str) -> Path:
-    """The memory-mapped file of a split. Its name is the fingerprint of what is in it."""
+    """The memory-mapped file of a split. Its name holds the fingerprint of its content."""
     return cache_folder(store.path) / f"{split}-{store.fingerprint}.npy"
 
 
@@ -76,7 +76,7 @@ def cache_files(store: Path, kept: Collection[str] = ()) -> list[Path]:
 
 
 def remove_cache(store: Path, kept: Collection[str] = ()) -> list[Path]:
-    """Delete what `cache_files` lists, one file after another; returns it. What has a file open keeps it.
+    """Delete what `cache_files` lists, and return it. A process that has a file open keeps it.
 
     Raises:
         BusyError: a process is making one; nothing was deleted.
@@ -146,8 +146,10 @@ def map_file(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArra
                 return None
             # A plain view: slices of the subclass take several times as long to make.
             codes = np.memmap(stream, dtype, "r", len(header), shape).view(np.ndarray)
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):  # removed meanwhile, or too short to be mapped
         return None
+    except OSError as error:
+        raise describe_os_error(error, f"reading {file}") from error
     return codes if size == len(header) + codes.nbytes + CHECKSUM_BYTES else None
 
 
@@ -163,8 +165,10 @@ def is_sound(file: Path, progress: Progress = SILENT) -> bool:
                     left -= len(piece)
                     bar.advance()
             return left == 0 and stream.read() == checksum.to_bytes(CHECKSUM_BYTES, "little")
-    except OSError:
+    except FileNotFoundError:
         return False  # removed meanwhile
+    except OSError as error:
+        raise describe_os_error(error, f"reading {file}") from error
 
 
 def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:

@@ -1,14 +1,17 @@
 """Windows of codes for training the prior: no video, no pixels and no tokenizer is opened.
 
-A window is `frames` consecutive frames of one clip (16 in the paper). Reading windows through zarr decompresses a
-chunk for each; so the codes of a split are brought into memory once, or into a memory-mapped file that all processes of
-a host share, and a batch is one gather. A store that fits into neither is streamed: `batches` reads pools of
-windows ahead, shard by shard.
+A window is `frames` consecutive frames of one clip (16 in the paper). Reading windows through zarr decompresses a chunk
+for each; so the codes of a split are loaded into memory once, or into a memory-mapped file that all processes of a host
+share, and a batch is one gather. A store that fits into neither is streamed: `batches` reads pools of windows ahead,
+shard by shard.
 """
 
 from __future__ import annotations
 
+import operator
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lvt_pipeline.codes.loading.cache import Cache, Tier, cache_file, choose_tier, map_file, open_cache_file
-from lvt_pipeline.codes.loading.reading import read_windows
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ConfigError, LVTError
+from lvt_pipeline.machine import num_cores
 from lvt_pipeline.progress import SILENT, Progress
 
-READ_FRAMES = 4096  # frames in hand while a split is read
+READ_FRAMES = 4096  # frames that are in memory at a time while a split is read
+MAX_THREADS = 8
+CHUNKS_PER_READ = 16  # fetched with one read by one thread; some are skipped when no window touches them
+LARGEST_COUNT = 2**62  # of frames or windows: larger numbers do not fit the arithmetic of int64
 
 
 class CodeWindows(Dataset[Tensor]):
@@ -54,24 +60,23 @@ class CodeWindows(Dataset[Tensor]):
         *,
         progress: Progress = SILENT,
     ) -> None:
-        """Bring a split's codes within reach.
+        """Open a split and load its codes, unless they are streamed.
 
         Args:
             frames: frames in a window.
             stride: frames from the beginning of one window to that of the next in the same clip.
             cache: where the codes are kept: "ram", "mmap" (a file in the folder `<store>.cache`, made once for each
-                content), "stream" (nowhere: windows are read from the store, which is slow one by one and quick in the
-                order of `batches`), or "auto": ram if they take less than a quarter of the memory that is
-                available, mmap if the disk has room for the file, stream otherwise.
+                content), "stream" (not at all: windows are read from the store, which is slow one by one and fast in
+                the order of `batches`), or "auto": ram if they take less than a quarter of the available memory, mmap
+                if the disk has room for the file, stream otherwise.
             generation: which generation of the store, the current one by default.
 
         Raises:
             StoreError: the store cannot be opened, or a shard is damaged.
             LVTError: no clip of the split is long enough for a window.
-            ConfigError: a setting makes no sense.
+            ConfigError: a number is out of range, or there is no such tier.
         """
-        if frames < 1 or stride < 1:
-            raise ConfigError(f"windows need at least 1 frame and stride 1, found frames={frames}, stride={stride}")
+        frames, stride = require_count("frames", frames), require_count("stride", stride)
         self.store = store if isinstance(store, CodeStore) else open_codes(store, generation)
         self.frames = frames
         self.stride = stride
@@ -118,18 +123,20 @@ class CodeWindows(Dataset[Tensor]):
         return len(self.clips)
 
     def __getitem__(self, index: int) -> Tensor:
-        """One window, int64 (frames, h, w, n_c)."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
-        return self.batch(np.array([index % len(self)]))[0]
+        """One window, int64 (frames, h, w, n_c). Here and in all methods a negative index counts from the end.
+
+        Raises:
+            IndexError: there are not so many windows.
+        """
+        return self.batch([operator.index(index)])[0]
 
     def batch(self, indices: NDArray[np.integer[Any]] | Sequence[int]) -> Tensor:
-        """Windows by index, int64 (B, frames, h, w, n_c), in one gather."""
-        clips, starts = self._locate(np.asarray(indices, np.int64))
+        """Windows by index, int64 (B, frames, h, w, n_c), in one gather. Errors as in `windows[index]`."""
+        clips, starts = self._locate(indices)
         return self.at(clips, starts)
 
     def at(self, clips: NDArray[np.integer[Any]], starts: NDArray[np.integer[Any]]) -> Tensor:
-        """Windows that begin anywhere, whatever the stride: the companion of `codes.loading.order.clip_batch`.
+        """Windows that begin at any frame: the companion of `codes.loading.order.clip_batch`.
 
         Args:
             clips: integers (B,), positions in `self.clips`.
@@ -148,13 +155,18 @@ class CodeWindows(Dataset[Tensor]):
 
         Args:
             out: where they are put, in any integer dtype that holds them; by default a new array in that of the store.
+
+        Raises:
+            IndexError: there is no such clip, or a window would reach beyond its clip.
         """
+        clips = _positions(clips, len(self.clips), "clip")
+        starts = _integers(starts)
         if np.any(starts < 0) or np.any(starts >= self.num_starts[clips]):
             raise IndexError("a window would begin outside its clip or reach beyond the end of it")
         if out is None:
             out = np.empty((len(clips), self.frames, *self.store.schema.frame_shape), self.store.dtype)
         if self.cache == "stream":
-            read_windows(self.store, self.offsets[clips] + starts, out)
+            _read_streamed(self.store, self.offsets[clips] + starts, out)
             return out
         codes, first = self.codes, self._first_frame[clips] + starts
         for window, row in zip(out, first.tolist(), strict=True):
@@ -163,7 +175,7 @@ class CodeWindows(Dataset[Tensor]):
 
     def clip(self, index: int) -> CodeClip:
         """The clip that a window is cut from."""
-        return self.clips[int(self._locate(np.array([index]))[0][0])]
+        return self.clips[int(self._locate([operator.index(index)])[0][0])]
 
     def label(self, index: int) -> str | None:
         """The label of the clip that a window is cut from."""
@@ -174,8 +186,8 @@ class CodeWindows(Dataset[Tensor]):
         """Codes of all clips of the split, short ones too, one after another: (frames, h, w, n_c) uint8 or uint16.
 
         Raises:
-            LVTError: they are streamed, so that they are nowhere together; or another process has removed the mapped
-                file before this one opened it.
+            LVTError: they are streamed, so that there is no such array; or another process has removed the mapped file
+                before this one opened it.
         """
         if self._codes is None:
             if self._file is None:
@@ -194,10 +206,44 @@ class CodeWindows(Dataset[Tensor]):
         """Bytes of a window in the dtype of the store."""
         return self.frames * int(np.prod(self.store.schema.frame_shape)) * self.store.dtype.itemsize
 
-    def _locate(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        clips = np.searchsorted(self._end_of_clip, indices, side="right")
+    def _locate(self, indices: NDArray[np.integer[Any]] | Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The clip and the first frame within it of each window."""
+        found = _positions(indices, len(self), "window")
+        clips = np.searchsorted(self._end_of_clip, found, side="right")
         before = np.where(clips > 0, self._end_of_clip[clips - 1], 0)
-        return clips, (indices - before) * self.stride
+        return clips, (found - before) * self.stride
+
+
+def require_count(name: str, value: Any, at_least: int = 1) -> int:
+    """An argument that must be an integer in range; NumPy integers are accepted.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_whole or not at_least <= value <= LARGEST_COUNT:
+        raise ConfigError(f"{name}={value!r} must be an integer from {at_least} to {LARGEST_COUNT}")
+    return int(value)
+
+
+def _integers(values: Any) -> NDArray[np.int64]:
+    found = np.asarray(values)
+    if found.size and found.dtype.kind not in "iu":
+        raise TypeError(f"windows are found by integers, not by {found.dtype}")
+    return found.astype(np.int64)
+
+
+def _positions(values: Any, count: int, noun: str) -> NDArray[np.int64]:
+    """Positions in [0, count) from indices, of which negative ones count from the end.
+
+    Raises:
+        IndexError: there are not so many.
+    """
+    found = _integers(values)
+    wrong = found[(found < -count) | (found >= count)]
+    if wrong.size:
+        raise IndexError(f"{noun} {wrong.flat[0]} of {count}")
+    return np.where(found < 0, found + count, found)
 
 
 def _why_empty(store: CodeStore, split: str, frames: int) -> str:
@@ -234,3 +280,81 @@ def _runs(clips: Sequence[CodeClip]) -> Iterator[tuple[int, int]]:
             start = clip.offset
         stop = clip.offset + clip.length
     yield start, stop
+
+
+# Streaming ------------------------------------------------------------------------------------------------------------
+# The chunks that hold the windows are decompressed once each, one after another in a buffer small enough for the cache
+# of the processor, and the part that each window needs is copied to its place. Chunks that no window touches are not
+# read. Several threads share the work, since neither decompression nor copying holds Python's lock.
+
+
+def _read_streamed(store: CodeStore, first_frames: NDArray[np.int64], windows: NDArray[Any]) -> None:
+    """Put frames [first, first + frames) of the code array into every window.
+
+    Args:
+        first_frames: int64 (N,), positions in the code array, in any order.
+        windows: (N, frames, h, w, n_c), of any integer dtype that holds the codes; written.
+
+    Raises:
+        StoreError: a shard is missing or damaged; it is named.
+    """
+    frames = windows.shape[1]
+    per_chunk = store.schema.frames_per_chunk
+    chunks_per_shard = store.schema.shard_frames // per_chunk
+    pieces = _pieces(*_touched_chunks(first_frames, frames, per_chunk), chunks_per_shard)
+    first_of = first_frames.tolist()
+
+    def read(piece: tuple[NDArray[np.int64], NDArray[np.int64]]) -> None:
+        chunks, members = piece
+        numbers, begins = np.unique(chunks, return_index=True)
+        ends = [*begins[1:].tolist(), len(chunks)]
+        shard, within = numbers[0] // chunks_per_shard, numbers % chunks_per_shard
+        codes_of_chunks = store.array.read_chunks(int(shard), within.tolist())
+        for number, begin, end, codes in zip(numbers.tolist(), begins.tolist(), ends, codes_of_chunks, strict=True):
+            for window in members[begin:end].tolist():
+                start = first_of[window] - number * per_chunk  # of the window, counted within the chunk
+                if start >= 0:
+                    part = codes[start : start + frames]
+                    windows[window, : len(part)] = part
+                else:
+                    part = codes[: start + frames]
+                    windows[window, -start : len(part) - start] = part
+
+    threads = min(_own_cores(), MAX_THREADS, len(pieces))
+    if threads <= 1:
+        for piece in pieces:
+            read(piece)
+        return
+    # The threads end with the read: none is left behind for a process that forks later to inherit.
+    with ThreadPoolExecutor(threads, "read-windows") as pool:
+        for _ in pool.map(read, pieces):
+            pass
+
+
+def _touched_chunks(
+    first_frames: NDArray[np.int64], frames: int, per_chunk: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Every pair of a chunk of the array and a window that needs it, by chunk: int64 (P,) each."""
+    first_chunks = first_frames // per_chunk
+    counts = (first_frames + frames - 1) // per_chunk - first_chunks + 1
+    members = np.repeat(np.arange(len(first_frames)), counts)
+    nth = np.arange(len(members)) - np.repeat(np.cumsum(counts) - counts, counts)  # chunk of its window
+    chunks = first_chunks[members] + nth
+    order = np.argsort(chunks, kind="stable")
+    return chunks[order], members[order]
+
+
+def _pieces(
+    chunks: NDArray[np.int64], members: NDArray[np.int64], chunks_per_shard: int
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """The pairs cut into what is fetched at once: no piece holds chunks of two shards, or of two places in one."""
+    if not len(chunks):
+        return []
+    shards, within = np.divmod(chunks, chunks_per_shard)
+    cuts = np.flatnonzero(np.diff(shards * chunks_per_shard + within // CHUNKS_PER_READ)) + 1
+    return list(zip(np.split(chunks, cuts), np.split(members, cuts), strict=True))
+
+
+def _own_cores() -> int:
+    """Cores for this process: those it may use, shared with the other processes that `torchrun` started here."""
+    return max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
