@@ -30,14 +30,14 @@ import sys
 from pathlib import Path
 import numpy as np
 from lvt_pipeline.codes.loading import windows as windows_module
-from lvt_pipeline.training.distributed import joined_workers
+from lvt_pipeline.training.distributed import joined_ranks
 from tests.test_parallel_loading import BATCH, PARTS, STEPS, TIERS, batches_of
 
 made = []
 read_clips = windows_module._read_clips
 windows_module._read_clips = lambda *arguments: (made.append(1), read_clips(*arguments))[1]
 folder, found = Path(sys.argv[1]), {}
-with joined_workers("cpu") as workers:
+with joined_ranks("cpu") as workers:
     size = BATCH // PARTS // workers.size
     for shuffle, cache in TIERS:
         workers.wait()
