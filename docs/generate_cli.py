@@ -12,9 +12,9 @@ TARGET = Path(__file__).with_name("cli.md")
 WIDTH = 100
 INTRODUCTION = """# Commands
 
-Made from the commands' own `--help` by `python docs/generate_cli.py`; do not edit.
+Generated from the commands' `--help` by `python docs/generate_cli.py`; do not edit.
 
-Every command ends with exit code 0 (done, or nothing to do), 1 (an error, told in one line), 2 (wrong options),
+Every command ends with exit code 0 (done, or nothing to do), 1 (an error, in one line), 2 (wrong options),
 3 (finished, but too many clips failed), 75 (stopped by SIGTERM, SIGUSR1 or SIGHUP after saving) or 130 (Ctrl-C).
 After 75 and 130, run the same command again to resume. `lvt --version` prints the version.
 """

@@ -29,7 +29,7 @@ from stages.values import PATH, Real
 @workers_option
 @click.option(
     "--worker-memory",
-    type=Real(0.5),
+    type=Real(0.5, 1e6),
     metavar="GB",
     show_default="the machine's, divided by the workers",
     help="Memory in gigabytes that one decoding process may use.",

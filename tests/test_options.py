@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import click
@@ -123,6 +124,27 @@ def test_an_unknown_option_is_a_usage_error(name: str, command: click.Command, l
 def test_an_option_of_other_tools_leads_to_ours(call: str, advice: str, lvt: Lvt) -> None:
     code, _, err = lvt(*call.split())
     assert_usage_error(code, err, advice)
+
+
+@pytest.mark.parametrize(
+    ("call", "option"),
+    [
+        (f"encode-dataset --frames f --vqvae v -o o --batch-size {2**63 - 1}", "--batch-size"),
+        ("ingest --manifest m -o f --worker-memory 1e300", "--worker-memory"),
+        (f"ingest --manifest m -o f --size {2**62}", "--size"),
+    ],
+)
+def test_a_number_that_no_memory_could_hold_is_a_usage_error(call: str, option: str, lvt: Lvt) -> None:
+    code, _, err = lvt(*call.split())
+    assert_usage_error(code, err, option)
+
+
+@pytest.mark.parametrize("change", ["learning_rate=1e300", "batch_size=9223372036854775807", "eps=inf", "seed=1e5"])
+def test_an_extreme_training_setting_is_one_line(change: str, lvt: Lvt, tmp_path: Path) -> None:
+    code, _, err = lvt("train-prior", "--codes", tmp_path, "-o", tmp_path / "p", "--set", f"training.{change}")
+    assert code == 1
+    assert len(err.strip().splitlines()) == 1
+    assert change.partition("=")[0] in err
 
 
 # Options from settings ------------------------------------------------------------------------------------------------

@@ -16,13 +16,14 @@ VideoFormat = Literal["mp4", "gif", "png", "npy"]
 ExportFormat = Literal["npy", "npy-frames", "memmap", "webdataset", "parquet"]
 
 LARGEST_FPS = 1000.0
+LARGEST_BATCH = 1_000_000  # more frames than any machine has memory for
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeSettings(Settings):
     """How frames pass through the encoder. The size of a pass can change the last bit of a sum, and so a rare code."""
 
-    batch_size: int = setting(64, "Frames per pass of the encoder.", at_least=1)
+    batch_size: int = setting(64, "Number of frames per pass of the encoder.", at_least=1, at_most=LARGEST_BATCH)
     precision: Precision | None = setting(
         None,
         "Encoder precision. bfloat16 is faster on GPUs but changes some codes, so it counts as a different tokenizer.",

@@ -56,12 +56,14 @@ class TrainingSettings(Settings):
     table: ClassVar[str] = "training."
 
     max_steps: int = setting(1000, "Number of optimizer steps.", at_least=1)
-    batch_size: int = setting(32, "Items per step, over all processes and accumulation parts.", at_least=1)
+    batch_size: int = setting(
+        32, "Items per step, over all processes and accumulation parts.", at_least=1, at_most=1_000_000
+    )
     gradient_accumulation_steps: int = setting(
         1, "Number of parts into which a step's batch is divided to save memory.", at_least=1
     )
     optimizer: Optimizer = setting("adamw", "Optimizer.")
-    learning_rate: float = setting(1e-3, "Learning rate.", above=0)
+    learning_rate: float = setting(1e-3, "Learning rate.", above=0, at_most=1e30)
     betas: tuple[float, float] = setting((0.9, 0.999), "Moment decays of adam and adamw.", at_least=0, below=1)
     alpha: float = setting(0.95, "Decay of the squared gradients, for rmsprop.", at_least=0, below=1)
     momentum: float = setting(0.9, "Momentum, for rmsprop.", at_least=0, below=1)

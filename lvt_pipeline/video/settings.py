@@ -35,7 +35,7 @@ class GeometrySettings(Settings):
         "backend": "decoder",
     }
 
-    size: int = setting(64, "Height and width of a frame in pixels, a multiple of 4.", at_least=4)
+    size: int = setting(64, "Height and width of a frame in pixels, a multiple of 4.", at_least=4, at_most=32768)
     fit: Fit = setting(
         "crop", "Shape of the frame. crop: the centre square. letterbox: the whole picture between black bars."
     )

@@ -19,7 +19,7 @@ from lvt_pipeline.storage import json_log
 if TYPE_CHECKING:
     from lvt_pipeline.codes.store import CodeStore
 
-INSPECTABLE = "give a manifest, frames, a run, a code store, videos or a work directory"
+INSPECTABLE = "give a manifest, frames, a run, a code store, a folder from `lvt decode` or a work directory"
 
 
 def inspect_artefact(path: Path, generation: int | None = None) -> dict[str, Any]:
@@ -32,13 +32,13 @@ def inspect_artefact(path: Path, generation: int | None = None) -> dict[str, Any
         kind, path, is_finished, `made_by` (the provenance record, if there is one), `contents` (by kind), `problems`.
 
     Raises:
-        ArtefactError: the path does not exist, is nothing that lvt makes, or has no such generation.
+        ArtefactError: the path does not exist, was not made by lvt, or has no such generation.
     """
     kind = kind_of(path)
     record = _record(path)
     reader = _READERS.get(kind)
     if reader is None:
-        raise ArtefactError(f"{path} is nothing that lvt makes; {INSPECTABLE}")
+        raise ArtefactError(f"{path} was not made by lvt; {INSPECTABLE}")
     if generation is not None:
         return _facts_at(path, kind, generation)
     problems = [f"{name} is missing or has another size" for name in missing_outputs(path, record)] if record else []
