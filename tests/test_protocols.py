@@ -195,6 +195,13 @@ def test_only_the_clips_that_are_evaluated_are_sampled(work: ToyWork, tmp_path: 
     assert results["clips"] == len(open_codes(tmp_path / results["protocol"]["runs"][0]["samples"]).clips) == 2
 
 
+def test_more_clips_than_the_split_has_are_not_sampled_from_other_splits(work: ToyWork, tmp_path: Path) -> None:
+    run(work, tmp_path / "eval.json", settings=EvaluateSettings(max_clips=5), num_runs=1, frames=None, vqvae=None)
+    results = read_json(tmp_path / "eval.json")
+    sampled = open_codes(tmp_path / results["protocol"]["runs"][0]["samples"])
+    assert [clip.split for clip in sampled.clips] == ["test"] * 3
+
+
 def test_no_runs_are_refused(work: ToyWork, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         run(work, tmp_path / "eval.json", num_runs=0)

@@ -29,6 +29,7 @@ from lvt_pipeline.report.plots import Series
 from lvt_pipeline.report.plots.page_charts import line_chart
 from lvt_pipeline.report.sections import cards
 from lvt_pipeline.report.work import WorkDir, read_metrics, stage_records
+from lvt_pipeline.video.clips import Note
 from lvt_pipeline.video.tiles import shrunk
 from tests.finished_work import PRIMING, make_finished_work, make_other_run, sample_and_evaluate
 from tests.run_files import edit_run, replace_record
@@ -258,6 +259,129 @@ def test_a_damaged_part_is_named_once_on_the_overview(work: ToyWork, name: str, 
     assert links.count(f"#{tab}") >= 1
     assert "#clips" not in links
     assert name.split("/")[0] in overview[: overview.index("</ul>")]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("prior",), 3),
+        (("prior", "bits_per_dim"), None),
+        (("reconstruction",), []),
+        (("samples",), "none"),
+        (("samples", "mse_by_frame"), {"a": 1}),
+        (("fvd",), [1]),
+        (("protocol",), 7),
+        (("baselines", "fitted_on"), None),
+        (("per_clip",), {"evaluated": {"bits": 3}, "samples": []}),
+        (("codes", "codebook_size"), -1),
+        (("clips",), "many"),
+        (("missing",), [3]),
+    ],
+)
+def test_an_evaluation_of_odd_content_is_one_line_on_the_page(
+    work: ToyWork, place: tuple[str, ...], value: object
+) -> None:
+    results = json.loads((work.root / "eval.json").read_text())
+    part = results
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    (work.root / "eval.json").write_text(json.dumps(results))
+    html = page(work)
+    assert html.rstrip().endswith("</html>")
+    text = Elements(html).text
+    assert "eval.json" in text
+    assert "Error(" not in text
+
+
+NESTED = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": "ten", "split": "train", "loss": 1.0}',
+        '{"step": 20, "split": ["train"], "loss": 1.0}',
+        '{"step": null, "split": "val"}',
+        '{"split": "val", "mse": 1}',
+        "[1, 2]",
+        f'{{"step": 20, "split": "train", "loss": {NESTED}',
+        '{"step": 200, "split": "train", "loss": ' + "9" * 6000 + "}",
+        "\x00\xff",
+    ],
+)
+def test_a_line_of_a_log_that_makes_no_sense_costs_only_itself(work: ToyWork, line: str) -> None:
+    before = page(work)
+    log = work.prior / "metrics.jsonl"
+    log.write_bytes(log.read_bytes() + line.encode("latin-1") + b"\n")
+    after = page(work)
+    chart = "Bits per code of the prior over training."
+    assert before[before.index(chart) :][:200] == after[after.index(chart) :][:200]
+
+
+@pytest.mark.parametrize("value", ['"x"', "[null]", '{"a": 1}', "true", "[[1], 2]", '["a", "b"]'])
+def test_a_value_of_a_log_that_is_no_number_is_left_out(work: ToyWork, value: str) -> None:
+    log = work.vqvae / "metrics.jsonl"
+    keys = ("loss", "mse", "perplexity", "reconstruction_loss", "batch_perplexity")
+    numbers = ", ".join(f'"{key}": {value}' for key in keys)
+    lines = "".join(
+        f'{{"step": {step}, "split": "{split}", {numbers}}}\n' for step, split in ((110, "train"), (120, "val"))
+    )
+    log.write_text(log.read_text() + lines)
+    assert "Reconstruction error over training. training ends at 0.1; validation ends at 0.02" in page(work)
+
+
+def test_missing_validation_is_stated_with_its_reason(work: ToyWork) -> None:
+    for run in (work.vqvae, work.prior):
+        log = run / "metrics.jsonl"
+        lines = log.read_text().splitlines(keepends=True)
+        log.write_text("".join(line for line in lines if '"train"' in line))
+    assert Elements(page(work)).text.count("There are no validation scores yet; the val split has 1 clip.") == 2
+    make_frames(work.root / "without", {}, splits={"train": 4, "test": 3})
+    shutil.rmtree(work.frames)
+    (work.root / "without").rename(work.frames)
+    assert "no clip is in the val split" in Elements(page(work)).text
+
+
+def test_counts_of_one_have_no_plural(tmp_path: Path) -> None:
+    work = ToyWork(tmp_path / "work")
+    frames = make_frames(work.frames, {"test/0": 1}, splits={"test": 1})
+    make_codes(work.codes, frames, make_tokenizer(work.vqvae))
+    text = " ".join(Elements(page(work)).text.split())
+    assert "1 clip, 1 frame ·" in text
+    assert not re.search(r"\b1 (clips|frames|samples|sampled videos|codes|runs)\b", text)
+
+
+def test_errors_of_samples_are_no_verdict(finished: ToyWork) -> None:
+    html = (finished.root / "report.html").read_text()
+    text = Elements(html).text
+    assert "A sanity check, not a score: a sample is one of many possible futures." in " ".join(text.split())
+    assert "still last frame</span>" not in html
+    assert '<span class="verdict worse">not closer' not in html
+    assert '<span class="verdict plain">not closer than a still frame' in html
+
+
+def test_perplexity_is_called_perplexity(finished: ToyWork) -> None:
+    html = (finished.root / "report.html").read_text()
+    assert ">perplexity</text>" in html
+    assert "codes in use</text>" not in html
+
+
+def test_the_title_names_the_folder_above_too(finished: ToyWork) -> None:
+    html = (finished.root / "report.html").read_text()
+    assert f"<h1>{finished.root.parent.name}/work</h1>" in html
+
+
+def test_notes_about_clips_are_listed_with_counts_and_examples(tmp_path: Path) -> None:
+    notes = {f"train/{number}": (Note("non-square-pixels", f"pixels are {number}:1"),) for number in range(4)}
+    make_frames(tmp_path / "work" / "frames", notes=notes)
+    write_report(tmp_path / "work", tmp_path / "report.html")
+    text = " ".join(Elements((tmp_path / "report.html").read_text()).text.split())
+    assert "Unusual, but accepted" in text
+    assert re.search(
+        r"non square pixels ?4 ?train/0: pixels are 0:1 ?train/1: pixels are 1:1 ?train/2: pixels are 2:1", text
+    )
+    assert "train/3: pixels" not in text
 
 
 def test_codes_of_other_frames_show_no_wrong_real_video(work: ToyWork) -> None:
@@ -592,7 +716,7 @@ def test_a_clip_of_the_same_name_that_is_another_one_is_noted(finished: ToyWork)
 
 def test_runs_without_a_clip_in_common_say_so(finished: ToyWork, tmp_path: Path) -> None:
     other = make_toy_work(tmp_path / "other")
-    settings = SampleSettings(frames=FRAMES, priming_frames=2, split="val")
+    settings = SampleSettings(frames=FRAMES, priming_frames=2, split="val", num_clips=1)
     sample_clips(other.prior, other.codes, other.samples, settings, device="cpu")
     write_comparison([finished.root, other.root], tmp_path / "c.html")
     assert "They have no sampled clip in common" in (tmp_path / "c.html").read_text()

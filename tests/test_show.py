@@ -9,7 +9,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.frames.records import FrameSample
@@ -75,6 +75,28 @@ def test_random_clips_are_the_same_for_the_same_seed_and_others_for_another(fram
     assert show(frames, tmp_path / "c.png", num_clips=4, seed=2) != first
     assert len(show(frames, tmp_path / "d.png", num_clips=100)) == 20
     assert set(show(frames, tmp_path / "e.png", split="test")) == {f"c{index}" for index in range(15, 20)}
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\r\tb", "\x00", "half \ud800", "\u2028", "日本\n"])
+def test_a_name_that_cannot_be_written_on_one_line_is_shown_all_the_same(name: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    clip = ShownClip(name, "about\nit", 3, 5.0, lambda indices: noise[indices])
+    assert contact_sheet([clip], 2).shape[2] == 3
+    frames, _ = film([clip], 1.0)
+    assert len(frames) == 3
+
+
+def test_frames_of_a_sheet_are_numbered_from_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    original = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda pen, place, text, *rest, **options: written.append(text) or original(pen, place, text, *rest, **options),
+    )
+    clip = ShownClip("a", "", 5, 5.0, lambda indices: np.zeros((len(indices), 16, 16, 3), np.uint8))
+    contact_sheet([clip], 3)
+    assert [text for text in written if text.isdigit()] == ["1", "3", "5"]
 
 
 def test_a_clip_of_fewer_frames_than_asked_shows_each_once(frames: Path, tmp_path: Path) -> None:

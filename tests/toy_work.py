@@ -5,7 +5,7 @@ Everything is random but deterministic, and belongs together: the codes are what
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from lvt_pipeline.models.vqvae.config import VQVAEConfig
 from lvt_pipeline.models.vqvae.model import VQVAE, tokenizer_fingerprint
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.directory import save_model_run
+from lvt_pipeline.video.clips import Note
 
 FRAMES, SIZE, GRID, BOOKS, CODES = 6, 16, 4, 2, 12
 SPLITS = {"train": 4, "val": 1, "test": 3}
@@ -77,13 +78,19 @@ def moving_square(seed: int, num_frames: int) -> np.ndarray:
     return frames
 
 
-def make_frames(root: Path, lengths: dict[str, int] | None = None) -> FrameShards:
+def make_frames(
+    root: Path,
+    lengths: dict[str, int] | None = None,
+    splits: dict[str, int] = SPLITS,
+    notes: dict[str, tuple[Note, ...]] | None = None,
+) -> FrameShards:
     """Clips `train/0`, ..., `test/2`; `lengths` overrides how many frames some have."""
-    names = [(split, f"{split}/{number}") for split, count in SPLITS.items() for number in range(count)]
+    names = [(split, f"{split}/{number}") for split, count in splits.items() for number in range(count)]
     samples = []
     for seed, (split, name) in enumerate(names):
         frames = moving_square(seed, (lengths or {}).get(name, FRAMES + 2))
-        samples.append(FrameSample.from_array(name, frames, split=split, fps=5.0))
+        sample = FrameSample.from_array(name, frames, split=split, fps=5.0)
+        samples.append(replace(sample, notes=(notes or {}).get(name, ())))
     write_frames(root, samples, stage="ingest", settings={}, inputs={"manifest": "0" * 64})
     return FrameShards(root)
 

@@ -293,7 +293,7 @@ def _difference(metric: Metric, other: Evaluation, first: Evaluation, level: flo
         count, is_paired = min(len(ours), len(theirs)), False
     else:
         needed = "runs are needed, see lvt evaluate --protocol" if metric.part == "runs" else "clips are needed"
-        return replace(unknown, reason=f"one value is no measure of noise; more {needed}")
+        return replace(unknown, reason=f"one value does not measure noise; more {needed}")
     is_lower = interval.mean < 0
     verdict: Verdict = "within noise"
     if interval.excludes_zero:

@@ -5,7 +5,7 @@ the two Gaussians: |m1 - m2|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)).
 
 The network is not part of lvt; see `networks`. FVD as published means one network: the 400 logits of the I3D of TF-Hub
 (`deepmind/i3d-kinetics-400/1`), averaged over time, before the softmax. A distance in the features of any other network
-is a number of its own, and `network_label` says which case it is. docs/evaluation.md lists what else has to be equal.
+is a number of its own, and `network_label` names the case. docs/evaluation.md lists what else has to be equal.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def resize(videos: Tensor, rule: ResizeRule, size: int = INPUT_SIZE) -> Tensor:
 
     Args:
         videos: float (..., H, W).
-        rule: where the middle of output pixel i lies in the input: "tf1" at i * H / size, as TensorFlow 1 and so the
+        rule: where the middle of output pixel i is in the input: "tf1" at i * H / size, as TensorFlow 1 and so the
             published FVD code do; "half-pixel" at (i + 1/2) * H / size - 1/2, as PyTorch and TensorFlow 2 do.
     """
     rows = _interpolation(videos.shape[-2], size, rule).to(videos)
@@ -124,7 +124,7 @@ class FeatureNetwork:
     """The network of an FVD and how videos are brought to it.
 
     The network gets float32 (N, 3, T, 224, 224) in [-1, 1] and gives (N, F). A file whose `forward` takes `rescale`,
-    `resize` and `return_features` is told that its input is ready and that logits are wanted.
+    `resize` and `return_features` gets them for an input that is ready, and for logits.
     """
 
     network: ScriptedNetwork

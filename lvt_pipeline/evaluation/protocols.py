@@ -155,11 +155,13 @@ class _Running:
         forced, sources, store = read_json(self.forced_path), self.opened.sources, self.opened.store
         assert sources.prior is not None, "a protocol samples, and needs a prior"
         folder = runs_folder(self.out) / f"run-{seed:02d}"
+        most = self.settings.max_clips  # sampling takes more clips than the split has from other splits
+        num_clips = most if most is not None and most < len(store.split(forced["split"])) else None
         sampling = SampleSettings(
             frames=self.protocol.frames,
             priming_frames=self.protocol.priming_frames,
             split=forced["split"],
-            num_clips=self.settings.max_clips,
+            num_clips=num_clips,
             seed=seed,
         )
         sample_clips(

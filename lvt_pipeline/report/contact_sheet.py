@@ -247,8 +247,9 @@ def _tiles_of(clip: ShownClip, indices: NDArray[np.int64], scale: int | None) ->
 
 def _write_caption(pen: ImageDraw.ImageDraw, corner: tuple[int, int], name: str, about: str, width: int) -> None:
     font = ImageFont.load_default(size=11)
+    name, about = ("".join(letter if letter.isprintable() else "?" for letter in text) for text in (name, about))
     while len(name) > 4 and pen.textlength(name, font) > width:
-        name = "..." + name[4:]  # the end of an id tells more than its beginning
+        name = "..." + name[4:]  # the end of an id is more specific than its beginning
     pen.text(corner, name, TEXT, font)
     after = pen.textlength(name, font) + 2 * _GAP
     if after + pen.textlength(about, font) <= width:

@@ -257,7 +257,7 @@ def _sample_tables(results: Mapping[str, Any]) -> list[Part]:
         ours, copied, bound = (samples.get(f"{prefix}{metric}") for prefix in ("", "copy_", "reconstruction_"))
         ours = mean.get(metric, ours)
         verdict: str | Part = ""
-        if copied is not None:  # in words without colour: it is no score
+        if copied is not None:  # in words without colour: it is not a score
             is_closer = (ours < copied) == lower_is_better and ours != copied
             verdict = check("plain", "closer than a still frame" if is_closer else "not closer than a still frame")
         spread = std.get(metric)

@@ -141,6 +141,6 @@ def _environment() -> Environment:
 
 def _write(out: Path, html: str, inputs: Mapping[str, str], not_up_to_date: Sequence[str], clock: Clock) -> Provenance:
     with JOB.open_file(out, {}, inputs, clock=clock) as work:
-        write_bytes(out, html.encode())
+        write_bytes(out, html.encode(errors="replace"))  # an id may hold half of a surrogate pair
         counts = {"bytes": out.stat().st_size, "not_up_to_date": list(not_up_to_date)}
         return work.finish(fingerprint(html), counts=counts)

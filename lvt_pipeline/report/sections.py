@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from lvt_pipeline.codes.usage import codes_holding, perplexity, usage
 from lvt_pipeline.errors import ArtefactError, LVTError
 from lvt_pipeline.evaluation.metrics import CodeCounts
 from lvt_pipeline.evaluation.summary import count_of
-from lvt_pipeline.frames.records import FrameClip
+from lvt_pipeline.frames.records import FrameClip, noted
 from lvt_pipeline.progress import format_seconds
 from lvt_pipeline.provenance import short
 from lvt_pipeline.report.evaluation import evaluation_cards
@@ -43,6 +43,7 @@ DETAILS = (  # key in the log, title, axis
     ("steps_per_second", "Speed", "steps per second"),
 )
 PERPLEXITY = "The number of equally frequent codes that would be as hard to predict"
+USED_EQUALLY = "Dotted: if all codes were used equally."
 COUNTED_FRAMES = 20_000  # of the training split, for the usage charts: enough for any codebook, quick for any store
 
 
@@ -75,6 +76,9 @@ def data_section(work: WorkDir) -> Part:
         "num_frames": shards.num_frames,
         "facts": facts,
         "splits": [(name, len(some), sum(clip.num_frames for clip in some)) for name, some in members.items()],
+        "clip_notes": [
+            (kind.replace("_", " ").replace("-", " "), some.count, some.examples) for kind, some in noted(clips).items()
+        ],
         "failures": [(failure.id, failure.reason, failure.message) for failure in shards.failures[:SHOWN_FAILURES]],
         "num_failures": len(shards.failures),
         "reasons": ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()),
@@ -203,7 +207,7 @@ def codes_section(work: WorkDir) -> Part:
             ("Generation", f"{store.generation}"),
             ("Tokenizer", short(store.tokenizer)),
         ],
-        "charts": list(chain(*map(chart, names, usage_charts(occurrences)))),
+        "charts": list(chain(*map(chart, names, usage_charts(occurrences), repeat(USED_EQUALLY)))),
         "books": [
             {"usage": share, "perplexity": effective, "holding": count_of(holding, "code")}
             for share, effective, holding in zip(

@@ -129,7 +129,7 @@ class WorkDir:
 
 
 def stage_records(work: WorkDir) -> list[Part]:
-    """What made each artefact, and whether it still belongs to what is there: done, stale, unfinished or missing."""
+    """What made each artefact, and whether that is still current: done, stale, unfinished or missing."""
     return [_stage_record(work, artefact) for artefact in SHOWN]
 
 
@@ -229,7 +229,7 @@ class RunLog:
         books = max((len(line[key]) for line in lines), default=0)
         result = []
         for book in range(min(books, most)):
-            known = [line for line in lines if _number(line[key][book : book + 1]) is not None]
+            known = [line for line in lines if all(map(_is_finite, line[key][book : book + 1] or [None]))]
             name = f"codebook {book}" if books > 1 else key
             result.append(Series(name, [line["step"] for line in known], [line[key][book] for line in known]))
         return result
@@ -257,8 +257,12 @@ def read_metrics(path: Path) -> RunLog:
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, list):
-        numbers = [number for item in value if (number := _number(item)) is not None]
-        return sum(numbers) / len(numbers) if numbers and len(numbers) == len(value) else None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+    """A finite number, or the mean of a list of finite numbers; None for anything else."""
+    numbers = value if isinstance(value, list) else [value]
+    if not numbers or not all(_is_finite(number) for number in numbers):
+        return None
+    return float(sum(numbers) / len(numbers))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -60,7 +60,7 @@ def plot_code_frequencies(counts: NDArray[np.int64], out: Path, *, title: str = 
         for axes in panels[num_books:]:
             axes.set_axis_off()
         highest = float((counts.max(1) / np.maximum(counts.sum(1), 1)).max())
-        panels[0].set_ylim(0, 130 * (highest or 1.0))  # room for the note above the bars
+        _leave_room(panels[0], highest)
         figure.supxlabel("codes, most used first (dotted: if all were used equally)", fontsize="medium")
         figure.supylabel("share of positions, %", fontsize="medium")
         header = ("codebook", "rank", "code", "count", "share", "cumulative")
@@ -81,7 +81,7 @@ def usage_charts(counts: NDArray[np.int64]) -> list[str]:
             _plot_sorted(axes, row)
             axes.set(xlabel="codes, most used first", ylabel="% of positions")
             highest = float(row.max() / max(int(row.sum()), 1))
-            axes.set_ylim(0, 125 * (highest or 1.0))  # room for the note above the bars
+            _leave_room(axes, highest)
             place_axes(figure)
             note = f"{USUAL_SHARE:.0%} of positions in {count_of(holding, 'code')}"
             unused = int((row == 0).sum())
@@ -176,6 +176,12 @@ def _plot_sorted(axes: Axes, row: NDArray[np.int64]) -> None:
         va="top",
         color=SERIES_COLOURS[1],
     )
+
+
+def _leave_room(axes: Axes, highest: float) -> None:
+    """Heights up to the highest bar, a share of all positions, with room for the note above it."""
+    axes.set_ylim(0, 130 * (highest or 1.0))
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= min(100, 130 * (highest or 1.0))])
 
 
 def _sorted_rows(counts: NDArray[np.int64]) -> list[tuple[int, int, int, int, float, float]]:

@@ -73,7 +73,7 @@ def plot_picture_rows(
         legend: colours, 0 to 255, and what they mean, below the rows.
 
     Raises:
-        ShapeError: there is no row, or no frame in one.
+        ShapeError: there are no rows, or one has no frame.
     """
     if not rows or any(row.tiles.ndim != 4 or not row.tiles.size for row in rows):
         raise ShapeError("a figure of pictures needs at least one row of shape (T, H, W, 3) with at least one frame")
@@ -292,7 +292,8 @@ def _tile_shape(rows: Sequence[PictureRow]) -> tuple[int, int]:
 
 
 def _shortened(text: str, room: float) -> str:
-    """A text that fits into this many inches; the end of an id is more specific than its beginning."""
+    """A text on one line that fits into this many inches; the end of an id is more specific than its beginning."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
     if text_width(text) <= room:
         return text
     while len(text) > 1 and text_width("…" + text) > room:

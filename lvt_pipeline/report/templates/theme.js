@@ -1,4 +1,4 @@
-// Light or dark as the system says, or as the reader chose here; set before anything is drawn.
+// Light or dark as the system is set, or as the reader chose here; applied before anything is shown.
 (() => {
   const key = "lvt-report-colours";
   const root = document.documentElement;
