@@ -1,4 +1,4 @@
-"""What some file systems cannot do, and what is done instead.
+"""Operations that some file systems lack, and the replacements.
 
 Network, FUSE and older cluster file systems may have no `flock`, or no way to flush a folder. A writer there uses a
 lock file; a folder that cannot be flushed is left to the file system, which matters only in a power cut.

@@ -38,7 +38,7 @@ def describe_os_error(error: OSError, doing: str) -> LVTError:
     """The one-line error for a failed file operation.
 
     Args:
-        error: what the operating system said.
+        error: the error of the operating system.
         doing: what was being done, such as "writing frames/train-000003.tar".
     """
     advice = {
@@ -186,7 +186,7 @@ def read_text(path: Path, *, error: type[LVTError] = ArtefactError, kind: str = 
     """The content of a UTF-8 text file, without a byte order mark; line ends are left as they are.
 
     Args:
-        error: the class of what is raised.
+        error: the class of the error to raise.
         kind: what the file should be, for the message.
 
     Raises:

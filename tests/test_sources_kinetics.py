@@ -123,7 +123,7 @@ def test_all_missing_is_one_clear_error(tmp_path: Path) -> None:
 def test_another_table_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "k.csv").write_text("path,label\na.mp4,x\n")
     settings = ManifestSettings(kind="kinetics")
-    with pytest.raises(ManifestError, match=r"k\.csv is no Kinetics CSV: it needs .*youtube_id, found path, label"):
+    with pytest.raises(ManifestError, match=r"k\.csv is not a Kinetics CSV: it needs .*youtube_id, found path, label"):
         build_manifest(tmp_path / "k.csv", tmp_path / "m.jsonl", settings)
     with pytest.raises(ManifestError, match=r"nowhere\.csv does not exist"):
         build_manifest(tmp_path / "nowhere.csv", tmp_path / "m.jsonl", settings)

@@ -125,7 +125,7 @@ def test_a_trajectory_has_both_cameras_actions_and_positions() -> None:
 @pytest.mark.parametrize(
     ("payload", "reason", "message"),
     [
-        (b"\xff\xff", "unreadable", "a: record 3 is no tf.train.Example"),
+        (b"\xff\xff", "unreadable", "a: record 3 is not a tf.train.Example"),
         (example({"image": feature(b"x")}), "unreadable", "holds no camera 'image_aux1', only other data"),
         (example({"0/image_main/encoded": feature(b"x")}), "unreadable", "only image_main"),
         (example({"0/image_aux1/encoded": feature(b"x")}), "damaged", "has 1 bytes, raw 64x64 RGB has 12,288"),

@@ -2,7 +2,7 @@
 
 "raw" is a `.npy` file: any frame is one seek away. The others are one picture of all frames, which any program opens:
 "png" and "webp" are lossless, "jpeg" is not. PNG holds the frames from top to bottom. WebP and JPEG limit a picture's
-sides, so there the frames lie row by row in a grid that is as square as it can be; what is left over is black.
+sides, so there the frames are in a grid, row by row, that is as square as possible; unused cells are black.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Codec = Literal["raw", "png", "webp", "jpeg"]
 CODECS: tuple[Codec, ...] = get_args(Codec)
 SUFFIXES: dict[str, str] = {"raw": "npy", "png": "png", "webp": "webp", "jpeg": "jpg"}
 
-# Bytes of a clip beside those of its raw pixels, for planning disk space: what `python -m benchmarks codecs` measures
-# on real videos, rounded up.
+# Bytes of a clip relative to those of its raw pixels, for planning disk space. `python -m benchmarks codecs` measured
+# them on real videos; rounded up.
 SIZE_SHARES: dict[str, float] = {"raw": 1.0, "png": 0.6, "webp": 0.5, "jpeg": 0.3}
 
 _PNG_LEVEL = 6  # of zlib; higher levels gain about 1 % on video frames and take twice as long

@@ -50,10 +50,10 @@ class FrameSample:
         decoder: family and version that decoded it, such as "decord 0.6.0".
         shape: (T, H, W) of the frames inside `payload`.
         payload: what `encode_frames` gave.
-        arrays: what belongs to the frames beside their pixels, one row per frame, by name (letters and underscores).
+        arrays: arrays that belong to the frames, one row per frame, by name (letters and underscores).
         part: which part of a manifest line it is, if not all of it.
         truncated: what was found of a file that was cut short but is kept.
-        notes: what is unusual about the clip but accepted.
+        notes: unusual properties of the clip that were accepted.
     """
 
     id: str
@@ -116,10 +116,10 @@ class FrameClip:
         offset: where the pixels (codec raw) or the picture (other codecs) begin in the shard, in bytes.
         nbytes: how many bytes they take there.
         shard: name of the tar.
-        arrays: offset and bytes in the shard of each `.npy` file that lies beside the frames, by name.
+        arrays: offset and bytes in the shard of each `.npy` file next to the frames, by name.
         part: which part of a manifest line it is; None when it is all of it.
         truncated: what was found of a file that was cut short but is kept; None for a whole one.
-        notes: what is unusual about the clip but accepted; None when nothing is.
+        notes: unusual properties of the clip that were accepted; None when nothing is.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Frames on disk: webdataset shards of uint8 clips, with a receipt beside each shard.
+"""Frames on disk: webdataset shards of uint8 clips, with a receipt next to each shard.
 
 The network of the paper sees square frames in the order they were shown; this is the one place they are kept. A shard
 is a plain tar that `webdataset` reads: every clip is `<key>.json` (who it is and how it was made) and `<key>.npy` (raw
@@ -108,7 +108,7 @@ class FrameShards:
         """The clips of "train", "val" or "test"; empty when there are none.
 
         Raises:
-            ArtefactError: there is no such split.
+            ArtefactError: the split does not exist.
         """
         if name not in SPLITS:
             raise ArtefactError(f"split {name!r} is not one of {', '.join(SPLITS)}")
@@ -134,13 +134,13 @@ class FrameShards:
         return np.frombuffer(pixels, np.uint8).reshape(count, clip.height, clip.width, 3)
 
     def arrays(self, clip: FrameClip | str) -> dict[str, NDArray[Any]]:
-        """What the source holds beside a clip's frames, one row per frame, by name; empty for videos."""
+        """Arrays that the source holds next to a clip's frames, one row per frame, by name; empty for videos."""
         clip = self[clip] if isinstance(clip, str) else clip
         self._require_sound(clip.shard)
         return read_arrays(clip, self.root / clip.shard)
 
     def payload(self, clip: FrameClip) -> bytes | bytearray:
-        """The clip's bytes as they lie in the shard: plain pixels (raw) or a picture (other codecs)."""
+        """The clip's bytes as stored in the shard: plain pixels (raw) or a picture (other codecs)."""
         return self._read_bytes(clip.shard, clip.offset, clip.nbytes)
 
     def _require_sound(self, shard: str) -> None:
@@ -165,7 +165,7 @@ def pixels_of(clip: FrameClip, payload: bytes | bytearray) -> Frames:
 
 
 def read_arrays(clip: FrameClip, shard: Path) -> dict[str, NDArray[Any]]:
-    """The arrays that lie beside a clip's frames in this shard, by name.
+    """The arrays next to a clip's frames in this shard, by name.
 
     Raises:
         ArtefactError: the shard cannot be read.
@@ -189,7 +189,7 @@ def _parsed(data: bytearray, shard: Path, name: str) -> NDArray[Any]:
 def read_range(path: Path, offset: int, count: int) -> bytearray:
     """`count` bytes of a file from `offset` on.
 
-    Opening anew costs some ten microseconds and keeps readers free of shared state: threads, forks and
+    Opening the file again costs some ten microseconds and keeps readers free of shared state: threads, forks and
     pickles are safe.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Tars whose bytes depend on what is in them alone, readable by webdataset."""
+"""Tars whose bytes depend on their content alone, readable by webdataset."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +27,7 @@ from lvt_pipeline.frames.records import (
     shard_name,
 )
 from lvt_pipeline.frames.tar import TarWriter, tar_key
+from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.provenance import (
     Provenance,
     write_record,
@@ -47,7 +47,7 @@ def write_shard(
     A shard without samples has a receipt only, because readers of webdataset refuse an empty tar.
 
     Args:
-        shard: the tar's path; the receipt lies beside it.
+        shard: path of the tar; the receipt is next to it.
         root: the folder that paths of sources are kept relative to; the shard's own folder by default.
     """
     root = root or shard.parent
@@ -182,7 +182,7 @@ def write_frames(
         root: a new or empty folder.
         stage: what made the frames, with its `settings` and the fingerprints of its `inputs`.
     """
-    began = time.monotonic()
+    clock = Clock()
     by_split: dict[str, list[FrameSample]] = {split: [] for split in SPLITS}
     for sample in samples:
         by_split[sample.split].append(sample)
@@ -196,17 +196,7 @@ def write_frames(
                 shards.append(shard_name(split, index))
                 clips += write_shard(root / shards[-1], members[first : first + clips_per_shard]).clips
         write_failures(root, [])
-        record = Provenance(
-            kind="frames",
-            stage=stage,
-            version=FORMAT_VERSION,
-            settings=settings,
-            inputs=inputs,
-            fingerprint=content_fingerprint(clips),
-            outputs=output_sizes(root, shards),
-            counts=frame_counts(clips, []),
-            seconds=round(time.monotonic() - began, 3),
-            finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        )
+        recorder = Job(stage=stage, version=FORMAT_VERSION, kind="frames").recorder(settings, inputs, clock)
+        record = recorder.new_record(content_fingerprint(clips), output_sizes(root, shards), frame_counts(clips, []))
         write_record(root, record)
     return record

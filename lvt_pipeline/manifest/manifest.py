@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from typing import Any
 from lvt_pipeline import lineage
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, ManifestError
+from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.manifest.digests import ContentDigests
 from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.manifest.sources import KIND_NAMES, list_source, location_of, recognise
@@ -42,6 +42,7 @@ __all__ = ["STAGE", "VERSION", "Clip", "ManifestSettings", "build_manifest", "ma
 
 STAGE = "manifest"
 VERSION = 1
+JOB = Job(stage=STAGE, version=VERSION, kind="manifest")
 
 _DEFAULTS = ManifestSettings()
 _MEMO = Path(".lvt") / "digests.sqlite"
@@ -127,14 +128,14 @@ def build_manifest(
     Args:
         source: a folder, searched with its subfolders; a pattern such as `videos/**/*.mp4`; a CSV or JSON Lines with a
             column `path`; Kinetics CSVs; tfrecords of BAIR; class folders with UCF101's lists; folders of pictures.
-            Videos, CSVs and JSON Lines may lie at a URL. `settings.kind` says which, else it is recognised.
+            Videos, CSVs and JSON Lines may be at a URL. `settings.kind` is the kind; by default it is recognised.
         out: the manifest, such as `clips.jsonl`.
-        media: where the videos lie that a list names; beside the list when absent.
+        media: folder or URL of the videos that a list names; by default the folder of the list.
 
     Raises:
         ManifestError: the source is missing or lists no clip, or two rows are the same clip.
     """
-    began = time.monotonic()
+    clock = Clock()
     require_output_file(out, STAGE, (Path(source), Path(media) if media else None), mark=b'"digest": "')
     location = location_of(source)
     kind = settings.kind or recognise(location)
@@ -151,18 +152,8 @@ def build_manifest(
     if left_out.counts:
         progress.say(f"{source}: {describe_left_out(left_out.to_json())}")
     data = "".join(_line(clip, out.absolute().parent) for clip in clips).encode()
-    record = Provenance(
-        kind="manifest",
-        stage=STAGE,
-        version=VERSION,
-        settings=to_plain(settings),
-        inputs={},
-        fingerprint=manifest_fingerprint(clips),
-        outputs={out.name: len(data)},
-        counts=_counts(clips, kind) | {"left_out": num_copies, _MOVED: moved, "not_listed": left_out.to_json()},
-        seconds=round(time.monotonic() - began, 3),
-        finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    )
+    counts = _counts(clips, kind) | {"left_out": num_copies, _MOVED: moved, "not_listed": left_out.to_json()}
+    record = JOB.recorder(settings, {}, clock).new_record(manifest_fingerprint(clips), {out.name: len(data)}, counts)
     unchanged = _unchanged_record(out, data, record)
     if unchanged is not None:
         return unchanged

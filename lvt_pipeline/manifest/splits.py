@@ -1,7 +1,7 @@
 """Which clips are for training, validation and testing: what the source says, else the content itself.
 
 The hash of a clip's content decides where nothing else does. It depends on nothing but the content, so a growing
-dataset keeps its splits and copies stay together. No content ever lies in two splits.
+dataset keeps its splits and copies stay together. No content is ever in two splits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.video.clips import SPLITS, Clip
 
-# Where copies ask for different splits: what is measured on stays as its authors made it.
+# Where copies ask for different splits: the clips that results are measured on stay as their authors chose them.
 _FIRST = ("test", "val", "train")
 
 
@@ -48,7 +48,7 @@ def assign_splits(
     if settings.split == "none":
         return [replace(clip, split=clip.split or "train") for clip in clips], {}
     undecided = {content_key(clip) for clip in clips if not clip.split}
-    # The same content stays together even if only one of its copies lies in a named folder.
+    # The same content stays together even if only one of its copies is in a named folder.
     decided = {content_key(clip): clip.split for clip in clips if clip.split}
     by_content, moved = split_by_content(undecided - decided.keys(), set(decided.values()), settings, earlier)
     assigned = {**by_content, **decided}
@@ -130,7 +130,7 @@ def split_by_content(
 
 
 def separate_copies(clips: Sequence[Clip]) -> tuple[list[Clip], list[tuple[Clip, Clip]]]:
-    """Make sure that no content lies in two splits.
+    """Make sure that no content is in two splits.
 
     Where a source puts the same content (or overlapping ranges of the same video) into different splits, it stays in
     the test split, else in the validation split: those are what results are compared on. Copies elsewhere are left out.

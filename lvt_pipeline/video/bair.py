@@ -41,12 +41,12 @@ def parse_trajectory(payload: bytes, camera: str, where: str) -> Trajectory:
         where: file and record, named in errors.
 
     Raises:
-        DecodeError: "unreadable": the record is no trajectory or lacks the camera; "damaged": a step is incomplete.
+        DecodeError: "unreadable": the record is not a trajectory or lacks the camera; "damaged": a step is incomplete.
     """
     try:
         features = parse_example(payload)
     except ValueError as error:  # includes names that are not UTF-8
-        raise DecodeError("unreadable", f"{where} is no tf.train.Example: {error}") from error
+        raise DecodeError("unreadable", f"{where} is not a tf.train.Example: {error}") from error
     num_steps = _count_steps(features)
     if f"0/{camera}/encoded" not in features:
         known = sorted({name.split("/")[1] for name in features if name.endswith("/encoded") and name.count("/") == 2})

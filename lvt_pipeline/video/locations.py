@@ -71,7 +71,7 @@ def as_written(location: str | os.PathLike[str]) -> str:
 
 
 def parent_of(location: str) -> str:
-    """The folder that a location lies in."""
+    """The folder of a location."""
     if not is_url(location):
         return os.path.dirname(location)
     scheme, _, rest = location.partition("://")
@@ -97,7 +97,7 @@ def exists(location: str) -> bool:
 
 
 def is_folder(location: str) -> bool:
-    """Whether a location is a folder; on an object store, whether anything lies below it."""
+    """Whether a location is a folder; on an object store, whether anything is below it."""
     if not is_url(location):
         return os.path.isdir(location)
     with _remote(location) as path:

@@ -1,6 +1,6 @@
 """Where videos are, as an artefact keeps it: relative to its own folder, so that both can move together.
 
-A dataset has a million clips in a few folders, so what is worked out is remembered by folder.
+A dataset has a million clips in a few folders, so the results are remembered by folder.
 """
 
 from __future__ import annotations

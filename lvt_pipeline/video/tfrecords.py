@@ -33,7 +33,7 @@ _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
 
 @dataclass(frozen=True)
 class RecordPlace:
-    """Where a record's payload lies in its file, in bytes."""
+    """Where a record's payload is in its file, in bytes."""
 
     offset: int
     length: int
@@ -137,7 +137,7 @@ def parse_example(payload: bytes) -> dict[str, Feature]:
     """The features of a serialised `tf.train.Example` by name.
 
     Raises:
-        ValueError: the bytes are no such message.
+        ValueError: the bytes are not such a message.
     """
     features: dict[str, Feature] = {}
     for number, value in _fields(memoryview(payload)):

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.frames.receipts import read_receipt
 from lvt_pipeline.frames.records import FAILURES_NAME, Receipt, content_fingerprint, frame_counts, receipt_path
 from lvt_pipeline.frames.writer import output_sizes, write_failures
+from lvt_pipeline.job import Recorder
 from lvt_pipeline.jobs.ingest.plan import PlannedShard
-from lvt_pipeline.jobs.ingest.settings import STAGE, VERSION, IngestSettings
 from lvt_pipeline.manifest.splits import Earlier
 from lvt_pipeline.provenance import (
     RECORD_NAME,
@@ -49,16 +47,18 @@ def publish(
     out: Path,
     plan: Sequence[PlannedShard],
     receipts: Sequence[Receipt],
-    settings: IngestSettings,
-    manifest: str,
-    began: float,
+    recorder: Recorder,
     moved: Mapping[str, str],
 ) -> Provenance:
-    """Put new shards in place of the old ones, remove what the plan no longer has, and write the record."""
+    """Put new shards in place of the old ones, remove what the plan no longer has, and write the record.
+
+    Args:
+        moved: contents that were moved into a split that would have stayed empty, with that split.
+    """
     names = [shard.name for shard in plan]
     clips = [clip for receipt in receipts for clip in receipt.clips]
     failures = [failure for receipt in receipts for failure in receipt.failures]
-    plain, inputs, content = to_plain(settings), {"manifest": manifest}, content_fingerprint(clips)
+    content = content_fingerprint(clips)
     waiting = [name for name in names if receipt_path(out / NEXT_NAME / name).exists()]
     obsolete = set(_shards_in(out)) - set(names)
     old = record_in(out)
@@ -67,7 +67,8 @@ def publish(
         and not waiting
         and not obsolete
         and not missing_outputs(out, old)
-        and (old.version, old.settings, old.inputs, old.fingerprint) == (VERSION, plain, inputs, content)
+        and (old.version, old.settings, old.inputs) == (recorder.job.version, recorder.settings, recorder.inputs)
+        and old.fingerprint == content
     ):
         return old
     # From here to the new record the folder is unfinished, and says so.
@@ -78,18 +79,8 @@ def publish(
         shutil.rmtree(out / NEXT_NAME)
     remove_shards(out, keep=names)
     write_failures(out, failures)
-    record = Provenance(
-        kind="frames",
-        stage=STAGE,
-        version=VERSION,
-        settings=plain,
-        inputs=inputs,
-        fingerprint=content,
-        outputs=output_sizes(out, names),
-        counts=frame_counts(clips, failures) | ({MOVED_NAME: dict(moved)} if moved else {}),
-        seconds=round(time.monotonic() - began, 3),
-        finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    )
+    counts = frame_counts(clips, failures) | ({MOVED_NAME: dict(moved)} if moved else {})
+    record = recorder.new_record(content, output_sizes(out, names), counts)
     write_record(out, record)
     return record
 
@@ -107,7 +98,7 @@ def splits_in(out: Path) -> Earlier:
 
 
 def _move_shard(new: Path, old: Path) -> None:
-    """Replace a shard. At no moment does a receipt lie beside the tar of another."""
+    """Replace a shard. At no moment is a receipt next to the tar of another."""
     receipt_path(old).unlink(missing_ok=True)
     sync_directory(old.parent)
     if new.exists():

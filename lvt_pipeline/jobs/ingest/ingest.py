@@ -8,17 +8,17 @@ one that was never killed. A line of the manifest gives one clip, or several whe
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from lvt_pipeline.errors import LVTError, OverBudget
 from lvt_pipeline.frames.records import FAILURES_NAME, ClipFailure, frame_counts
 from lvt_pipeline.frames.writer import write_failures
-from lvt_pipeline.interrupts import stop_requested
+from lvt_pipeline.interrupts import StopRequest, stop_requested
+from lvt_pipeline.job import Clock
 from lvt_pipeline.jobs.ingest.folder import NEXT_NAME, publish, record_in, refuse_foreign, remove_shards, splits_in
 from lvt_pipeline.jobs.ingest.job import DOWNLOADS_NAME, IngestJob
-from lvt_pipeline.jobs.ingest.settings import STAGE, IngestSettings
+from lvt_pipeline.jobs.ingest.settings import JOB, STAGE, IngestSettings
 from lvt_pipeline.jobs.ingest.space import refuse_without_space
 from lvt_pipeline.machine import num_cores, total_memory
 from lvt_pipeline.manifest.manifest import manifest_fingerprint, read_manifest
@@ -27,10 +27,11 @@ from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.storage import exclusive_lock, remove_leftovers
+from lvt_pipeline.video.clips import Clip
 
 CLIP_SECONDS = 120.0  # for opening and decoding a small clip on a busy machine
 DEFAULTS = IngestSettings()
-SMALLEST_MEMORY = 1 << 30  # bytes; less is no protection but a nuisance
+SMALLEST_MEMORY = 1 << 30  # bytes; less would stop sound clips
 
 
 def ingest(
@@ -72,17 +73,12 @@ def ingest(
         Stopped: a signal came; finished shards are kept.
         BusyError: another process writes the same output.
     """
-    began = time.monotonic()
+    clock = Clock()
     require_output_folder(out, STAGE, (manifest,))
     clips = read_manifest(manifest)
+    workers = num_cores() if num_workers is None else num_workers
     with exclusive_lock(out), stop_requested() as stop:
-        refuse_foreign(out)
-        for folder in (out, out / NEXT_NAME):
-            remove_leftovers(folder)
-        if overwrite:
-            for folder in (out, out / NEXT_NAME):
-                remove_shards(folder, keep=())
-        workers = num_cores() if num_workers is None else num_workers
+        _prepare(out, overwrite)
         earlier = splits_in(out)
         failed = IngestJob(out, clips, settings, retry_failed).known_failures()
         while True:
@@ -90,32 +86,54 @@ def ingest(
             job = IngestJob(out, lines, settings, retry_failed)
             job.look_around(damaged)
             if check_space:
-                refuse_without_space(
-                    out, job.to_decode, settings.geometry, settings.codec, num_workers=workers, should_stop=lambda: stop
-                )
+                _require_space(out, job, settings, workers, stop)
             with progress.bar("decoding", len(clips), "clip", done=job.num_kept) as bar:
                 plan = job.make(workers, clip_seconds, worker_memory or _memory_share(workers), stop, bar)
             shutil.rmtree(out / DOWNLOADS_NAME, ignore_errors=True)
             stop.raise_if_set(f"{job.num_saved} shards are saved in {out}")
             receipts = [job.receipt(shard) for shard in plan]
             failures = [failure for receipt in receipts for failure in receipt.failures]
-            if len(failures) == len(clips):
-                raise _nothing_decoded(out, failures)
-            found = {failure.id for failure in failures}
-            if found <= failed or fill_empty_splits(clips, found | failed, earlier)[0] == lines:
+            found = failed | {failure.id for failure in failures}
+            if found == failed or fill_empty_splits(clips, found, earlier)[0] == lines:
                 break
             # A clip that was alone in its split failed: another one takes its place, copied and not decoded again.
-            failed, retry_failed, check_space, damaged = found | failed, False, False, ()
-        for line in lines:
-            if content_key(line) in moved and line.id not in found:
-                progress.say(f"{line.id} is in {line.split}, of which no other clip could be decoded")
-        record = publish(out, plan, receipts, settings, manifest_fingerprint(clips), began, moved)
-    if len(failures) > max_failures * len(clips):
+            failed, retry_failed, check_space, damaged = found, False, False, ()
+        if len(failures) == len(clips):
+            raise _nothing_decoded(out, failures)
+        _report_moved(lines, moved, found, progress)
+        recorder = JOB.recorder(settings, {"manifest": manifest_fingerprint(clips)}, clock)
+        record = publish(out, plan, receipts, recorder, moved)
+    _require_few_failures(out, failures, len(clips), max_failures)
+    return record
+
+
+def _require_space(out: Path, job: IngestJob, settings: IngestSettings, num_workers: int, stop: StopRequest) -> None:
+    refuse_without_space(
+        out, job.to_decode, settings.geometry, settings.codec, num_workers=num_workers, should_stop=lambda: stop
+    )
+
+
+def _report_moved(lines: Sequence[Clip], moved: Collection[str], failed: Collection[str], progress: Progress) -> None:
+    for line in lines:
+        if content_key(line) in moved and line.id not in failed:
+            progress.say(f"{line.id} is in {line.split}, of which no other clip could be decoded")
+
+
+def _require_few_failures(out: Path, failures: Sequence[ClipFailure], num_clips: int, max_failures: float) -> None:
+    if len(failures) > max_failures * num_clips:
         raise OverBudget(
-            f"{len(failures)} of {len(clips)} clips failed ({_spoken_reasons(failures)}), more than --max-failures "
+            f"{len(failures)} of {num_clips} clips failed ({_format_reasons(failures)}), more than --max-failures "
             f"{max_failures:g} allows; the others are in {out}, the reasons in {out / FAILURES_NAME}"
         )
-    return record
+
+
+def _prepare(out: Path, overwrite: bool) -> None:
+    """Remove what a killed run left half-written, and everything if it is to be made again."""
+    refuse_foreign(out)
+    for folder in (out, out / NEXT_NAME):
+        remove_leftovers(folder)
+        if overwrite:
+            remove_shards(folder, keep=())
 
 
 def _memory_share(num_workers: int) -> int | None:
@@ -131,8 +149,8 @@ def _nothing_decoded(out: Path, failures: Sequence[ClipFailure]) -> LVTError:
     reason = next(iter(_counted(failures)))
     example = next(failure for failure in failures if failure.reason == reason)
     return LVTError(
-        f"none of the {len(failures)} clips could be decoded ({_spoken_reasons(failures)}), for example "
-        f"{example.id}: {example.message}; when that is mended, run this again (lvt ingest: with --retry-failed)"
+        f"none of the {len(failures)} clips could be decoded ({_format_reasons(failures)}), for example "
+        f"{example.id}: {example.message}; fix this and run the command again (lvt ingest: with --retry-failed)"
     )
 
 
@@ -142,5 +160,5 @@ def _counted(failures: Sequence[ClipFailure]) -> Mapping[str, int]:
     return counts
 
 
-def _spoken_reasons(failures: Sequence[ClipFailure]) -> str:
+def _format_reasons(failures: Sequence[ClipFailure]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in _counted(failures).items())

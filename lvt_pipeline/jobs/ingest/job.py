@@ -1,7 +1,7 @@
-"""One run of ingest: what is wanted, what earlier runs left, and what has to be decoded and written.
+"""One run of ingest: it compares the manifest with the results of earlier runs, then decodes and writes the rest.
 
 What a receipt says is compared, clip by clip, with what the manifest and the settings ask for today, so a finished
-shard is kept, an unchanged clip is copied, and only what is new or changed is decoded.
+shard is kept, an unchanged clip is copied, and only new or changed clips are decoded.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SLOWEST_BYTES_PER_SECOND = 100_000.0  # a larger file may take longer than a sma
 DOWNLOAD_SECONDS = 1800.0  # and longer for videos behind URLs, whose size is not known here
 
 Outcome = list[FrameSample] | ClipFailure
-Remembered = list[tuple[Path, FrameClip]] | ClipFailure  # clips with the shard they lie in, or why there are none
+Remembered = list[tuple[Path, FrameClip]] | ClipFailure  # clips with their shard, or why there are none
 
 
 class _Stopping(Exception):
@@ -45,7 +45,7 @@ class _Stopping(Exception):
 
 
 class IngestJob:
-    """One run: what is wanted, what earlier runs left, and what was written."""
+    """One run: the lines of the manifest, the results of earlier runs, and those of this one."""
 
     def __init__(self, out: Path, lines: Sequence[Clip], settings: IngestSettings, retry_failed: bool) -> None:
         self._out = out
@@ -201,7 +201,7 @@ class IngestJob:
     def make(
         self, num_workers: int, clip_seconds: float, worker_memory: int | None, stop: StopRequest, bar: Bar
     ) -> list[PlannedShard]:
-        """Write what is missing, each shard as soon as its last line is there, and return the whole plan.
+        """Write the missing shards, each as soon as its last line is there, and return the whole plan.
 
         A stop request ends it early, with the plan as far as it got.
         """

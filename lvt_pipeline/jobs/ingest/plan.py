@@ -1,4 +1,4 @@
-"""Which lines of a manifest lie in which shard: by count, or by how many bytes their frames take."""
+"""Which lines of a manifest are in which shard: by count, or by how many bytes their frames take."""
 
 from __future__ import annotations
 

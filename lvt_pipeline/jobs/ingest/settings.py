@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from lvt_pipeline import lineage
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.frames.codecs import Codec, lossy_version
+from lvt_pipeline.job import Job
 from lvt_pipeline.settings import Settings, setting
 from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.read import reader_version, readers_of
@@ -16,6 +17,7 @@ from lvt_pipeline.video.settings import GeometrySettings
 
 STAGE = "ingest"
 VERSION = 1
+JOB = Job(stage=STAGE, version=VERSION, kind="frames")
 
 
 @dataclass(frozen=True, kw_only=True)

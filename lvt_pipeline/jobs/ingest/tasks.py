@@ -31,7 +31,7 @@ class DecodeTask:
 
 @dataclass(frozen=True)
 class DecodedPayload:
-    """What a worker sends back for a clip, as it will lie in the shard.
+    """The result of a worker for a clip, as it will be stored in the shard.
 
     Attributes:
         begins: when it begins, in seconds of the source, if it is a piece of its line.

@@ -29,7 +29,7 @@ from lvt_pipeline.machine import address_space, limit_address_space
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-START_SECONDS = 120.0  # for a worker to import what it needs; a slow network disk is no reason to give up
+START_SECONDS = 120.0  # for a worker to import what it needs; a slow network disk must not end the run
 _POLL_SECONDS = 0.2  # how often the parent looks at the clock and at `should_stop`
 _NO_MEMORY = "bad_alloc"  # what a decoder written in C++ says before it aborts
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
@@ -200,7 +200,7 @@ class _Pool:
                         worker.task = None
                         waiting.appendleft(index)
             messages = wait([worker.connection for worker in self._workers], _POLL_SECONDS)
-            if should_stop():  # a signal to the whole group kills workers too: that is no crash
+            if should_stop():  # a signal to the whole group kills workers too: that is not a crash
                 return
             for worker in list(self._workers):
                 task = worker.task
@@ -225,11 +225,11 @@ class _Pool:
                 worker.is_ready = True
                 return None
             if isinstance(message, Failure) and message.reason == "out-of-memory":
-                return self._replace(worker, message)  # what the task left behind is no burden for the next one
+                return self._replace(worker, message)  # memory that the task left behind must not burden the next one
             worker.task = None
             return (message,)
         if (worker.task is not None or not worker.is_ready) and time.monotonic() > worker.deadline:
-            return self._replace(worker, Failure("timeout", "it took longer than it may and its worker was killed"))
+            return self._replace(worker, Failure("timeout", "timed out; its worker was killed"))
         return None
 
     def _replace(self, worker: _Worker, failure: Failure) -> tuple[Failure] | None:

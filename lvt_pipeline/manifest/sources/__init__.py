@@ -69,7 +69,7 @@ def list_source(
 
 
 def recognise(source: str) -> SourceKind:
-    """What a source is, by its name and what lies in it.
+    """The kind of a source, by its name and its content.
 
     Raises:
         ManifestError: it does not exist or is nothing of the kind.

@@ -30,7 +30,7 @@ def list_bair(source: str, settings: ManifestSettings, left_out: LeftOut) -> Lis
     cannot be found: one clip stands for them, and ingest records why.
 
     Raises:
-        ManifestError: there is no record file, or it holds something else than trajectories.
+        ManifestError: there is no record file, or it does not hold trajectories.
     """
     root = Path(source)
     if root.is_file():

@@ -94,7 +94,7 @@ def split_of_folder(name: PurePosixPath, settings: ManifestSettings) -> str | No
 
 
 def label_of_folder(name: PurePosixPath, settings: ManifestSettings) -> str | None:
-    """The folder a video lies in; a folder that names the split is no class."""
+    """The name of the folder of a video; a folder that names the split is not a class."""
     if settings.label == "none" or len(name.parts) < 2:
         return None
     parent = name.parts[-2]

@@ -33,7 +33,7 @@ def find_annotations(folder: str) -> list[str]:
 def list_kinetics(annotations: Iterable[str], media: str, settings: ManifestSettings, left_out: LeftOut) -> Listing:
     """The rows of annotation files, with the videos that belong to them.
 
-    An id is `label/youtube_id_000010_000020` wherever the file lies, so rearranging a download changes nothing. A row
+    An id is `label/youtube_id_000010_000020` wherever the file is, so rearranging a download changes nothing. A row
     without a file is listed under the name it would have.
 
     Raises:
@@ -49,9 +49,8 @@ def list_kinetics(annotations: Iterable[str], media: str, settings: ManifestSett
     for csv in annotations:
         rows = csv_rows(csv)
         if not rows[0][1].keys() >= COLUMNS:
-            raise ManifestError(
-                f"{csv} is no Kinetics CSV: it needs {', '.join(sorted(COLUMNS))}, found {some(list(rows[0][1]), 20)}"
-            )
+            found = some(list(rows[0][1]), 20)
+            raise ManifestError(f"{csv} is not a Kinetics CSV: it needs {', '.join(sorted(COLUMNS))}, found {found}")
         for number, row in rows:
             draft, is_missing = _draft(row, files, media, f"{csv}:{number}", settings)
             if draft.id in drafts:

@@ -30,7 +30,7 @@ from lvt_pipeline.video.clips import CLIP_KINDS
 from lvt_pipeline.video.locations import absolute, as_path, is_url, read_bytes
 
 PATH_COLUMNS = ("path", "source", "video")
-# What a line of a manifest says beside these; a manifest is JSON Lines and can be listed again.
+# Other fields of a line of a manifest; a manifest is JSON Lines and can be listed again.
 _MANIFEST_COLUMNS = ("split_by", "digest", "metadata", "kind", "record", "camera", "fps")
 
 Row = Mapping[str, Any]
@@ -162,7 +162,7 @@ def jsonl_rows(location: str) -> list[NumberedRow]:
     """The objects of JSON Lines, with their line numbers.
 
     Raises:
-        ManifestError: it cannot be read, a line is no object, or there is none.
+        ManifestError: it cannot be read, a line is not an object, or there is none.
     """
     rows: list[NumberedRow] = list(parse_json_lines(_text_of(location), location, error=ManifestError))
     if not rows:
@@ -171,7 +171,7 @@ def jsonl_rows(location: str) -> list[NumberedRow]:
 
 
 def _names_of(sources: Sequence[str], media: str) -> list[PurePosixPath]:
-    """Paths relative to the folder they count from, or to the folder that all share if some lie elsewhere."""
+    """Paths relative to the folder they count from, or to the folder that all share if some are elsewhere."""
     paths = [as_path(source) for source in sources]
     folder = as_path(media)
     if all(path.is_relative_to(folder) for path in paths):

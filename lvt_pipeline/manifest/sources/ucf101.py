@@ -1,7 +1,7 @@
-"""UCF101 and what is laid out like it: class folders of videos, and official lists that say which are for testing.
+"""UCF101 and datasets with its layout: class folders of videos, and official lists that say which are for testing.
 
 `trainlist01.txt` has lines `Class/video.avi 1`, `testlist01.txt` lines `Class/video.avi`, `classInd.txt` lines
-`1 Class`; there are three such splits. The lists lie in the source or in a folder of it (`ucfTrainTestlist`).
+`1 Class`; there are three such splits. The lists are in the source or in a folder of it (`ucfTrainTestlist`).
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class LeftOut:
             examples.append(text if len(text) <= 2 * SHOWN_CHARACTERS else f"{text[:20]}...{text[-SHOWN_CHARACTERS:]}")
 
     def add_other(self, name: str) -> None:
-        """Count a file that is not what is listed, by its ending."""
+        """Count a file of another kind than those listed, by its ending."""
         ending = os.path.splitext(name)[1].lower()
         self.endings[ending if ending.isascii() and ending else "no ending"] += 1
         self.add("other", name)
@@ -113,7 +113,7 @@ class Folder:
 
     Attributes:
         name: path relative to the folder where the walk began, "" for that one.
-        odd: what is neither a regular file nor a folder, with its reason.
+        odd: other entries, with the reason why each is left out.
     """
 
     path: str
