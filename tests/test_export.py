@@ -275,7 +275,7 @@ def test_a_folder_with_other_things_is_not_written_to(store: CodeStore, tmp_path
 def test_ids_that_lead_out_of_the_folder_are_refused(tmp_path: Path, clip_id: str) -> None:
     from lvt_pipeline.codes.exchange.units import clip_path
 
-    with pytest.raises(LVTError, match="is no name for a file; rename it in the manifest"):
+    with pytest.raises(LVTError, match="cannot be the name of a file; rename it in the manifest"):
         clip_path(clip_id)
 
 

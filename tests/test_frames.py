@@ -197,7 +197,7 @@ def test_a_missing_or_cut_shard_is_named(tmp_path: Path, damage: str) -> None:
 def test_a_shard_that_vanishes_while_open_is_named(tmp_path: Path) -> None:
     shards = folder_of(tmp_path / "frames", three_clips())
     (tmp_path / "frames" / "val-000000.tar").unlink()
-    with pytest.raises(ArtefactError, match=r"val-000000\.tar cannot be read"):
+    with pytest.raises(ArtefactError, match=r"val-000000\.tar is missing"):
         shards.read("b.c/two.x")
 
 

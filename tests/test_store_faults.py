@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import json
 import os
@@ -26,7 +27,10 @@ from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.codes.verify import find_damaged_shards, verify_store
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import LVTError, StoreError
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.frames.verify import verify_frames
 from tests.toy_codes import FIVE, SCHEMA, codes_of, files_of, planned, record, write
+from tests.toy_work import make_frames
 
 Lvt = Callable[..., tuple[int, str, str]]
 ERRORS = [errno.EMFILE, errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EINTR]
@@ -36,6 +40,13 @@ ERRORS = [errno.EMFILE, errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOSPC, err
 def store(tmp_path: Path) -> Path:
     write(tmp_path / "data.zarr", FIVE)
     return tmp_path / "data.zarr"
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy") / "frames"
+    make_frames(folder)
+    return folder
 
 
 # Errors of the operating system ---------------------------------------------------------------------------------------
@@ -100,6 +111,38 @@ def test_repair_leaves_a_shard_in_place_until_the_new_one_is_complete(store: Pat
         assert writer.pending_shards() == []
         writer.publish(record())
     assert file.read_bytes() == sound
+
+
+@pytest.mark.parametrize("number", ERRORS, ids=errno.errorcode.get)
+def test_an_error_of_the_system_on_frames_is_never_called_damage(
+    frames: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    shards, real = FrameShards(frames), builtins.open
+
+    def refuse(path: Any, *arguments: Any, **named: Any) -> Any:
+        if str(path).endswith(".tar"):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        refusing(patch, number, ".tar")
+        patch.setattr(builtins, "open", refuse)
+        for action in (lambda: shards.read(shards.clips[0]), lambda: verify_frames(frames)):
+            with pytest.raises(LVTError, match=r"^reading .*\.tar failed: ") as caught:
+                action()
+            assert not any(word in str(caught.value) for word in ("damaged", "missing", "make it again"))
+    assert verify_frames(frames).problems == []
+
+
+def test_frames_opened_by_a_relative_path_work_from_any_folder(
+    frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = FrameShards(frames)
+    monkeypatch.chdir(frames.parent)
+    found = FrameShards(frames.name)
+    monkeypatch.chdir(tmp_path)
+    for clip in expected.clips:
+        assert np.array_equal(found.read(clip), expected.read(clip))
 
 
 # Other folders and other tools ----------------------------------------------------------------------------------------

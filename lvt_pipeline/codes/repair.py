@@ -55,7 +55,7 @@ def repair_store(path: Path) -> list[str]:
         names of the files that were written again, relative to the store.
 
     Raises:
-        StoreError: there is no store at `path`, or something cannot be rebuilt; the line says what is left to do.
+        StoreError: there is no store at `path`, or something cannot be rebuilt; the message gives the remedy.
         BusyError: another process is writing it.
     """
     if not is_published(path) and not is_ours(path):

@@ -338,7 +338,7 @@ def clips_of_split(
     """Clips of a split that are long enough.
 
     A small dataset may lack a split, or have only short clips in it; then the first of test, val and train that has
-    some is taken, and said.
+    some is taken, and the progress reports it.
 
     Args:
         split: "train", "val" or "test".

@@ -347,7 +347,7 @@ class _Verification:
 
 
 def _table_problems(store: CodeStore) -> Iterator[Problem]:
-    """What is wrong with a clip table by itself, and against the array."""
+    """Problems of a clip table by itself, and against the array."""
     name = table_name(store.generation)
     clips = store.clips
     if store.fingerprint != table_fingerprint(store.schema, clips):

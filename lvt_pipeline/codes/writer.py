@@ -1,4 +1,4 @@
-"""Writing a code store: plan what is new, write whole shards, publish a generation with one replace.
+"""Writing a code store: plan the new clips, write whole shards, publish a generation with one replace.
 
 The order of writes makes every moment safe to be killed at:
 

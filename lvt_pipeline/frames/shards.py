@@ -37,6 +37,7 @@ from lvt_pipeline.provenance import (
     missing_outputs,
     read_record,
 )
+from lvt_pipeline.storage import describe_os_error
 from lvt_pipeline.video.clips import SPLITS
 from lvt_pipeline.video.geometry import Frames as Frames
 from lvt_pipeline.video.relative_paths import opened_sources
@@ -59,7 +60,7 @@ class FrameShards:
         Raises:
             ArtefactError: it is another folder, is unfinished, or a shard is missing or of the wrong size.
         """
-        self.root = Path(root)
+        self.root = Path(root).absolute()  # frames are read later, perhaps from another working directory
         self.record = _finished_record(self.root)
         self.clips: list[FrameClip] = []
         self.failures: list[ClipFailure] = []
@@ -206,8 +207,10 @@ def read_range(path: Path, offset: int, count: int) -> bytearray:
                 if not got:
                     raise ArtefactError(f"{path} ends {count - done:,} bytes too early; it is damaged, ingest again")
                 done += got
+    except FileNotFoundError as error:
+        raise ArtefactError(f"{path} is missing; run `lvt ingest` again to make it") from error
     except OSError as error:
-        raise ArtefactError(f"{path} cannot be read ({error.strerror}); run `lvt ingest` again to make it") from error
+        raise describe_os_error(error, f"reading {path}") from error
     return buffer
 
 

@@ -20,6 +20,7 @@ from lvt_pipeline.frames.receipts import read_receipt
 from lvt_pipeline.frames.records import FrameClip
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import digest_file, read_record, status_of
+from lvt_pipeline.storage import describe_os_error
 
 _COMPARED = (
     "id",
@@ -56,8 +57,10 @@ def require_sound(shard: Path, digest: str, clips: Sequence[FrameClip]) -> None:
             problem = problem_of(shard, digest, clips)
             if problem is None:
                 _checked.add(key)
+    except FileNotFoundError as error:
+        raise ArtefactError(f"{shard} is missing") from error
     except OSError as error:
-        raise ArtefactError(f"{shard} cannot be read: {error.strerror}") from error
+        raise describe_os_error(error, f"reading {shard}") from error
     if problem is not None:
         raise ArtefactError(
             f"{shard} is damaged: {problem}; make it again from the videos with "
@@ -157,7 +160,9 @@ def verify_frames(root: Path, *, progress: Progress = SILENT) -> FramesReport:
                     problems.append(ShardProblem(shard, problem, [clip.id for clip in receipt.clips]))
             except ArtefactError as error:
                 problems.append(ShardProblem(shard, str(error)))
-            except OSError as error:
-                problems.append(ShardProblem(shard, f"it cannot be read: {error.strerror}"))
+            except FileNotFoundError:
+                problems.append(ShardProblem(shard, "it is missing"))
+            except OSError as error:  # of the system, which says nothing about the shard
+                raise describe_os_error(error, f"reading {root / shard}") from error
             bar.advance()
     return FramesReport(len(receipts), clips, num_bytes, problems)

@@ -31,7 +31,7 @@ from lvt_pipeline import lineage
 from lvt_pipeline.errors import CheckpointError, NotFiniteError
 from lvt_pipeline.provenance import digest_file
 from lvt_pipeline.runs.layout import CHECKPOINTS_NAME, read_sealed, write_sealed
-from lvt_pipeline.storage import atomic_directory
+from lvt_pipeline.storage import atomic_directory, describe_os_error
 
 LATEST_NAME = "latest.json"
 BEST_NAME = "best.json"
@@ -178,7 +178,11 @@ def load_weights(checkpoint: Checkpoint, name: str = MODEL_NAME, device: str = "
     path = checkpoint.path / name
     try:
         weights = safetensors.torch.load_file(path, device=device)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            raise describe_os_error(error, f"reading {path}") from error
+        raise CheckpointError(f"{path} is missing; {_alternative(checkpoint)}") from error
+    except SafetensorError as error:
         raise CheckpointError(f"{path} is not a weights file; {_alternative(checkpoint)}") from error
     for key, value in weights.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):

@@ -49,6 +49,7 @@ def open_run(
         ChangedRunError: its settings or inputs are not those of the plan.
         BusyError: another process is training it.
     """
+    path = path.absolute()  # the training may change its working directory
     if not is_writer:
         yield RunDirectory(path, plan, is_writer=False, record=read_run_record(path), started="")
         return

@@ -1,4 +1,4 @@
-"""What every export is made of: files, or folders, that appear whole and always have the same bytes."""
+"""The parts of every export: files, or folders, that appear whole and always have the same bytes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def unit_fingerprint(kind: str, version: int, store: CodeStore, clips: Sequence[
 
 
 def described(clip: CodeClip) -> dict[str, Any]:
-    """What the files of every format say about a clip."""
+    """The facts about a clip in the files of every format."""
     return {"id": clip.id, "split": clip.split, "label": clip.label, "fps": clip.fps, "frames": clip.length}
 
 
@@ -71,9 +71,9 @@ def clip_path(clip_id: str) -> str:
     A name that is too long for a file system is shortened; the list of clips has the id.
 
     Raises:
-        LVTError: the id is no name for a file.
+        LVTError: the id cannot be the name of a file.
     """
     path = PurePosixPath(clip_id)
     if str(path) != clip_id or path.is_absolute() or ".." in path.parts or not path.parts or "\0" in clip_id:
-        raise LVTError(f"clip id {clip_id!r} is no name for a file; rename it in the manifest")
+        raise LVTError(f"clip id {clip_id!r} cannot be the name of a file; rename it in the manifest")
     return "/".join(shortened_name(part, "", LONGEST_NAME_BYTES) for part in path.parts)

@@ -111,7 +111,7 @@ def open_cache_file(
         (frames, h, w, n_c) in the dtype of the store, mapped.
 
     Raises:
-        LVTError: what was written is not what is read back.
+        LVTError: the bytes that are read back are not those that were written.
         StoreError: a shard is damaged.
     """
     shape = (sum(clip.length for clip in clips), *store.schema.frame_shape)

@@ -4,10 +4,10 @@ An epoch passes through the shards of the store in a new random order. As many o
 taken together, each window at a random place of its clip. So memory holds one pool and the next, and every clip still
 comes once an epoch (or `windows_per_clip` times).
 
-Within a pool the windows are shared out to the rows of the batches in the order in which they lie: the first rows take
-theirs from the beginning of the pool, the last rows from its end, each in random order. So every batch spans the whole
-pool, and the rows that one of several processes takes come from a part of the pool of their size: each process
-decompresses its own part and no more, although none of them enters into the order.
+Within a pool the windows are shared out to the rows of the batches in the order of their places in the store: the
+first rows take theirs from the beginning of the pool, the last rows from its end, each in random order. So every batch
+spans the whole pool, and the rows that one of several processes takes come from a part of the pool of their size: each
+process decompresses its own part and no more, although none of them enters into the order.
 """
 
 from __future__ import annotations

@@ -96,9 +96,13 @@ class CodeWindows(Dataset[Tensor]):
         counts = -(-self.num_starts // stride)
         self._end_of_clip = np.cumsum(counts)  # windows up to and including each clip
 
+        self._load(cache, members, progress)
+
+    def _load(self, cache: Cache, members: Sequence[CodeClip], progress: Progress) -> None:
+        """Choose where the codes of the split are kept, and load them there."""
         num_frames = sum(clip.length for clip in members)
         shape = (num_frames, *self.store.schema.frame_shape)
-        file = cache_file(self.store, split)
+        file = cache_file(self.store, self.split)
         self.cache: Tier = choose_tier(cache, int(np.prod(shape)) * self.store.dtype.itemsize, file)
         self._file = file if self.cache == "mmap" else None
         self._codes: NDArray[Any] | None = None
@@ -126,7 +130,7 @@ class CodeWindows(Dataset[Tensor]):
         """One window, int64 (frames, h, w, n_c). Here and in all methods a negative index counts from the end.
 
         Raises:
-            IndexError: there are not so many windows.
+            IndexError: the index is out of range.
         """
         return self.batch([operator.index(index)])[0]
 
@@ -237,7 +241,7 @@ def _positions(values: Any, count: int, noun: str) -> NDArray[np.int64]:
     """Positions in [0, count) from indices, of which negative ones count from the end.
 
     Raises:
-        IndexError: there are not so many.
+        IndexError: one is out of range.
     """
     found = _integers(values)
     wrong = found[(found < -count) | (found >= count)]
@@ -347,7 +351,7 @@ def _touched_chunks(
 def _pieces(
     chunks: NDArray[np.int64], members: NDArray[np.int64], chunks_per_shard: int
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """The pairs cut into what is fetched at once: no piece holds chunks of two shards, or of two places in one."""
+    """The pairs in pieces that are fetched at once: no piece holds chunks of two shards, or of two places in one."""
     if not len(chunks):
         return []
     shards, within = np.divmod(chunks, chunks_per_shard)
