@@ -120,6 +120,11 @@ def setting(
     return field(default=default, metadata={KEY: about})
 
 
+def required_setting(help: str) -> Any:
+    """A field of a settings class without a default."""
+    return field(metadata={KEY: About(help=help)})
+
+
 class Settings:
     """Base of settings classes: whichever way one is built, its values have the types, choices and bounds it states.
 

@@ -53,7 +53,7 @@ def test_a_demo_of_other_settings_is_not_mixed_in(tmp_path: Path) -> None:
     write_demo_videos(tmp_path, SMALL)
     with pytest.raises(ArtefactError, match="demo videos of other settings"):
         write_demo_videos(tmp_path, DemoSettings(seed=1, num_clips=3, num_frames=6))
-    with pytest.raises(ConfigError, match="need a clip each"):
+    with pytest.raises(ConfigError, match="num_clips=2 must be at least 3"):
         DemoSettings(num_clips=2)
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.demo.painting import Painter
 from lvt_pipeline.demo.scene import HEIGHT, WIDTH, Scene
-from lvt_pipeline.errors import ArtefactError, ConfigError
+from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.settings import Settings, setting
 from lvt_pipeline.storage import exclusive_lock, read_json, write_json
 from lvt_pipeline.video.geometry import Frames
 from lvt_pipeline.video.write import write_mp4
@@ -28,19 +29,15 @@ SETTINGS_NAME = "demo.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoSettings:
+class DemoSettings(Settings):
     """How much is made."""
 
-    seed: int = 0
-    num_clips: int = 150  # one in twelve goes to val, as many to test
-    num_frames: int = 40  # frames of a clip
-    fps: int = 10
-
-    def __post_init__(self) -> None:
-        if self.num_clips < 3:
-            raise ConfigError(f"num_clips={self.num_clips}: train, val and test need a clip each")
-        if self.num_frames < 1 or self.fps < 1 or self.seed < 0:
-            raise ConfigError("num_frames and fps are at least 1, and seed at least 0")
+    seed: int = setting(0, "Random seed.", at_least=0)
+    num_clips: int = setting(
+        150, "Number of videos, at least one for each split; one in twelve is in val, as many in test.", at_least=3
+    )
+    num_frames: int = setting(40, "Number of frames per video.", at_least=1)
+    fps: int = setting(10, "Frame rate.", at_least=1)
 
 
 def write_demo_videos(out: Path, settings: DemoSettings = DemoSettings(), *, progress: Progress = SILENT) -> list[Path]:

@@ -20,6 +20,7 @@ from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.manifest.sources import location_of
 from lvt_pipeline.reproduce.published import COPY, DATASETS, TABLES, Dataset
+from lvt_pipeline.settings import Settings, setting
 from lvt_pipeline.training.settings import PriorRunSettings, VQVAERunSettings
 
 SETTINGS_NAME = "reproduce.toml"
@@ -34,19 +35,25 @@ OF_THE_ROW = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReproduceSettings:
+class ReproduceSettings(Settings):
     """What `reproduce.toml` of a work directory says. A scale is a preset of these."""
 
-    scale: Scale = "tiny"
-    videos: str | None = None  # unset: the frames in the work directory, and without any the demo's clips
-    media: str | None = None  # where the videos lie that a list names; unset: beside the list
-    max_failures: float = 0.5  # share of clips that may fail in ingest
-    runs: int = 10  # of sampling, each with its own seed
-    max_clips: int | None = None  # first test clips that are measured; unset: all
-    # The rows "Spatial": as the released code trains them (4-frame clips), as the paper describes them (16), or both.
-    spatial: Literal["reference", "full", "both"] = "reference"
-    repetitions: int = 3  # of the timed sampling of one clip, after one that is not counted
-    i3d: str | None = None  # TorchScript network of FVD
+    scale: Scale = setting("tiny", "Preset that the settings started from.")
+    videos: str | None = setting(
+        None, "Source of videos.", unset="the frames in the work directory, or else the clips of a demo"
+    )
+    media: str | None = setting(None, "Folder or URL of the videos that a list names.", unset="next to the list")
+    max_failures: float = setting(0.5, "Fraction of clips that may fail in ingest.", at_least=0, at_most=1)
+    runs: int = setting(10, "Number of sampling runs, each with its own seed.", at_least=1)
+    max_clips: int | None = setting(
+        None, "Largest number of test clips; the first ones are measured.", at_least=1, unset="all"
+    )
+    spatial: Literal["reference", "full", "both"] = setting(
+        "reference",
+        'Rows "Spatial": as the released code trains them (4-frame clips), as the paper describes them (16), or both.',
+    )
+    repetitions: int = setting(3, "Number of timed samplings of one clip, after one that is not counted.", at_least=1)
+    i3d: str | None = setting(None, "TorchScript network of FVD.", unset="no FVD")
     demo: DemoSettings = field(default_factory=DemoSettings)
     manifest: ManifestSettings = field(default_factory=ManifestSettings)
     ingest: IngestSettings = field(default_factory=IngestSettings)
@@ -54,12 +61,6 @@ class ReproduceSettings:
     # Changes to the settings of every tokenizer and prior; `preset` in them replaces the one of the row.
     vqvae: Mapping[str, Any] = field(default_factory=dict)
     prior: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("runs", "max_clips", "repetitions"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value} must be at least 1")
 
 
 def load_settings(

@@ -40,6 +40,7 @@ from lvt_pipeline.provenance import Provenance, differences, missing_outputs, re
 from lvt_pipeline.report import page as report_stage
 from lvt_pipeline.report.page import write_report
 from lvt_pipeline.runs.read import SPOKEN_KINDS, in_precision, read_run, read_tokenizer
+from lvt_pipeline.settings import Settings, required_setting, setting
 from lvt_pipeline.storage import exclusive_lock, write_bytes
 from lvt_pipeline.training import prior as prior_training
 from lvt_pipeline.training import vqvae as vqvae_training
@@ -54,13 +55,13 @@ STARTS = ("preset", "recipe")  # in the tables `vqvae` and `prior`: what their s
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineSettings:
+class PipelineSettings(Settings):
     """Everything `pipeline.toml` may say. The tables `vqvae` and `prior` may start from a `preset` and a `recipe`."""
 
-    videos: str  # folder, pattern, list or URL, as for `lvt manifest build`
-    media: str | None = None  # where the videos lie that a list names; none: beside the list
-    work_dir: str = "."  # relative to the file
-    max_failures: float = 0.5  # share of clips that may fail in ingest
+    videos: str = required_setting("Source of videos: a folder, pattern, list or URL, as for `lvt manifest build`.")
+    media: str | None = setting(None, "Folder or URL of the videos that a list names.", unset="next to the list")
+    work_dir: str = setting(".", "Work directory, relative to the file.")
+    max_failures: float = setting(0.5, "Fraction of clips that may fail in ingest.", at_least=0, at_most=1)
     manifest: ManifestSettings = field(default_factory=ManifestSettings)
     ingest: IngestSettings = field(default_factory=IngestSettings)
     vqvae: VQVAERunSettings = field(default_factory=VQVAERunSettings)
@@ -71,6 +72,7 @@ class PipelineSettings:
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         model = self.prior.model
         for name, frames in (("sample", self.sample.frames), ("evaluate", self.evaluate.frames)):
             if model.subscale[0] != 1 and frames != model.frames:  # better now than after the training
