@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from lvt_pipeline.errors import ConfigError, ShapeError
 from lvt_pipeline.models.vqvae import model as vqvae_module
-from lvt_pipeline.models.vqvae.config import VQVAEConfig
-from lvt_pipeline.models.vqvae.model import VQVAE, ResidualBlock, full_float32, tokenizer_fingerprint
+from lvt_pipeline.models.vqvae.config import DOWNSAMPLING, VQVAEConfig
+from lvt_pipeline.models.vqvae.model import VQVAE, ResidualBlock, full_float32, to_images, tokenizer_fingerprint
+from lvt_pipeline.video.settings import SIZE_STEP
 
 TINY = VQVAEConfig(num_codebooks=2, codebook_size=32, code_width=16, stem_width=8, residual_width=8)
 
@@ -299,3 +300,13 @@ def test_codes_on_a_gpu_are_those_of_the_cpu_but_for_the_last_bits(model: VQVAE)
     torch.backends.cudnn.conv.fp32_precision = "tf32"
     found = model.to("cuda").encode(frames)
     assert float((found != expected).float().mean()) < 1e-3
+
+
+def test_frame_sizes_that_ingest_allows_are_those_that_the_tokenizer_takes() -> None:
+    assert SIZE_STEP == DOWNSAMPLING
+
+
+def test_bytes_become_numbers_between_minus_one_and_one() -> None:
+    images = to_images(torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(-1, -1, -1, 3))
+    assert images.shape == (1, 3, 16, 16)
+    assert torch.equal(images[0, 0].flatten(), torch.arange(256) / 127.5 - 1)

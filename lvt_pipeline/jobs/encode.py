@@ -36,6 +36,7 @@ from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.jobs.change_table import ChangeTable, change_table
 from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.machine import paused_collection
+from lvt_pipeline.models.vqvae.config import DOWNSAMPLING
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Bar, Progress
 from lvt_pipeline.provenance import Provenance
@@ -357,8 +358,6 @@ def _grid(frames: FrameShards) -> tuple[int, int]:
     Raises:
         MismatchError: there are no frames, or they differ in size.
     """
-    from lvt_pipeline.models.vqvae.model import DOWNSAMPLING
-
     if not frames.clips:
         raise MismatchError(f"{frames.root} has no clips to encode")
     first = frames.clips[0]

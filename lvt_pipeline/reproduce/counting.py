@@ -13,12 +13,11 @@ from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.models.prior.adaptive import cutoffs_by_mass
 from lvt_pipeline.models.prior.config import uses_clusters
 from lvt_pipeline.models.prior.model import Prior
+from lvt_pipeline.models.vqvae.config import DOWNSAMPLING
 from lvt_pipeline.reproduce.experiments import PriorRecipe
 from lvt_pipeline.training.dry_run import count_by_part
 from lvt_pipeline.training.prior_settings import resolve_settings
 from lvt_pipeline.training.settings import PriorRunSettings
-
-HALVINGS = 2  # of a frame's sides in the encoder
 
 
 def count_parameters(recipe: PriorRecipe, frame_size: int = 64, codes: Path | None = None) -> int:
@@ -42,7 +41,7 @@ def count_parameters(recipe: PriorRecipe, frame_size: int = 64, codes: Path | No
 def _unseen(recipe: PriorRecipe, frame_size: int) -> dict[str, Any]:
     """What codes would decide that do not exist yet."""
     books, asked = recipe.tokenizer.settings.model, recipe.settings.model
-    side = frame_size // 2**HALVINGS
+    side = frame_size // DOWNSAMPLING
     stated: dict[str, Any] = {
         "num_codebooks": books.num_codebooks,
         "codebook_size": books.codebook_size,

@@ -15,6 +15,7 @@ from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.job import Job
 from lvt_pipeline.models.device import choose_device
 from lvt_pipeline.models.parameters import num_parameters
+from lvt_pipeline.models.vqvae.config import DOWNSAMPLING
 from lvt_pipeline.models.vqvae.model import VQVAE
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
@@ -133,7 +134,7 @@ def dry_run_vqvae(
             vqvae_loss,
             chosen,
         )
-    grid = (size[0] // 4, size[1] // 4)
+    grid = (size[0] // DOWNSAMPLING, size[1] // DOWNSAMPLING)
     return {
         "parameters": num_parameters(model),
         "parameters_by_part": _parameters_by_part(model),

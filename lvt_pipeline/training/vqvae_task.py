@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ from lvt_pipeline.frames.records import FrameClip
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.machine import available_memory
 from lvt_pipeline.models.vqvae.kmeans import ITERATIONS
-from lvt_pipeline.models.vqvae.model import VQVAE, tokenizer_fingerprint
+from lvt_pipeline.models.vqvae.model import VQVAE, to_images, tokenizer_fingerprint
 from lvt_pipeline.models.vqvae.quantize import SlicedQuantizer
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.runs.checkpoints import EMA_NAME, MODEL_NAME
@@ -41,7 +40,7 @@ KMEANS_LATENTS = 32  # latents per code, at least, that k-means starts from
 def vqvae_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> StepLoss:
     """Loss of frames uint8 (B, H, W, 3) under a VQ-VAE; its codebooks move when it is in training mode."""
     frames = batch["frames"]
-    output = model(_to_images(frames))
+    output = model(to_images(frames))
     with torch.no_grad():
         codebook_size = model.codebook_size
         assert isinstance(codebook_size, int)
@@ -133,9 +132,7 @@ class VQVAETask:
         squares = 0.0
         counts = torch.zeros(model.num_codebooks, model.codebook_size, dtype=torch.int64)
         for start in range(0, len(self._val_frames), self._settings.batch_size):
-            images = _to_images(
-                torch.from_numpy(self._val_frames[start : start + self._settings.batch_size]).to(device)
-            )
+            images = to_images(torch.from_numpy(self._val_frames[start : start + self._settings.batch_size]).to(device))
             output = model(images)
             # Both lie in [-1, 1]; in [0, 1] a difference is half as large.
             squares += float(((output.reconstruction.float() - images) / 2).square().double().sum())
@@ -192,7 +189,7 @@ def start_codebooks(task: VQVAETask, progress: Progress = SILENT) -> None:
     rows = range(task.units_per_step)
     while sum(part[:, 0].numel() for part in parts) < wanted:
         frames = task.batch(len(parts) + 1, rows)["frames"].to(model.device)
-        parts.append(model.encode_latents(_to_images(frames)))
+        parts.append(model.encode_latents(to_images(frames)))
     generator = torch.Generator().manual_seed(step_seed(task.seed, 0))  # steps are counted from 1
     with progress.bar("k-means start", model.num_codebooks * (model.codebook_size + ITERATIONS), "centres") as bar:
         model.quantizer.start_from(torch.cat(parts), parts[0][:, 0].numel(), generator, bar.advance)
@@ -227,11 +224,6 @@ def spread_frames(shards: FrameShards, clips: Sequence[FrameClip], count: int) -
             for owner, frame in zip(owners, wanted, strict=True)
         ]
     )
-
-
-def _to_images(frames: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1]."""
-    return rearrange(frames.float() / 127.5 - 1, "b h w c -> b c h w").contiguous()
 
 
 def _count(codes: Tensor, codebook_size: int) -> Tensor:

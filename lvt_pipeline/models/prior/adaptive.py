@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lvt_pipeline.errors import ShapeError
-from lvt_pipeline.models.prior.layers import linear
+from lvt_pipeline.models.prior.attention import linear
 
 # Share of all training codes that the first cluster holds, and the first two. The paper names no cut-offs, but counts
 # the codes that hold 80 % (218 of 512).

@@ -42,6 +42,15 @@ def sinusoidal_positions(shape: Triple, width: int) -> Tensor:
     return encoding.reshape(-1, width)
 
 
+def linear(in_width: int, out_width: int, bias: bool = True) -> nn.Linear:
+    """A linear layer with the released model's start: Xavier-uniform weight, zero bias."""
+    layer = nn.Linear(in_width, out_width, bias=bias)
+    nn.init.xavier_uniform_(layer.weight)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
 class RelativeBias(nn.Module):
     """A score per head that depends on the distance between query and key: one table per axis, summed."""
 

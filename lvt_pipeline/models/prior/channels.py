@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lvt_pipeline.models.prior.adaptive import AdaptiveSoftmax, Tie, code_table
+from lvt_pipeline.models.prior.attention import linear
 from lvt_pipeline.models.prior.config import PriorConfig
-from lvt_pipeline.models.prior.layers import linear
 
 # What each adaptive head shares with the decoder's adaptive input.
 _TIES: dict[str, Tie] = {

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from lvt_pipeline.models.prior.attention import BlockStack, sinusoidal_positions
+from lvt_pipeline.models.prior.attention import BlockStack, linear, sinusoidal_positions
 from lvt_pipeline.models.prior.config import PriorConfig, Triple
-from lvt_pipeline.models.prior.layers import linear
 from lvt_pipeline.models.prior.subscale import PAD
 
 
@@ -61,7 +60,7 @@ class ContextConvolution(nn.Module):
         return summed.reshape(batch, pixels, -1) + self.bias
 
 
-class Encoder(nn.Module):
+class ContextEncoder(nn.Module):
     """What the earlier slices say about each pixel of a slice. No cross-attention: outputs align with pixels."""
 
     def __init__(self, config: PriorConfig, num_slices: int) -> None:

@@ -10,9 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from lvt_pipeline.models.prior.adaptive import AdaptiveEmbedding, code_table
-from lvt_pipeline.models.prior.attention import BlockStack, sinusoidal_positions
+from lvt_pipeline.models.prior.attention import BlockStack, linear, sinusoidal_positions
 from lvt_pipeline.models.prior.config import PriorConfig, Triple
-from lvt_pipeline.models.prior.layers import linear
 
 
 class CausalConvolution(nn.Module):
@@ -49,7 +48,7 @@ class CausalConvolution(nn.Module):
         return rearrange(output, "b d t h w -> b (t h w) d")
 
 
-class Decoder(nn.Module):
+class SliceDecoder(nn.Module):
     """Reads the slice's own pixels, each seeing earlier ones only, together with the encoder's output."""
 
     def __init__(self, config: PriorConfig) -> None:

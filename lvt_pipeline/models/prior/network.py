@@ -18,8 +18,8 @@ from lvt_pipeline.errors import ShapeError
 from lvt_pipeline.models.arguments import shown
 from lvt_pipeline.models.prior.channels import ChannelPredictor
 from lvt_pipeline.models.prior.config import PriorConfig, Triple
-from lvt_pipeline.models.prior.context import Encoder
-from lvt_pipeline.models.prior.decoder import Decoder
+from lvt_pipeline.models.prior.context import ContextEncoder
+from lvt_pipeline.models.prior.decoder import SliceDecoder
 from lvt_pipeline.models.prior.subscale import Subscale, ordinary_tensors, subscale
 
 Codes = Tensor | np.ndarray[Any, Any]
@@ -37,8 +37,8 @@ class PriorNetwork(nn.Module):
         super().__init__()
         self.config = config
         geometry = self.geometry(config.frames)
-        self.encoder = Encoder(config, geometry.num_slices)
-        self.decoder = Decoder(config)
+        self.encoder = ContextEncoder(config, geometry.num_slices)
+        self.decoder = SliceDecoder(config)
         self.predictor = ChannelPredictor(config)
         self._tables: dict[tuple[Triple, str], tuple[Tensor, Tensor, Tensor]] = {}
 

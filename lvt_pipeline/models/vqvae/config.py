@@ -10,6 +10,7 @@ from typing import Literal
 from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.settings import Settings, setting
 
+DOWNSAMPLING = 4  # pixels per latent position, along each axis: two strided convolutions
 MIN_LEVELS = 3  # with two, the half step of even counts would be the whole range
 
 

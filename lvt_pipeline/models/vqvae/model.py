@@ -19,11 +19,9 @@ from torch import Tensor, nn
 from lvt_pipeline import lineage
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ShapeError
-from lvt_pipeline.models.vqvae.config import VQVAEConfig
+from lvt_pipeline.models.vqvae.config import DOWNSAMPLING, VQVAEConfig
 from lvt_pipeline.models.vqvae.fsq import FSQuantizer
 from lvt_pipeline.models.vqvae.quantize import Quantized, SlicedQuantizer, integer_codes
-
-DOWNSAMPLING = 4  # pixels per latent position, along each axis
 
 
 class VQVAEOutput(NamedTuple):
@@ -60,7 +58,7 @@ class ResidualBlock(nn.Module):
         return (rectified if self.residual == "reference" else x) + change
 
 
-class Encoder(nn.Module):
+class FrameEncoder(nn.Module):
     """Frames (B, 3, H, W) in [-1, 1] -> latents (B, D, H/4, W/4). No norm, activation or projection at the end."""
 
     def __init__(self, config: VQVAEConfig) -> None:
@@ -78,7 +76,7 @@ class Encoder(nn.Module):
         return latents
 
 
-class Decoder(nn.Module):
+class FrameDecoder(nn.Module):
     """Code vectors (B, D, h, w) -> frames (B, 3, 4h, 4w) in [-1, 1]."""
 
     def __init__(self, config: VQVAEConfig) -> None:
@@ -105,9 +103,9 @@ class VQVAE(nn.Module):
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        self.encoder = FrameEncoder(config)
         self.quantizer = _quantizer(config)
-        self.decoder = Decoder(config)
+        self.decoder = FrameDecoder(config)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 assert module.bias is not None
@@ -178,7 +176,7 @@ class VQVAE(nn.Module):
         h, w = frames.shape[1] // DOWNSAMPLING, frames.shape[2] // DOWNSAMPLING
         codes = torch.empty(len(frames), h, w, self.num_codebooks, dtype=torch.int64)
         for start, batch in _fixed_batches(frames, batch_size):
-            images = _to_images(batch.to(self.device))
+            images = to_images(batch.to(self.device))
             with full_float32(self.device):
                 latents = self.encode_latents(images.to(self.encoder.down1.weight.dtype)).float()
                 part = self.quantizer.codes(latents)[: len(frames) - start].cpu()
@@ -212,6 +210,11 @@ class VQVAE(nn.Module):
             part = rearrange(pixels, "n c h w -> n h w c")[: count - start].cpu()
             frames[start : start + len(part)] = part
         return frames
+
+
+def to_images(frames: Tensor) -> Tensor:
+    """Frames uint8 (B, H, W, 3) as the networks read them: float32 (B, 3, H, W) in [-1, 1]."""
+    return rearrange((frames.float() / 255 - 0.5) / 0.5, "b h w c -> b c h w").contiguous()
 
 
 def tokenizer_fingerprint(model: VQVAE) -> str:
@@ -284,11 +287,6 @@ def _residual_blocks(config: VQVAEConfig) -> nn.Sequential:
             for _ in range(config.num_residual_blocks)
         )
     )
-
-
-def _to_images(frames: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1]."""
-    return rearrange((frames.float() / 255 - 0.5) / 0.5, "b h w c -> b c h w").contiguous()
 
 
 def _fixed_batches(items: Tensor | np.ndarray[Any, Any], batch_size: int) -> Iterator[tuple[int, Tensor]]:
