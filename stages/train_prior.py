@@ -70,6 +70,7 @@ def command(
         options.out,
         settings,
         generation=at,
+        init_from=options.init_from,
         cache=cache,
         device=options.device,
         max_seconds=options.max_seconds,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -16,16 +18,27 @@ from stages.values import PATH
 
 @stage_command("train-vqvae", settings_home=("lvt_pipeline.training.settings", "VQVAERunSettings"), lists_settings=True)
 @click.option("--frames", type=PATH, help="Frame folder from `lvt ingest`. Not needed with --dry-run.")
+@click.option(
+    "--freeze",
+    type=click.Choice(["encoder"]),
+    help="With --init-from: keep encoder and codebooks and train the decoder alone, so that all codes stay valid. Same "
+    "as --set training.freeze=encoder.",
+)
 @training_options(VQVAERunSettings, "vqvae")
-def command(frames: Path | None, options: TrainingOptions[VQVAERunSettings], as_json: bool) -> None:
+def command(
+    frames: Path | None, freeze: Literal["encoder"] | None, options: TrainingOptions[VQVAERunSettings], as_json: bool
+) -> None:
     """Train the frame VQ-VAE (paper, section 3.1). Run the same command again to resume.
 
     Example: lvt train-vqvae --frames frames -o runs/vqvae --preset bair-vqvae-nc4
     """
     from lvt_pipeline.training.vqvae import dry_run_vqvae, train_vqvae
 
+    settings = options.settings
+    if freeze is not None:
+        settings = replace(settings, training=replace(settings.training, freeze=freeze))
     if options.dry_run:
-        facts = dry_run_vqvae(options.settings, frames=frames, device=options.device)
+        facts = dry_run_vqvae(settings, frames=frames, device=options.device)
         echo_facts(facts, as_json, dry_run_line(facts))
         return
     if frames is None or options.out is None:
@@ -33,7 +46,8 @@ def command(frames: Path | None, options: TrainingOptions[VQVAERunSettings], as_
     record = train_vqvae(
         frames,
         options.out,
-        options.settings,
+        settings,
+        init_from=options.init_from,
         device=options.device,
         max_seconds=options.max_seconds,
         overwrite=options.overwrite,

@@ -27,6 +27,7 @@ class TrainingOptions(Generic[RunSettings]):
 
     settings: RunSettings
     out: Path | None
+    init_from: Path | None
     max_seconds: float | None
     device: str
     dry_run: bool
@@ -53,6 +54,7 @@ def training_options(cls: type[RunSettings], family: str) -> Callable[[Function]
             overrides: tuple[str, ...],
             max_steps: int | None,
             out: Path | None,
+            init_from: Path | None,
             max_seconds: float | None,
             device: str,
             dry_run: bool,
@@ -67,6 +69,7 @@ def training_options(cls: type[RunSettings], family: str) -> Callable[[Function]
             options = TrainingOptions(
                 settings=load(cls, family, preset=chosen, recipe=recipe, config=config, overrides=overrides),
                 out=out,
+                init_from=init_from,
                 max_seconds=max_seconds,
                 device=device,
                 dry_run=dry_run,
@@ -102,6 +105,12 @@ def _options(family: str) -> list[Callable[[Any], Any]]:
         ),
         click.option("--config", type=PATH, help="TOML file of settings."),
         set_option(),
+        click.option(
+            "--init-from",
+            type=PATH,
+            help="Run whose weights a new run starts from, where names and shapes fit. The others are listed and start "
+            "fresh, and so does the optimizer.",
+        ),
         click.option("--max-steps", type=Whole(1), help="Number of steps. Same as --set training.max_steps=N."),
         click.option(
             "--max-seconds",

@@ -34,6 +34,7 @@ def make_store(
     frame_shape: tuple[int, int, int] = (4, 3, 2),
     shard_frames: int = 16,
     content: Mapping[str, str] | None = None,
+    tokenizer: str = TOKENIZER,
 ) -> CodeStore:
     """A store of these clips, or the next generation of the one that is there.
 
@@ -46,7 +47,7 @@ def make_store(
         codebook_size=codebook_size,
         num_codebooks=num_codebooks,
         grid=(height, width),
-        tokenizer=TOKENIZER,
+        tokenizer=tokenizer,
         shard_frames=shard_frames,
     )
     names = {clip_id: (content or {}).get(clip_id, clip_id) for clip_id in lengths}

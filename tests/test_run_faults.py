@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from lvt_pipeline.codes.store import open_codes
-from lvt_pipeline.errors import CheckpointError, LVTError, NotFiniteError, TrainingError
+from lvt_pipeline.errors import CheckpointError, ConfigError, LVTError, NotFiniteError, TrainingError
 from lvt_pipeline.provenance import digest_file
 from lvt_pipeline.runs.checkpoints import FILES_NAME, MODEL_NAME, STATE_NAME, find_checkpoint, load_state
 from lvt_pipeline.runs.layout import read_sealed, write_sealed
@@ -24,9 +24,11 @@ from lvt_pipeline.runs.live import read_live_run
 from lvt_pipeline.runs.read import load_prior, read_run, read_run_config, read_run_record, run_fingerprint
 from lvt_pipeline.runs.trained_clips import find_trained_clips
 from lvt_pipeline.training.prior import train_prior
+from lvt_pipeline.training.vqvae import train_vqvae
 from tests.code_stores import make_store
 from tests.test_prior_training import settings_of
 from tests.test_training_options import Watched
+from tests.test_vqvae_training import make_frames, tiny
 
 STEPS = {"max_steps": 6, "log_every": 1, "eval_every": 2, "checkpoint_every": 3, "picture_every": 6}
 LENGTHS = {f"train/{i}": 4 + i % 5 for i in range(11)} | {"val/a": 6, "test/a": 6}
@@ -35,6 +37,11 @@ LENGTHS = {f"train/{i}": 4 + i % 5 for i in range(11)} | {"val/a": 6, "test/a": 
 @pytest.fixture(scope="module")
 def codes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(tmp_path_factory.mktemp("codes") / "a.zarr", LENGTHS, codebook_size=8, frame_shape=(4, 4, 2)).path
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_frames(tmp_path_factory.mktemp("frames") / "frames")
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +240,7 @@ def test_state_with_odd_values_is_refused_in_one_line(run: Path, codes: Path) ->
 
 
 @pytest.mark.parametrize("due", ["eval_every", "picture_every", "checkpoint_every", "log_every"])
-@pytest.mark.parametrize("rate", [1e10, 1e36])
+@pytest.mark.parametrize("rate", [1e10, 1e30])
 def test_a_diverging_prior_ends_in_the_breakdown_message(tmp_path: Path, codes: Path, due: str, rate: float) -> None:
     seldom = dict.fromkeys(("eval_every", "picture_every", "checkpoint_every", "log_every"), 1000)
     values = {**STEPS, **seldom, due: 1, "learning_rate": rate, "max_steps": 20}
@@ -242,6 +249,20 @@ def test_a_diverging_prior_ends_in_the_breakdown_message(tmp_path: Path, codes: 
     assert "\n" not in str(caught.value)
     assert read_run(tmp_path / "run")["status"] == "failed"
     assert (tmp_path / "run" / "breakdown" / "breakdown.json").exists()
+
+
+@pytest.mark.parametrize("due", ["eval_every", "picture_every", "checkpoint_every"])
+def test_a_diverging_tokenizer_ends_in_the_breakdown_message(tmp_path: Path, frames: Path, due: str) -> None:
+    seldom = dict.fromkeys(("eval_every", "picture_every", "checkpoint_every"), 1000)
+    values = {**seldom, due: 1, "learning_rate": 1e30, "max_steps": 20}
+    with pytest.raises(TrainingError, match=r"training broke down: .* step \d+\. Its batch holds clip\d+ "):
+        train_vqvae(frames, tmp_path / "run", tiny(**values), device="cpu")
+
+
+def test_a_time_limit_that_is_no_time_is_refused(tmp_path: Path, codes: Path) -> None:
+    for value in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(ConfigError, match=r"max_seconds=.* must be a (finite )?number of at least 0"):
+            train_prior(codes, tmp_path / "run", settings_of(**STEPS), device="cpu", max_seconds=value)
 
 
 # Fuzzing -------------------------------------------------------------------------------------------------------------

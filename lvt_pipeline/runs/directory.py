@@ -76,6 +76,7 @@ class RunDirectory:
         record: of a finished run with nothing left to do, else None.
         config_changes: {"step", "changes"} of every resumed training with other settings, oldest first.
         digests: of files that guarantees depend on, by name.
+        fresh_weights: after a warm start, names of the weights that did not come from the earlier run.
     """
 
     def __init__(self, path: Path, plan: RunPlan, *, is_writer: bool, record: Provenance | None, started: str) -> None:
@@ -86,6 +87,7 @@ class RunDirectory:
         self.started = started
         self.config_changes: list[dict[str, Any]] = []
         self.digests: dict[str, str] = {}
+        self.fresh_weights: list[str] = []
         self._state = ("running", 0)
 
     def latest_checkpoint(self) -> Checkpoint | None:
@@ -108,6 +110,11 @@ class RunDirectory:
             return
         write_bytes(self.path / name, content)
         self.digests[name] = hashlib.sha256(content).hexdigest()
+        self.set_status(*self._state)
+
+    def set_start(self, fresh_weights: list[str]) -> None:
+        """Keep in `run.json` which weights did not come from the run that this one starts from."""
+        self.fresh_weights = fresh_weights
         self.set_status(*self._state)
 
     def save(
@@ -148,6 +155,7 @@ class RunDirectory:
             "facts": dict(plan.facts),
             "digests": dict(self.digests),
             **({"config_changes": self.config_changes} if self.config_changes else {}),
+            **({"fresh_weights": self.fresh_weights} if "start" in plan.inputs else {}),
             **({"record": digest_of(record.to_json())} if record is not None else {}),
         }
         write_sealed(self.path / RUN_NAME, facts)

@@ -114,7 +114,7 @@ def read_tokenizer(run: Path | str) -> str | None:
         CheckpointError: there is no run at this path.
         MismatchError: the run is not a VQ-VAE.
     """
-    _expect(Path(run), VQVAE_KIND)
+    require_kind(Path(run), VQVAE_KIND)
     record = read_run_record(run)
     return None if record is None else str(record.counts["tokenizer"])
 
@@ -167,7 +167,7 @@ def load_vqvae(run: Path | str, checkpoint: str | int = "latest", device: str = 
     from lvt_pipeline.models.vqvae.model import VQVAE
 
     path = Path(run)
-    _expect(path, VQVAE_KIND)
+    require_kind(path, VQVAE_KIND)
     model = VQVAE(_model_config(path, VQVAEConfig))
     _fill(model, path, checkpoint, device)
     return model
@@ -179,13 +179,19 @@ def load_prior(run: Path | str, checkpoint: str | int = "latest", device: str = 
     from lvt_pipeline.models.prior.model import Prior
 
     path = Path(run)
-    _expect(path, PRIOR_KIND)
+    require_kind(path, PRIOR_KIND)
     model = Prior(_model_config(path, PriorConfig))
     _fill(model, path, checkpoint, device)
     return model
 
 
-def _expect(run: Path, kind: str) -> None:
+def require_kind(run: Path, kind: str) -> None:
+    """Refuse a run of another kind.
+
+    Raises:
+        CheckpointError: there is no run at this path.
+        MismatchError: it is of another kind.
+    """
     found = read_run(run)["kind"]
     if found != kind:
         raise MismatchError(

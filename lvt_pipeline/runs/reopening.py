@@ -69,6 +69,7 @@ def _reopen(run: RunDirectory, allow_config_change: bool, progress: Progress) ->
     state = read_run(path)
     run.config_changes = list(state.get("config_changes", []))
     run.digests = dict(state["digests"])
+    run.fresh_weights = list(state.get("fresh_weights", []))
     run.started = state["started"]
     changes = _require_same_run(path, plan, state, allow_config_change)
     checkpoint = run.latest_checkpoint()
@@ -146,11 +147,12 @@ def _require_same_run(path: Path, plan: RunPlan, state: Mapping[str, Any], allow
     Returns:
         the changes of settings that were allowed.
     """
-    for role, digest in plan.inputs.items():
-        before = state["inputs"].get(role, "")
+    for role in sorted({*plan.inputs, *state["inputs"]}):
+        before, digest = (short(inputs.get(role, "")) or "none" for inputs in (state["inputs"], plan.inputs))
         if before != digest:
+            what = "weights (--init-from)" if role == "start" else role
             raise ChangedRunError(
-                f"{path} was started on {role} {short(before)} but these are {short(digest)}; "
+                f"{path} was started on {what} {before} but these are {digest}; "
                 "give the same ones, train into a new directory, or start again with --overwrite"
             )
     changes = _changed_settings(plan, state)

@@ -18,9 +18,14 @@ from lvt_pipeline.runs.read import read_run
 DIGITS = 16  # two of a million clips agree by chance once in 10^7 datasets
 
 
-def list_trained_clips(clips: Iterable[CodeClip]) -> bytes:
-    """The content of `trained_clips.txt` for the clips of a training."""
-    lines = sorted({clip.fingerprint[:DIGITS] for clip in clips})
+def list_trained_clips(clips: Iterable[CodeClip], started_from: Path | None = None) -> bytes:
+    """The content of `trained_clips.txt` for the clips of a training.
+
+    Args:
+        started_from: run whose weights it starts from; its clips count as well.
+    """
+    before = _read_list(started_from) if started_from is not None else set()
+    lines = sorted({clip.fingerprint[:DIGITS] for clip in clips} | before)
     return "".join(f"{line}\n" for line in lines).encode()
 
 

@@ -18,18 +18,19 @@ from lvt_pipeline.codes.loading.batches import check_mix
 from lvt_pipeline.codes.loading.cache import Cache, Tier, cache_file, choose_tier
 from lvt_pipeline.codes.loading.windows import CodeWindows
 from lvt_pipeline.codes.store import CodeStore, open_codes
-from lvt_pipeline.errors import ConfigError
+from lvt_pipeline.errors import ConfigError, MismatchError
 from lvt_pipeline.job import Job
 from lvt_pipeline.models.device import choose_device
 from lvt_pipeline.models.prior.adaptive import set_frequencies
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.provenance import Provenance
+from lvt_pipeline.provenance import Provenance, short
 from lvt_pipeline.runs.directory import RunDirectory, RunPlan
 from lvt_pipeline.runs.layout import RUN_NAME, TRAINED_CLIPS_NAME
-from lvt_pipeline.runs.read import PRIOR_KIND, read_run, read_run_record
+from lvt_pipeline.runs.read import PRIOR_KIND, read_run, read_run_record, require_kind
 from lvt_pipeline.runs.trained_clips import list_trained_clips
+from lvt_pipeline.runs.warm_start import WarmStart
 from lvt_pipeline.training.distributed import Ranks, joined_ranks
 from lvt_pipeline.training.dry_run import count_by_part, measure_step
 from lvt_pipeline.training.prior_settings import (
@@ -55,6 +56,7 @@ def train_prior(
     settings: PriorRunSettings | None = None,
     *,
     generation: int | None = None,
+    init_from: Path | None = None,
     cache: Cache = "auto",
     device: str = "auto",
     max_seconds: float | None = None,
@@ -71,6 +73,8 @@ def train_prior(
         codes: code store from `lvt encode-dataset`; several are mixed by `settings.training.mix`.
         out: run directory.
         generation: the generation of the store that a new run is trained on; the current one by default.
+        init_from: run whose weights a new run starts from, where names and shapes fit; the optimizer starts fresh. Its
+            codes must be of the same tokenizer.
         cache: where the training codes are kept: "ram", "mmap", "stream" or "auto", see `CodeWindows`. Streaming needs
             the order `settings.training.shuffle="shards"`, which a new run takes on when it streams and keeps.
         device: "auto", "cpu", "cuda" or "cuda:N". Under `torchrun` every process takes its own part of each batch.
@@ -89,13 +93,14 @@ def train_prior(
     """
     settings = settings or PriorRunSettings()
     paths = [codes] if isinstance(codes, Path) else list(codes)
-    require_output_folder(out, STAGE, paths)
+    require_output_folder(out, STAGE, [*paths, init_from])
     check_mix(settings.training.mix, len(paths))
     stores = _open_stores(paths, out, generation, overwrite, progress)
     check_alike(stores)
     resolved = resolve_settings(settings, stores[0], stores[1:])
     names = class_names(stores, resolved.model.num_classes)
     options = SessionOptions(
+        start=_warm_start(init_from, resolved, stores[0], names) if init_from is not None else None,
         max_seconds=max_seconds,
         overwrite=overwrite,
         allow_config_change=allow_config_change,
@@ -112,7 +117,8 @@ def train_prior(
                 CodeWindows(one, frames=resolved.model.frames, split="train", cache=tier, progress=progress)
                 for one, tier in zip(stores, tiers, strict=True)
             ]
-            run.write_guarded(TRAINED_CLIPS_NAME, list_trained_clips(clip for one in windows for clip in one.clips))
+            clips = [clip for one in windows for clip in one.clips]
+            run.write_guarded(TRAINED_CLIPS_NAME, list_trained_clips(clips, started_from=init_from))
             model = _make_model(resolved, stores, ranks)
             return PriorTask(model, windows, training, class_names=names, progress=progress)
 
@@ -190,6 +196,28 @@ def _plan(
         harmless=HARMLESS_SETTINGS,
         facts={"tokenizer": stores[0].tokenizer, "class_names": names, "generation": stores[0].generation},
     )
+
+
+def _warm_start(run: Path, resolved: ResolvedPriorSettings, store: CodeStore, names: list[str]) -> WarmStart:
+    """The weights of a prior for codes of the same tokenizer; positions and classes with another meaning start fresh.
+
+    Raises:
+        MismatchError: it was trained on codes of another tokenizer.
+    """
+    require_kind(run, PRIOR_KIND)
+    state = read_run(run)
+    tokenizer = state["facts"].get("tokenizer", store.tokenizer)
+    if tokenizer != store.tokenizer:
+        raise MismatchError(
+            f"{run} was trained on codes of tokenizer {short(tokenizer)} but {store.path} was made by "
+            f"{short(store.tokenizer)}: the same numbers mean other pictures; start without --init-from"
+        )
+    fresh = []
+    if tuple(state["settings"]["model"]["subscale"]) != resolved.model.subscale:
+        fresh.append("encoder.slice_embedding.")
+    if state["facts"].get("class_names", []) != names:
+        fresh.append("encoder.class_embedding.")
+    return WarmStart.of(run, PRIOR_KIND, fresh=fresh)
 
 
 def _make_model(resolved: ResolvedPriorSettings, stores: Sequence[CodeStore], ranks: Ranks) -> Prior:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.models.parameters import num_parameters
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.directory import RunDirectory, RunPlan
 from lvt_pipeline.runs.reopening import open_run
+from lvt_pipeline.runs.warm_start import WarmStart
 from lvt_pipeline.training.distributed import Ranks
 from lvt_pipeline.training.loop import train
 from lvt_pipeline.training.task import Task
@@ -22,13 +25,20 @@ from lvt_pipeline.training.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class SessionOptions:
-    """How a training is carried out, which never changes its result. Meanings as in `train_prior`."""
+    """How a training is carried out, and the weights that it starts from. Meanings as in `train_prior`."""
 
     max_seconds: float | None = None
     overwrite: bool = False
     allow_config_change: bool = False
     track: Sequence[str] = ()
     progress: Progress = SILENT
+    start: WarmStart | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_seconds is not None and not 0 <= self.max_seconds < math.inf:
+            raise ConfigError(
+                f"max_seconds={self.max_seconds} must be a number of at least 0; leave it out for no limit"
+            )
 
 
 class RecordedTask(Task, Protocol):
@@ -62,6 +72,10 @@ def run_training(
         LVTError: as `open_run` and `train`.
     """
 
+    start = options.start
+    if start is not None:
+        plan = replace(plan, inputs={**plan.inputs, "start": start.fingerprint})
+
     def opening(is_writer: bool) -> AbstractContextManager[RunDirectory]:
         return open_run(
             out,
@@ -75,7 +89,13 @@ def run_training(
     with ranks.in_turn(opening) as run:
         if run.record is not None:
             return run.record
+        is_new = run.latest_checkpoint() is None
         task = make_task(run)
+        if start is not None and is_new:
+            fresh = start.fill(task.model)
+            listed = f"; fresh: {', '.join(fresh)}" if fresh else ""
+            options.progress.say(f"starting from the weights of {start.run}{listed}")
+            run.set_start(fresh)
         result = train(
             task,
             plan.resolved.training,
@@ -89,6 +109,7 @@ def run_training(
             "parameters": num_parameters(task.model),
             **result.counts(),
             **task.facts(result.weights, result.evaluation),
+            **({"fresh_weights": run.fresh_weights} if start is not None else {}),
         }
         record = run.finish(result.weights, counts, steps=result.steps, seconds=result.seconds)
         return ranks.share(record)  # only rank 0 has seen the validation clips

@@ -144,6 +144,11 @@ class VQVAETraining(TrainingSettings):
     eval_every: int = 2_000
     picture_every: int = 2_000
     checkpoint_every: int = 2_000
+    freeze: Literal["encoder"] | None = setting(
+        None,
+        "Part whose weights stay. encoder: with the codebooks, so that only the decoder changes and codes stay valid.",
+        unset="nothing",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.job import Job
 from lvt_pipeline.models.device import choose_device
@@ -22,6 +23,7 @@ from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.directory import RunDirectory, RunPlan
 from lvt_pipeline.runs.read import VQVAE_KIND
+from lvt_pipeline.runs.warm_start import WarmStart
 from lvt_pipeline.training.distributed import joined_ranks
 from lvt_pipeline.training.dry_run import count_by_part, measure_step
 from lvt_pipeline.training.session import SessionOptions, run_training
@@ -41,6 +43,7 @@ def train_vqvae(
     out: Path,
     settings: VQVAERunSettings | None = None,
     *,
+    init_from: Path | None = None,
     device: str = "auto",
     max_seconds: float | None = None,
     overwrite: bool = False,
@@ -53,6 +56,7 @@ def train_vqvae(
     Args:
         frames: frame shards from `lvt ingest`.
         out: run directory.
+        init_from: run whose weights a new run starts from, where names and shapes fit; the optimizer starts fresh.
         device: "auto", "cpu", "cuda" or "cuda:N". Under `torchrun` every process takes its own part of each batch.
         max_seconds: save and stop after this time.
         overwrite: train from nothing, whatever is in `out`.
@@ -69,7 +73,7 @@ def train_vqvae(
         TrainingError: the loss is not finite any more.
     """
     settings = settings or VQVAERunSettings()
-    require_output_folder(out, JOB.stage, (frames,))
+    require_output_folder(out, STAGE, (frames, init_from))
     shards = FrameShards(frames)
     plan = RunPlan(
         job=JOB,
@@ -80,7 +84,10 @@ def train_vqvae(
         harmless=HARMLESS_SETTINGS,
         facts={},
     )
+    if settings.training.freeze is not None and init_from is None:
+        raise ConfigError("training.freeze=encoder keeps the encoder of an earlier run; give that run as --init-from")
     options = SessionOptions(
+        start=_warm_start(init_from, settings) if init_from is not None else None,
         max_seconds=max_seconds,
         overwrite=overwrite,
         allow_config_change=allow_config_change,
@@ -93,11 +100,17 @@ def train_vqvae(
             with seeded(settings.training.seed, ranks.device):
                 model = VQVAE(settings.model).to(ranks.device)
             task = VQVAETask(model, shards, settings.training, progress=progress)
-            if settings.model.codebook_init == "kmeans" and run.latest_checkpoint() is None:
+            needs_start = settings.model.codebook_init == "kmeans" and init_from is None
+            if needs_start and run.latest_checkpoint() is None:
                 start_codebooks(task, progress)
             return task
 
         return run_training(out, plan, ranks, options, make_task)
+
+
+def _warm_start(run: Path, settings: VQVAERunSettings) -> WarmStart:
+    is_frozen = settings.training.freeze == "encoder"
+    return WarmStart.of(run, VQVAE_KIND, required=("encoder.", "quantizer.") if is_frozen else ())
 
 
 def dry_run_vqvae(

@@ -28,7 +28,7 @@ from lvt_pipeline.models.vqvae.quantize import SlicedQuantizer
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.runs.checkpoints import EMA_NAME, MODEL_NAME
 from lvt_pipeline.training.monitors import CodebookWatch
-from lvt_pipeline.training.settings import TrainingSettings
+from lvt_pipeline.training.settings import TrainingSettings, VQVAETraining
 from lvt_pipeline.training.task import StepLoss, step_seed
 from lvt_pipeline.video.tiles import picture_grid
 
@@ -75,6 +75,10 @@ class VQVAETask:
         self.model: nn.Module = model
         self.seed = settings.seed
         self.units_per_step = settings.batch_size
+        self._is_frozen = isinstance(settings, VQVAETraining) and settings.freeze == "encoder"
+        if self._is_frozen:
+            model.encoder.requires_grad_(False)
+            model.quantizer.requires_grad_(False)
         books = range(model.num_codebooks)
         self.metric_names: tuple[str, ...] = (
             *("reconstruction_loss", "commitment_loss", "batch_perplexity"),
@@ -116,6 +120,9 @@ class VQVAETask:
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> StepLoss:
         """See `vqvae_loss`."""
+        if self._is_frozen:
+            assert isinstance(model, VQVAE)
+            model.quantizer.eval()  # its tables move in training mode
         return vqvae_loss(model, batch)
 
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
