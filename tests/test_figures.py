@@ -180,6 +180,12 @@ def test_long_series_are_averaged_with_a_band_around_them() -> None:
     assert max(heights) - min(heights) > CHART_SIZE[1] / 3
 
 
+def test_values_that_are_close_have_labels_that_differ() -> None:
+    tree = chart(Series("a", [1, 2, 3], [1.4801, 1.4822, 1.4863]))
+    labels = [text.text for text in tree.iter(f"{SVG}text") if re.fullmatch(r"1\.4\d*", text.text or "")]
+    assert len(labels) == len(set(labels)) >= 4
+
+
 def test_series_differ_by_marker_as_well_as_by_colour() -> None:
     tree = chart(Series("a", [1, 2], [1, 2]), Series("b", [1, 2], [2, 1]))
     paths = [[path for path in group.iter(f"{SVG}path") if "transform" in path.attrib] for group in lines_of(tree)]

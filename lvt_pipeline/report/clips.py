@@ -139,7 +139,7 @@ def _pictures(work: WorkDir, names: Sequence[str]) -> tuple[dict[str, str], str]
         tokenizer = work.require_tokenizer_of(store)
         middle = int(work.results["frames"]) // 2
     except LVTError as problem:
-        return {}, f"No pictures: {problem}"
+        return {}, f"No pictures: {problem}."
     except (TypeError, ValueError, KeyError):
         middle = 0
     result = {}

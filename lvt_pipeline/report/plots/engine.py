@@ -300,5 +300,7 @@ def plain_numbers(axes: Axes, *names: str) -> None:
 
     for name in names:
         axis = axes.xaxis if name == "x" else axes.yaxis
-        axis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
+        ticks = set(axis.get_majorticklocs().tolist())
+        digits = len({format_number(tick) for tick in ticks}) < len(ticks)  # three are too few to tell them apart
+        axis.set_major_formatter(FuncFormatter(lambda x, _, digits=digits: f"{x:.6g}" if digits else format_number(x)))
         axis.set_minor_formatter(NullFormatter())
