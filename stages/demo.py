@@ -37,8 +37,9 @@ def command(
     console.say(f"{'demo':15} {num_clips} videos -> {videos}")
     if videos_only:
         return
-    from lvt_pipeline.workspace.pipeline import load_settings
+    from lvt_pipeline.pipeline.making import Making
+    from lvt_pipeline.workspace.settings import load_settings
 
     settings = load_settings(videos=videos, work_dir=out / "work", preset="tiny", overrides=overrides)
-    facts = run_pipeline(settings, console, device=device, workers=None)
+    facts = run_pipeline(settings, console, Making(device=device, progress=console))
     echo_facts(facts, as_json, closing_lines(facts))

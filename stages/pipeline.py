@@ -11,22 +11,25 @@ from lvt_pipeline.progress import format_seconds
 from stages.console import Console
 
 if TYPE_CHECKING:
-    from lvt_pipeline.workspace.pipeline import PipelineSettings, StageResult
+    from lvt_pipeline.pipeline.making import Making
+    from lvt_pipeline.pipeline.running import StageResult
+    from lvt_pipeline.workspace.settings import PipelineSettings
 
-SETTINGS_HOME = ("lvt_pipeline.workspace.pipeline", "PipelineSettings")
+SETTINGS_HOME = ("lvt_pipeline.workspace.settings", "PipelineSettings")
 
 
-def run_pipeline(settings: PipelineSettings, console: Console, *, device: str, workers: int | None) -> dict[str, Any]:
-    """Run the stages with a line for each on stderr; the facts of the run."""
-    from lvt_pipeline.workspace.pipeline import Pipeline
+def run_pipeline(
+    settings: PipelineSettings, console: Console, making: Making, until: str | None = None
+) -> dict[str, Any]:
+    """Run the stages, up to and with `until`, with a line for each on stderr; returns the facts of the run."""
+    from lvt_pipeline.pipeline.running import Pipeline
 
     started = time.monotonic()
 
     def on_end(result: StageResult) -> None:
         console.say(f"{result.name:15} {result_line(result)}")
 
-    pipeline = Pipeline(settings, device=device, num_workers=workers)
-    results = pipeline.run(progress=console, on_end=on_end)
+    results = Pipeline(settings, making).run(until=until, on_end=on_end)
     return {
         "work_dir": settings.work_dir,
         "seconds": round(time.monotonic() - started, 3),
@@ -48,10 +51,10 @@ def closing_lines(facts: Mapping[str, Any]) -> str:
     work_dir = Path(facts["work_dir"])
     made = [stage for stage in facts["stages"] if stage["made"]]
     took = format_seconds(facts["seconds"])
+    is_kept = any(not stage["made"] and stage["because"] for stage in facts["stages"])
+    found = f"no stage in {work_dir} is stale" if is_kept else f"every stage in {work_dir} is done and unchanged"
     lines = [
-        f"{len(made)} of {len(facts['stages'])} stages run in {took}"
-        if made
-        else f"nothing to do: every stage in {work_dir} is done and unchanged ({took})",
+        f"{len(made)} of {len(facts['stages'])} stages run in {took}" if made else f"nothing to do: {found} ({took})",
         f"videos: {work_dir / 'videos'}",
         f"report: {work_dir / 'report.html'}",
     ]
@@ -61,7 +64,7 @@ def closing_lines(facts: Mapping[str, Any]) -> str:
 def result_line(result: StageResult) -> str:
     """The outcome of a stage."""
     if not result.was_made:
-        return "unchanged"
+        return "kept, its data have changed" if result.reasons else "unchanged"
     return f"{count_list(result.record.counts)} -> {result.output} in {format_seconds(result.seconds)}"
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
+from lvt_pipeline.progress import format_seconds
+from lvt_pipeline.workspace.layout import ARTEFACTS
 from stages.console import Console, echo_facts
 from stages.options import (
     device_option,
@@ -18,14 +21,18 @@ from stages.options import (
     workers_option,
 )
 from stages.pipeline import SETTINGS_HOME, closing_lines, run_pipeline
-from stages.values import PATH, TEXT
+from stages.values import PATH, TEXT, Real
+
+if TYPE_CHECKING:
+    from lvt_pipeline.codes.loading.cache import Cache
+    from lvt_pipeline.pipeline.running import PlannedStage
 
 
 def _list_settings(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     """Print all keys and end."""
     if not value or ctx.resilient_parsing:
         return
-    from lvt_pipeline.workspace.pipeline import PipelineSettings
+    from lvt_pipeline.workspace.settings import PipelineSettings
 
     formatter = ctx.make_formatter()
     formatter.write_dl(setting_rows(PipelineSettings))
@@ -34,7 +41,7 @@ def _list_settings(ctx: click.Context, param: click.Parameter, value: bool) -> N
 
 
 @stage_command("run", settings_home=SETTINGS_HOME)
-@click.argument("file", type=PATH, required=False, metavar="[PIPELINE.toml]")
+@click.argument("file", type=PATH, required=False, metavar="[PIPELINE.toml|WORK_DIR]")
 @click.option("--videos", type=TEXT, help="Folder of videos, or any source that `lvt manifest build` accepts.")
 @media_option
 @click.option(
@@ -55,6 +62,27 @@ def _list_settings(ctx: click.Context, param: click.Parameter, value: bool) -> N
     callback=_list_settings,
     help="Print all settings for --set and PIPELINE.toml with their defaults, and exit.",
 )
+@click.option("--until", type=click.Choice([artefact.stage for artefact in ARTEFACTS]), help="Last stage to run. [all]")
+@click.option(
+    "--retrain",
+    type=click.Choice(["vqvae", "prior", "all"]),
+    help="Network to train again if its settings or data have changed; the old run is kept.",
+)
+@click.option("--dry-run", is_flag=True, help="Print for each stage what would be done and why; write nothing.")
+@click.option("--max-seconds", type=Real(min=0), help="Time after which to save and stop (exit code 75).")
+@click.option(
+    "--cache",
+    type=click.Choice(["auto", "ram", "mmap", "stream"]),
+    default="auto",
+    show_default=True,
+    help="Place of the codes during training: in memory, in a mapped file, or read shard by shard.",
+)
+@click.option(
+    "--track",
+    type=click.Choice(["tensorboard", "wandb"]),
+    multiple=True,
+    help="Tracker that shows the training metrics too; may be repeated.",
+)
 @workers_option
 @device_option
 @json_option
@@ -65,20 +93,56 @@ def command(
     work_dir: Path | None,
     preset: str | None,
     overrides: tuple[str, ...],
+    until: str | None,
+    retrain: str | None,
+    dry_run: bool,
+    max_seconds: float | None,
+    cache: Cache,
+    track: tuple[str, ...],
     workers: int | None,
     device: str,
     as_json: bool,
 ) -> None:
     """Run all stages, from videos to a trained model, samples and a report. Finished, unchanged stages are skipped.
 
+    A trained network is never discarded unasked: when only its data have changed, it is kept and used.
+
     Example: lvt run --videos my_videos --work-dir work --preset tiny
     """
     if file is None and work_dir is None:
         raise click.UsageError("give a pipeline file, or --videos and --work-dir")
-    from lvt_pipeline.workspace.pipeline import load_settings
+    from lvt_pipeline.pipeline.making import Making
+    from lvt_pipeline.pipeline.running import Pipeline
+    from lvt_pipeline.workspace.settings import load_settings
 
+    if file is not None and file.is_dir():
+        file, work_dir = None, work_dir or file
     settings = load_settings(
         file=file, videos=videos, media=media, work_dir=work_dir, preset=preset, overrides=overrides
     )
-    facts: dict[str, Any] = run_pipeline(settings, Console(), device=device, workers=workers)
+    console = Console()
+    making = Making(
+        device=device,
+        num_workers=workers,
+        max_failures=settings.max_failures,
+        cache=cache,
+        track=track,
+        deadline=None if max_seconds is None else time.monotonic() + max_seconds,
+        retrain=frozenset(("vqvae", "prior") if retrain == "all" else (retrain,) if retrain else ()),
+        progress=console,
+    )
+    if dry_run:
+        plan = Pipeline(settings, making).plan()
+        stages = {"stages": [stage.to_json() for stage in plan]}
+        echo_facts(stages, as_json, "\n".join(map(_planned_line, plan)))
+        return
+    facts = run_pipeline(settings, console, making, until)
     echo_facts(facts, as_json, closing_lines(facts))
+
+
+def _planned_line(stage: PlannedStage) -> str:
+    """What would be done with a stage, on how many clips, about how long, and why."""
+    size = f"{stage.clips:,} clips" if stage.clips else ""
+    duration = f"about {format_seconds(stage.seconds)}" if stage.seconds else ""
+    facts = ", ".join(filter(None, (size, duration)))
+    return f"{stage.name:15} {stage.action:11} {'; '.join(filter(None, (facts, *stage.reasons)))}".rstrip()

@@ -47,16 +47,17 @@ def command(path: Path, as_json: bool) -> None:
 def _stages(work_dir: Path) -> list[dict[str, str]]:
     from lvt_pipeline.runs.layout import RUN_NAME
     from lvt_pipeline.runs.live import read_live_run
-    from lvt_pipeline.workspace.pipeline import open_pipeline
+    from lvt_pipeline.workspace.states import work_dir_states
 
     facts = []
-    for state in open_pipeline(work_dir).states():
+    for state in work_dir_states(work_dir):
         record = state.record
         detail = "; ".join(state.reasons)
         if state.state == "unfinished" and (state.output / RUN_NAME).is_file():
             detail = run_line(read_live_run(state.output))
         if state.state == "done" and record is not None:
-            detail = f"{count_list(record.counts)} ({format_seconds(record.seconds)}, {record.finished})"
+            counted = f"{count_list(record.counts)} ({format_seconds(record.seconds)}, {record.finished})"
+            detail = state.note or counted
         facts.append({"stage": state.name, "state": state.state, "output": str(state.output), "detail": detail})
     return facts
 

@@ -40,7 +40,8 @@ for _room, _below in {
     "evaluation": "video frames codes models runs training jobs",
     "workspace": "video manifest frames codes models runs training jobs evaluation demo",
     "report": "video manifest frames codes models runs training jobs evaluation workspace",
-    "reproduce": "video manifest frames codes models runs training jobs evaluation report workspace demo",
+    "pipeline": "video manifest frames codes models runs training jobs evaluation workspace report",
+    "reproduce": "video manifest frames codes models runs training jobs evaluation workspace report pipeline demo",
 }.items():
     ROOMS[_room] = frozenset(_below.split())
 ROOMS["stages"] = frozenset({*ROOMS})

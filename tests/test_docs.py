@@ -219,7 +219,7 @@ def test_every_preset_and_recipe_of_a_command_exists() -> None:
 
 def test_every_setting_of_a_command_exists() -> None:
     from lvt_pipeline.training.settings import PriorRunSettings, VQVAERunSettings
-    from lvt_pipeline.workspace.pipeline import load_settings
+    from lvt_pipeline.workspace.settings import load_settings
 
     checked = 0
     for call in (*fenced_calls(), *inline_calls()):
@@ -252,7 +252,7 @@ def test_every_preset_in_a_table_exists() -> None:
 
 
 def test_every_toml_block_is_toml_and_pipeline_files_can_be_used(tmp_path: Path) -> None:
-    from lvt_pipeline.workspace.pipeline import load_settings
+    from lvt_pipeline.workspace.settings import load_settings
 
     for block in blocks("toml"):
         tables = tomllib.loads(block.text)
@@ -264,7 +264,7 @@ def test_every_toml_block_is_toml_and_pipeline_files_can_be_used(tmp_path: Path)
 
 @pytest.mark.parametrize("recipe", sorted(REPOSITORY.glob("data_manifests/*.toml")), ids=lambda recipe: recipe.name)
 def test_every_recipe_can_be_used_and_is_listed(recipe: Path) -> None:
-    from lvt_pipeline.workspace.pipeline import load_settings
+    from lvt_pipeline.workspace.settings import load_settings
 
     settings = load_settings(file=recipe, videos=Path("videos"), work_dir=Path("work"))
     assert (settings.videos, settings.work_dir) == ("videos", "work")

@@ -88,7 +88,6 @@ def test_work_dir_alone_goes_on_with_its_own_settings(work_dir: Path, tmp_path: 
     ("lost", "made"),
     [
         ("manifest.jsonl", ["manifest"]),
-        ("frames", ["ingest"]),
         ("frames/train-000000.tar", ["ingest"]),
         ("data.zarr", ["encode-dataset"]),
         ("samples.zarr", ["sample"]),

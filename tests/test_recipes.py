@@ -14,7 +14,7 @@ from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.training.prior_settings import resolve_settings
 from lvt_pipeline.training.settings import PriorRunSettings, TrainingSettings, VQVAERunSettings
-from lvt_pipeline.workspace.pipeline import load_settings
+from lvt_pipeline.workspace.settings import load_settings
 
 Lvt = Callable[..., tuple[int, str, str]]
 SETTINGS: dict[str, type[PriorRunSettings] | type[VQVAERunSettings]] = {

@@ -20,7 +20,7 @@ from lvt_pipeline.models.vqvae.config import VQVAEConfig
 from lvt_pipeline.reproduce.experiments import ReproduceSettings
 from lvt_pipeline.settings import Listed, list_settings, setting
 from lvt_pipeline.training.settings import PriorRunSettings, PriorTraining, VQVAERunSettings, VQVAETraining
-from lvt_pipeline.workspace.pipeline import PipelineSettings
+from lvt_pipeline.workspace.settings import PipelineSettings
 
 DOCS = Path(__file__).parents[1] / "docs"
 CLASSES = {

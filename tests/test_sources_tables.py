@@ -171,7 +171,7 @@ def test_every_option_of_the_command_arrives(tmp_path: Path, lvt: Callable[..., 
 
 
 def test_a_pipeline_runs_from_a_list_and_its_media(tmp_path: Path) -> None:
-    from lvt_pipeline.workspace.pipeline import load_settings
+    from lvt_pipeline.workspace.settings import load_settings
 
     (tmp_path / "pipeline.toml").write_text('videos = "lists/t.csv"\nmedia = "v"\n')
     settings = load_settings(file=tmp_path / "pipeline.toml")

@@ -27,8 +27,8 @@ from lvt_pipeline.frames.writer import write_frames
 from lvt_pipeline.jobs.encode import encode_dataset
 from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
+from lvt_pipeline.pipeline.making import encode_up_to_date
 from lvt_pipeline.progress import SILENT
-from lvt_pipeline.workspace.pipeline import encode_up_to_date
 from tests.toy_codes import FIVE, SCHEMA, codes_of, files_of, planned, record, shards_of, write
 from tests.toy_work import ToyWork, make_tokenizer, make_toy_work, moving_square
 

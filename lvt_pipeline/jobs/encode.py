@@ -356,7 +356,7 @@ def _grid(frames: FrameShards) -> tuple[int, int]:
     """(h, w) of the codes of these frames.
 
     Raises:
-        MismatchError: there are no frames, or they differ in size.
+        MismatchError: the folder is empty, or its frames differ in size.
     """
     if not frames.clips:
         raise MismatchError(f"{frames.root} has no clips to encode")

@@ -45,7 +45,7 @@ VERSION = 1
 JOB = Job(stage=STAGE, version=VERSION, kind="manifest")
 
 _DEFAULTS = ManifestSettings()
-_MEMO = Path(".lvt") / "digests.sqlite"
+MEMO = Path(".lvt") / "digests.sqlite"
 _REMARKS_OF_A_KIND = 5  # beyond these, remarks of a kind are counted and not printed
 _MOVED = "moved_into_empty_splits"
 
@@ -141,7 +141,7 @@ def build_manifest(
     kind = settings.kind or recognise(location)
     if settings.kind is None:
         progress.say(f"{source}: recognised as {KIND_NAMES[kind]}")
-    left_out = LeftOut(ignored=_own_files(out))
+    left_out = LeftOut(ignored=own_files(out))
     listing = list_source(location, kind, None if media is None else location_of(media), settings, left_out)
     for remark in listing.remarks:
         progress.say(f"{source}: {remark}")
@@ -187,7 +187,7 @@ def _with_content(drafts: Sequence[Draft], out: Path, progress: Progress) -> tup
         if draft.id in seen:
             raise ManifestError(f"two clips have the id {draft.id!r}; give them different ids or time ranges")
         seen.add(draft.id)
-    memo = DigestMemo(out.absolute().parent / _MEMO)
+    memo = DigestMemo(out.absolute().parent / MEMO)
     digests = ContentDigests(memo)
     try:
         found = digests.of_all(drafts, progress)
@@ -196,7 +196,7 @@ def _with_content(drafts: Sequence[Draft], out: Path, progress: Progress) -> tup
     return [_clip(draft, digest) for draft, digest in zip(drafts, found, strict=True)], digests.problems
 
 
-def _own_files(out: Path) -> set[str]:
+def own_files(out: Path) -> set[str]:
     """The manifest and its record, which may be in the folder that is listed."""
     return {str(path.absolute()) for path in (out, record_path(out))}
 

@@ -28,10 +28,11 @@ from lvt_pipeline.report.parts import Part, problem
 from lvt_pipeline.report.samples import samples_section
 from lvt_pipeline.report.work import SHOWN, MissingPart, WorkDir, stage_records
 from lvt_pipeline.storage import write_bytes
+from lvt_pipeline.workspace.layout import REPORT_VERSION
 
 STAGE = "report"
 FILE_MARK = b'<meta name="generator" content="lvt '  # near the beginning of every page
-VERSION = 3  # 2: tabs, single clips, everything that lvt evaluate measures; 3: charts of the one plotting engine
+VERSION = REPORT_VERSION
 JOB = Job(stage=STAGE, version=VERSION, kind="report")
 SECTIONS: Mapping[str, Callable[[WorkDir], Part]] = {
     "data": sections.data_section,

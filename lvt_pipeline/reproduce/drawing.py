@@ -63,7 +63,7 @@ def draw_figure(name: str, sampled: Sampled, out: Path, title: str) -> FigureFil
     """Figures 3 and 4: samples. Figures 6, 7 and 8: a sample with its codes; the first, the best and the worst one.
 
     Best and worst are by LPIPS, SSIM or MSE against what really happened, the first that was measured, as in `lvt
-    figures`. A sample is one possible future, so this finds samples that go wrong, and is no score.
+    figures`. A sample is one possible future, so this finds samples that go wrong, and is not a score.
 
     Raises:
         ArtefactError: the samples of the evaluation are not there any more.

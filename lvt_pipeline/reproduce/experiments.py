@@ -201,7 +201,7 @@ def find_targets(names: Sequence[str]) -> list[Target]:
     """The targets of these names, each once; "all" is every one.
 
     Raises:
-        ConfigError: there is no such table or figure.
+        ConfigError: a name is unknown.
     """
     found: dict[str, Target] = {}
     for name in names:

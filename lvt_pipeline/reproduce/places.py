@@ -19,7 +19,7 @@ from lvt_pipeline.errors import ArtefactError, ConfigError
 from lvt_pipeline.provenance import read_record
 from lvt_pipeline.reproduce.experiments import SETTINGS_NAME, PriorRecipe, TokenizerRecipe
 from lvt_pipeline.reproduce.published import Dataset
-from lvt_pipeline.workspace.pipeline import load_settings as load_pipeline
+from lvt_pipeline.workspace.settings import load_settings as load_pipeline
 
 DEMO = "the demo's clips"
 

@@ -5,8 +5,9 @@ Every output is cached by content like those of `lvt run`, so nothing is made tw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,15 @@ from typing import Any
 from lvt_pipeline import config
 from lvt_pipeline.demo.videos import write_demo_videos
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
-from lvt_pipeline.evaluation import evaluate as evaluate_stage
 from lvt_pipeline.evaluation.evaluate import evaluate
 from lvt_pipeline.evaluation.protocols import evaluate_protocol, recorded_settings
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.interrupts import stop_requested
-from lvt_pipeline.jobs import encode as encoding
-from lvt_pipeline.jobs.ingest import settings as ingest_settings
-from lvt_pipeline.jobs.ingest.ingest import ingest
-from lvt_pipeline.manifest import manifest as manifest_stage
 from lvt_pipeline.manifest.manifest import build_manifest
 from lvt_pipeline.manifest.sources import recognise
+from lvt_pipeline.pipeline.making import Maker, Making
+from lvt_pipeline.pipeline.running import StageResult, bring_up_to_date, check_failures
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, digest_file, read_record, record_path
 from lvt_pipeline.reproduce import drawing, timing
@@ -42,27 +40,22 @@ from lvt_pipeline.reproduce.filling import PROTOCOL, fill_table
 from lvt_pipeline.reproduce.places import Data, Places, describe_data, makes_demo
 from lvt_pipeline.reproduce.tables import FilledTable
 from lvt_pipeline.reproduce.timing import TimingSettings, time_sampling
-from lvt_pipeline.runs.read import in_precision
 from lvt_pipeline.storage import exclusive_lock, write_bytes
-from lvt_pipeline.training import prior as prior_training
-from lvt_pipeline.training import vqvae as vqvae_training
-from lvt_pipeline.training.prior import train_prior
-from lvt_pipeline.training.vqvae import train_vqvae
-from lvt_pipeline.workspace.pipeline import (
-    Stage,
-    StageResult,
-    StageState,
-    check_failures,
-    encode_up_to_date,
-    resume_or_restart,
-)
+from lvt_pipeline.workspace.stages import Stage, StageState, new_stage
 
 
 @dataclass(frozen=True)
 class Step:
-    """A stage with what is known about it before it runs."""
+    """A stage with what is known about it before it runs.
+
+    Attributes:
+        make: how its output is made; None: as `lvt run` does it.
+        always: whether it runs even when it is done, because only then it looks for new videos.
+    """
 
     stage: Stage
+    make: Maker | None = None
+    always: bool = False
     training_steps: int | None = None
     parameters: Callable[[], int] | None = None
 
@@ -78,7 +71,7 @@ class PlannedStep:
     @property
     def is_done(self) -> bool:
         """Whether it would be skipped."""
-        return self.state.state == "done"
+        return self.state.state in ("done", "outdated")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -119,7 +112,12 @@ class Reproduction:
         num_workers: int | None = None,
     ) -> None:
         self.targets, self.settings, self.work_dir = targets, settings, work_dir
-        self._device, self._num_workers = device, num_workers
+        self._making = Making(
+            device=device,
+            num_workers=num_workers,
+            max_failures=settings.max_failures,
+            remedy="delete {run} and run this again",
+        )
         self._places = Places(work_dir)
         self._i3d = None if settings.i3d is None else Path(settings.i3d)
         self._measured = EvaluateSettings(max_clips=settings.max_clips, priming_pixels="both")
@@ -139,7 +137,7 @@ class Reproduction:
     def plan(self) -> list[PlannedStep]:
         """Every stage that the targets need, in order, without changing anything."""
         planned = []
-        for step in self._all_steps(SILENT):
+        for step in self._all_steps():
             state = step.stage.state()
             parameters = None if step.parameters is None else step.parameters()
             planned.append(PlannedStep(state, step.training_steps, parameters))
@@ -165,24 +163,25 @@ class Reproduction:
         """
         outcomes: list[Outcome] = []
         seen: set[Path] = set()
+        making = replace(self._making, progress=progress)
         with exclusive_lock(self.work_dir), stop_requested() as stop:
 
-            def bring_up_to_date(steps: Iterable[Step]) -> None:
+            def bring_all(steps: Iterable[Step]) -> None:
                 for step in steps:
                     if step.stage.output in seen:
                         continue
                     seen.add(step.stage.output)
-                    result = step.stage.run()
+                    result = run_step(step, making)
                     on_end(result)
                     if result.output == self._places.frames:
                         check_failures(result, self.settings.max_failures)
                     stop.raise_if_set(f"{step.stage.name} is finished")
 
             self._save_settings()
-            bring_up_to_date(self._data_steps(progress))
+            bring_all(self._data_steps())
             self._check_test_clips()
             for target in self.targets:
-                bring_up_to_date(self._steps(target, progress))
+                bring_all(self._steps(target))
                 outcomes.append(self._finish(target))
                 on_target(outcomes[-1])
         return outcomes
@@ -207,198 +206,124 @@ class Reproduction:
 
     # What has to be there -------------------------------------------------------------------------------------------
 
-    def _all_steps(self, progress: Progress) -> Iterator[Step]:
-        yield from self._data_steps(progress)
+    def _all_steps(self) -> Iterator[Step]:
+        yield from self._data_steps()
         seen: set[Path] = set()
         for target in self.targets:
-            for step in self._steps(target, progress):
+            for step in self._steps(target):
                 if step.stage.output not in seen:
                     seen.add(step.stage.output)
                     yield step
 
-    def _steps(self, target: Target, progress: Progress) -> Iterator[Step]:
+    def _steps(self, target: Target) -> Iterator[Step]:
         for tokenizer in target_tokenizers(target, self.settings):
-            yield from self._tokenizer_steps(tokenizer, progress)
+            yield from self._tokenizer_steps(tokenizer)
             if target.is_table:
-                yield self._tokenizer_result(tokenizer, progress)
+                yield self._tokenizer_result(tokenizer)
         for prior in target_priors(target, self.settings):
-            yield from self._tokenizer_steps(prior.tokenizer, progress)
-            yield self._prior_training(prior, progress)
-            yield self._prior_result(prior, progress)
+            yield from self._tokenizer_steps(prior.tokenizer)
+            yield self._prior_training(prior)
+            yield self._prior_result(prior)
             if target.is_timed:
-                yield self._prior_timing(prior, progress)
+                yield self._prior_timing(prior)
 
-    def _data_steps(self, progress: Progress) -> Iterator[Step]:
+    def _data_steps(self) -> Iterator[Step]:
         settings, manifest, frames = self.settings, self._places.manifest, self._places.frames
         is_demo = makes_demo(settings.videos, self._places)
         if settings.videos is None and not is_demo and not manifest.exists():
             return  # frames that somebody put here
-
-        def list_clips(is_stale: bool) -> Provenance:
-            videos: Path | str | None = settings.videos
-            if is_demo:
-                write_demo_videos(self._places.demo_videos, settings.demo, progress=progress)
-                videos = self._places.demo_videos
-            assert videos is not None
-            return build_manifest(videos, manifest, settings.manifest, media=settings.media, progress=progress)
-
         if settings.videos is not None or is_demo:
-            yield Step(_stage(manifest_stage, manifest, settings.manifest, dict, list_clips, always=True))
+            stage = new_stage("manifest", manifest, settings.manifest)
+            yield Step(stage, self._list_clips, always=True)
         elif record_path(frames).exists():
             return  # of `lvt run` or `lvt ingest`, with settings of their own
-        yield Step(
-            _stage(
-                ingest_settings,
-                frames,
-                settings.ingest,
-                lambda: {"manifest": read_record(manifest).fingerprint},
-                lambda is_stale: ingest(
-                    manifest,
-                    frames,
-                    settings.ingest,
-                    num_workers=self._num_workers,
-                    max_failures=settings.max_failures,
-                    progress=progress,
-                ),
-            )
-        )
+        yield Step(new_stage("frames", frames, settings.ingest, {"manifest": manifest}))
 
-    def _tokenizer_steps(self, recipe: TokenizerRecipe, progress: Progress) -> Iterator[Step]:
-        places, device = self._places, self._device
-        run, codes, frames = places.run(recipe), places.codes(recipe), places.frames
+    def _list_clips(self, stage: Stage, making: Making, state: StageState) -> Provenance:
+        settings, videos, media = self.settings, self.settings.videos, self.settings.media
+        if videos is None:
+            write_demo_videos(self._places.demo_videos, settings.demo, progress=making.progress)
+            videos = str(self._places.demo_videos)
+        return build_manifest(videos, stage.output, settings.manifest, media=media, progress=making.progress)
 
-        def inputs() -> dict[str, str]:
-            return {"frames": read_record(frames).fingerprint}
+    def _tokenizer_steps(self, recipe: TokenizerRecipe) -> Iterator[Step]:
+        places, frames = self._places, self._places.frames
+        run, codes = places.run(recipe), places.codes(recipe)
+        training = new_stage("vqvae", run, recipe.settings, {"frames": frames}, recipe.name)
+        yield Step(training, training_steps=recipe.settings.training.max_steps)
+        yield Step(new_stage("codes", codes, self.settings.encode, {"frames": frames, "tokenizer": run}, recipe.name))
 
-        yield Step(
-            _stage(
-                vqvae_training,
-                run,
-                recipe.settings,
-                inputs,
-                lambda is_stale: resume_or_restart(
-                    run,
-                    inputs(),
-                    lambda: train_vqvae(frames, run, recipe.settings, device=device, progress=progress),
-                    progress,
-                ),
-                of=recipe.name,
-            ),
-            recipe.settings.training.max_steps,
-        )
-        encode = self.settings.encode
-        yield Step(
-            _stage(
-                encoding,
-                codes,
-                encode,
-                lambda: (
-                    inputs() | {"tokenizer": in_precision(str(read_record(run).counts["tokenizer"]), encode.precision)}
-                ),
-                lambda is_stale: encode_up_to_date(frames, run, codes, encode, device, progress),
-                of=recipe.name,
-            )
-        )
+    def _tokenizer_result(self, recipe: TokenizerRecipe) -> Step:
+        places = self._places
+        sources = {"codes": places.codes(recipe), "frames": places.frames, "vqvae": places.run(recipe)}
+        stage = new_stage("evaluation", places.result(recipe), self._measured, sources, recipe.name)
 
-    def _tokenizer_result(self, recipe: TokenizerRecipe, progress: Progress) -> Step:
-        run, codes, out = self._places.run(recipe), self._places.codes(recipe), self._places.result(recipe)
-        return Step(
-            _stage(
-                evaluate_stage,
-                out,
+        def make(stage: Stage, making: Making, state: StageState) -> Provenance:
+            return evaluate(
+                sources["codes"],
+                stage.output,
                 self._measured,
-                lambda: self._inputs({"codes": codes, "frames": self._places.frames, "vqvae": run}),
-                lambda is_stale: evaluate(
-                    codes,
-                    out,
-                    self._measured,
-                    frames=self._places.frames,
-                    vqvae=run,
-                    i3d=self._i3d,
-                    device=self._device,
-                    progress=progress,
-                ),
-                of=recipe.name,
+                frames=sources["frames"],
+                vqvae=sources["vqvae"],
+                i3d=self._i3d,
+                device=making.device,
+                progress=making.progress,
             )
-        )
 
-    def _prior_training(self, recipe: PriorRecipe, progress: Progress) -> Step:
-        run, codes = self._places.run(recipe), self._places.codes(recipe.tokenizer)
+        return Step(replace(stage, extra_inputs=self._network_inputs), make)
 
-        def inputs() -> Mapping[str, str]:
-            return {"codes": read_record(codes).fingerprint}
+    def _prior_training(self, recipe: PriorRecipe) -> Step:
+        codes = self._places.codes(recipe.tokenizer)
+        stage = new_stage("prior", self._places.run(recipe), recipe.settings, {"codes": codes}, recipe.name)
+        steps = recipe.settings.training.max_steps
+        return Step(stage, training_steps=steps, parameters=lambda: self._count_parameters(recipe))
 
-        return Step(
-            _stage(
-                prior_training,
-                run,
-                recipe.settings,
-                inputs,
-                lambda is_stale: resume_or_restart(
-                    run,
-                    inputs(),
-                    lambda: train_prior(codes, run, recipe.settings, device=self._device, progress=progress),
-                    progress,
-                ),
-                of=recipe.name,
-            ),
-            recipe.settings.training.max_steps,
-            lambda: self._count_parameters(recipe),
-        )
+    def _prior_result(self, recipe: PriorRecipe) -> Step:
+        places, out = self._places, self._places.result(recipe)
+        sources = {
+            "codes": places.codes(recipe.tokenizer),
+            "prior": places.run(recipe),
+            "frames": places.frames,
+            "vqvae": places.run(recipe.tokenizer),
+        }
+        settings = recorded_settings(PROTOCOL, self._measured, range(self.settings.runs))
+        stage = new_stage("evaluation", out, settings, sources, recipe.name)
 
-    def _prior_result(self, recipe: PriorRecipe, progress: Progress) -> Step:
-        run, codes, out = self._places.run(recipe), self._places.codes(recipe.tokenizer), self._places.result(recipe)
-        vqvae = self._places.run(recipe.tokenizer)
-        seeds = range(self.settings.runs)
-
-        def inputs() -> Mapping[str, str]:
-            needed = {"codes": codes, "prior": run, "frames": self._places.frames, "vqvae": vqvae}
-            return self._inputs(needed) | _samples_of(out)
-
-        stage = Stage(
-            f"{evaluate_stage.STAGE} {recipe.name}",
-            out,
-            evaluate_stage.VERSION,
-            recorded_settings(PROTOCOL, self._measured, seeds),
-            inputs,
-            lambda is_stale: evaluate_protocol(
-                codes,
+        def make(stage: Stage, making: Making, state: StageState) -> Provenance:
+            return evaluate_protocol(
+                sources["codes"],
                 out,
                 PROTOCOL,
                 self._measured,
-                prior=run,
-                frames=self._places.frames,
-                vqvae=vqvae,
+                prior=sources["prior"],
+                frames=sources["frames"],
+                vqvae=sources["vqvae"],
                 i3d=self._i3d,
                 num_runs=self.settings.runs,
-                device=self._device,
-                progress=progress,
-            ),
-        )
-        return Step(stage)
+                device=making.device,
+                progress=making.progress,
+            )
 
-    def _prior_timing(self, recipe: PriorRecipe, progress: Progress) -> Step:
+        return Step(replace(stage, extra_inputs=lambda: self._network_inputs() | _samples_of(out)), make)
+
+    def _prior_timing(self, recipe: PriorRecipe) -> Step:
         run, codes, out = self._places.run(recipe), self._places.codes(recipe.tokenizer), self._places.timing(recipe)
         settings = TimingSettings(
             frames=PROTOCOL.frames,
             priming_frames=PROTOCOL.priming_frames,
             repetitions=self.settings.repetitions,
-            device=timing.device_type(self._device),
+            device=timing.device_type(self._making.device),
         )
-        return Step(
-            _stage(
-                timing,
-                out,
-                settings,
-                lambda: {"codes": read_record(codes).fingerprint, "prior": read_record(run).fingerprint},
-                lambda is_stale: time_sampling(run, codes, out, settings, device=self._device, progress=progress),
-                of=recipe.name,
-            )
-        )
+        stage = new_stage("evaluation", out, settings, {"codes": codes, "prior": run})
+        stage = replace(stage, name=f"{timing.STAGE} {recipe.name}", version=timing.VERSION)
 
-    def _inputs(self, paths: Mapping[str, Path]) -> dict[str, str]:
-        found = {role: read_record(path).fingerprint for role, path in paths.items()}
-        return found if self._i3d is None else found | {"i3d": _digest(self._i3d)}
+        def make(stage: Stage, making: Making, state: StageState) -> Provenance:
+            return time_sampling(run, codes, out, settings, device=making.device, progress=making.progress)
+
+        return Step(stage, make)
+
+    def _network_inputs(self) -> dict[str, str]:
+        return {} if self._i3d is None else {"i3d": _digest(self._i3d)}
 
     def _count_parameters(self, recipe: PriorRecipe) -> int:
         """Parameters of a prior: of the trained one, or of one that is only planned."""
@@ -425,23 +350,20 @@ class Reproduction:
             frames=self._places.frames,
             vqvae=self._places.run(prior.tokenizer),
             result=self._places.result(prior),
-            device=self._device,
+            device=self._making.device,
         )
         return Outcome(target, drawing.draw_figure(target.name, sampled, out, title))
 
 
-def _stage(
-    module: Any,
-    output: Path,
-    settings: Any,
-    inputs: Callable[[], Mapping[str, str]],
-    make: Callable[[bool], Provenance],
-    *,
-    of: str = "",
-    always: bool = False,
-) -> Stage:
-    name = f"{module.STAGE} {of}".rstrip()
-    return Stage(name, output, module.VERSION, config.to_plain(settings), inputs, make, always)
+def run_step(step: Step, making: Making) -> StageResult:
+    """Bring the output of a step up to date."""
+    if not step.always or step.make is None:
+        return bring_up_to_date(step.stage, making, step.make)
+    state = step.stage.state()
+    began = time.monotonic()
+    record = step.make(step.stage, making, state)
+    was_made = state.state != "done" or record != state.record
+    return StageResult(step.stage.name, step.stage.output, was_made, state.reasons, record, time.monotonic() - began)
 
 
 def _samples_of(out: Path) -> dict[str, str]:

@@ -82,7 +82,7 @@ def train_vqvae(
         inputs={"frames": shards.fingerprint},
         max_steps=settings.training.max_steps,
         harmless=HARMLESS_SETTINGS,
-        facts={},
+        facts={"geometry": shards.record.settings.get("geometry", {})},
     )
     if settings.training.freeze is not None and init_from is None:
         raise ConfigError("training.freeze=encoder keeps the encoder of an earlier run; give that run as --init-from")

@@ -15,6 +15,7 @@ from lvt_pipeline.provenance import ZARR_METADATA, Provenance, missing_outputs, 
 from lvt_pipeline.runs.layout import METRICS_NAME, RUN_NAME
 from lvt_pipeline.runs.read import read_run
 from lvt_pipeline.storage import json_log
+from lvt_pipeline.workspace.states import work_dir_states
 
 if TYPE_CHECKING:
     from lvt_pipeline.codes.store import CodeStore
@@ -211,9 +212,7 @@ def _videos(path: Path, record: Provenance | None) -> dict[str, Any]:
 
 
 def _work_dir(path: Path, record: Provenance | None) -> dict[str, Any]:
-    from lvt_pipeline.workspace.pipeline import open_pipeline
-
-    return {state.name: state.state for state in open_pipeline(path).states()}
+    return {state.name: state.state for state in work_dir_states(path)}
 
 
 _READERS: dict[str, Callable[[Path, Provenance | None], dict[str, Any]]] = {

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SETTINGS_NAME = "pipeline.toml"
+REPORT_VERSION = 3  # 2: tabs, single clips, all that lvt evaluate measures; 3: charts of the one plotting engine
+FRAMES_MEMORY = Path(".lvt") / "frames"  # the record of the frames, which outlives them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,16 +17,18 @@ from typing import Any
 from lvt_pipeline.codes.schema import CodeClip, codes_fingerprint, shards_of
 from lvt_pipeline.codes.store import CodeStore, open_codes, read_table
 from lvt_pipeline.config import build
-from lvt_pipeline.errors import ConfigError
+from lvt_pipeline.errors import ArtefactError, ConfigError
 from lvt_pipeline.frames.records import FrameClip
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs.ingest.settings import IngestSettings, line_fingerprint
 from lvt_pipeline.manifest.manifest import read_manifest
 from lvt_pipeline.provenance import SHORT, canonical_json, short
-from lvt_pipeline.runs.read import precision_of
+from lvt_pipeline.runs.read import precision_of, read_tokenizer
 from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.read import reader_version, readers_of
 from lvt_pipeline.video.settings import GeometrySettings
+from lvt_pipeline.workspace.layout import Layout
+from lvt_pipeline.workspace.settings import find_work_dir
 
 
 def explain_clip(
@@ -76,6 +78,39 @@ def explain_clip(
     if manifest is not None:
         reasons += _changed_source(manifest, wanted, shards)
     return reasons
+
+
+def explain_stored_clip(
+    store: Path,
+    clip_id: str,
+    *,
+    frames: Path | None = None,
+    vqvae: Path | None = None,
+    generation: int | None = None,
+) -> dict[str, list[str]]:
+    """What makes a clip of a code store stale; an empty list means it is up to date.
+
+    Args:
+        frames, vqvae: what it should be made of; those of the work directory when neither is given.
+        generation: of the store, the current one by default.
+
+    Raises:
+        ArtefactError: nothing was given, and `store` is not the code store of a work directory.
+        StoreError: neither the store nor the frames have that clip.
+    """
+    manifest = None
+    if frames is None and vqvae is None:
+        layout = Layout(find_work_dir(store))
+        if store.absolute() != layout["codes"]:
+            raise ArtefactError(
+                f"{store} is not the code store of {layout.work_dir}; give {layout['codes']}, or --frames and --vqvae"
+            )
+        frames, vqvae, manifest = layout["frames"], layout["vqvae"], layout["manifest"]
+    tokenizer = read_tokenizer(vqvae) if vqvae is not None else None
+    if manifest is not None and not manifest.exists():
+        manifest = None
+    reasons = explain_clip(store, clip_id, frames=frames, tokenizer=tokenizer, manifest=manifest, generation=generation)
+    return {clip_id: reasons}
 
 
 def _tokenizer(codes: CodeStore, tokenizer: str | None) -> Iterator[str]:

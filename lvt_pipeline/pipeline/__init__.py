@@ -1,0 +1,1 @@
+"""Running the stages of a work directory, in order and only where something changed."""

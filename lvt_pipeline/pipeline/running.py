@@ -1,0 +1,248 @@
+"""All stages in order, in one work directory: `lvt run`.
+
+Nothing trained is discarded unasked. A network whose data alone have changed is kept and used; one whose settings have
+changed is replaced if its training was short, and otherwise only on request.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lvt_pipeline.errors import ArtefactError, OverBudget, Stopped
+from lvt_pipeline.job import finished_record
+from lvt_pipeline.manifest.manifest import build_manifest
+from lvt_pipeline.pipeline.making import MAKERS, Maker, Making
+from lvt_pipeline.provenance import Provenance, write_record
+from lvt_pipeline.storage import exclusive_lock
+from lvt_pipeline.workspace.clip_changes import has_videos
+from lvt_pipeline.workspace.layout import BY_ROLE, FRAMES_MEMORY, Layout
+from lvt_pipeline.workspace.settings import PipelineSettings, names_same_videos, save_settings
+from lvt_pipeline.workspace.stages import Stage, StageState
+from lvt_pipeline.workspace.states import clip_changes, stages_of, states_of
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a run did with a stage: made it, or found that there was nothing to do.
+
+    Attributes:
+        reasons: why it was made, or in what way a network that was kept is outdated.
+    """
+
+    name: str
+    output: Path
+    was_made: bool
+    reasons: list[str]
+    record: Provenance
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """What a run would do with a stage.
+
+    Attributes:
+        action: "nothing", "keep" (an outdated network), "resume", "make" or "make again".
+        clips: that the work is about; None where that is not known yet.
+        seconds: about how long it would take, from the last time; None where there was none.
+    """
+
+    name: str
+    action: str
+    reasons: list[str]
+    clips: int | None
+    seconds: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def check_failures(frames: StageResult, allowed: float) -> None:
+    """Refuse to continue with frames of which too many clips are missing.
+
+    Args:
+        allowed: share of clips that may fail.
+
+    Raises:
+        OverBudget: more failed.
+    """
+    failed, clips = frames.record.counts["failures"], frames.record.counts["clips"]
+    if failed > allowed * (failed + clips):
+        raise OverBudget(
+            f"{failed} of {failed + clips} clips failed and max_failures={allowed}; "
+            f"repair those in {frames.output / 'failures.jsonl'}, or allow more with --set max_failures=0.9"
+        )
+
+
+def bring_up_to_date(stage: Stage, making: Making, make: Maker | None = None) -> StageResult:
+    """Make the output of a stage, unless it is done or a network that is kept.
+
+    Args:
+        make: how; by default as `lvt run` does it.
+    """
+    started = time.monotonic()
+    state = stage.state()
+    record = state.record
+    if record is None or not making.keeps(stage, state):
+        made = (make or MAKERS[stage.role])(stage, making, state)
+        was_made = state.state != "done" or made != record
+        return StageResult(stage.name, stage.output, was_made, state.reasons, made, time.monotonic() - started)
+    if state.state == "outdated":
+        making.progress.say(
+            f"{stage.output} is kept and used although its data have changed ({'; '.join(state.reasons)}); to train it "
+            f"on the new data, {making.advice(stage)}"
+        )
+    return StageResult(stage.name, stage.output, False, state.reasons, record, time.monotonic() - started)
+
+
+class Pipeline:
+    """The stages of one work directory."""
+
+    def __init__(self, settings: PipelineSettings, making: Making | None = None) -> None:
+        self.settings = settings
+        self.work_dir = Path(settings.work_dir)
+        changes = settings.when_data_changes
+        always = {role for role in ("vqvae", "prior") if getattr(changes, role) == "retrain"}
+        self._making = making or Making(max_failures=settings.max_failures)
+        self._retrain_outdated = self._making.retrain | always
+
+    def plan(self) -> list[PlannedStage]:
+        """What `run` would do, in order. Nothing is written."""
+        return [
+            self._planned(stage, state)
+            for stage, state in zip(stages_of(self.settings), states_of(self.settings), strict=True)
+        ]
+
+    def run(
+        self,
+        *,
+        until: str | None = None,
+        on_start: Callable[[str], None] = lambda name: None,
+        on_end: Callable[[StageResult], None] = lambda result: None,
+    ) -> list[StageResult]:
+        """Make what is missing or stale, in order.
+
+        Args:
+            until: the last stage to look at, such as "encode-dataset"; None: all.
+            on_start, on_end: called around each stage that is looked at.
+
+        Raises:
+            BusyError: another run works in this directory.
+            Stopped: the time is over; what was finished is kept.
+            LVTError: a stage failed; what was finished is kept.
+        """
+        results: list[StageResult] = []
+        with exclusive_lock(self.work_dir):
+            for stage in stages_of(self.settings):
+                self._require_time(stage)
+                on_start(stage.name)
+                result = self._bring_up_to_date(stage)
+                if not results:  # the clips are known: from here on the directory is what these settings say
+                    save_settings(self.settings, self.work_dir)
+                on_end(result)
+                results.append(result)
+                if stage.role == "frames":
+                    check_failures(result, self.settings.max_failures)
+                if stage.name == until:
+                    break
+        return results
+
+    def _require_time(self, stage: Stage) -> None:
+        deadline = self._making.deadline
+        if deadline is not None and time.monotonic() >= deadline:
+            raise Stopped(f"the time is over before {stage.name}; run the same command again to continue")
+
+    def _bring_up_to_date(self, stage: Stage) -> StageResult:
+        if stage.role == "manifest":
+            return self._list_clips(stage)
+        state = stage.state()
+        making = self._making
+        if state.state == "outdated" and stage.role in self._retrain_outdated:
+            making = replace(making, retrain=self._retrain_outdated)
+        if stage.role == "frames" and state.state == "missing" and not self._has_videos():
+            return self._without_frames(stage, state)
+        if BY_ROLE[stage.role].needs_pixels and not making.keeps(stage, state):
+            self._restore_frames(stage)
+        result = bring_up_to_date(stage, making)
+        if stage.role == "frames":
+            self._remember(result.record)
+        return result
+
+    def _list_clips(self, stage: Stage) -> StageResult:
+        """Look for videos. When all are gone, the manifest of the time when they were there still counts."""
+        started = time.monotonic()
+        state, say = stage.state(), self._making.progress.say
+        is_same = names_same_videos(self.settings, self.work_dir)
+        if state.record is not None and state.state == "done" and is_same and not self._has_videos():
+            say(f"there are no videos in {self.settings.videos}; the clips of {stage.output} are used as they are")
+            return StageResult(stage.name, stage.output, False, [], state.record, time.monotonic() - started)
+        settings = self.settings
+        record = build_manifest(
+            settings.videos, stage.output, settings.manifest, media=settings.media, progress=self._making.progress
+        )
+        was_made = state.state != "done" or record != state.record
+        return StageResult(stage.name, stage.output, was_made, state.reasons, record, time.monotonic() - started)
+
+    def _has_videos(self) -> bool:
+        settings = self.settings
+        return has_videos(settings.videos, Layout(self.work_dir)["manifest"], settings.manifest, settings.media)
+
+    def _without_frames(self, stage: Stage, state: StageState) -> StageResult:
+        """Continue without pixels: stages that need codes only still run."""
+        codes = finished_record(Layout(self.work_dir)["codes"])
+        if codes is None:
+            raise ArtefactError(
+                f"{stage.output} is not there and there are no videos in {self.settings.videos}; put one of them back"
+            )
+        self._making.progress.say(f"{stage.output} is not there and there are no videos: only codes are used")
+        counts = {"clips": codes.counts.get("clips", 0), "failures": 0}
+        record = Provenance(kind="frames", stage=stage.name, version=stage.version, settings=stage.plain_settings,
+                            inputs={}, fingerprint="", counts=counts)  # fmt: skip
+        return StageResult(stage.name, stage.output, False, state.reasons, record, 0.0)
+
+    def _restore_frames(self, wanted_by: Stage) -> None:
+        """Make deleted frames again, for a stage that needs pixels.
+
+        Raises:
+            ArtefactError: the videos are gone too.
+        """
+        stage = next(stage for stage in stages_of(self.settings) if stage.role == "frames")
+        if finished_record(stage.output) is not None:
+            return
+        if not self._has_videos():
+            raise ArtefactError(
+                f"{wanted_by.name} needs pixels, but {stage.output} was deleted and there are no videos in "
+                f"{self.settings.videos}; put one of them back"
+            )
+        self._making.progress.say(f"{wanted_by.name} needs pixels: {stage.output} is made again")
+        self._remember(MAKERS["frames"](stage, self._making, stage.state()))
+
+    def _remember(self, record: Provenance) -> None:
+        """Keep the record of the frames where deleting them does not delete it."""
+        memory = self.work_dir / FRAMES_MEMORY
+        if finished_record(memory) != record:
+            write_record(memory, record)
+
+    def _planned(self, stage: Stage, state: StageState) -> PlannedStage:
+        is_kept = state.state == "outdated" and stage.role not in self._retrain_outdated
+        action = {
+            "done": "nothing",
+            "outdated": "keep" if is_kept else "make again",
+            "stale": "make again",
+            "unfinished": "resume",
+        }.get(state.state, "make")
+        counts = state.record.counts if state.record is not None else {}
+        clips, seconds = counts.get("clips"), None if state.record is None else state.record.seconds
+        if action in ("nothing", "keep"):
+            return PlannedStage(stage.name, action, state.reasons, 0, 0.0)
+        changes = clip_changes(self.settings) if stage.role in ("frames", "codes") else None
+        if isinstance(clips, int) and changes:  # only clips that are new or changed cost time
+            todo = changes.added + changes.changed
+            seconds = None if seconds is None or not clips else seconds * todo / clips
+            clips = todo
+        return PlannedStage(stage.name, action, state.reasons, clips, seconds)

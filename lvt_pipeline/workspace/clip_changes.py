@@ -1,0 +1,162 @@
+"""How a list of clips has changed, in words: "3 clips added, 1 changed, 2 removed"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lvt_pipeline.codes.schema import codes_fingerprint
+from lvt_pipeline.codes.store import open_codes
+from lvt_pipeline.errors import LVTError
+from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.manifest.digests import ContentDigests
+from lvt_pipeline.manifest.manifest import MEMO, ManifestSettings, own_files, read_manifest
+from lvt_pipeline.manifest.sources import list_source, location_of, recognise
+from lvt_pipeline.manifest.sources.walk import LeftOut
+from lvt_pipeline.provenance import DigestMemo
+from lvt_pipeline.video.locations import exists, is_url
+
+HASHED_BYTES = 2**28  # of new or touched videos that are read to compare them; more would no longer be a quick look
+
+
+@dataclass(frozen=True)
+class ClipChanges:
+    """Numbers of clips that were added, changed and removed."""
+
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.changed or self.removed)
+
+    def __str__(self) -> str:
+        """The numbers that are not zero, such as "3 clips added, 1 changed"; "" without a change."""
+        parts = [(self.added, "added"), (self.changed, "changed"), (self.removed, "removed")]
+        texts = [f"{count:,} {what}" for count, what in parts if count]
+        if not texts:
+            return ""
+        count, _, what = texts[0].partition(" ")
+        return ", ".join([f"{count} clip{'' if count == '1' else 's'} {what}", *texts[1:]])
+
+
+def compare(old: Mapping[str, str], new: Mapping[str, str]) -> ClipChanges:
+    """The changes between two lists of clips.
+
+    Args:
+        old, new: what a clip is made of, by id.
+    """
+    changed = sum(old[clip_id] != made_of for clip_id, made_of in new.items() if clip_id in old)
+    return ClipChanges(len(new.keys() - old.keys()), changed, len(old.keys() - new.keys()))
+
+
+def changes_of_frames(manifest: Path, frames: Path) -> str:
+    """How a manifest differs from the folder of frames made of an earlier one.
+
+    Raises:
+        ArtefactError: one of them cannot be read.
+    """
+    shards = FrameShards(frames)
+    wanted = {clip.id: clip.digest for clip in read_manifest(manifest)}
+    made = {clip.part.of if clip.part else clip.id: clip.digest for clip in shards.clips}
+    failed = {failure.id: wanted.get(failure.id, "") for failure in shards.failures}
+    return str(compare({**failed, **made}, wanted))
+
+
+def changes_of_codes(frames: Path, codes: Path) -> str:
+    """How a folder of frames differs from the code store made of an earlier one.
+
+    Raises:
+        ArtefactError: one of them cannot be read.
+    """
+    store = open_codes(codes)
+    wanted = {clip.id: codes_fingerprint(clip.fingerprint, store.tokenizer) for clip in FrameShards(frames).clips}
+    return str(compare({clip.id: clip.fingerprint for clip in store.clips}, wanted))
+
+
+def changes_since_training(codes: Path, trained_on: str) -> str:
+    """How a code store differs from its generation that a prior was trained on; "" if that one is gone.
+
+    Raises:
+        ArtefactError: the store cannot be read.
+    """
+    store = open_codes(codes)
+    number = next(
+        (info.generation for info in reversed(store.root.generations) if info.fingerprint == trained_on), None
+    )
+    if number is None:
+        return ""
+    old = open_codes(codes, number)
+    rows = [{clip.id: clip.fingerprint for clip in each.clips} for each in (old, store)]
+    return str(compare(*rows))
+
+
+class _KnownDigests(DigestMemo):
+    """Digests that are remembered, and those of a few new files; "" for the rest. Nothing is saved."""
+
+    def __init__(self, database: Path) -> None:
+        super().__init__(database)
+        self._budget = HASHED_BYTES
+
+    def recall(self, name: str, seen: tuple[int, int, int], compute: Callable[[], str]) -> str:
+        def affordable() -> str:
+            self._budget -= seen[0]
+            return compute() if self._budget >= 0 else ""
+
+        return super().recall(name, seen, affordable)
+
+    def close(self) -> None:
+        """Save nothing: a look changes nothing on disk."""
+
+
+def changes_of_videos(
+    source: str, manifest: Path, settings: ManifestSettings, media: str | None = None
+) -> ClipChanges | None:
+    """How a source of clips differs from the manifest made of it, without reading what is unchanged.
+
+    Args:
+        source, media: as for `build_manifest`.
+
+    Returns:
+        None when there is nothing to look at: the source is gone, or at a URL, where a look would not be quick.
+    """
+    location = location_of(source)
+    if is_url(location) or (media is not None and is_url(media)) or not _is_there(location):
+        return None
+    try:
+        kind = settings.kind or recognise(location)
+        left_out = LeftOut(ignored=own_files(manifest))
+        drafts = list_source(location, kind, None if media is None else location_of(media), settings, left_out).drafts
+    except LVTError:
+        return None
+    digests = ContentDigests(_KnownDigests(manifest.absolute().parent / MEMO))
+    listed = {clip.id: clip for clip in read_manifest(manifest)}
+    found = {draft.id: (draft, digests.of(draft)) for draft in drafts}
+    dropped = settings.missing == "drop"
+    contents = {(clip.digest, clip.start, clip.end) for clip in listed.values() if clip.id in found}
+    new: dict[str, str] = {}
+    for clip_id, (draft, digest) in found.items():
+        content = (digest, draft.start, draft.end)
+        is_copy = clip_id not in listed and content in contents and digest != ""  # left out by the manifest
+        if not is_copy and not (dropped and draft.source in digests.problems):
+            new[clip_id] = repr(content)
+    return compare({clip.id: repr((clip.digest, clip.start, clip.end)) for clip in listed.values()}, new)
+
+
+def _is_there(location: str) -> bool:
+    return exists(location) or any(sign in location for sign in "*?[")
+
+
+def has_videos(source: str, manifest: Path, settings: ManifestSettings, media: str | None = None) -> bool:
+    """Whether a source still lists a file that exists. One at a URL is taken to; `build_manifest` finds out."""
+    location = location_of(source)
+    if is_url(location) or (media is not None and is_url(media)):
+        return True
+    try:
+        kind = settings.kind or recognise(location)
+        folder = None if media is None else location_of(media)
+        drafts = list_source(location, kind, folder, settings, LeftOut(ignored=own_files(manifest))).drafts
+    except LVTError:
+        return False
+    return any(is_url(draft.source) or Path(draft.source).exists() for draft in drafts)

@@ -1,0 +1,277 @@
+"""Datasets that grow and pixels that go: nothing trained is discarded unasked, and only what is new is made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lvt_pipeline
+from lvt_pipeline.pipeline import making
+from lvt_pipeline.pipeline.running import Pipeline
+from lvt_pipeline.storage import read_json
+from lvt_pipeline.video.write import write_mp4
+from lvt_pipeline.workspace.settings import settings_of
+from lvt_pipeline.workspace.states import work_dir_states
+from tests.conftest import moving_square
+
+Lvt = Callable[..., tuple[int, str, str]]
+NETWORKS = ("train-vqvae", "train-prior")
+
+
+@pytest.fixture
+def videos(toy_videos: Path, work_dir: Path) -> Path:
+    """A copy of the videos, which the work directory was made of."""
+    folder = Path(shutil.copytree(toy_videos, work_dir.parent / "videos"))
+    path = work_dir / "pipeline.toml"
+    path.write_text(path.read_text().replace(str(toy_videos), str(folder)))
+    return folder
+
+
+def run(lvt: Lvt, work_dir: Path, *extra: str) -> tuple[list[str], str]:
+    """`lvt run`; the stages that were made, and the lines on stderr."""
+    code, out, err = lvt("run", work_dir, "--workers", "1", "--json", *extra)
+    assert code == 0, err
+    return [stage["stage"] for stage in json.loads(out)["stages"] if stage["made"]], err
+
+
+def states(work_dir: Path) -> dict[str, str]:
+    return {state.name: state.state for state in work_dir_states(work_dir)}
+
+
+def weights(work_dir: Path, name: str) -> str:
+    return str(read_json(work_dir / "runs" / name / "provenance.json")["fingerprint"])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def add_videos(videos: Path, count: int = 3) -> None:
+    for number in range(count):
+        write_mp4(videos / "train" / f"new{number}.mp4", moving_square(90 + number), fps=10)
+
+
+# Growing -------------------------------------------------------------------------------------------------------------
+
+
+def test_added_videos_are_encoded_and_no_network_is_discarded(videos: Path, work_dir: Path, lvt: Lvt) -> None:
+    before = {name: weights(work_dir, name) for name in ("vqvae", "prior")}
+    add_videos(videos)
+    made, err = run(lvt, work_dir)
+    assert made[:3] == ["manifest", "ingest", "encode-dataset"]
+    assert not set(NETWORKS) & set(made)
+    assert {name: weights(work_dir, name) for name in before} == before
+    assert [path.name for path in sorted((work_dir / "runs").iterdir())] == ["prior", "vqvae"]
+    counts = lvt_pipeline.open_codes(work_dir / "data.zarr").provenance.counts
+    assert (counts["kept"], counts["added"], counts["changed"], counts["removed"]) == (10, 3, 0, 0)
+    assert "runs/prior is kept and used although its data have changed (codes changed: 3 clips added)" in err
+    assert "--retrain prior" in err
+    assert "--retrain vqvae" in err
+    assert run(lvt, work_dir)[0] == []
+    assert states(work_dir)["train-prior"] == states(work_dir)["train-vqvae"] == "outdated"
+    assert set(states(work_dir).values()) == {"done", "outdated"}
+
+
+def test_retraining_is_one_option_and_keeps_the_old_run(videos: Path, work_dir: Path, lvt: Lvt) -> None:
+    add_videos(videos)
+    before = weights(work_dir, "prior")
+    made, _ = run(lvt, work_dir, "--retrain", "prior")
+    assert "train-prior" in made
+    assert "train-vqvae" not in made
+    assert weights(work_dir, "prior.old-1") == before != weights(work_dir, "prior")
+    assert states(work_dir)["train-prior"] == "done"
+
+
+def test_the_file_can_ask_for_retraining(videos: Path, work_dir: Path, lvt: Lvt) -> None:
+    add_videos(videos)
+    made, _ = run(lvt, work_dir, "--set", "when_data_changes.prior=retrain")
+    assert "train-prior" in made
+    assert settings_of(work_dir).when_data_changes.prior == "retrain"
+    code, _, err = lvt("run", work_dir, "--set", "when_data_changes.prior=discard")
+    assert code == 1
+    assert "keep" in err
+
+
+def test_status_and_why_speak_of_clips(videos: Path, work_dir: Path, lvt: Lvt) -> None:
+    before = contents(work_dir)
+    add_videos(videos)
+    write_mp4(videos / "train" / "clip0.mp4", moving_square(77), fps=10)
+    (videos / "val" / "clip6.mp4").unlink()
+    (videos / "test" / "clip8.mp4").unlink()
+    code, out, _ = lvt("status", work_dir)
+    lines = {line.split()[1]: line for line in out.splitlines()}
+    assert code == 0
+    assert "3 clips added, 1 changed, 2 removed" in lines["manifest"]
+    assert lines["manifest"].startswith("STALE")
+    assert lines["encode-dataset"].startswith("STALE")
+    assert lines["train-prior"].startswith("outdated")
+    code, out, _ = lvt("why", work_dir / "manifest.jsonl")
+    assert (code, out) == (0, "manifest: 3 clips added, 1 changed, 2 removed\n")
+    assert contents(work_dir) == before
+
+
+def test_a_touched_video_is_not_a_changed_one(videos: Path, work_dir: Path) -> None:
+    for path in videos.rglob("*.mp4"):
+        path.touch()
+    assert set(states(work_dir).values()) == {"done"}
+
+
+def test_an_interrupted_training_resumes_although_its_data_have_grown(videos: Path, work_dir: Path, lvt: Lvt) -> None:
+    shutil.rmtree(work_dir / "runs" / "prior")
+    code, _, _ = lvt("run", work_dir, "--until", "train-prior", "--set", "prior.training.max_steps=10000",
+                     "--max-seconds", "2")  # fmt: skip
+    assert code == 75
+    add_videos(videos)
+    saved = read_json(work_dir / "runs" / "prior" / "run.json")["step"]
+    code, _, err = lvt("run", work_dir, "--until", "train-prior", "--set", f"prior.training.max_steps={saved + 5}",
+                       "--workers", "1")  # fmt: skip
+    assert code == 0, err
+    assert read_json(work_dir / "runs" / "prior" / "run.json")["step"] == saved + 5
+    assert not (work_dir / "runs" / "prior.old-1").exists()
+
+
+def test_an_expensive_network_is_replaced_only_on_request(
+    work_dir: Path, lvt: Lvt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(making, "CHEAP_SECONDS", 0)
+    before = weights(work_dir, "prior")
+    change = ("--set", "prior.training.seed=5")
+    code, _, err = lvt("run", work_dir, *change)
+    assert code == 1
+    assert "setting training.seed: 0 -> 5" in err
+    assert "--retrain prior" in err
+    assert weights(work_dir, "prior") == before
+    assert "train-prior" in run(lvt, work_dir, "--retrain", "prior", *change)[0]
+    assert weights(work_dir, "prior.old-1") == before != weights(work_dir, "prior")
+
+
+def test_a_prior_on_another_tokenizer_is_stale_and_not_outdated(work_dir: Path, lvt: Lvt) -> None:
+    run(lvt, work_dir, "--set", "vqvae.training.seed=5", "--until", "encode-dataset")
+    found = {state.name: state for state in work_dir_states(work_dir)}
+    assert found["train-prior"].state == "stale"
+    assert "it was trained on codes of another tokenizer" in found["train-prior"].reasons
+
+
+def test_another_geometry_makes_a_tokenizer_stale_and_not_outdated(work_dir: Path, lvt: Lvt) -> None:
+    run(lvt, work_dir, "--set", "ingest.geometry.size=16", "--until", "ingest")
+    found = {state.name: state for state in work_dir_states(work_dir)}
+    assert found["train-vqvae"].state == "stale"
+    assert "geometry.size: 32 -> 16" in found["train-vqvae"].reasons
+
+
+# Pixels that go ------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_directory_needs_no_videos(videos: Path, work_dir: Path, lvt: Lvt) -> None:
+    shutil.rmtree(videos)
+    made, err = run(lvt, work_dir)
+    assert made == []
+    assert "there are no videos in" in err
+    assert set(states(work_dir).values()) == {"done"}
+
+
+def test_other_videos_that_do_not_exist_are_still_refused(work_dir: Path, lvt: Lvt) -> None:
+    code, _, err = lvt("run", work_dir, "--videos", work_dir.parent / "typo")
+    assert code == 1
+    assert "typo does not exist" in err
+
+
+def test_deleted_frames_stay_deleted_while_only_codes_are_needed(work_dir: Path, lvt: Lvt) -> None:
+    shutil.rmtree(work_dir / "frames")
+    assert run(lvt, work_dir)[0] == []
+    made, err = run(lvt, work_dir, "--set", "sample.seed=7")
+    assert made == ["sample", "decode", "evaluate", "report"]
+    assert "errors in pixels are not measured" in err
+    assert not (work_dir / "frames").exists()
+    assert "reconstruction" not in read_json(work_dir / "eval.json")
+    assert run(lvt, work_dir)[0] == []
+    code, out, _ = lvt("status", work_dir)
+    assert code == 0
+    assert "frames was deleted; it is made again when a stage needs it" in out
+
+
+def test_a_stage_that_needs_pixels_gets_its_frames_back(work_dir: Path, lvt: Lvt) -> None:
+    shutil.rmtree(work_dir / "frames")
+    shutil.rmtree(work_dir / "data.zarr")
+    made, err = run(lvt, work_dir)
+    assert "encode-dataset needs pixels" in err
+    assert made == ["encode-dataset"]
+    assert (work_dir / "frames" / "provenance.json").exists()
+
+
+def test_without_frames_and_videos_codes_are_enough(videos: Path, work_dir: Path, lvt: Lvt) -> None:
+    shutil.rmtree(work_dir / "frames")
+    shutil.rmtree(videos)
+    assert run(lvt, work_dir)[0] == []
+    assert run(lvt, work_dir, "--set", "prior.training.seed=5")[0][:2] == ["train-prior", "sample"]
+    shutil.rmtree(work_dir / "data.zarr")
+    code, _, err = lvt("run", work_dir)
+    assert code == 1
+    assert "encode-dataset needs pixels" in err
+    assert "put one of them back" in err
+
+
+def test_frames_that_went_before_anything_was_remembered_do_not_stop_a_run(
+    videos: Path, work_dir: Path, lvt: Lvt
+) -> None:
+    shutil.rmtree(work_dir / "frames")
+    shutil.rmtree(work_dir / ".lvt")
+    shutil.rmtree(videos)
+    made, err = run(lvt, work_dir, "--set", "sample.seed=7")
+    assert made[0] == "sample"
+    assert "only codes are used" in err
+
+
+# Options of lvt run --------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(videos: Path, work_dir: Path, lvt: Lvt) -> None:
+    before = contents(work_dir)
+    add_videos(videos)
+    code, out, _ = lvt("run", work_dir, "--dry-run")
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert code == 0
+    assert "3 clips added" in lines["manifest"]
+    assert "make again" in lines["encode-dataset"]
+    assert "3 clips" in lines["encode-dataset"]
+    assert "keep" in lines["train-prior"]
+    assert "nothing" not in lines["sample"]
+    code, out, _ = lvt("run", work_dir, "--dry-run", "--json")
+    plan = {stage["name"]: stage for stage in json.loads(out)["stages"]}
+    assert plan["train-vqvae"]["action"] == "keep"
+    assert plan["ingest"]["clips"] == 3
+    assert contents(work_dir) == before
+
+
+def test_until_ends_after_a_stage(work_dir: Path, lvt: Lvt) -> None:
+    before = contents(work_dir / "samples.zarr")
+    made, _ = run(lvt, work_dir, "--set", "sample.seed=7", "--until", "train-prior")
+    assert made == []
+    assert contents(work_dir / "samples.zarr") == before
+    assert lvt("run", work_dir, "--until", "lunch")[0] == 2
+
+
+def test_when_the_time_is_over_a_run_stops_with_75(work_dir: Path, lvt: Lvt) -> None:
+    code, _, err = lvt("run", work_dir, "--max-seconds", "0")
+    assert code == 75
+    assert "run the same command again" in err
+
+
+def test_options_of_training_reach_the_stages(work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def train_prior(codes: Path, out: Path, settings: Any, **options: Any) -> None:
+        given.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(making, "train_prior", train_prior)
+    shutil.rmtree(work_dir / "runs" / "prior")
+    options = making.Making(device="cpu", cache="stream", track=("tensorboard",), deadline=float("inf"))
+    with pytest.raises(KeyboardInterrupt):
+        Pipeline(settings_of(work_dir), options).run()
+    assert (given["cache"], given["track"], given["max_seconds"]) == ("stream", ("tensorboard",), float("inf"))
