@@ -202,7 +202,7 @@ def test_any_content_is_read_or_refused_in_one_line(kind: str, edits: Edits) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(edits=EDITS)
 def test_any_content_is_read_or_refused_in_one_line_many_times(kind: str, edits: Edits) -> None:
     check(kind, edits)

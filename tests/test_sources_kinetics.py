@@ -200,3 +200,9 @@ def test_real_annotation_files_parse_row_by_row(
         assert (clip.start, clip.end) == expected
         assert clip.metadata.keys() == {"youtube_id", "time_start", "time_end"} | columns
     assert json.loads((tmp_path / "m.jsonl").read_text().splitlines()[0])["id"] == clips[0].id
+
+
+def test_a_time_of_thousands_of_digits_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "k.csv").write_text(f"label,youtube_id,time_start,time_end\nx,abc,{'9' * 5000},1\n")
+    with pytest.raises(ManifestError, match=r"k\.csv:2: time_start=.* is not a time in seconds"):
+        build_manifest(tmp_path / "k.csv", tmp_path / "m.jsonl")

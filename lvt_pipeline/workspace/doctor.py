@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from lvt_pipeline.config import build
+from lvt_pipeline.file_systems import flush, missing_guarantees
 from lvt_pipeline.machine import num_cores
 
 PACKAGES = ("torch", "webdataset", "zarr", "numcodecs", "decord", "av", "numpy", "einops", "pillow", "safetensors")
@@ -221,8 +222,9 @@ def _disk(folder: Path) -> str:
         for _ in range(64):
             file.write(block)
         file.flush()
-        os.fsync(file.fileno())
+        flush(file.fileno())
     speed = 64 / (time.monotonic() - started)
     free = shutil.disk_usage(existing).free
     note = " (low)" if free < LOW_DISK_BYTES else ""
-    return f"{free / 2**30:,.1f} GiB free{note} in {existing}, {speed:,.0f} MiB/s written and flushed"
+    lacks = "".join(f"; {line}" for line in missing_guarantees(existing))
+    return f"{free / 2**30:,.1f} GiB free{note} in {existing}, {speed:,.0f} MiB/s written and flushed{lacks}"

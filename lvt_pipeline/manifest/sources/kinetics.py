@@ -117,5 +117,5 @@ def _whole_seconds(row: Row, name: str, where: str) -> int:
     text = row.get(name, "")
     try:
         return round(float(text))
-    except ValueError:
-        raise ManifestError(f"{where}: {name}={text!r} is not a time in seconds") from None
+    except (ValueError, OverflowError):
+        raise ManifestError(f"{where}: {name}={text[:40]!r} is not a time in seconds") from None
