@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from packaging.version import Version
+
 REPOSITORY = Path(__file__).parents[1]
 # What torch itself needs, small and pure Python, where torch is borrowed without its record of dependencies.
 NEEDED_BY_TORCH = ("filelock", "networkx", "sympy", "typing_extensions", "setuptools")
@@ -140,9 +142,9 @@ def try_versions(python: Path, end: str, wheel: Path, place: Path, borrow: bool,
                   *NEEDED_BY_TORCH]  # fmt: skip
     pinned = {re.split(r"[=<>]", pin)[0] for pin in pins}
     wanted = [line for line in wanted if re.split(r"[=<>]", line)[0] not in pinned] + pins
-    install = _run([inside, "-m", "pip", "install", "--quiet", "--no-input", "--only-binary", ":all:", *wanted])
-    if install.returncode:
-        return Outcome(name, end, False, f"pip: {install.stderr.strip().splitlines()[-1]}")
+    problem = _install(inside, wanted)
+    if problem:
+        return Outcome(name, end, False, f"pip: {problem}")
     _run([inside, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True)
     if borrow and has_torch:
         _lend_torch(inside)
@@ -157,6 +159,26 @@ def try_versions(python: Path, end: str, wheel: Path, place: Path, borrow: bool,
     if done.returncode:
         return Outcome(name, end, False, f"{shown}: {' '.join((done.stderr or done.stdout).split())[-600:]}")
     return Outcome(name, end, True, f"{what} with {shown}")
+
+
+def _install(python: Path, wanted: list[str]) -> str:
+    """Install requirements; returns what went wrong, "" for nothing.
+
+    An oldest version without a wheel for this Python is replaced by the oldest one that has one.
+    """
+    wanted = list(wanted)
+    while True:
+        done = _run([python, "-m", "pip", "install", "--quiet", "--no-input", "--only-binary", ":all:", *wanted])
+        if not done.returncode:
+            return ""
+        missing = re.search(r"satisfies the requirement ([\w-]+)==(\S+) \(from versions: ([^)]+)\)", done.stderr)
+        if missing is None:
+            return done.stderr.strip().splitlines()[-1]
+        name, low, found = missing.groups()
+        later = [version for version in found.split(", ") if Version(version) > Version(low)]
+        if f"{name}=={low}" not in wanted or not later:
+            return done.stderr.strip().splitlines()[-1]
+        wanted[wanted.index(f"{name}=={low}")] = f"{name}=={min(later, key=Version)}"
 
 
 def build_wheel(folder: Path) -> Path:
