@@ -1,7 +1,7 @@
 """Settings: frozen dataclasses, read from TOML files and `--set a.b=value`, refused when unknown.
 
 Every stage has one settings dataclass, possibly with nested ones; its defaults are what the documentation shows, and
-the resolved settings are saved beside every output.
+the resolved settings are saved with every output.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def load(
 
     Args:
         family: folder of the presets: "vqvae", "prior" or "pipeline".
-        recipe: how to learn, in place of what preset and file say about it.
+        recipe: the training recipe, instead of that of the preset or file.
     """
     tables = merge(
         defaults or {},
@@ -137,9 +137,9 @@ def with_base(family: str, tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_recipe(family: str, name: str) -> dict[str, Any]:
-    """A recipe: optimizer, rates, clipping and moving average, in a table `training` that says nothing else.
+    """A training recipe: optimizer, rates, clipping and moving average, in a table `training`.
 
-    How long, on how much at a time and with what network is left to presets.
+    The network, the batch size and the number of steps are left to presets.
 
     Raises:
         ConfigError: there is no such recipe (the known ones are named).
@@ -148,11 +148,11 @@ def read_recipe(family: str, name: str) -> dict[str, Any]:
 
 
 def with_recipe(family: str, tables: Mapping[str, Any], name: str, preset: str | None = None) -> dict[str, Any]:
-    """Tables with all that any recipe speaks of replaced by what this one says.
+    """Tables in which this recipe replaces every setting that any recipe states.
 
     Args:
-        preset: what the tables started from. One that learns by this recipe already, perhaps with rates for its size,
-            is left as it is.
+        preset: the preset that the tables started from. One that uses this recipe already, perhaps with rates for its
+            size, is left unchanged.
 
     Raises:
         ConfigError: there is no such recipe.
@@ -160,11 +160,11 @@ def with_recipe(family: str, tables: Mapping[str, Any], name: str, preset: str |
     recipe = read_recipe(family, name)
     if preset is not None and _recipe_of(family, preset) == name:
         return dict(tables)
-    spoken_of = {key for other in recipe_names(family) for key in read_recipe(family, other)["training"]}
+    stated = {key for other in recipe_names(family) for key in read_recipe(family, other)["training"]}
     training = tables.get("training", {})
     if not isinstance(training, Mapping):
-        return dict(tables)  # whoever builds settings of it says what is wrong
-    kept = {key: value for key, value in training.items() if key not in spoken_of}
+        return dict(tables)  # building settings of it names the mistake
+    kept = {key: value for key, value in training.items() if key not in stated}
     return merge({**tables, "training": kept}, recipe)
 
 

@@ -49,7 +49,7 @@ class CheckpointError(ArtefactError):
 
 
 class ChangedRunError(CheckpointError):
-    """A run was started with other settings or inputs than it is asked to go on with."""
+    """A run was started with other settings or inputs than it is asked to resume with."""
 
 
 class MismatchError(LVTError):
@@ -65,7 +65,7 @@ class BusyError(LVTError):
 
 
 class TrainingError(LVTError):
-    """Training cannot go on (the loss is not finite, there is nothing to train on)."""
+    """Training cannot continue (the loss is not finite, there is nothing to train on)."""
 
 
 class OverBudget(LVTError):
@@ -75,6 +75,6 @@ class OverBudget(LVTError):
 
 
 class Stopped(LVTError):
-    """A signal asked to stop; everything finished is saved. Run the same command again to go on."""
+    """A signal asked to stop; everything finished is saved. Run the same command again to resume."""
 
     exit_code = 75

@@ -14,7 +14,7 @@ class Bar(Protocol):
     """One task under way."""
 
     def advance(self, amount: int = 1, **facts: Any) -> None:
-        """`amount` more units are done; `facts` (loss=..., ...) are shown beside the bar."""
+        """`amount` more units are done; `facts` (loss=..., ...) are shown next to the bar."""
 
 
 class Progress(Protocol):

@@ -74,7 +74,7 @@ def command(
     report = verify_store(store, at, progress=Console())
     problems = list(report.problems)
     facts: dict[str, Any] = {**report.to_json(), "repaired": repaired}
-    told = ""
+    decoded_facts = ""
     if num_clips is not None and vqvae is not None and frames is not None and not problems:
         from lvt_pipeline.evaluation.recheck_codes import verify_codes
 
@@ -83,7 +83,7 @@ def command(
         )
         problems += decoded.problems
         facts["decoded"] = decoded.to_json()
-        told = _told(decoded)
+        decoded_facts = _decoded_facts(decoded)
     facts["problems"] = [
         {"file": problem.file, "message": problem.message, "clips": problem.clips} for problem in problems
     ]
@@ -93,7 +93,7 @@ def command(
         lines = [
             *(f"repaired {name}" for name in repaired),
             *report.notes,
-            f"{store} is sound: {read}{told}, in {format_seconds(facts['seconds'])}",
+            f"{store} is sound: {read}{decoded_facts}, in {format_seconds(facts['seconds'])}",
         ]
         echo_facts(facts, as_json, "\n".join(lines))
         return
@@ -130,7 +130,7 @@ def _verify_frames(root: Path, manifest: Path | None, workers: int | None, as_js
         )
 
 
-def _told(decoded: Any) -> str:
+def _decoded_facts(decoded: Any) -> str:
     parts = [f"{len(decoded.checked)} clips decoded again"]
     if decoded.same_codes is not None:
         parts.append(f"{decoded.same_codes:.4%} of their codes equal")
