@@ -437,7 +437,7 @@ def test_phases_overlap(frames: Path, run: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_settings_and_frames_that_cannot_be_encoded_are_refused(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="batch_size=0 must be at least 1"):
+    with pytest.raises(ConfigError, match="batch_size=0 must be from 1 to"):
         EncodeSettings(batch_size=0)
     samples: Sequence[FrameSample] = [
         FrameSample.from_array("small", np.zeros((2, 16, 16, 3), np.uint8)),
