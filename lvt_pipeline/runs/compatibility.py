@@ -37,7 +37,7 @@ def check_prior(store: CodeStore, prior: Path, model: Prior) -> None:
     """Refuse codes that a prior was not made for.
 
     Raises:
-        MismatchError: K, n_c or the grid differ, or the prior learnt from codes of another tokenizer.
+        MismatchError: K, n_c or the grid differ, or the prior was trained on codes of another tokenizer.
     """
     config = model.config
     found = {"K": store.codebook_size, "n_c": store.num_codebooks, "grid": tuple(store.grid)}
@@ -48,8 +48,8 @@ def check_prior(store: CodeStore, prior: Path, model: Prior) -> None:
     tokenizer = read_run(prior)["facts"].get("tokenizer")
     if tokenizer is not None and tokenizer != store.tokenizer:
         raise MismatchError(
-            f"{prior} learnt from codes of tokenizer {short(tokenizer)} but {store.path} was made by "
-            f"{short(store.tokenizer)}; give the code store it learnt from, or train a prior on this one"
+            f"{prior} was trained on codes of tokenizer {short(tokenizer)} but {store.path} was made by "
+            f"{short(store.tokenizer)}; give the code store that it was trained on, or train a prior on this one"
         )
 
 

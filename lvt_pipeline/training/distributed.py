@@ -86,7 +86,7 @@ def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
     store, _, _ = next(rendezvous("env://"))
     torch.distributed.init_process_group(
         "nccl" if chosen.type == "cuda" else "gloo",
-        # A script may train several times: what the processes told each other to meet before is not read again.
+        # A script may train several times: keys of an earlier meeting are not read again.
         store=PrefixStore(f"lvt/{next(_MEETINGS)}", store),
         rank=rank,
         world_size=size,

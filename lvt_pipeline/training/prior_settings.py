@@ -22,14 +22,14 @@ FROM_STORE = {"codebook_size": 512, "num_codebooks": 4, "grid": (16, 16)}  # def
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedPriorSettings:
-    """Run settings with nothing left open, as they are saved beside the run."""
+    """Run settings with nothing left open, as they are saved in the run."""
 
     model: PriorConfig
     training: PriorTraining
 
 
 def check_alike(stores: Sequence[CodeStore]) -> None:
-    """Codes that are learnt together must mean the same.
+    """Refuse stores whose codes mean different things, which cannot be used in one training.
 
     Raises:
         MismatchError: the stores differ in K, n_c, grid or tokenizer.
@@ -39,9 +39,9 @@ def check_alike(stores: Sequence[CodeStore]) -> None:
         for name in ("codebook_size", "num_codebooks", "grid", "tokenizer"):
             ours, theirs = getattr(first, name), getattr(other, name)
             if ours != theirs:
-                short = (_spoken(value)[:12] if name == "tokenizer" else _spoken(value) for value in (ours, theirs))
+                short = (_as_text(value)[:12] if name == "tokenizer" else _as_text(value) for value in (ours, theirs))
                 raise MismatchError(
-                    f"{first.path} and {other.path} cannot be learnt together: {name} is {next(short)} in the first "
+                    f"{first.path} and {other.path} cannot be used in one training: {name} is {next(short)} in the first "
                     f"and {next(short)} in the second; encode both with the same VQ-VAE"
                 )
 
@@ -70,8 +70,8 @@ def resolve_settings(
         stated = {name: getattr(settings.model, name) for name in found}
         wrong = [name for name, value in stated.items() if value is not None and value != found[name]]
         if wrong:
-            ours = ", ".join(f"{name}={_spoken(stated[name])}" for name in wrong)
-            theirs = ", ".join(f"{name}={_spoken(found[name])}" for name in wrong)
+            ours = ", ".join(f"{name}={_as_text(stated[name])}" for name in wrong)
+            theirs = ", ".join(f"{name}={_as_text(found[name])}" for name in wrong)
             raise MismatchError(
                 f"the settings say model.{ours} but the codes in {store.path} have {theirs}; "
                 "leave them out of the settings, or give the codes they were written for"
@@ -111,7 +111,7 @@ def class_names(stores: Sequence[CodeStore], num_classes: int) -> list[str]:
 
 
 def count_train_codes(stores: Sequence[CodeStore], mix: Sequence[float] | None) -> NDArray[np.int64]:
-    """How often each code is learnt, int64 (n_c, K): counted in one store, in proportion in a mixture."""
+    """How often each code occurs in training, int64 (n_c, K): counted in one store, in proportion in a mixture."""
     counts = [count_codes(store, "train") for store in stores]
     if len(stores) == 1:
         return counts[0]
@@ -124,5 +124,5 @@ def count_train_codes(stores: Sequence[CodeStore], mix: Sequence[float] | None) 
     return result
 
 
-def _spoken(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

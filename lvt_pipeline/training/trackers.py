@@ -48,11 +48,11 @@ def scalars(line: Mapping[str, Any]) -> dict[str, float]:
 def open_trackers(
     names: Sequence[str], run: Path, step: int, settings: Mapping[str, Any], identity: str
 ) -> Iterator[list[Tracker]]:
-    """The trackers of a run that goes on from a step.
+    """The trackers of a run that resumes from a step.
 
     Args:
         names: of `TRACKERS`.
-        settings: plain data, shown beside the curves.
+        settings: plain data, shown with the curves.
         identity: what stays when the run is resumed and nothing else shares.
 
     Raises:
@@ -78,7 +78,7 @@ class _TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ConfigError(_not_installed("tensorboard")) from error
-        # What was shown after the step that the run goes on from is hidden again.
+        # Points after the step that the run resumes from are hidden again.
         self._writer: Any = SummaryWriter(str(run / TENSORBOARD_NAME), purge_step=step + 1 if step else None)
 
     def log(self, line: Mapping[str, Any]) -> None:

@@ -141,7 +141,7 @@ class VQVAETask:
         for start in range(0, len(self._val_frames), self._settings.batch_size):
             images = to_images(torch.from_numpy(self._val_frames[start : start + self._settings.batch_size]).to(device))
             output = model(images)
-            # Both lie in [-1, 1]; in [0, 1] a difference is half as large.
+            # Both are in [-1, 1]; in [0, 1] a difference is half as large.
             squares += float(((output.reconstruction.float() - images) / 2).square().double().sum())
             for j, codes in enumerate(output.codes.unbind(-1)):
                 counts[j] += _count(codes, model.codebook_size).cpu()
