@@ -41,8 +41,8 @@ def check_alike(stores: Sequence[CodeStore]) -> None:
             if ours != theirs:
                 short = (_as_text(value)[:12] if name == "tokenizer" else _as_text(value) for value in (ours, theirs))
                 raise MismatchError(
-                    f"{first.path} and {other.path} cannot be used in one training: {name} is {next(short)} in the first "
-                    f"and {next(short)} in the second; encode both with the same VQ-VAE"
+                    f"{first.path} and {other.path} cannot be used in one training: {name} is {next(short)} in the "
+                    f"first and {next(short)} in the second; encode both with the same VQ-VAE"
                 )
 
 
