@@ -300,7 +300,7 @@ def test_interrupted_run_goes_on_with_its_generation_when_the_store_grows(
     record = train_prior(store, tmp_path / "parts", settings_of(), device="cpu", progress=lines)
     assert record.inputs == {"codes": before}
     assert record.fingerprint == read_record(tmp_path / "whole").fingerprint
-    assert any("going on with its generation 1" in line for line in lines.said)
+    assert any("resuming on its generation 1" in line for line in lines.said)
     with pytest.raises(ChangedRunError, match="was started on codes"):
         train_prior(store, tmp_path / "parts", settings_of(), device="cpu")
 
