@@ -97,7 +97,8 @@ class Stage:
         for role, path in self.sources.items():
             record = finished_record(path)
             if record is not None and role == "tokenizer":
-                found[role] = in_precision(str(record.counts["tokenizer"]), self.settings.precision)
+                precision = self.plain_settings.get("precision")
+                found[role] = in_precision(str(record.counts.get("tokenizer")), precision)
             else:
                 found[role] = None if record is None else record.fingerprint
         return found | dict(self.extra_inputs())
@@ -110,6 +111,8 @@ class Stage:
             state, reason = self._unfinished(inputs)
             return StageState(self.name, self.output, state, [reason], None)
         known = {role: value for role, value in inputs.items() if value is not None}
+        if self.is_network:  # an imported network names no data
+            known = {role: value for role, value in known.items() if role in record.inputs}
         comparable = {role: value for role, value in record.inputs.items() if inputs.get(role, "") is not None}
         changed = [role for role in sorted({*known, *comparable}) if known.get(role) != comparable.get(role)]
         reasons = differences(record, self.version, self.plain_settings, record.inputs)

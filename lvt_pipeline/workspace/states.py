@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lvt_pipeline.errors import ArtefactError
+from lvt_pipeline.job import finished_record
 from lvt_pipeline.workspace.clip_changes import ClipChanges, changes_of_videos
 from lvt_pipeline.workspace.layout import ARTEFACTS, BY_ROLE, FRAMES_MEMORY, Layout
 from lvt_pipeline.workspace.settings import PipelineSettings, find_work_dir, settings_of
@@ -48,6 +49,25 @@ def work_dir_states(work_dir: Path) -> list[StageState]:
         ArtefactError: there is no work directory at this path.
     """
     return states_of(settings_of(work_dir))
+
+
+def states_by_role(work_dir: Path) -> dict[str, StageState]:
+    """The state of every output of a directory, by role, whether `lvt run` or single commands made it.
+
+    Without a pipeline file nothing says which settings are wanted, so those of the outputs count as such.
+    """
+    layout = Layout(work_dir)
+    if layout.settings.exists():
+        states = work_dir_states(work_dir)
+        return {artefact.role: state for artefact, state in zip(ARTEFACTS, states, strict=True)}
+    found = {}
+    for artefact in ARTEFACTS:
+        record = finished_record(layout[artefact.role])
+        named = artefact.inputs if record is None else record.inputs
+        sources = {role: layout[source] for role, source in artefact.inputs.items() if role in named}
+        settings = record.settings if record is not None else {}
+        found[artefact.role] = new_stage(artefact.role, layout[artefact.role], settings, sources).state()
+    return found
 
 
 def _states(settings: PipelineSettings) -> Iterator[StageState]:
