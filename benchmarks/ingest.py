@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
 
 import decord
 import numpy as np
@@ -63,14 +62,18 @@ def run() -> str:
                 pool.close()
                 pool.join()
 
-        def ours(resize: Literal["lanczos", "decoder"]) -> None:
-            settings = IngestSettings(geometry=GeometrySettings(size=SIZE, resize=resize))
-            ingest(folder / "m.jsonl", folder / resize, settings, num_workers=PROCESSES, overwrite=True)
+        def ours(geometry: GeometrySettings) -> None:
+            settings = IngestSettings(geometry=geometry)
+            ingest(folder / "m.jsonl", folder / "frames", settings, num_workers=PROCESSES, overwrite=True)
 
         candidates: dict[str, Callable[[], None]] = {
             "bare loop": bare,
-            "lvt ingest": lambda: ours("lanczos"),
-            "lvt ingest --resize decoder": lambda: ours("decoder"),
+            "lvt ingest": lambda: ours(GeometrySettings(size=SIZE)),
+            "lvt ingest --decoder decord": lambda: ours(GeometrySettings(size=SIZE, decoder="decord")),
+            "lvt ingest --decoder decord --trust-bitstream": lambda: ours(
+                GeometrySettings(size=SIZE, decoder="decord", trust_bitstream=True)
+            ),
+            "lvt ingest --resize decoder": lambda: ours(GeometrySettings(size=SIZE, resize="decoder")),
         }
         rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
         for number in range(REPETITIONS + 1):

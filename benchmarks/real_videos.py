@@ -35,7 +35,7 @@ def decoded_videos(scratch: Path) -> tuple[str, list[DecodedClip]]:
 
 def _is_readable(path: Path) -> bool:
     try:
-        decode_clip(str(path), None, None, GeometrySettings(decoder="decord", resize="decoder"))
+        clip = decode_clip(str(path), None, None, GeometrySettings(decoder="decord", resize="decoder"))
     except DecodeError:
         return False
-    return True
+    return clip.decoder == "decord"

@@ -529,7 +529,9 @@ def _lost(look: _Look, found: Sequence[Stamp]) -> list[int]:
 def _facts(look: _Look, first: _Picture, stamps: Sequence[Stamp]) -> VideoFacts:
     packets = {item.stamp: item for item in look.packets if item.stamp is not None}
     last = packets.get(stamps[-1]) if stamps[-1] is not None else None
-    timing, notes = timing_of(stamps, look.unit, last.duration if last else 0, look.rate)
+    is_broadcast = look.container in ("mpegts", "mpeg")
+    duration = last.duration if last else 0
+    timing, notes = timing_of(stamps, look.unit, duration, look.rate, is_broadcast=is_broadcast)
     moments = dict(zip(stamps, timing.times.tolist(), strict=True))
     torn = [moments[stamp] for stamp, item in packets.items() if item.after_hole and stamp in moments]
     slack = 16 / timing.fps
@@ -598,8 +600,8 @@ def _no_start(look: _Look) -> str:
 
 # decord's result is proven equal for these (`tests/test_exact_frames.py`).
 _DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv")
-_DECORD_CODECS = ("h264", "hevc", "mpeg4", "vp8", "vp9", "h263", "flv1")
-_DECORD_PIXELS = ("yuv420p", "yuvj420p", "yuv444p", "yuv420p10le")
+_DECORD_CODECS = ("h264", "hevc", "mpeg4", "vp8", "vp9", "h263")
+_DECORD_PIXELS = ("yuv420p", "yuvj420p", "yuv444p")
 _DECORD_TURNS = ("clock", "cclock", "hflip,vflip")  # of MP4 and MOV only
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lvt_pipeline.errors import DecodeError
 from lvt_pipeline.video.clips import Note
 from lvt_pipeline.video.container import VideoFacts, decoded_frames
@@ -121,18 +123,42 @@ def _pyav_pictures(
         sides = (width, height) if swaps_sides(facts.orientation) else (height, width)
         height, width = scaled(*sides)
         height, width = (width, height) if swaps_sides(facts.orientation) else (height, width)
+    # Without a change of size bicubic gives the pixels that the ffmpeg program gives.
+    filter = "BICUBIC" if scaled is None else "BILINEAR"
     for frame in frames:
         if (frame.height, frame.width) != (facts.height, facts.width) and not remarks:
             sizes = f"{facts.width}x{facts.height} become {frame.width}x{frame.height}"
             remarks.append(Note("size-change", f"frames of {sizes}; all are scaled to the first size"))
         try:
-            picture: Any = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
+            rgb = _without_hints(frame).reformat(width=width, height=height, format="rgb24", interpolation=filter)
+            picture: Any = rgb.to_ndarray()
         except (OSError, ValueError) as error:
             pixels = f"{frame.format.name} pixels, colour space {int(frame.colorspace)}"
             raise DecodeError(
                 "unsupported-codec", f"{path} has {pixels}, which FFmpeg cannot turn into RGB here"
             ) from error
         yield turned(picture, facts.orientation)
+
+
+def _without_hints(frame: VideoFrame) -> VideoFrame:
+    """The same pixels without what only PyAV's scaler heeds, and neither the ffmpeg program nor decord.
+
+    These are the field order of interlaced pictures and, for more than 8 bits, the place of the chroma samples.
+    """
+    import av
+
+    if not frame.interlaced_frame and not frame.format.name.startswith(("yuv420p10", "yuv420p12")):
+        return frame
+    plain = av.VideoFrame(frame.width, frame.height, frame.format.name)
+    for target, source in zip(plain.planes, frame.planes, strict=True):
+        data: Any = source
+        lines = np.frombuffer(data, np.uint8).reshape(-1, source.line_size)
+        copied = np.zeros((target.buffer_size // target.line_size, target.line_size), np.uint8)
+        height, width = min(len(lines), len(copied)), min(source.line_size, target.line_size)
+        copied[:height, :width] = lines[:height, :width]
+        target.update(copied.tobytes())
+    plain.colorspace, plain.color_range = frame.colorspace, frame.color_range
+    return plain
 
 
 def _decord_pictures(path: str, facts: VideoFacts, scaled: Scaled | None) -> Generator[Frames]:

@@ -7,6 +7,7 @@ allows for that.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +23,14 @@ UNKNOWN_FPS = 25.0  # for a single frame without a rate
 
 _EXACT = 1e-6  # seconds; the tolerance of a clock whose ticks are the frames
 _REORDERED = 16  # frames; no codec shows a picture later than this after it was stored
+_AROUND = 4  # stamps on both sides that come at even steps where a step back is a restart
 _SUSTAINED = 8  # stamps on both sides that make a step back a restart of the clock, not one bad stamp
 _FAR_SECONDS, _FAR_RATIO = (
     60.0,
     10.0,
 )  # a step this long, and this many times all others together, is a clock that was reset
+_BROADCAST_SECONDS = 10.0
+_COARSE_SECONDS = 0.002  # no clock is coarser, except those whose ticks are the frames
 _REGULAR_SHARE = 0.8  # of the steps that must be alike for a long one to count as a gap
 GAP_STEPS, GAP_SECONDS = 5.0, 0.25  # a gap in a regular video is longer than both
 
@@ -42,7 +46,7 @@ class Timing:
         times: seconds from the first frame, strictly ascending, float64 (frames,).
         fps: native frame rate.
         last_seconds: how long the last frame is shown.
-        unit: resolution of the container's clock in seconds; 0 where times are exact.
+        unit: resolution of the time stamps in seconds; 0 where times are exact.
     """
 
     times: Times
@@ -81,7 +85,7 @@ class Timing:
 
 
 def timing_of(
-    stamps: Sequence[Stamp], unit: Fraction, last_duration: int, header: Fraction | None
+    stamps: Sequence[Stamp], unit: Fraction, last_duration: int, header: Fraction | None, *, is_broadcast: bool = False
 ) -> tuple[Timing, tuple[Note, ...]]:
     """The times of frames from their stamps in the order in which a decoder gives them.
 
@@ -92,10 +96,14 @@ def timing_of(
         unit: seconds per unit.
         last_duration: how many units the last frame is shown; 0 when the container does not say.
         header: the container's frame rate, if it has one.
+        is_broadcast: MPEG-TS and MPEG-PS, in which the clock may be set to another time. As in ffmpeg, a step of more
+            than 10 seconds means that.
     """
     seconds = float(unit)
     stated = float(header) if header and 0 < header <= MAX_FPS else None
-    ticks, repaired = _ascending(stamps, 1 / (seconds * (stated or UNKNOWN_FPS)), _FAR_SECONDS / seconds)
+    step = 1 / (seconds * (stated or UNKNOWN_FPS))
+    far, ratio = (_BROADCAST_SECONDS, 0.0) if is_broadcast else (_FAR_SECONDS, _FAR_RATIO)
+    ticks, repaired = _ascending(stamps, step, far / seconds, ratio)
     times: Times = (ticks - ticks[0]) * seconds
     fps, notes = _frame_rate(times, stated, header)
     if repaired:
@@ -103,7 +111,14 @@ def timing_of(
     last = last_duration * seconds
     if not 0.5 / fps <= last <= max(_FAR_SECONDS, _FAR_RATIO * float(times[-1])):
         last = 1 / fps
-    return Timing(times, fps, last, seconds), notes
+    return Timing(times, fps, last, _resolution(stamps, seconds)), notes
+
+
+def _resolution(stamps: Sequence[Stamp], seconds: float) -> float:
+    """To how many seconds stamps are rounded: an MP4 copied from Matroska counts 16,000 a second, in steps of 16."""
+    known = [stamp for stamp in stamps if stamp is not None]
+    common = seconds * math.gcd(*(stamp - known[0] for stamp in known)) if known else 0.0
+    return common if seconds < common <= _COARSE_SECONDS else seconds
 
 
 def is_plausible(stamps: Sequence[Stamp], seconds: float) -> bool:
@@ -111,7 +126,7 @@ def is_plausible(stamps: Sequence[Stamp], seconds: float) -> bool:
     if None in stamps:
         return False
     steps = np.diff(np.array(stamps, np.float64))
-    return bool((steps > 0).all()) and not len(_far_steps(steps, _FAR_SECONDS / seconds))
+    return bool((steps > 0).all()) and not len(_far_steps(steps, _FAR_SECONDS / seconds, _FAR_RATIO))
 
 
 def gaps_of(times: Times, min_steps: float = GAP_STEPS, min_seconds: float = GAP_SECONDS) -> list[tuple[float, float]]:
@@ -135,7 +150,7 @@ def _is_gap(steps: Times, min_steps: float, min_seconds: float) -> NDArray[np.bo
 # Repair ------------------------------------------------------------------------------------------------------------
 
 
-def _ascending(stamps: Sequence[Stamp], step: float, far: float) -> tuple[Times, int]:
+def _ascending(stamps: Sequence[Stamp], step: float, far: float, ratio: float) -> tuple[Times, int]:
     """Strictly ascending ticks for stamps in the order of display, and how many stamps were not taken as they are."""
     values = np.array([np.nan if stamp is None else stamp for stamp in stamps], np.float64)
     known = values[~np.isnan(values)]
@@ -147,16 +162,16 @@ def _ascending(stamps: Sequence[Stamp], step: float, far: float) -> tuple[Times,
     if len(known) == len(values) and _is_shuffled(values, step):
         values = np.sort(values)  # AVI: the stamps are right, but given in the order of storage
     kept = np.full(len(values), np.nan)
-    offset, restarts = 0.0, _restarts(values)
+    offset, restarts = 0.0, _restarts(values, step)
     for first, stop in zip([0, *restarts], [*restarts, len(values)], strict=True):
         piece = _without_outliers(values[first:stop])
         begin = _filled(piece, step)[0]
         if first:
-            offset = float(np.nanmax(kept)) + step * (1 + first - 1 - int(np.nanargmax(kept))) - begin
+            offset = float(np.nanmax(kept)) + step * (first - int(np.nanargmax(kept))) - begin
         kept[first:stop] = piece + offset
     repaired = int(np.isnan(kept).sum()) + len(restarts)
     ticks = _filled(kept, step)
-    for index in _far_steps(np.diff(ticks), far):
+    for index in _far_steps(np.diff(ticks), far, ratio):
         ticks[index + 1 :] -= ticks[index + 1] - ticks[index] - step
         repaired += 1
     return ticks, repaired
@@ -168,16 +183,17 @@ def _is_shuffled(values: Times, step: float) -> bool:
     return bool((np.diff(ordered) > 0).all() and np.abs(ordered - values).max() <= _REORDERED * step)
 
 
-def _restarts(values: Times) -> list[int]:
+def _restarts(values: Times, step: float) -> list[int]:
     """Where the clock steps back and stays there, as where two recordings were put one behind the other."""
     found = []
     for index in np.flatnonzero(np.diff(values) <= 0) + 1:
         before, after = values[max(0, index - _SUSTAINED) : index], values[index : index + _SUSTAINED]
-        if (
-            min(len(before), len(after)) > 1
-            and np.nanmax(after) < values[index - 1]
-            and np.nanmin(before) > values[index]
-        ):
+        if min(len(before), len(after)) < 2:
+            continue
+        around = np.diff(np.concatenate([before[-_AROUND:], after[:_AROUND]]))
+        is_even = (np.abs(around - step) <= 0.5 * step).sum() == len(around) - 1  # all but the step back itself
+        stays = np.nanmax(after) < values[index - 1] and np.nanmin(before) > values[index]
+        if is_even or stays:
             found.append(int(index))
     return found
 
@@ -218,11 +234,11 @@ def _filled(values: Times, step: float) -> Times:
     return filled
 
 
-def _far_steps(steps: Times, far: float) -> NDArray[np.int64]:
+def _far_steps(steps: Times, far: float, ratio: float) -> NDArray[np.int64]:
     """Steps so long against all others together that the clock must have been set to another time."""
     if len(steps) < _SUSTAINED:
         return np.empty(0, np.int64)
-    return np.flatnonzero((steps > far) & (steps > _FAR_RATIO * (steps.sum() - steps)))
+    return np.flatnonzero((steps > far) & (steps > ratio * (steps.sum() - steps)))
 
 
 # Rate --------------------------------------------------------------------------------------------------------------
@@ -242,7 +258,7 @@ def _frame_rate(times: Times, stated: float | None, header: Fraction | None) -> 
     if stated and abs(len(steps) / stated - span) <= 1 / stated + 0.01 * span:
         return round(stated, 6), ()
     fps = round(min(len(steps) / span, MAX_FPS), 6)
-    if stated and 0.8 < stated / fps < 1.25:
+    if not header or (stated and 0.8 < stated / fps < 1.25):
         return fps, ()
-    text = f"the header says {float(header or 0):g} frames per second, the frames {fps:g}"
+    text = f"the header states {float(header):g} frames per second, the frames have {fps:g}"
     return fps, (Note("rate", text),)
