@@ -193,11 +193,11 @@ def test_concealed_damage_is_found_whichever_decoder_reads(tmp_path: Path, name:
     path = encode(tmp_path / name, noise(40), codec, g="12")
     data = bytearray(path.read_bytes())
     generator = np.random.default_rng(1)
-    for place in generator.integers(len(data) // 3, len(data) * 2 // 3, 12):
+    for place in generator.integers(len(data) // 4, len(data) * 4 // 5, 40):
         data[place] ^= 4
     path.write_bytes(data)
     reason, message = failure_of(path)
-    assert reason in ("damaged", "incomplete")
+    assert reason in ("damaged", "incomplete", "truncated")  # a size of a chunk may be hit as well
     assert str(path) in message
 
 
@@ -213,7 +213,7 @@ def test_the_damaged_part_of_a_video_does_not_concern_clips_before_it(tmp_path: 
 def test_damage_is_accepted_where_the_bitstream_is_trusted(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.avi", noise(40), "mpeg4", g="12")
     data = bytearray(path.read_bytes())
-    for place in np.random.default_rng(1).integers(len(data) // 3, len(data) * 2 // 3, 12):
+    for place in np.random.default_rng(1).integers(len(data) // 3, len(data) * 2 // 3, 30):
         data[place] ^= 4
     path.write_bytes(data)
     assert failure_of(path)[0] == "damaged"
@@ -638,3 +638,15 @@ def test_a_file_cut_short_names_the_remedy_and_notes_that_it_was_kept(tmp_path: 
 def test_a_file_is_looked_into_without_holding_a_closed_container(tmp_path: Path) -> None:
     facts = inspect_video(str(encode(tmp_path / "a.mp4", numbered(5), "libx264")))
     assert (facts.codec, facts.num_frames, facts.height, facts.width) == ("h264", 5, SIDE, SIDE)
+
+
+def test_a_pyav_that_takes_no_metadata_errors_opens_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = encode(tmp_path / "a.mp4", numbered(5), "libx264")
+    opened = av.open
+
+    def of_version_19(file: str, *, container_options: dict[str, str]) -> Any:
+        return opened(file, container_options=container_options)
+
+    monkeypatch.setattr(av, "__version__", "19.0.0")
+    monkeypatch.setattr(av, "open", of_version_19)
+    assert inspect_video(str(path)).num_frames == 5

@@ -164,7 +164,7 @@ def open_container(path: str) -> InputContainer:
     older: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
     options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
     try:
-        container: InputContainer = av.open(path, options=options, **older)
+        container: InputContainer = av.open(path, container_options=options, **older)
         return container
     except MemoryError as error:
         raise DecodeError("out-of-memory", f"{path}: its headers do not fit into memory") from error
@@ -398,14 +398,16 @@ def _first_picture(
     for frame in frames:
         leads = not has_key or (look.key is not None and frame.pts is not None and frame.pts < look.key)
         if not (frame.is_corrupt and leads):
-            return _picture(frame)
+            return _picture(frame, stream)
     return None
 
 
-def _picture(frame: VideoFrame) -> _Picture:
+def _picture(frame: VideoFrame, stream: VideoStream) -> _Picture:
     data: Any = frame.side_data.get("DISPLAYMATRIX")
     matrix = tuple(np.frombuffer(bytes(data), np.int32).tolist()) if data is not None else ()
-    transfer, primaries = getattr(frame, "color_trc", None), getattr(frame, "color_primaries", None)
+    # Frames know their colours since PyAV 17; before, the decoder does.
+    colours = frame if hasattr(frame, "color_trc") else stream.codec_context
+    transfer, primaries = colours.color_trc, colours.color_primaries
     hdr = _HDR.get(int(transfer or 0), "BT.2020" if int(primaries or 0) == _BT2020 else "")
     return _Picture(frame.pts, frame.height, frame.width, frame.format.name, matrix, frame.interlaced_frame, hdr)
 
