@@ -86,7 +86,7 @@ def run() -> str:
         "",
         f"{what}, {num_frames} frames, {PROCESSES} processes, {REPETITIONS} repetitions.",
         "",
-        "| what | wall time | beside the bare loop | processor time | beside the bare loop |",
+        "| candidate | wall time | ratio to the bare loop | processor time | ratio to the bare loop |",
         "|---|---|---|---|---|",
     ]
     medians = {
