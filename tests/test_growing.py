@@ -13,6 +13,7 @@ import pytest
 import lvt_pipeline
 from lvt_pipeline.pipeline import making
 from lvt_pipeline.pipeline.running import Pipeline
+from lvt_pipeline.report.work import WorkDir, stage_records
 from lvt_pipeline.storage import read_json
 from lvt_pipeline.video.write import write_mp4
 from lvt_pipeline.workspace.settings import settings_of
@@ -275,3 +276,13 @@ def test_options_of_training_reach_the_stages(work_dir: Path, monkeypatch: pytes
     with pytest.raises(KeyboardInterrupt):
         Pipeline(settings_of(work_dir), options).run()
     assert (given["cache"], given["track"], given["max_seconds"]) == ("stream", ("tensorboard",), float("inf"))
+
+
+def test_the_report_and_status_agree(videos: Path, work_dir: Path) -> None:
+    path = work_dir / "pipeline.toml"
+    path.write_text(path.read_text().replace("scale = 4", "scale = 3"))
+    add_videos(videos)
+    in_report = {record["title"]: record["state"] for record in stage_records(WorkDir(work_dir))}
+    in_status = [state.state for state in work_dir_states(work_dir)]
+    assert list(in_report.values()) == in_status[: len(in_report)]
+    assert (in_report["Videos"], in_report["Prior"]) == ("stale", "outdated")

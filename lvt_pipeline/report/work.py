@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvt_pipeline.codes.store import CodeStore, open_codes
-from lvt_pipeline.errors import ArtefactError, LVTError
+from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
 from lvt_pipeline.evaluation.results import read_results
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.job import finished_record
@@ -26,6 +26,8 @@ from lvt_pipeline.runs.layout import METRICS_NAME
 from lvt_pipeline.runs.read import load_vqvae, precision_of, read_run
 from lvt_pipeline.storage import json_log
 from lvt_pipeline.workspace.layout import ARTEFACTS, BY_ROLE, Artefact, Layout
+from lvt_pipeline.workspace.stages import StageState
+from lvt_pipeline.workspace.states import states_by_role
 
 if TYPE_CHECKING:
     from lvt_pipeline.models.vqvae.model import VQVAE
@@ -56,6 +58,14 @@ class WorkDir:
     def records(self) -> dict[str, Provenance | None]:
         """The record of each artefact, None while it is missing, unfinished or unreadable."""
         return {artefact.role: finished_record(self.layout[artefact.role]) for artefact in SHOWN}
+
+    @cached_property
+    def states(self) -> dict[str, StageState]:
+        """The state of each artefact, as `lvt status` reports it; empty where `lvt run` has left no settings."""
+        try:
+            return states_by_role(self.path) if self.layout.settings.exists() else {}
+        except ConfigError:
+            return {}
 
     def require(self, role: str) -> Path:
         """Path of an artefact that must exist.
@@ -149,9 +159,11 @@ def _stage_record(work: WorkDir, artefact: Artefact) -> Part:
         return part | {"state": "unfinished" if exists else "missing", "reason": reason}
     inputs = [(name, short(value), _is_current(work, artefact, name, value)) for name, value in record.inputs.items()]
     stale = [name for name, _, is_current in inputs if not is_current]
+    reason = f"made from another {', '.join(stale)}" if stale else ""
+    state = work.states.get(artefact.role)  # what lvt status reports
     return part | {
-        "state": "stale" if stale else "done",
-        "reason": f"made from another {', '.join(stale)}" if stale else "",
+        "state": state.state if state is not None else "stale" if stale else "done",
+        "reason": "; ".join(state.reasons) if state is not None else reason,
         "facts": _record_facts(record),
         "inputs": inputs,
         "settings": settings_text(record.settings),
