@@ -12,7 +12,7 @@ from pathlib import Path
 from lvt_pipeline.errors import ArtefactError, LVTError
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance, read_record
 
-HEAD_BYTES = 4096  # at the beginning of a file, where its mark is looked for
+MARK_BYTES = 4096  # at the beginning and at the end of a file, where its mark is looked for
 
 
 def require_output_folder(output: Path, stage: str, inputs: Iterable[Path | None] = ()) -> None:
@@ -48,8 +48,8 @@ def require_output_file(output: Path, stage: str, inputs: Iterable[Path | None] 
         output: the file, which need not exist.
         stage: the command that is about to write, such as "evaluate".
         inputs: files and folders that the command reads; None stands for an input that was not given.
-        mark: bytes near the beginning of every file of this command. They identify the file of a command that was
-            killed before it wrote its record.
+        mark: bytes near the beginning or the end of every file of this command. They identify the file of a command
+            that keeps no record, or was killed before it wrote it.
 
     Raises:
         LVTError: the output is an input, or inside a code store.
@@ -104,4 +104,6 @@ def _has_mark(file: Path, mark: bytes) -> bool:
     if not file.is_file():
         return False
     with open(file, "rb") as stream:
-        return mark in stream.read(HEAD_BYTES)
+        head = stream.read(MARK_BYTES)
+        stream.seek(max(0, file.stat().st_size - MARK_BYTES))
+        return mark in head or mark in stream.read(MARK_BYTES)

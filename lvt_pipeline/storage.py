@@ -31,6 +31,8 @@ from lvt_pipeline.machine import advice_for_siblings
 TEMPORARY_SUFFIX = ".partial"
 MAX_NAME_BYTES = 255  # of a file or folder name, on every file system in use
 
+_LINE_BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_WRONG_PATH = (errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP)  # not refused, but no file to read
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -145,6 +147,16 @@ def clip_file(clip_id: str, suffix: str) -> str:
     return "/".join([*map(shortened_name, folders), shortened_name(name, suffix)])
 
 
+def has_line_break(text: str) -> bool:
+    """Whether a text holds a line break, another control character, or a character that UTF-8 cannot encode."""
+    return _LINE_BREAKS.search(text) is not None
+
+
+def printable(text: str) -> str:
+    """A text from elsewhere, ready to print: characters that would break or disguise its line are escaped."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def _temporary(path: Path) -> Path:
     return path.with_name("." + shortened_name(path.name, f".{os.getpid()}{TEMPORARY_SUFFIX}", MAX_NAME_BYTES - 1))
 
@@ -190,16 +202,25 @@ def read_text(path: Path, *, error: type[LVTError] = ArtefactError, kind: str = 
         kind: what the file should be, for the message.
 
     Raises:
-        LVTError: of the class `error`, in one line that names the file.
+        LVTError: of the class `error`, in one line that names the file. When the operating system refused to read it,
+            which says nothing about its content, an `LVTError` of no other class.
     """
+    return decode_text(read_regular(path, error=error, kind=kind), path, error=error, kind=kind)
+
+
+def read_regular(path: Path, *, error: type[LVTError] = ArtefactError, kind: str = "a file") -> bytes:
+    """The bytes of a regular file. Arguments and errors as in `read_text`."""
     try:
         with open_regular(path) as stream:
-            data = stream.read()
-    except FileNotFoundError:
+            return stream.read()
+    except (FileNotFoundError, NotADirectoryError):
         raise error(f"{path} does not exist") from None
-    except (OSError, ValueError) as problem:  # ValueError: a null character in the path
-        raise error(f"{path} cannot be read as {kind}: {getattr(problem, 'strerror', None) or 'bad path'}") from None
-    return decode_text(data, path, error=error, kind=kind)
+    except ValueError:  # a null character in the path
+        raise error(f"{path} cannot be read as {kind}: bad path") from None
+    except OSError as problem:
+        if problem.errno in _WRONG_PATH:
+            raise error(f"{path} cannot be read as {kind}: {problem.strerror}") from None
+        raise describe_os_error(problem, f"reading {path}") from problem
 
 
 def decode_text(data: bytes, where: object, *, error: type[LVTError] = ArtefactError, kind: str = "text") -> str:

@@ -218,3 +218,14 @@ def test_an_empty_or_missing_manifest_is_refused(tmp_path: Path) -> None:
         read_manifest(lines(tmp_path / "m.jsonl", "", ""))
     with pytest.raises(ManifestError, match="does not exist; `lvt manifest build` makes one"):
         read_manifest(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\x1b[31mb", "a\u2028b", "a\x85b"])
+def test_an_id_that_breaks_a_line_is_refused_by_build_and_by_reading(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ManifestError, match="has a line break or control character in it; rename the clip") as built:
+        build_manifest(files(tmp_path / "v", "fine.mp4", f"{name}.mp4"), tmp_path / "m.jsonl")
+    listed = lines(tmp_path / "n.jsonl", {"id": name, "source": "v/fine.mp4"})
+    with pytest.raises(ManifestError, match=r"n\.jsonl:1: the id .* has a line break or control character") as read:
+        read_manifest(listed)
+    assert all(str(caught.value).isprintable() for caught in (built, read))
+    assert not (tmp_path / "m.jsonl").exists()

@@ -122,6 +122,31 @@ def test_films_play_every_clip_at_its_own_speed(frames: Path, tmp_path: Path, su
         assert contains(pictures[moment], FrameShards(frames).read("c04")[min(moment, 9)])
 
 
+@pytest.mark.parametrize("suffix", ["png", "mp4", "gif"])
+def test_show_replaces_its_own_picture_and_no_other_file(frames: Path, tmp_path: Path, lvt: Lvt, suffix: str) -> None:
+    out = tmp_path / f"s.{suffix}"
+    show(frames, out, ids=["c03"], seconds=0.2)
+    first = out.read_bytes()
+    show(frames, out, ids=["c04"], seconds=0.2)
+    assert out.read_bytes() != first
+    theirs = first.replace(b"written by lvt show", b"written by somebody")
+    out.write_bytes(theirs)
+    code, _, errors = lvt("show", frames, "-o", out)
+    assert (code, errors.count("\n")) == (1, 1)
+    assert "exists and lvt show did not write it; choose another output, or delete the file first" in errors
+    assert out.read_bytes() == theirs
+
+
+def test_a_caption_shows_control_characters_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import ImageDraw
+
+    drawn: list[str] = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, corner, text, *rest, **more: drawn.append(text))
+    clip = ShownClip("a\nb\x1b[31m", "", 1, 10.0, lambda at: np.zeros((len(at), 200, 200, 3), np.uint8))
+    contact_sheet([clip], num_frames=1, scale=1)
+    assert drawn[0] == r"a\nb\x1b[31m"
+
+
 def test_frames_that_a_sample_was_given_have_an_amber_edge() -> None:
     clip = ShownClip("x", "", 4, 10.0, lambda at: np.zeros((len(at), 32, 32, 3), np.uint8), num_priming=3)
     sheet = contact_sheet([clip], num_frames=4, scale=1)

@@ -285,3 +285,21 @@ def test_a_process_of_a_group_learns_that_a_sibling_may_hold_the_lock(
         message = r"this is process 1 of 2 that were started together.*: start one process and run this again"
         with pytest.raises(BusyError, match=message), exclusive_lock(tmp_path):
             pass
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_text_that_the_system_refuses_to_read_is_never_called_damaged_or_of_another_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    file = tmp_path / "a.json"
+    file.write_text("{}")
+
+    def refuse(*arguments: object, **named: object) -> int:
+        raise OSError(number, os.strerror(number), str(file))
+
+    monkeypatch.setattr(os, "open", refuse)
+    for read in (read_json, read_json_lines, read_toml, read_text):
+        with pytest.raises(LVTError, match=r"^reading .*a\.json failed: ") as caught:
+            read(file)
+        assert type(caught.value) is LVTError
+        assert "\n" not in str(caught.value)

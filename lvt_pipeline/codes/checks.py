@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lvt_pipeline.codes.layout import PENDING, DamagedRootError, StoreRoot, read_attributes, read_root
-from lvt_pipeline.codes.schema import PlannedClip, has_line_break
+from lvt_pipeline.codes.schema import PlannedClip
 from lvt_pipeline.codes.store import CodeStore, is_ours, is_unfinished, open_codes
 from lvt_pipeline.errors import ArtefactError, StoreError
 from lvt_pipeline.provenance import ZARR_METADATA
+from lvt_pipeline.storage import has_line_break
 
 
 def require_clips(clips: Sequence[PlannedClip]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +14,13 @@ import numpy as np
 from lvt_pipeline import lineage
 from lvt_pipeline.codes.layout import SCHEMA_VERSION, SHARDS
 from lvt_pipeline.errors import StoreError
+from lvt_pipeline.storage import has_line_break
 from lvt_pipeline.video.relative_paths import kept_sources, opened_sources
 
 CHUNK_FRAMES = 64  # frames that are compressed together: the least that a read decompresses
 SHARD_FRAMES = 4096  # frames in one file: the unit of writing and of resume
 MAX_CODEBOOK_SIZE = 2**16  # codes are uint16 at most
 MAX_CHUNK_BYTES = 2**31  # more than any real chunk; larger sizes in metadata are refused before memory is allocated
-
-_LINE_BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,11 +190,6 @@ def require_places(clips: Sequence[CodeClip], array_frames: Any, num_shards: int
                 f"clip {clip.id} has frames {clip.offset} to {clip.offset + clip.length - 1}, which are not in the "
                 f"array of {array_frames} frames"
             )
-
-
-def has_line_break(text: str) -> bool:
-    """Whether a text holds a line break, another control character, or a character that UTF-8 cannot encode."""
-    return _LINE_BREAKS.search(text) is not None
 
 
 def table_fingerprint(schema: CodeSchema, clips: Sequence[CodeClip]) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lvt_pipeline import lineage
 from lvt_pipeline.codes.exchange.npy import CLIPS_NAME, from_released, read_npy
-from lvt_pipeline.codes.schema import SHARD_FRAMES, CodeSchema, PlannedClip, has_line_break
+from lvt_pipeline.codes.schema import SHARD_FRAMES, CodeSchema, PlannedClip
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import ArtefactError, LVTError, MismatchError
 from lvt_pipeline.interrupts import stop_requested
@@ -30,7 +30,7 @@ from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import RECORD_NAME, Provenance, fingerprint, read_record
 from lvt_pipeline.runs.read import load_vqvae
-from lvt_pipeline.storage import describe_os_error, read_json_lines
+from lvt_pipeline.storage import describe_os_error, has_line_break, read_json_lines
 from lvt_pipeline.video.clips import SPLITS
 
 STAGE = "import-codes"

@@ -34,7 +34,7 @@ from lvt_pipeline.provenance import (
     record_path,
     write_record,
 )
-from lvt_pipeline.storage import read_json_lines, write_bytes
+from lvt_pipeline.storage import printable, read_json_lines, write_bytes
 from lvt_pipeline.video.clips import SPLITS, Clip, check_clip
 from lvt_pipeline.video.locations import absolute, is_url
 
@@ -183,7 +183,7 @@ def _with_content(drafts: Sequence[Draft], out: Path, progress: Progress) -> tup
     """The clips with the digests of their contents, and why a source has none."""
     seen: set[str] = set()
     for draft in drafts:
-        check_clip(_clip(draft, ""), where=draft.source)
+        check_clip(_clip(draft, ""), where=printable(draft.source))
         if draft.id in seen:
             raise ManifestError(f"two clips have the id {draft.id!r}; give them different ids or time ranges")
         seen.add(draft.id)

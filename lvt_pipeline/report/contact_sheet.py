@@ -24,18 +24,21 @@ from lvt_pipeline.evaluation.samples import priming_frames_of
 from lvt_pipeline.evaluation.summary import count_of
 from lvt_pipeline.frames.records import FrameClip
 from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.runs.compatibility import check_tokenizer
 from lvt_pipeline.runs.read import load_vqvae
-from lvt_pipeline.storage import write_bytes
+from lvt_pipeline.storage import printable, write_bytes
 from lvt_pipeline.video.geometry import Frames
 from lvt_pipeline.video.pictures import colour_codes, png_bytes
 from lvt_pipeline.video.tiles import codebook_tiles, framed, picture_grid
-from lvt_pipeline.video.write import enlarge, write_gif, write_mp4
+from lvt_pipeline.video.write import enlarge, gif_bytes, mp4_bytes, with_note
 from lvt_pipeline.workspace.inspect import kind_of
 
 if TYPE_CHECKING:
     from lvt_pipeline.models.vqvae.model import VQVAE
 
+STAGE = "show"
+FILE_MARK = b"written by lvt show"
 SUFFIXES = (".png", ".mp4", ".gif")
 TILE_PIXELS = 96  # frames smaller than this are enlarged
 FILM_FPS = 30.0  # a film of clips of many rates is not faster than this
@@ -81,7 +84,7 @@ def show(
     """Write a picture or a film of some clips of a folder of frames or a code store.
 
     Args:
-        out: a `.png` becomes a contact sheet, `.mp4` and `.gif` play. An older file is replaced.
+        out: a `.png` becomes a contact sheet, `.mp4` and `.gif` play. An older picture of this function is replaced.
         ids: these clips; without any, `num_clips` at random, the same for the same seed.
         split: random clips come from this one only.
         num_frames: of each clip on a contact sheet, evenly spread from its first to its last.
@@ -93,18 +96,20 @@ def show(
         The ids that are shown, in order.
 
     Raises:
-        ArtefactError: the source is neither frames nor codes, or has no such clip.
+        ArtefactError: the source is neither frames nor codes, or has no such clip; or another program wrote `out`.
         ConfigError: another ending, or a tokenizer for frames.
     """
-    if out.suffix.lower() not in SUFFIXES:
+    suffix = out.suffix.lower()
+    if suffix not in SUFFIXES:
         raise ConfigError(f"{out} ends in {out.suffix or 'nothing'}; a picture ends in {', '.join(SUFFIXES)}")
+    require_output_file(out, STAGE, (source, vqvae), mark=FILE_MARK)
     clips = _clips_of(source, ids, num_clips, seed, split, vqvae, generation, device)
-    if out.suffix.lower() == ".png":
-        write_bytes(out, png_bytes(contact_sheet(clips, num_frames, scale)))
+    if suffix == ".png":
+        data = png_bytes(contact_sheet(clips, num_frames, scale))
     else:
         frames, fps = film(clips, seconds, scale)
-        write = write_mp4 if out.suffix.lower() == ".mp4" else write_gif
-        write(out, frames, fps)
+        data = mp4_bytes(frames, fps) if suffix == ".mp4" else gif_bytes(frames, fps)
+    write_bytes(out, with_note(data, suffix, FILE_MARK))
     return [clip.id for clip in clips]
 
 
@@ -247,7 +252,7 @@ def _tiles_of(clip: ShownClip, indices: NDArray[np.int64], scale: int | None) ->
 
 def _write_caption(pen: ImageDraw.ImageDraw, corner: tuple[int, int], name: str, about: str, width: int) -> None:
     font = ImageFont.load_default(size=11)
-    name, about = ("".join(letter if letter.isprintable() else "?" for letter in text) for text in (name, about))
+    name, about = printable(name), printable(about)
     while len(name) > 4 and pen.textlength(name, font) > width:
         name = "..." + name[4:]  # the end of an id is more specific than its beginning
     pen.text(corner, name, TEXT, font)

@@ -16,6 +16,7 @@ from lvt_pipeline import lineage
 from lvt_pipeline.codes.store import clips_of_split, open_codes
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.models.device import choose_device
+from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, write_record
 from lvt_pipeline.runs.compatibility import check_prior, label_numbers
@@ -54,9 +55,11 @@ def time_sampling(
 
     Raises:
         MismatchError: the prior was trained on other codes.
+        ArtefactError: another command or program wrote `out`.
         LVTError: no clip has enough frames.
     """
     started = time.monotonic()
+    require_output_file(out, STAGE, (prior, codes), mark=b'"all_seconds"')
     store = open_codes(codes)
     model = load_prior(prior, device=device)
     check_prior(store, prior, model)

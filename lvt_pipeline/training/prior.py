@@ -250,8 +250,8 @@ def _shuffle_of_run(out: Path) -> Literal["clips", "shards"] | None:
     """The order that a run was started with, None when there is no run yet."""
     if not (out / RUN_NAME).exists():
         return None
-    found: Literal["clips", "shards"] = read_run(out)["settings"]["training"].get("shuffle", "clips")
-    return found
+    # A run on clips from anywhere records null, the default, so that its settings stay equal to those that were given.
+    return read_run(out)["settings"]["training"].get("shuffle") or "clips"
 
 
 def _choose_tiers(

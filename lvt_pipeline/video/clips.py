@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from lvt_pipeline import lineage
 from lvt_pipeline.errors import ManifestError
+from lvt_pipeline.storage import has_line_break
 
 # What holds the frames: a video file, one record of a BAIR tfrecord file, or a folder with a picture per frame.
 ClipKind = Literal["video", "bair", "frames"]
@@ -90,7 +91,9 @@ def check_clip(clip: Clip, where: str) -> None:
         ManifestError: its id, time range, kind or what belongs to the kind.
     """
     # Ids become file names of samples and pictures, so they must stay inside their folder.
-    if "\0" in clip.id or any(part in ("", ".", "..") for part in clip.id.split("/")):
+    if has_line_break(clip.id):
+        raise ManifestError(f"{where}: the id {clip.id!r} has a line break or control character in it; rename the clip")
+    if any(part in ("", ".", "..") for part in clip.id.split("/")):
         raise ManifestError(f"{where}: the id {clip.id!r} is not a relative path such as folder/name")
     for name, moment in (("start", clip.start), ("end", clip.end)):
         if moment is not None and not (_is_number(moment) and 0 <= moment < math.inf):

@@ -6,7 +6,9 @@ Equal frames give equal bytes: one encoder thread, no time stamps, no encoder ba
 from __future__ import annotations
 
 import io
+import struct
 import tempfile
+import zlib
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,12 @@ def _encode_h264(path: Path, frames: Frames, rate: Fraction, crf: int) -> None:
 
 
 def write_gif(path: Path, frames: Frames, fps: float, scale: int = 1) -> None:
-    """Write a looping GIF with one palette for the whole clip. Delays are whole hundredths of a second."""
+    """Write a looping GIF, whole or not at all. See `gif_bytes`."""
+    write_bytes(path, gif_bytes(frames, fps, scale))
+
+
+def gif_bytes(frames: Frames, fps: float, scale: int = 1) -> bytes:
+    """A looping GIF with one palette for the whole clip. Delays are whole hundredths of a second."""
     frames = enlarge(frames, scale)
     pictures = [Image.fromarray(frame) for frame in frames]
     # One palette learnt from all frames, without dithering: a still background stays still.
@@ -76,7 +83,27 @@ def write_gif(path: Path, frames: Frames, fps: float, scale: int = 1) -> None:
     stream = io.BytesIO()
     delay_milliseconds = max(20, round(100 / _checked_fps(fps)) * 10)  # browsers slow down anything faster than 20 ms
     indexed[0].save(stream, "GIF", save_all=True, append_images=indexed[1:], duration=delay_milliseconds, loop=0)
-    write_bytes(path, stream.getvalue())
+    return stream.getvalue()
+
+
+def with_note(data: bytes, suffix: str, note: bytes) -> bytes:
+    """A .png, .mp4 or .gif file with a note near its end, where the format has a place for one.
+
+    Args:
+        suffix: which of the three it is.
+        note: ASCII, at most 200 bytes.
+    """
+    match suffix:
+        case ".png":
+            chunk = b"tEXtSoftware\0" + note
+            text = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+            return data[:-12] + text + data[-12:]  # the last chunk, IEND, has 12 bytes
+        case ".mp4":
+            return data + struct.pack(">I", len(note) + 8) + b"free" + note
+        case ".gif":
+            return data[:-1] + b"\x21\xfe" + bytes([len(note)]) + note + b"\0" + data[-1:]
+        case _:
+            raise ValueError(f"no place for a note in {suffix}")
 
 
 def write_png_strip(path: Path, frames: Frames, scale: int = 1) -> None:
