@@ -22,7 +22,7 @@ STAGES = {
     "evaluate": EvaluateSettings,
 }
 TARGET = Path(__file__).with_name("configuration.md")
-BEGIN, END = "<!-- made by docs/generate_settings.py -->\n", "<!-- end of what it made -->\n"
+BEGIN, END = "<!-- made by docs/generate_settings.py -->\n", "<!-- end of the generated tables -->\n"
 
 
 def render() -> str:

@@ -122,7 +122,7 @@ def read_preset(family: str, name: str) -> dict[str, Any]:
 
 
 def with_base(family: str, tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables completed by what they name at the top.
+    """Tables completed by the preset or recipe they name at the top.
 
     `base = "NAME"` starts from another preset of the family, so that only the differences are stated. `recipe = "NAME"`
     starts from the settings of that recipe, some of which the tables may change.

@@ -1,6 +1,6 @@
 """Errors a user can meet: each becomes one line on stderr and an exit code. Anything else is a bug, with its traceback.
 
-A message says what was found, what was needed and what to do.
+A message states the finding, the requirement and the remedy.
 """
 
 from __future__ import annotations

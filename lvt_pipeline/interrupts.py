@@ -22,7 +22,7 @@ class StopRequest:
         return bool(self.signal_name)
 
     def raise_if_set(self, saved: str) -> None:
-        """End the work; `saved` says what is kept, such as "step 120 is saved in runs/prior".
+        """End the work; `saved` names the kept results, such as "step 120 is saved in runs/prior".
 
         Raises:
             Stopped: a signal came.

@@ -1,6 +1,6 @@
 """The skeleton that all long jobs share: open, lock, remove leftovers, check, up to date?, work, record.
 
-A stage declares once what it is, and its function holds only what is about that stage:
+A stage declares its properties once, and its function holds only the code of that stage:
 
     JOB = Job(stage="decode", version=1, kind="videos")
 
@@ -64,7 +64,7 @@ class Job:
     Attributes:
         stage: name of the command.
         version: of the algorithm; raised by hand when its output changes.
-        kind: what it makes, as in `Provenance.kind`.
+        kind: kind of its output, as in `Provenance.kind`.
     """
 
     stage: str
@@ -138,10 +138,10 @@ class Recorder:
     def new_record(
         self, fingerprint: str = "", outputs: Mapping[str, int] | None = None, counts: Mapping[str, Any] | None = None
     ) -> Provenance:
-        """The record of what was made.
+        """The record of the finished output.
 
         Args:
-            fingerprint: hash of what came out; empty where the writer of a code store fills it in.
+            fingerprint: hash of the output; empty where the writer of a code store fills it in.
             outputs: size in bytes of each file.
             counts: facts about the output. What one of several resumed runs did is not a fact about the output: a
                 record is the same however often the work was interrupted, but for its times.

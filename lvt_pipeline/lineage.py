@@ -1,7 +1,7 @@
 """Every fingerprint of the pipeline, in its order: of a clip, its frames, its codes and all that is made from them.
 
 A fingerprint is the SHA-256 of canonical JSON: content, the settings that change the result, an algorithm version and
-the fingerprints of the inputs. Nothing else in the package decides what is hashed. The first paragraph of
+the fingerprints of the inputs. Nothing else in the package decides the inputs of a hash. The first paragraph of
 each docstring is a row of the table in `docs/concepts.md`.
 
 Whoever changes what a function here hashes makes every existing output of that kind stale.

@@ -40,7 +40,7 @@ def total_memory(root: Path = ROOT) -> int | None:
 
 def available_memory(root: Path = ROOT) -> int:
     """Bytes that this process may still take: what the kernel calls available, within every limit on it."""
-    available = (total_memory(root) or 2**32) // 2  # where the system does not say
+    available = (total_memory(root) or 2**32) // 2  # where the system does not report it
     for line in (_read(root / "proc/meminfo") or "").split("\n"):
         name, _, size = line.partition(":")
         if name == "MemAvailable":

@@ -1,4 +1,4 @@
-"""How library code tells a caller what it is doing, without printing.
+"""How library code reports progress to a caller, without printing.
 
 Long functions take `progress: Progress = SILENT`. The commands pass one that draws bars (`stages/console.py`), a
 notebook may pass its own.

@@ -1,4 +1,4 @@
-"""What made an output, and whether it is still what we would make today.
+"""The origin of an output, and whether the same stage would make the same output today.
 
 A fingerprint hashes content and meaning: canonical JSON of the settings that change the result, a `version` integer per
 algorithm that is raised by hand when its output changes, and the fingerprints of the inputs. It never holds a path, a
@@ -7,8 +7,8 @@ modification time, a pickled object or a package version.
 Every output carries a `Provenance` record. Two hashes live in it:
 
 - `recipe`: stage + version + settings + inputs. Equal recipes would make the same output; `lvt why` compares them.
-- `fingerprint`: what came out. Later stages name this one as their input, so an output that is made again and comes out
-  the same leaves everything after it valid.
+- `fingerprint`: a hash of the output. Later stages name this one as their input, so an output that is made
+  again with the same content leaves everything after it valid.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def digest_file(path: Path) -> str:
 
 
 def status_of(path: Path) -> tuple[int, int, int]:
-    """Size, mtime in nanoseconds and inode: what tells a changed file without reading it."""
+    """Size, mtime in nanoseconds and inode: enough to detect a changed file without reading it."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ino
 
@@ -121,7 +121,7 @@ class DigestMemo:
         return self.recall(str(path.resolve()), status_of(path), lambda: digest_file(path))
 
     def recall(self, name: str, seen: tuple[int, int, int], compute: Callable[[], str]) -> str:
-        """What was computed under this name when it looked the same; computed now if it was not.
+        """The value stored under this name if the file looks the same; computed now if it does not.
 
         Args:
             seen: size, time in nanoseconds and inode, or any three numbers that change with the content.
@@ -185,7 +185,7 @@ class Provenance:
         version: the stage's algorithm version.
         settings: every setting that changes the result, as plain data.
         inputs: fingerprint of each input, by role ("frames", "tokenizer", ...).
-        fingerprint: hash of what came out.
+        fingerprint: hash of the output.
         outputs: size in bytes of each file that belongs to the output, by path relative to the output (a
             directory) or to its folder (a file).
         counts: facts worth showing (clips, frames, failures, parameters, ...).
@@ -245,7 +245,7 @@ def recipe(stage: str, version: int, settings: Mapping[str, Any], inputs: Mappin
 
 
 def record_path(output: Path) -> Path:
-    """Where an output's record lies: inside a directory, beside a file (`M.jsonl` -> `M.jsonl.provenance.json`)."""
+    """Path of an output's record: inside a directory, next to a file (`M.jsonl` -> `M.jsonl.provenance.json`)."""
     if output.is_dir() or (not output.suffix and not output.is_file()):
         return output / RECORD_NAME
     return output.with_name(f"{output.name}.{RECORD_NAME}")

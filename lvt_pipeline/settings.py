@@ -34,10 +34,10 @@ KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What a field says about itself.
+    """The metadata of a field.
 
     Attributes:
-        help: what it is, as a sentence that begins with a noun or an imperative.
+        help: its meaning, as a sentence that begins with a noun or an imperative.
         at_least, above, at_most, below: bounds of a number, or of every number of a list.
         unset: what the value None stands for, such as "all" or "the clip's own".
         none_word: what an option and a file write for None, in addition to leaving it out, such as "auto".
@@ -160,7 +160,7 @@ def type_hints(cls: Any) -> dict[str, Any]:
 
 
 def abouts(cls: Any) -> dict[str, About]:
-    """What the fields say, by name, in order. A field without words of its own has those of the base class."""
+    """The metadata of the fields, by name, in order. A field without its own inherits those of the base class."""
     return _hints_and_abouts(cls)[1]
 
 

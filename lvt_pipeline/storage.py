@@ -41,7 +41,7 @@ def describe_os_error(error: OSError, doing: str) -> LVTError:
 
     Args:
         error: the error of the operating system.
-        doing: what was being done, such as "writing frames/train-000003.tar".
+        doing: the failed operation, such as "writing frames/train-000003.tar".
     """
     advice = {
         errno.ENOSPC: "the disk is full; free some space and run the same command again",
@@ -51,7 +51,7 @@ def describe_os_error(error: OSError, doing: str) -> LVTError:
         errno.EACCES: "permission denied; check the owner and mode of the folder",
         errno.EPERM: "operation not permitted; check the owner and mode of the folder",
     }.get(error.errno or 0, error.strerror or str(error))
-    return LVTError(f"{doing} failed: {advice}. What was finished before is kept")
+    return LVTError(f"{doing} failed: {advice}. Finished work is kept")
 
 
 @contextmanager
@@ -180,7 +180,7 @@ def open_regular(path: Path | str) -> BufferedReader:
     """Open a regular file for reading. Nothing else is opened: a pipe would wait forever, a device may act.
 
     Raises:
-        OSError: there is no such file or it cannot be read; `strerror` says so when it is not a regular file.
+        OSError: there is no such file or it cannot be read; `strerror` names the case of a file that is not regular.
     """
     mode = os.stat(path).st_mode
     if stat.S_ISREG(mode):

@@ -24,7 +24,7 @@ def restart_in_utf8() -> None:
 
 
 def replace_closed_streams() -> None:
-    """Occupy the descriptors of closed streams; collect what is printed to a closed standard output."""
+    """Occupy the descriptors of closed streams; collect the text printed to a closed standard output."""
     for descriptor in STREAMS:
         try:
             os.fstat(descriptor)

@@ -23,7 +23,7 @@ from stages.values import PATH, Real
 @click.option("--dry-run", is_flag=True, help="Print the clips that would be moved, and stop.")
 @json_option
 def command(store: Path, min_dead: float, dry_run: bool, as_json: bool) -> None:
-    """Write what is alive in partly dead shards into new ones and publish a generation. Other shards are not touched.
+    """Copy the live codes of partly dead shards into new shards and publish a generation. Other shards are not touched.
 
     Older generations stay readable, and keep their space, until `lvt gc --apply`. Run again after an interruption.
 

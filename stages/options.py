@@ -78,7 +78,7 @@ class Option(click.Option):
 
 
 class Command(click.Command):
-    """A command that answers an unknown option with the right one, and says how to set what is a setting.
+    """A command that answers an unknown option with the right one, or with the `--set` of a setting.
 
     Attributes:
         settings_home: module and name of the class whose keys `--set` takes, if the command has `--set`. It is loaded

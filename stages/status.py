@@ -1,4 +1,4 @@
-"""lvt status: what is done, unfinished and stale in a work directory, or how far a training is."""
+"""lvt status: the state of each stage of a work directory, or the progress of a training."""
 
 from __future__ import annotations
 

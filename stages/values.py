@@ -1,4 +1,4 @@
-"""The types of values on the command line: what is refused before a command starts, with exit code 2."""
+"""The types of values on the command line: wrong values end the command before it starts, with exit code 2."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ else:
 
 
 class PathType(click.Path):
-    """A path as `Path`. The library checks what is there, because its message also says what to do."""
+    """A path as `Path`. The library checks that it exists, because its message also names the remedy."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)

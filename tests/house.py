@@ -261,9 +261,11 @@ HABITS: dict[str, re.Pattern[str]] = {
     for name, pattern in {
         "go on with": r"\b(go|goes|going|went) on\b",
         "beside": r"\bbesides?\b",
-        "is no X": r"\b(is|are|was|were) no (?!longer\b|more\b)",
+        # "there is no X" is plain; "a GIF is no video" is not
+        "is no X": r"(?<!there )\b(is|are|was|were) no (?!longer\b|more\b)",
         "what ... as a noun": r"\bwhat (is|are|was|came|comes|lies|it|they|we|you|there)\b",
-        "told, said, spoken": r"\b(told|tells?|telling|said|says?|spoken|speaks?)\b",
+        # "to tell two things apart" is plain
+        "told, said, spoken": r"\b(?!tells? (\w+ ){0,3}apart)(told(?! apart)|tells?|telling|said|says?|spoken|speaks?)\b",  # noqa: E501
         "learnt": r"\blearnt\b",
         "anew": r"\banew\b",
         "mend": r"\bmend(s|ed|ing)?\b",

@@ -194,7 +194,7 @@ def _soft_step(signed: Array, scale: np.float32) -> Array:
     return step
 
 
-# How deep inside the second colour a point lies; u and v are 1 at the object's radius.
+# How deep inside the second colour a point is; u and v are 1 at the object's radius.
 _PATTERNS: dict[str, Callable[[Array, Array], Array]] = {
     "stripes": lambda u, v: 0.22 - np.abs(np.abs(u) - 0.42),
     "dots": lambda u, v: 0.22 - _length(np.abs(u) - 0.36, np.abs(v) - 0.36),

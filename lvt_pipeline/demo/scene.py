@@ -224,7 +224,7 @@ def _keep_on_table(thing: Thing) -> None:
 
 
 def _keep_apart(a: Thing, b: Thing) -> bool:
-    """Separate two objects that overlap; says whether they did."""
+    """Separate two objects that overlap; returns whether they did."""
     normal, overlap = _overlap(a.position, a.radius, b.position, b.radius)
     if overlap <= _TOUCHING:
         return False

@@ -2,7 +2,7 @@
 
 It stands in for the robot-pushing videos of the paper where nothing can be downloaded: a fixed camera, a still
 background, one arm that moves at random, and objects whose motion follows from contact. Distances are pixels of the
-128 x 96 picture, y points down, and everything that matters lies in the middle 96 x 96, which is what a centre crop
+128 x 96 picture, y points down, and everything that matters is in the middle 96 x 96, which is what a centre crop
 keeps. A clip is a function of (seed, its number).
 """
 
@@ -53,7 +53,7 @@ def write_demo_videos(out: Path, settings: DemoSettings = DemoSettings(), *, pro
         _claim(out, settings)
         paths = [out / split / f"clip-{index:03d}.mp4" for index, split in enumerate(_splits(settings.num_clips))]
         missing = [index for index, path in enumerate(paths) if not path.exists()]
-        with progress.bar("drawing videos", len(paths), "clip", done=len(paths) - len(missing)) as bar:
+        with progress.bar("painting videos", len(paths), "clip", done=len(paths) - len(missing)) as bar:
             for index in missing:
                 write_mp4(paths[index], demo_clip(settings, index), settings.fps)
                 bar.advance()

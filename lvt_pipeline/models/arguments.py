@@ -1,4 +1,4 @@
-"""Numbers that callers give, checked in one place: what is refused is refused in one line.
+"""Numbers that callers give, checked in one place; each refusal is one line.
 
 NumPy's numbers count as Python's; truth values, texts, infinities and NaN do not count as numbers.
 """

@@ -26,7 +26,7 @@ from lvt_pipeline.models.vqvae.model import VQVAE
 State = Mapping[str, Tensor]
 Config = TypeVar("Config", VQVAEConfig, PriorConfig)
 
-# Buffers of the released prior that say nothing the geometry does not.
+# Buffers of the released prior that follow from the geometry.
 _RECOMPUTED = re.compile(
     r"(encoder|decoder)\.(positional_encoder\.inv_timescales|block_local_attention\.\d+\.(dt|dh|dw|mask))"
 )
@@ -274,7 +274,7 @@ def _head(state: State, size: int, embedding_width: int, where: str) -> Literal[
     if size == embedding_width:
         raise CheckpointError(
             f"ch_predictor.P.weight has {rows} rows, and codes and embedding width are both {size}: shared and tied "
-            "heads cannot be told apart"
+            "heads cannot be distinguished"
         )
     return "tied" if rows == embedding_width else "shared"
 

@@ -164,7 +164,7 @@ def make_evaluation(stage: Stage, making: Making, state: StageState) -> Provenan
         frames=sources["frames"],
         vqvae=sources["vqvae"],
         samples=sources["samples"],
-        # A handful of videos may have no clip to spare for testing; the result states what it was measured on.
+        # A handful of videos may have no clip to spare for testing; the result names the split it was measured on.
         allow_training_clips=True,
         device=making.device,
         progress=making.progress,
@@ -245,7 +245,7 @@ def _is_broken(run: Path) -> bool:
 def encode_up_to_date(
     frames: Path, vqvae: Path, codes: Path, settings: EncodeSettings, device: str, progress: Progress
 ) -> Provenance:
-    """Encode what is new or changed; repair a damaged store, or else make it again, and say so."""
+    """Encode new and changed clips; repair a damaged store, or else make it again, and report it."""
     try:
         report = encode_dataset(frames, vqvae, codes, settings, device=device, reencode=True, progress=progress)
     except StoreError as error:  # the frames are there, so a damaged store can be repaired, or else made again

@@ -125,7 +125,7 @@ class Pipeline:
         on_start: Callable[[str], None] = lambda name: None,
         on_end: Callable[[StageResult], None] = lambda result: None,
     ) -> list[StageResult]:
-        """Make what is missing or stale, in order.
+        """Make the missing and stale outputs, in order.
 
         Args:
             until: the last stage to look at, such as "encode-dataset"; None: all.
@@ -133,8 +133,8 @@ class Pipeline:
 
         Raises:
             BusyError: another run works in this directory.
-            Stopped: the time is over; what was finished is kept.
-            LVTError: a stage failed; what was finished is kept.
+            Stopped: the time is over; finished work is kept.
+            LVTError: a stage failed; finished work is kept.
         """
         results: list[StageResult] = []
         with exclusive_lock(self.work_dir):
@@ -142,7 +142,7 @@ class Pipeline:
                 self._require_time(stage)
                 on_start(stage.name)
                 result = self._bring_up_to_date(stage)
-                if not results:  # the clips are known: from here on the directory is what these settings say
+                if not results:  # the clips are known: from here on the directory follows these settings
                     save_settings(self.settings, self.work_dir)
                 on_end(result)
                 results.append(result)

@@ -95,7 +95,7 @@ class AdaptiveSoftmax(nn.Module):
         codebook_size: K.
         cutoffs: ranks at which new clusters start.
         ratio: how many times narrower the next tail is.
-        tie: what is shared with an `AdaptiveEmbedding` of the same clusters: nothing, its embeddings as the matrices
+        tie: the parts shared with an `AdaptiveEmbedding` of the same clusters: nothing, its embeddings as the matrices
             that give each cluster's scores, or also its maps, transposed.
         embedding_width: d_e of that embedding.
     """

@@ -1,4 +1,4 @@
-"""What the earlier slices say about each pixel of a slice: the prior's encoder (paper, section 3.2).
+"""Features of the earlier slices for each pixel of a slice: the prior's encoder (paper, section 3.2).
 
 A strided convolution reads the codes of earlier slices. No one-hot tensor is made: a convolution of one-hot codes is a
 sum of rows of its weight.
@@ -61,7 +61,7 @@ class ContextConvolution(nn.Module):
 
 
 class ContextEncoder(nn.Module):
-    """What the earlier slices say about each pixel of a slice. No cross-attention: outputs align with pixels."""
+    """Features of the earlier slices for each pixel of a slice. No cross-attention: outputs align with pixels."""
 
     def __init__(self, config: PriorConfig, num_slices: int) -> None:
         super().__init__()

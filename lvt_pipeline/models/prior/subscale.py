@@ -30,7 +30,7 @@ class Subscale:
         shape: (T, h, w) of the code video.
         factor: subscale factor (s_t, s_h, s_w).
         kernel: context kernel (k_t, k_h, k_w), odd.
-        reach: where the kernel lies in time. "centred" on the frame, so that with one frame per slice the taps on the
+        reach: position of the kernel in time. "centred" on the frame, so that with one frame per slice the taps on the
             present and the future only meet padding; "past" puts all k_t taps (odd or even) on the frames before, for
             which every frame must be a slice of its own.
 
@@ -82,7 +82,7 @@ class Subscale:
     def guesses(self) -> Tensor:
         """int64 (slices, pixels): flat video position whose code is a good guess for each pixel of each slice.
 
-        It lies in an earlier slice: the frame before, else the column or the row before. The first slice has none and
+        It is in an earlier slice: the frame before, else the column or the row before. The first slice has none and
         points at itself.
         """
         _, h, w = self.shape
@@ -133,7 +133,7 @@ class Subscale:
             return torch.stack(tables)
 
     def num_primed(self, priming_frames: int) -> Tensor:
-        """int64 (slices,): how many pixels of each slice lie in the first frames; they are its first pixels."""
+        """int64 (slices,): how many pixels of each slice are in the first frames; they are its first pixels."""
         _, h, w = self.shape
         return (self.positions < priming_frames * h * w).sum(1)
 

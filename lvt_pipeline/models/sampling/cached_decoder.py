@@ -1,4 +1,4 @@
-"""The prior's decoder and channel predictor, one pixel at a time, without recomputing what is already known.
+"""The prior's decoder and channel predictor, one pixel at a time, without recomputing known values.
 
 Keys and values of every layer are kept: a new pixel costs one output of the causal convolution, one query per layer and
 the channel predictor. Weights are arranged once for single pixels, and all buffers are allocated once.
@@ -262,7 +262,7 @@ def block_places(shape: Triple, block: Triple) -> list[tuple[int, int]]:
 
 
 def _neighbours(shape: Triple, offsets: list[Triple]) -> Tensor:
-    """int64 (P, offsets): pixel number at each offset from each pixel, P when it lies outside the slice."""
+    """int64 (P, offsets): pixel number at each offset from each pixel, P when it is outside the slice."""
     t, h, w = shape
     grid = np.stack(np.meshgrid(np.arange(t), np.arange(h), np.arange(w), indexing="ij"), axis=-1).reshape(-1, 1, 3)
     place = torch.from_numpy(grid + np.array(offsets).reshape(1, -1, 3))

@@ -2,7 +2,7 @@
 
 Given its random number, a code is a function of the codes before it. So the next W pixels are guessed, pushed through
 the decoder together, and sampled with their own numbers: the first of them is right, and each further one is right as
-long as every guess before it was. What was sampled after a wrong guess is the next guess there. The first guess of a
+long as every guess before it was. A code sampled after a wrong guess is the next guess there. The first guess of a
 pixel is the same place in the frame before, which most codes repeat (paper, sections 4.6 and 4.7).
 
 This is speculative decoding (Leviathan et al. 2023) with samples as the next guesses (Teng et al. 2024). Because the
@@ -152,5 +152,5 @@ def _bias_of_slice(bias: Tensor, places: Tensor) -> Tensor:
     block, place = places.unbind(1)
     whole = bias[:, place[:, None], place[None, :]]
     whole = whole.masked_fill(block[:, None] != block[None, :], MASKED_SCORE)
-    # Queries of finished clips look at everything: what they give is thrown away, and must only be finite.
+    # Queries of finished clips look at everything: their outputs are thrown away, and must only be finite.
     return F.pad(F.pad(whole, (0, _EXTRA_ROWS), value=MASKED_SCORE), (0, 0, 0, _EXTRA_ROWS))

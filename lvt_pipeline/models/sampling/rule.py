@@ -24,7 +24,7 @@ STRONGEST_GUIDANCE = 1e6
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingRule:
-    """What is done to the model's distribution before a code is sampled.
+    """Changes to the model's distribution before a code is sampled.
 
     Attributes:
         temperature: divides the logits, one number or one per codebook, in [1e-6, 1e6].

@@ -1,4 +1,4 @@
-"""Sampling codes from the prior without recomputing what is already known (paper, section 3.2).
+"""Sampling codes from the prior without recomputing known values (paper, section 3.2).
 
 The encoder runs once per slice; the decoder keeps keys and values of every layer (`cached_decoder.py`), and may sample
 several pixels per pass (`lookahead.py`). Priming frames are pushed through in one parallel pass, and slices that are
@@ -62,7 +62,7 @@ def sample(
         int64 (B, T, h, w, n_c) on the CPU, the first T0 frames as given.
 
     Raises:
-        ShapeError: an array does not fit the model, or there are too few priming frames for what it was trained on.
+        ShapeError: an array does not fit the model, or there are too few priming frames for its training.
         ConfigError: a number is out of range.
         NotFiniteError: the model's logits are not finite; clip and pixel are named.
     """

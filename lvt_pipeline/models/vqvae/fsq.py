@@ -1,4 +1,4 @@
-"""Finite scalar quantisation: codes without learnt tables (Mentzer et al. 2023, "Finite Scalar Quantization: VQ-VAE
+"""Finite scalar quantisation: codes without learned tables (Mentzer et al. 2023, "Finite Scalar Quantization: VQ-VAE
 Made Simple", arXiv 2309.15505).
 
 Each of the n_c groups of D / n_c latent channels is projected to a few numbers, one per level count; every number is
@@ -65,7 +65,7 @@ class FSQCodebook(nn.Module):
             "half_width": counts // 2,
             "basis": torch.tensor([math.prod(self.levels[:i]) for i in range(len(levels))]),
         }
-        for name, value in derived.items():  # not saved: the levels say them
+        for name, value in derived.items():  # not saved: they follow from the levels
             self.register_buffer(name, value, persistent=False)
 
     @property

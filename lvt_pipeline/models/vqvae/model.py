@@ -239,8 +239,8 @@ def tokenizer_fingerprint(model: VQVAE) -> str:
 def full_float32(device: torch.device) -> Iterator[None]:
     """Let convolutions and matrix products in the block keep all bits of float32, whatever the caller's autocast.
 
-    On a CUDA device torch lets cuDNN round the inputs of convolutions to TF32 (10 bits of mantissa) unless told
-    otherwise; a latent near the border of two codes then gets another code than on a CPU. The switches belong to the
+    On a CUDA device torch lets cuDNN round the inputs of convolutions to TF32 (10 bits of mantissa) by
+    default; a latent near the border of two codes then gets another code than on a CPU. The switches belong to the
     process; after the block they are as before.
     """
     backends = torch.backends
