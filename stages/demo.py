@@ -37,7 +37,7 @@ def command(
     console.say(f"{'demo':15} {num_clips} videos -> {videos}")
     if videos_only:
         return
-    from lvt_pipeline.pipeline.making import Making
+    from lvt_pipeline.pipeline.options import Making
     from lvt_pipeline.workspace.settings import load_settings
 
     settings = load_settings(videos=videos, work_dir=out / "work", preset="tiny", overrides=overrides)

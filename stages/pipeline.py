@@ -11,7 +11,7 @@ from lvt_pipeline.progress import format_seconds
 from stages.console import Console
 
 if TYPE_CHECKING:
-    from lvt_pipeline.pipeline.making import Making
+    from lvt_pipeline.pipeline.options import Making
     from lvt_pipeline.pipeline.running import StageResult
     from lvt_pipeline.workspace.settings import PipelineSettings
 

@@ -68,6 +68,13 @@ def _list_settings(ctx: click.Context, param: click.Parameter, value: bool) -> N
     type=click.Choice(["vqvae", "prior", "all"]),
     help="Network to train again if its settings or data have changed; the old run is kept.",
 )
+@click.option(
+    "--refine",
+    type=click.Choice(["vqvae", "prior"]),
+    help="Network to train further if its settings or data have changed: a new run that starts from its weights. The "
+    "old run is used until the new one is finished, and kept. A refined tokenizer makes other codes, so the prior is "
+    "then trained again.",
+)
 @click.option("--dry-run", is_flag=True, help="Print for each stage what would be done and why; write nothing.")
 @click.option("--max-seconds", type=Real(min=0), help="Time after which to save and stop (exit code 75).")
 @click.option(
@@ -95,6 +102,7 @@ def command(
     overrides: tuple[str, ...],
     until: str | None,
     retrain: str | None,
+    refine: str | None,
     dry_run: bool,
     max_seconds: float | None,
     cache: Cache,
@@ -111,7 +119,9 @@ def command(
     """
     if file is None and work_dir is None:
         raise click.UsageError("give a pipeline file, or --videos and --work-dir")
-    from lvt_pipeline.pipeline.making import Making
+    if refine is not None and retrain in (refine, "all"):
+        raise click.UsageError(f"--refine {refine} and --retrain {retrain} exclude each other; give one of them")
+    from lvt_pipeline.pipeline.options import Making
     from lvt_pipeline.pipeline.running import Pipeline
     from lvt_pipeline.workspace.settings import load_settings
 
@@ -129,6 +139,7 @@ def command(
         track=track,
         deadline=None if max_seconds is None else time.monotonic() + max_seconds,
         retrain=frozenset(("vqvae", "prior") if retrain == "all" else (retrain,) if retrain else ()),
+        refine=frozenset((refine,) if refine else ()),
         progress=console,
     )
     if dry_run:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import lvt_pipeline
-from lvt_pipeline.pipeline import making
+from lvt_pipeline.pipeline import making, networks
+from lvt_pipeline.pipeline.options import Making
 from lvt_pipeline.pipeline.running import Pipeline
 from lvt_pipeline.report.work import WorkDir, stage_records
 from lvt_pipeline.storage import read_json
@@ -46,6 +47,11 @@ def states(work_dir: Path) -> dict[str, str]:
 
 def weights(work_dir: Path, name: str) -> str:
     return str(read_json(work_dir / "runs" / name / "provenance.json")["fingerprint"])
+
+
+def names(work_dir: Path) -> list[str]:
+    """The runs of a directory."""
+    return sorted(path.name for path in (work_dir / "runs").iterdir() if path.is_dir())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -86,6 +92,123 @@ def test_retraining_is_one_option_and_keeps_the_old_run(videos: Path, work_dir: 
     assert "train-vqvae" not in made
     assert weights(work_dir, "prior.old-1") == before != weights(work_dir, "prior")
     assert states(work_dir)["train-prior"] == "done"
+
+
+def test_refining_starts_from_the_weights_on_the_data_of_today_and_keeps_the_old_run(
+    videos: Path, work_dir: Path, lvt: Lvt
+) -> None:
+    add_videos(videos)
+    before = weights(work_dir, "prior")
+    made, err = run(lvt, work_dir)
+    assert "train-prior" not in made
+    assert "--refine prior" in err
+    code, out, _ = lvt("run", work_dir, "--refine", "prior", "--dry-run")
+    assert code == 0
+    assert next(line for line in out.splitlines() if line.startswith("train-prior")).split()[1] == "refine"
+    made, err = run(lvt, work_dir, "--refine", "prior")
+    assert made == ["train-prior", "sample", "decode", "evaluate", "report"]
+    record = read_json(work_dir / "runs" / "prior" / "provenance.json")
+    assert weights(work_dir, "prior.old-1") == before == record["inputs"]["start"]
+    assert record["inputs"]["codes"] == lvt_pipeline.open_codes(work_dir / "data.zarr").fingerprint
+    assert record["counts"]["fresh_weights"] == []
+    assert names(work_dir) == ["prior", "prior.old-1", "vqvae"]
+    assert states(work_dir)["train-prior"] == "done"
+    assert run(lvt, work_dir, "--refine", "prior")[0] == []
+
+
+def test_a_refined_tokenizer_makes_other_codes_and_a_new_prior(videos: Path, work_dir: Path, lvt: Lvt) -> None:
+    add_videos(videos)
+    before = {name: weights(work_dir, name) for name in ("vqvae", "prior")}
+    made, _ = run(lvt, work_dir, "--refine", "vqvae")
+    assert [name for name in made if name.startswith(("train", "encode"))] == [
+        "train-vqvae",
+        "encode-dataset",
+        "train-prior",
+    ]
+    assert {name: weights(work_dir, f"{name}.old-1") for name in before} == before
+    assert read_json(work_dir / "runs" / "vqvae" / "provenance.json")["inputs"]["start"] == before["vqvae"]
+    assert set(states(work_dir).values()) == {"done"}
+
+
+def test_the_file_can_ask_for_refining_and_an_option_for_something_else(videos: Path, work_dir: Path, lvt: Lvt) -> None:
+    add_videos(videos)
+    run(lvt, work_dir, "--set", "when_data_changes.prior=refine")
+    assert "start" in read_json(work_dir / "runs" / "prior" / "provenance.json")["inputs"]
+    assert settings_of(work_dir).when_data_changes.prior == "refine"
+    write_mp4(videos / "train" / "last.mp4", moving_square(99), fps=10)
+    run(lvt, work_dir, "--retrain", "prior")
+    assert "start" not in read_json(work_dir / "runs" / "prior" / "provenance.json")["inputs"]
+    assert lvt("run", work_dir, "--retrain", "all", "--refine", "prior")[0] == 2
+
+
+def test_an_interrupted_refinement_leaves_the_old_run_in_use_and_resumes(
+    videos: Path, work_dir: Path, lvt: Lvt
+) -> None:
+    add_videos(videos)
+    before = weights(work_dir, "prior")
+    run(lvt, work_dir, "--until", "encode-dataset")
+    code, _, _ = lvt("run", work_dir, "--refine", "prior", "--set", "prior.training.max_steps=10000",
+                     "--max-seconds", "3")  # fmt: skip
+    assert code == 75
+    saved = read_json(work_dir / "runs" / "prior.new" / "run.json")["step"]
+    assert saved < 10000
+    assert weights(work_dir, "prior") == before
+    steps = ("--set", f"prior.training.max_steps={saved + 5}")
+    write_mp4(videos / "train" / "last.mp4", moving_square(99), fps=10)  # the store grows in the meantime
+    run(lvt, work_dir, *steps, "--refine", "prior", "--until", "train-prior")
+    state = read_json(work_dir / "runs" / "prior" / "run.json")
+    assert (state["status"], state["step"], state["inputs"]["start"]) == ("finished", saved + 5, before)
+    assert weights(work_dir, "prior.old-1") == before
+    assert names(work_dir) == ["prior", "prior.old-1", "vqvae"]
+    assert states(work_dir)["train-prior"] == "outdated"  # it was resumed on the generation that it was started on
+
+
+def test_an_unfinished_refinement_is_named_while_the_old_run_is_kept(videos: Path, work_dir: Path, lvt: Lvt) -> None:
+    add_videos(videos)
+    shutil.copytree(work_dir / "runs" / "prior", work_dir / "runs" / "prior.new")
+    _, err = run(lvt, work_dir)
+    assert "runs/prior.new" in err
+    assert "--refine prior" in err
+
+
+def test_a_refinement_of_other_data_is_set_aside_and_starts_again(videos: Path, work_dir: Path, lvt: Lvt) -> None:
+    """A tokenizer has no generation of its frames to resume on."""
+    add_videos(videos, 1)
+    before = weights(work_dir, "vqvae")
+    code, _, _ = lvt("run", work_dir, "--refine", "vqvae", "--set", "vqvae.training.max_steps=10000",
+                     "--max-seconds", "3")  # fmt: skip
+    assert code == 75
+    add_videos(videos)
+    few = ("--set", "vqvae.training.max_steps=2")
+    _, err = run(lvt, work_dir, "--refine", "vqvae", "--until", "train-vqvae", *few)
+    assert "was started with other data or settings: it is kept as" in err
+    assert weights(work_dir, "vqvae.old-2") == before
+    assert read_json(work_dir / "runs" / "vqvae.old-1" / "run.json")["status"] == "stopped"
+
+
+def test_a_kill_between_two_renames_costs_nothing(work_dir: Path, lvt: Lvt) -> None:
+    (work_dir / "runs" / "prior").rename(work_dir / "runs" / "prior.new")
+    assert run(lvt, work_dir)[0] == []
+    assert names(work_dir) == ["prior", "vqvae"]
+
+
+def test_a_prior_on_another_tokenizer_cannot_be_refined(work_dir: Path, lvt: Lvt) -> None:
+    code, _, err = lvt("run", work_dir, "--set", "vqvae.training.seed=5", "--refine", "prior")
+    assert code == 1
+    assert "runs/prior cannot be refined" in err
+    assert "--retrain prior starts from nothing" in err
+
+
+def test_a_refined_run_resumes_with_more_steps(videos: Path, work_dir: Path, lvt: Lvt) -> None:
+    add_videos(videos)
+    run(lvt, work_dir, "--refine", "prior")
+    old = read_json(work_dir / "runs" / "prior" / "run.json")
+    trained = (work_dir / "runs" / "prior" / "trained_clips.txt").read_text()
+    run(lvt, work_dir, "--set", f"prior.training.max_steps={old['step'] + 3}", "--until", "train-prior")
+    state = read_json(work_dir / "runs" / "prior" / "run.json")
+    assert (state["step"], state["inputs"]["start"]) == (old["step"] + 3, old["inputs"]["start"])
+    assert (work_dir / "runs" / "prior" / "trained_clips.txt").read_text() == trained
+    assert names(work_dir) == ["prior", "prior.old-1", "vqvae"]
 
 
 def test_the_file_can_ask_for_retraining(videos: Path, work_dir: Path, lvt: Lvt) -> None:
@@ -139,7 +262,7 @@ def test_an_interrupted_training_resumes_although_its_data_have_grown(videos: Pa
 def test_an_expensive_network_is_replaced_only_on_request(
     work_dir: Path, lvt: Lvt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(making, "CHEAP_SECONDS", 0)
+    monkeypatch.setattr(networks, "CHEAP_SECONDS", 0)
     before = weights(work_dir, "prior")
     change = ("--set", "prior.training.seed=5")
     code, _, err = lvt("run", work_dir, *change)
@@ -272,7 +395,7 @@ def test_options_of_training_reach_the_stages(work_dir: Path, monkeypatch: pytes
 
     monkeypatch.setattr(making, "train_prior", train_prior)
     shutil.rmtree(work_dir / "runs" / "prior")
-    options = making.Making(device="cpu", cache="stream", track=("tensorboard",), deadline=float("inf"))
+    options = Making(device="cpu", cache="stream", track=("tensorboard",), deadline=float("inf"))
     with pytest.raises(KeyboardInterrupt):
         Pipeline(settings_of(work_dir), options).run()
     assert (given["cache"], given["track"], given["max_seconds"]) == ("stream", ("tensorboard",), float("inf"))

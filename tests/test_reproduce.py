@@ -18,7 +18,7 @@ import pytest
 
 from lvt_pipeline.config import load
 from lvt_pipeline.errors import ConfigError
-from lvt_pipeline.pipeline.making import Making
+from lvt_pipeline.pipeline.options import Making
 from lvt_pipeline.pipeline.running import StageResult
 from lvt_pipeline.reproduce import running
 from lvt_pipeline.reproduce.counting import count_parameters

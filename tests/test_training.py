@@ -262,12 +262,16 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
 
 def test_interrupt_from_the_keyboard_saves_the_step(tmp_path: Path) -> None:
     run_toy(tmp_path / "whole", toy_settings())
-    with pytest.raises(KeyboardInterrupt):
-        run_toy(tmp_path / "parts", toy_settings(), on_batch=at_step(8, send(signal.SIGINT)))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_toy(tmp_path / "parts", toy_settings(), on_batch=at_step(8, send(signal.SIGINT)))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert find_checkpoint(tmp_path / "parts").step == 8
     run_toy(tmp_path / "parts", toy_settings())
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_time_limit_saves_and_stops(tmp_path: Path) -> None:

@@ -7,19 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import ChangedRunError, ConfigError, MismatchError, Stopped
+from lvt_pipeline.jobs.decode import decode_store
 from lvt_pipeline.jobs.encode import encode_dataset
-from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
+from lvt_pipeline.jobs.settings import DecodeSettings
+from lvt_pipeline.models.vqvae.model import VQVAE, tokenizer_fingerprint
 from lvt_pipeline.runs.checkpoints import MODEL_NAME, find_checkpoint, load_weights
 from lvt_pipeline.runs.read import load_vqvae, read_run, run_fingerprint
 from lvt_pipeline.runs.trained_clips import find_trained_clips
 from lvt_pipeline.training.prior import train_prior
 from lvt_pipeline.training.vqvae import train_vqvae
 from tests.code_stores import make_store
+from tests.test_prior_training import make_store as make_codes
 from tests.test_prior_training import settings_of
 from tests.test_training_options import Watched
 from tests.test_vqvae_training import make_frames, tiny
@@ -73,8 +77,17 @@ def test_a_warm_start_that_was_stopped_ends_like_one_that_was_not(codes: Path, f
     parts = train_prior(codes, tmp_path / "parts", settings, init_from=first, device="cpu")
     assert parts.fingerprint == whole.fingerprint
     assert parts.counts["fresh_weights"] == whole.counts["fresh_weights"]
-    with pytest.raises(ChangedRunError, match=r"was started on weights \(--init-from\) \w+ but these are none"):
-        train_prior(codes, tmp_path / "parts", settings, device="cpu")
+    assert train_prior(codes, tmp_path / "parts", settings, device="cpu") == parts
+
+
+def test_a_warm_start_resumes_without_the_run_that_it_started_from(codes: Path, first: Path, tmp_path: Path) -> None:
+    settings = settings_of(**STEPS)
+    whole = train_prior(codes, tmp_path / "whole", settings, init_from=first, device="cpu")
+    start_only(codes, tmp_path / "parts", first)
+    parts = train_prior(codes, tmp_path / "parts", settings, device="cpu")
+    assert (parts.fingerprint, parts.inputs, parts.counts) == (whole.fingerprint, whole.inputs, whole.counts)
+    with pytest.raises(ChangedRunError, match=r"was started on weights \(--init-from\) \w+ but these are \w+"):
+        train_prior(codes, tmp_path / "parts", settings, init_from=tmp_path / "whole", device="cpu")
 
 
 def test_weights_that_do_not_fit_another_subscale_order_are_listed_and_fresh(
@@ -119,6 +132,24 @@ def test_clips_of_the_earlier_run_count_as_trained_on(codes: Path, first: Path, 
     assert {f"train/{i}" for i in range(11)} | {f"train/new{i}" for i in range(4)} <= found
 
 
+def test_classes_are_added_to_a_prior_that_had_none(tmp_path: Path) -> None:
+    plain, labelled = make_codes(tmp_path / "plain.zarr"), make_codes(tmp_path / "labelled.zarr", label="robot")
+    train_prior(plain, tmp_path / "first", settings_of(**STEPS), device="cpu")
+    before = weights_of(tmp_path / "first")
+    after = start_only(labelled, tmp_path / "run", tmp_path / "first", {"num_classes": 3})
+    fresh = set(read_run(tmp_path / "run")["fresh_weights"])
+    # The projection after the embeddings of codes and classes is wider with classes.
+    assert fresh == {"encoder.class_embedding.weight", "encoder.project.weight"}
+    kept = before.keys() - fresh
+    torch.testing.assert_close(
+        {name: after[name] for name in kept}, {name: before[name] for name in kept}, rtol=0, atol=0
+    )
+    settings = settings_of({"num_classes": 3}, **STEPS)
+    record = train_prior(labelled, tmp_path / "run", settings, init_from=tmp_path / "first", device="cpu")
+    assert set(record.counts["fresh_weights"]) == fresh
+    assert read_run(tmp_path / "run")["facts"]["class_names"] == ["robot"]
+
+
 def test_a_vqvae_is_no_start_for_a_prior(codes: Path, tokenizers: tuple[Path, Path, Path], tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="a prior run is needed here"):
         train_prior(codes, tmp_path / "run", settings_of(**STEPS), init_from=tokenizers[1], device="cpu")
@@ -150,6 +181,33 @@ def test_a_decoder_trained_alone_leaves_every_code_valid(
     pairs = zip(before.decoder.parameters(), after.decoder.parameters(), strict=True)
     assert not all(torch.equal(old, new) for old, new in pairs)
     assert before.decode(codes).shape == after.decode(codes).shape
+
+
+def test_a_decoder_of_fsq_codes_trained_alone_leaves_every_code_valid_and_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = make_frames(tmp_path / "frames")
+    first, second = tmp_path / "first", tmp_path / "second"
+    settings = tiny(**STEPS)
+    model = replace(settings.model, quantizer="fsq", codebook_size=9, fsq_levels=(3, 3))
+    settings = replace(settings, model=model)
+    train_vqvae(frames, first, settings, device="cpu")
+    frozen = replace(settings, training=replace(settings.training, freeze="encoder"))
+    train_vqvae(frames, second, frozen, init_from=first, device="cpu")
+    made = encode_dataset(frames, first, tmp_path / "data.zarr", device="cpu")
+    for run in (first, second):
+        decode_store(
+            tmp_path / "data.zarr", run, tmp_path / f"by-{run.name}", DecodeSettings(format="npy"), device="cpu"
+        )
+    monkeypatch.setattr(VQVAE, "encode", None)  # encoding anything would fail
+    again = encode_dataset(frames, second, tmp_path / "data.zarr", device="cpu")
+    assert (again.generation, again.provenance) == (made.generation, made.provenance)
+    names = sorted(path.name for path in (tmp_path / "by-first").glob("**/*.npy"))
+    assert names
+    for name in names:
+        old, new = (np.load(next((tmp_path / f"by-{run}").glob(f"**/{name}"))) for run in ("first", "second"))
+        assert old.shape == new.shape
+        assert not np.array_equal(old, new)
 
 
 def test_a_frozen_encoder_needs_a_run_to_come_from_and_its_model(

@@ -15,7 +15,9 @@ from typing import Any
 from lvt_pipeline.errors import ArtefactError, OverBudget, Stopped
 from lvt_pipeline.job import finished_record
 from lvt_pipeline.manifest.manifest import build_manifest
-from lvt_pipeline.pipeline.making import MAKERS, Maker, Making
+from lvt_pipeline.pipeline.making import MAKERS, Maker
+from lvt_pipeline.pipeline.networks import install_finished_refinement, refinement_of
+from lvt_pipeline.pipeline.options import Making
 from lvt_pipeline.provenance import Provenance, write_record
 from lvt_pipeline.storage import exclusive_lock
 from lvt_pipeline.workspace.clip_changes import has_videos
@@ -46,7 +48,7 @@ class PlannedStage:
     """What a run would do with a stage.
 
     Attributes:
-        action: "nothing", "keep" (an outdated network), "resume", "make" or "make again".
+        action: "nothing", "keep" (an outdated network), "resume", "refine", "make" or "make again".
         clips: that the work is about; None where that is not known yet.
         seconds: about how long it would take, from the last time; None where there was none.
     """
@@ -97,6 +99,8 @@ def bring_up_to_date(stage: Stage, making: Making, make: Maker | None = None) ->
             f"{stage.output} is kept and used although its data have changed ({'; '.join(state.reasons)}); to train it "
             f"on the new data, {making.advice(stage)}"
         )
+        if refinement_of(stage.output).exists():
+            making.progress.say(f"its unfinished refinement is {refinement_of(stage.output)}; --refine resumes it")
     return StageResult(stage.name, stage.output, False, state.reasons, record, time.monotonic() - started)
 
 
@@ -106,10 +110,8 @@ class Pipeline:
     def __init__(self, settings: PipelineSettings, making: Making | None = None) -> None:
         self.settings = settings
         self.work_dir = Path(settings.work_dir)
-        changes = settings.when_data_changes
-        always = {role for role in ("vqvae", "prior") if getattr(changes, role) == "retrain"}
         self._making = making or Making(max_failures=settings.max_failures)
-        self._retrain_outdated = self._making.retrain | always
+        self._making_outdated = _with_wishes(self._making, settings)
 
     def plan(self) -> list[PlannedStage]:
         """What `run` would do, in order. Nothing is written."""
@@ -160,10 +162,10 @@ class Pipeline:
     def _bring_up_to_date(self, stage: Stage) -> StageResult:
         if stage.role == "manifest":
             return self._list_clips(stage)
+        if stage.is_network:
+            install_finished_refinement(stage.output)
         state = stage.state()
-        making = self._making
-        if state.state == "outdated" and stage.role in self._retrain_outdated:
-            making = replace(making, retrain=self._retrain_outdated)
+        making = self._making_outdated if state.state == "outdated" else self._making
         if stage.role == "frames" and state.state == "missing" and not self._has_videos():
             return self._without_frames(stage, state)
         if BY_ROLE[stage.role].needs_pixels and not making.keeps(stage, state):
@@ -229,11 +231,12 @@ class Pipeline:
             write_record(memory, record)
 
     def _planned(self, stage: Stage, state: StageState) -> PlannedStage:
-        is_kept = state.state == "outdated" and stage.role not in self._retrain_outdated
+        making = self._making_outdated if state.state == "outdated" else self._making
+        again = "refine" if stage.role in making.refine else "make again"
         action = {
             "done": "nothing",
-            "outdated": "keep" if is_kept else "make again",
-            "stale": "make again",
+            "outdated": "keep" if making.keeps(stage, state) else again,
+            "stale": again,
             "unfinished": "resume",
         }.get(state.state, "make")
         counts = state.record.counts if state.record is not None else {}
@@ -246,3 +249,14 @@ class Pipeline:
             seconds = None if seconds is None or not clips else seconds * todo / clips
             clips = todo
         return PlannedStage(stage.name, action, state.reasons, clips, seconds)
+
+
+def _with_wishes(making: Making, settings: PipelineSettings) -> Making:
+    """With what the settings ask for outdated networks, unless an option asks for something else."""
+    wishes = {role: getattr(settings.when_data_changes, role) for role in ("vqvae", "prior")}
+    retrain, refine = ({role for role, wish in wishes.items() if wish == what} for what in ("retrain", "refine"))
+    return replace(
+        making,
+        retrain=making.retrain | (retrain - making.refine),
+        refine=making.refine | (refine - making.retrain),
+    )

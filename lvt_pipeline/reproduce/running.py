@@ -22,7 +22,8 @@ from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.manifest.manifest import build_manifest
 from lvt_pipeline.manifest.sources import recognise
-from lvt_pipeline.pipeline.making import Maker, Making
+from lvt_pipeline.pipeline.making import Maker
+from lvt_pipeline.pipeline.options import Making
 from lvt_pipeline.pipeline.running import StageResult, bring_up_to_date, check_failures
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, digest_file, read_record, record_path

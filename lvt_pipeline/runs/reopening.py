@@ -13,7 +13,7 @@ from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ChangedRunError, CheckpointError
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import RECORD_NAME, Provenance, differences, missing_outputs, now, short
-from lvt_pipeline.runs.checkpoints import Checkpoint, drop_checkpoints_after, verify_checkpoint
+from lvt_pipeline.runs.checkpoints import Checkpoint, drop_checkpoints_after, list_checkpoints, verify_checkpoint
 from lvt_pipeline.runs.directory import RunDirectory, RunPlan, owned_directory
 from lvt_pipeline.runs.layout import BREAKDOWN_NAME, CONFIG_NAME, METRICS_NAME, RUN_NAME
 from lvt_pipeline.runs.metrics_log import cut_log
@@ -61,6 +61,17 @@ def open_run(
             run.set_status("running", 0)
             run.write_config()
         yield run
+
+
+def recorded_start(path: Path) -> str | None:
+    """Fingerprint of the weights that an existing run started from; None without a warm start.
+
+    Once a run has saved weights of its own it can be resumed without the run that it started from.
+    """
+    if not (path / RUN_NAME).exists() or not list_checkpoints(path):
+        return None
+    found: str | None = read_run(path)["inputs"].get("start")
+    return found
 
 
 def _reopen(run: RunDirectory, allow_config_change: bool, progress: Progress) -> None:

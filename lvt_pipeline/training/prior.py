@@ -118,7 +118,8 @@ def train_prior(
                 for one, tier in zip(stores, tiers, strict=True)
             ]
             clips = [clip for one in windows for clip in one.clips]
-            run.write_guarded(TRAINED_CLIPS_NAME, list_trained_clips(clips, started_from=init_from))
+            resumed = run.path if "start" in run.plan.inputs else None  # its own list has the clips of its start
+            run.write_guarded(TRAINED_CLIPS_NAME, list_trained_clips(clips, started_from=init_from or resumed))
             model = _make_model(resolved, stores, ranks)
             return PriorTask(model, windows, training, class_names=names, progress=progress)
 
@@ -210,7 +211,7 @@ def _warm_start(run: Path, resolved: ResolvedPriorSettings, store: CodeStore, na
     if tokenizer != store.tokenizer:
         raise MismatchError(
             f"{run} was trained on codes of tokenizer {short(tokenizer)} but {store.path} was made by "
-            f"{short(store.tokenizer)}: the same numbers mean other pictures; start without --init-from"
+            f"{short(store.tokenizer)}: the same numbers mean other pictures"
         )
     fresh = []
     if tuple(state["settings"]["model"]["subscale"]) != resolved.model.subscale:

@@ -16,7 +16,7 @@ from lvt_pipeline.models.parameters import num_parameters
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.directory import RunDirectory, RunPlan
-from lvt_pipeline.runs.reopening import open_run
+from lvt_pipeline.runs.reopening import open_run, recorded_start
 from lvt_pipeline.runs.warm_start import WarmStart
 from lvt_pipeline.training.distributed import Ranks
 from lvt_pipeline.training.loop import train
@@ -71,10 +71,11 @@ def run_training(
     Raises:
         LVTError: as `open_run` and `train`.
     """
-
     start = options.start
-    if start is not None:
-        plan = replace(plan, inputs={**plan.inputs, "start": start.fingerprint})
+    recorded = None if options.overwrite else recorded_start(out)
+    fingerprint = start.fingerprint if start is not None else recorded
+    if fingerprint is not None:
+        plan = replace(plan, inputs={**plan.inputs, "start": fingerprint})
 
     def opening(is_writer: bool) -> AbstractContextManager[RunDirectory]:
         return open_run(
@@ -109,7 +110,7 @@ def run_training(
             "parameters": num_parameters(task.model),
             **result.counts(),
             **task.facts(result.weights, result.evaluation),
-            **({"fresh_weights": run.fresh_weights} if start is not None else {}),
+            **({"fresh_weights": run.fresh_weights} if fingerprint is not None else {}),
         }
         record = run.finish(result.weights, counts, steps=result.steps, seconds=result.seconds)
         return ranks.share(record)  # only rank 0 has seen the validation clips

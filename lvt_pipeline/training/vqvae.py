@@ -23,6 +23,7 @@ from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.directory import RunDirectory, RunPlan
 from lvt_pipeline.runs.read import VQVAE_KIND
+from lvt_pipeline.runs.reopening import recorded_start
 from lvt_pipeline.runs.warm_start import WarmStart
 from lvt_pipeline.training.distributed import joined_ranks
 from lvt_pipeline.training.dry_run import count_by_part, measure_step
@@ -84,7 +85,8 @@ def train_vqvae(
         harmless=HARMLESS_SETTINGS,
         facts={"geometry": shards.record.settings.get("geometry", {})},
     )
-    if settings.training.freeze is not None and init_from is None:
+    is_started = init_from is not None or (not overwrite and recorded_start(out) is not None)
+    if settings.training.freeze is not None and not is_started:
         raise ConfigError("training.freeze=encoder keeps the encoder of an earlier run; give that run as --init-from")
     options = SessionOptions(
         start=_warm_start(init_from, settings) if init_from is not None else None,

@@ -19,7 +19,7 @@ from lvt_pipeline.training.settings import PriorRunSettings, VQVAERunSettings
 from lvt_pipeline.video.locations import is_url
 from lvt_pipeline.workspace.layout import SETTINGS_NAME
 
-WhenDataChanges = Literal["keep", "retrain"]
+WhenDataChanges = Literal["keep", "refine", "retrain"]
 STARTS = ("preset", "recipe")  # in the tables `vqvae` and `prior`: what their settings start from
 
 
@@ -27,8 +27,8 @@ STARTS = ("preset", "recipe")  # in the tables `vqvae` and `prior`: what their s
 class DataChanges(Settings):
     """What `lvt run` does with a trained network when only its data have changed."""
 
-    vqvae: WhenDataChanges = setting("keep", "Tokenizer: keep and use it, or retrain it on the new frames.")
-    prior: WhenDataChanges = setting("keep", "Prior: keep and use it, or retrain it on the new codes.")
+    vqvae: WhenDataChanges = setting("keep", "Tokenizer: keep it, refine it on the new frames, or retrain it.")
+    prior: WhenDataChanges = setting("keep", "Prior: keep it, refine it on the new codes, or retrain it.")
 
 
 @dataclass(frozen=True, kw_only=True)

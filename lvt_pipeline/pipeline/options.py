@@ -1,0 +1,52 @@
+"""Everything about a run of stages that does not change their results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lvt_pipeline.codes.loading.cache import Cache
+from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.workspace.stages import Stage, StageState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """Everything about a run of stages that does not change their results.
+
+    Attributes:
+        num_workers: processes that decode videos; None: one per core.
+        max_failures: share of clips that may fail in ingest.
+        cache: where training codes are kept, as in `train_prior`.
+        track: "tensorboard", "wandb": where training metrics are shown as well.
+        deadline: on the monotonic clock; trainings save and stop then. None: no limit.
+        retrain: roles of networks that may be replaced, however long their training took.
+        refine: roles of networks that are trained further on the data and settings of today, in a new run.
+        remedy: how the user replaces a network; `{role}` and `{run}` stand for it.
+    """
+
+    device: str = "auto"
+    num_workers: int | None = None
+    max_failures: float = 0.5
+    cache: Cache = "auto"
+    track: Sequence[str] = ()
+    deadline: float | None = None
+    retrain: frozenset[str] = frozenset()
+    refine: frozenset[str] = frozenset()
+    remedy: str = "refine it with --refine {role}, or start from nothing with --retrain {role}; both keep the old run"
+    progress: Progress = SILENT
+
+    def keeps(self, stage: Stage, state: StageState) -> bool:
+        """Whether nothing is made: the stage is done, or a network that is outdated and not to be replaced."""
+        may_train = self.retrain | self.refine
+        return state.state == "done" or (state.state == "outdated" and stage.role not in may_train)
+
+    def advice(self, stage: Stage) -> str:
+        """How to replace a network."""
+        return self.remedy.format(role=stage.role, run=stage.output)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time until the deadline, at least a moment; None without one."""
+        return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.001)
