@@ -41,7 +41,7 @@ class Log:
         yield log
 
     def advance(self, amount: int = 1, **facts: Any) -> None:
-        if self.unit != "pixel":  # a bar of the sampler within that of the samples
+        if self.unit != "pixels":  # a bar of the sampler within that of the samples
             os.write(self.done, b"." * amount)
 
     def say(self, line: str) -> None:

@@ -100,5 +100,5 @@ def test_what_is_not_there_is_one_clear_error(dataset: Path, tmp_path: Path) -> 
         build_manifest(dataset, tmp_path / "m.jsonl", ManifestSettings(fold=2))
     with pytest.raises(ManifestError, match=r"holds no trainlist01\.txt"):
         build_manifest(dataset / "UCF-101", tmp_path / "m.jsonl", ManifestSettings(kind="ucf101"))
-    with pytest.raises(ConfigError, match="fold=4 is not one of UCF101's splits"):
+    with pytest.raises(ConfigError, match="fold=4 must be from 1 to 3"):
         ManifestSettings(fold=4)

@@ -53,7 +53,7 @@ def write_demo_videos(out: Path, settings: DemoSettings = DemoSettings(), *, pro
         _claim(out, settings)
         paths = [out / split / f"clip-{index:03d}.mp4" for index, split in enumerate(_splits(settings.num_clips))]
         missing = [index for index, path in enumerate(paths) if not path.exists()]
-        with progress.bar("painting videos", len(paths), "clip", done=len(paths) - len(missing)) as bar:
+        with progress.bar("painting videos", len(paths), "clips", done=len(paths) - len(missing)) as bar:
             for index in missing:
                 write_mp4(paths[index], demo_clip(settings, index), settings.fps)
                 bar.advance()

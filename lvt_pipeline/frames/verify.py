@@ -146,7 +146,7 @@ def verify_frames(root: Path, *, progress: Progress = SILENT) -> FramesReport:
     receipts = sorted(name for name in record.outputs if name.endswith(".json"))
     problems: list[ShardProblem] = []
     clips = num_bytes = 0
-    with progress.bar("checking shards", len(receipts), "shard") as bar:
+    with progress.bar("checking shards", len(receipts), "shards") as bar:
         for name in receipts:
             shard = Path(name).with_suffix(".tar").name
             try:

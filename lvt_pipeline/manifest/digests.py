@@ -35,7 +35,7 @@ class ContentDigests:
     def of_all(self, drafts: Sequence[Draft], progress: Progress) -> list[str]:
         """The digests of all drafts, in order."""
         found: list[str] = []
-        with progress.bar("hashing videos", len(drafts), "clip") as bar, ThreadPoolExecutor(URLS_AT_ONCE) as pool:
+        with progress.bar("hashing videos", len(drafts), "clips") as bar, ThreadPoolExecutor(URLS_AT_ONCE) as pool:
             waits_for_network = any(is_url(draft.source) for draft in drafts)
             for digest in pool.map(self.of, drafts) if waits_for_network else map(self.of, drafts):
                 found.append(digest)

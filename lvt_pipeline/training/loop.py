@@ -151,7 +151,7 @@ class _Loop:
         settings = self.settings
         with (
             BatchLoader(self.task.batch, self.stepper.parts_after(self.step), self.ranks.device) as loader,
-            self.progress.bar("train", settings.max_steps, "step", done=self.step) as bar,
+            self.progress.bar("train", settings.max_steps, "steps", done=self.step) as bar,
         ):
             while self.step < settings.max_steps and not self.is_over:
                 if max_seconds is not None and time.perf_counter() - self.began >= max_seconds and not stop:

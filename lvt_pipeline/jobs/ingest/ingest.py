@@ -87,7 +87,7 @@ def ingest(
             job.look_around(damaged)
             if check_space:
                 _require_space(out, job, settings, workers, stop)
-            with progress.bar("decoding", len(clips), "clip", done=job.num_kept) as bar:
+            with progress.bar("decoding", len(clips), "clips", done=job.num_kept) as bar:
                 plan = job.make(workers, clip_seconds, worker_memory or _memory_share(workers), stop, bar)
             shutil.rmtree(out / DOWNLOADS_NAME, ignore_errors=True)
             stop.raise_if_set(f"{job.num_saved} shards are saved in {out}")

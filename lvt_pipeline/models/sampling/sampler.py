@@ -74,7 +74,7 @@ def sample(
     window = max(1, min(lookahead, request.geometry.num_pixels))
     total = request.num_open_pixels * math.ceil(len(request.codes) / clips_per_pass)
     results = []
-    with progress.bar("sampling", total, "pixel") as bar:
+    with progress.bar("sampling", total, "pixels") as bar:
         for members in _groups(len(request.codes), clips_per_pass):
             with torch.inference_mode():
                 codes = request.sample_group(members, clips_per_pass, window, bar)
