@@ -28,7 +28,7 @@ from lvt_pipeline.models.sampling.rule import SamplingRule
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
-from lvt_pipeline.runs.compatibility import check_frames_count, check_prior, label_numbers
+from lvt_pipeline.runs.compatibility import check_prior, label_numbers
 from lvt_pipeline.runs.read import load_prior, run_fingerprint
 
 if TYPE_CHECKING:
@@ -143,15 +143,16 @@ def _check(store: CodeStore, prior: Path, model: Prior, settings: SampleSettings
     """Refuse settings that this prior, or codes that this prior and store, cannot be sampled with.
 
     Raises:
-        MismatchError: the prior was trained on other codes or on another number of frames.
+        MismatchError: the prior was trained on other codes.
+        ShapeError: there are fewer priming frames than the prior needs.
         ConfigError: a setting does not fit the prior.
     """
     # torch loads only when there is something to sample
-    from lvt_pipeline.models.sampling.sampler import require_priming, require_rule
+    from lvt_pipeline.models.sampling.sampler import require_rule
+    from lvt_pipeline.models.sampling.windows import plan_rollout
 
     check_prior(store, prior, model)
-    check_frames_count(prior, model, settings.frames)
-    require_priming(model, settings.priming_frames, settings.frames)
+    plan_rollout(model, settings.priming_frames, settings.frames)
     require_rule(model, SamplingRule(**settings.drawing))
 
 

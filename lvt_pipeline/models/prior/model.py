@@ -195,7 +195,8 @@ class Prior(PriorNetwork):
 
         Args:
             priming: integers (B, T0, h, w, n_c), the first frames of every clip.
-            frames: length T of the result; unset: what the model was made for.
+            frames: length T of the result, any; unset: what the model was made for. Longer clips are sampled in
+                windows, see `sampling/windows.py`.
             temperature, top_k, top_p, guidance: see `SamplingRule`; unset: the model's own distribution.
             seed, clip_ids, sample_ids, uniforms: see `RandomNumbers`.
             labels, lookahead: see `sampler.sample`, which also names the errors.

@@ -22,8 +22,8 @@ class RandomNumbers:
     Attributes:
         seed, clip_ids, sample_ids: a clip's numbers come from (seed, clip id, sample id) and from nothing else. Unset:
             the clip's number in the call, and 0. Seeds are in [0, 2^63).
-        uniforms: float (open pixels in generation order, n_c, B) in [0, 1), in place of random ones. Pixels of priming
-            frames have none.
+        uniforms: float (open pixels in generation order, n_c, B) in [0, 1), in place of random ones: those of the first
+            window, then those of the next. Pixels of priming frames have none.
     """
 
     seed: int = 0

@@ -1,8 +1,9 @@
 """Sampling codes from the prior without recomputing known values (paper, section 3.2).
 
-The encoder runs once per slice; the decoder keeps keys and values of every layer (`cached_decoder.py`), and may sample
-several pixels per pass (`lookahead.py`). Priming frames are pushed through in one parallel pass, and slices that are
-wholly primed are skipped. `sample_by_recomputing` is the slow definition of the same result.
+A clip longer than the prior's own is sampled in windows (`windows.py`). The encoder runs once per slice; the decoder
+keeps keys and values of every layer (`cached_decoder.py`), and may sample several pixels per pass (`lookahead.py`).
+Priming frames are pushed through in one parallel pass, and slices that are wholly primed are skipped.
+`sample_by_recomputing` is the slow definition of the same result.
 
 A code is the first one whose cumulative probability exceeds its random number; numbers are used up per pixel in
 generation order, codebook and clip. Every clip has its own random numbers, and matrix products have one fixed number of
@@ -26,6 +27,7 @@ from lvt_pipeline.models.sampling.cached_decoder import CachedDecoder, SampledSl
 from lvt_pipeline.models.sampling.lookahead import LookaheadDecoder
 from lvt_pipeline.models.sampling.numbers import RandomNumbers
 from lvt_pipeline.models.sampling.rule import SamplingRule
+from lvt_pipeline.models.sampling.windows import Window, plan_rollout
 from lvt_pipeline.models.vqvae.quantize import integer_codes
 from lvt_pipeline.progress import SILENT, Progress
 
@@ -51,7 +53,7 @@ def sample(
 
     Args:
         priming: integers (B, T0, h, w, n_c), the first frames of every clip.
-        frames: length T of the result; unset: what the model was made for.
+        frames: length T of the result, any; unset: what the model was made for.
         labels: int (B,) for a class-conditional prior.
         clips_per_pass: group size. Unset: as many as make `ROWS_PER_PASS` with the lookahead. Another size may change
             a code by rounding.
@@ -72,7 +74,7 @@ def sample(
     clips_per_pass = whole_number("clips_per_pass", clips_per_pass, minimum=1, maximum=MAX_CLIPS_PER_PASS)
     request = _Request(model, priming, rule, numbers, frames=frames, labels=labels)
     window = max(1, min(lookahead, request.geometry.num_pixels))
-    total = request.num_open_pixels * math.ceil(len(request.codes) / clips_per_pass)
+    total = request.rollout.num_open_pixels * math.ceil(len(request.codes) / clips_per_pass)
     results = []
     with progress.bar("sampling", total, "pixels") as bar:
         for members in _groups(len(request.codes), clips_per_pass):
@@ -98,16 +100,18 @@ def sample_by_recomputing(
         codes, uniforms, group_labels = request.group(list(range(len(request.codes))))
         table = model.context_table(geometry)
         rows = iter(uniforms)
-        for index, num_primed in request.open_slices:
-            encoded = request.encode(codes, index, group_labels, table)
-            positions = geometry.positions[index].to(model.device)
-            for pixel in range(num_primed, geometry.num_pixels):
-                own = codes[:, positions].repeat(rule.streams, 1, 1)
-                y = model.predictor.norm(model.decoder(own, encoded, geometry.slice_shape))[:, pixel]
-                for j, number in enumerate(next(rows)):
-                    logits = model.predictor.logits(y, own[:, pixel], j, model.decoder.embeddings)
-                    own[:, pixel, j] = rule.sample(logits, number, j).repeat(rule.streams)
-                codes[:, positions] = own[: len(codes)]
+        for window in request.rollout.windows:
+            shown = request.shown(codes, window)
+            for index, num_primed in window.open_slices:
+                encoded = request.encode(shown, index, group_labels, table)
+                positions = geometry.positions[index].to(model.device)
+                for pixel in range(num_primed, geometry.num_pixels):
+                    own = shown[:, positions].repeat(rule.streams, 1, 1)
+                    y = model.predictor.norm(model.decoder(own, encoded, geometry.slice_shape))[:, pixel]
+                    for j, number in enumerate(next(rows)):
+                        logits = model.predictor.logits(y, own[:, pixel], j, model.decoder.embeddings)
+                        own[:, pixel, j] = rule.sample(logits, number, j).repeat(rule.streams)
+                    shown[:, positions] = own[: len(codes)]
     return request.finish([codes.cpu()])
 
 
@@ -132,18 +136,21 @@ class _Request:
         if tuple(priming.shape[2:4]) != tuple(config.grid):
             raise ShapeError(f"this prior has a {config.grid} grid, found priming codes {tuple(priming.shape)}")
         frames = config.frames if frames is None else whole_number("frames", frames, minimum=1)
-        require_priming(model, num_given, frames)
         self.model = model
-        self.geometry = model.geometry(frames)
-        num_primed = self.geometry.num_primed(num_given).tolist()
-        # (slice, primed pixels) of every slice with something to sample.
-        self.open_slices = [(i, n) for i, n in enumerate(num_primed) if n < self.geometry.num_pixels]
-        self.num_open_pixels = sum(self.geometry.num_pixels - n for _, n in self.open_slices)
+        self.frames = frames
+        self.rollout = plan_rollout(model, num_given, frames)
+        self.geometry = model.geometry(self.rollout.window_frames)  # of every window
         self.labels = model.checked_labels(labels, batch)
-        self.uniforms = numbers.of_shape((self.num_open_pixels, config.num_codebooks, batch))
+        self.uniforms = numbers.of_shape((self.rollout.num_open_pixels, config.num_codebooks, batch))
         self.names = numbers.names(batch)
-        self.codes = torch.zeros(batch, frames, *config.grid, config.num_codebooks, dtype=torch.int64)
+        length = max(frames, self.rollout.num_frames)
+        self.codes = torch.zeros(batch, length, *config.grid, config.num_codebooks, dtype=torch.int64)
         self.codes[:, :num_given] = priming
+
+    def shown(self, codes: Tensor, window: Window) -> Tensor:
+        """The part of codes (B, T*h*w, n_c) that a window shows; writing to it writes to the codes."""
+        frame_pixels = math.prod(self.geometry.shape[1:])
+        return codes.narrow(1, window.start * frame_pixels, math.prod(self.geometry.shape))
 
     def group(self, members: list[int]) -> tuple[Tensor, Tensor, Tensor | None]:
         """(codes (B, T*h*w, n_c), numbers (pixels, n_c, B), labels) of some clips, on the model's device."""
@@ -163,18 +170,20 @@ class _Request:
         )
         table = model.context_table(geometry)
         used = 0
-        for index, num_primed in self.open_slices:
-            encoded = self.encode(codes, index, labels, table)
-            positions = geometry.positions[index].to(model.device)
-            num_open = geometry.num_pixels - num_primed
-            own = codes[:, positions]
-            # Guesses for the lookahead; sampling one by one does not read them.
-            own[:, num_primed:] = codes[:, geometry.guesses[index].to(model.device)[num_primed:]]
-            sampled = decoder.sample_slice(own, encoded, num_primed, uniforms[used : used + num_open])
-            self._require_finite(sampled, members, index)
-            codes[:, positions] = sampled.codes
-            used += num_open
-            bar.advance(num_open)
+        for window in self.rollout.windows:
+            shown = self.shown(codes, window)
+            for index, num_primed in window.open_slices:
+                encoded = self.encode(shown, index, labels, table)
+                positions = geometry.positions[index].to(model.device)
+                num_open = geometry.num_pixels - num_primed
+                own = shown[:, positions]
+                # Guesses for the lookahead; sampling one by one does not read them.
+                own[:, num_primed:] = shown[:, geometry.guesses[index].to(model.device)[num_primed:]]
+                sampled = decoder.sample_slice(own, encoded, num_primed, uniforms[used : used + num_open])
+                self._require_finite(sampled, members, window, index)
+                shown[:, positions] = sampled.codes
+                used += num_open
+                bar.advance(num_open)
         return codes
 
     def encode(self, codes: Tensor, index: int, labels: Tensor | None, table: Tensor) -> Tensor:
@@ -191,40 +200,21 @@ class _Request:
         return torch.cat(parts)
 
     def finish(self, results: list[Tensor]) -> Tensor:
-        """The groups' codes (b, T*h*w, n_c) as (B, T, h, w, n_c)."""
-        return torch.cat(results).reshape(self.codes.shape) if results else self.codes
+        """The groups' codes (b, T*h*w, n_c) as (B, T, h, w, n_c), without frames that were not asked for."""
+        codes = torch.cat(results).reshape(self.codes.shape) if results else self.codes
+        return codes[:, : self.frames].contiguous()
 
-    def _require_finite(self, sampled: SampledSlice, members: list[int], index: int) -> None:
+    def _require_finite(self, sampled: SampledSlice, members: list[int], window: Window, index: int) -> None:
         broken = (~sampled.is_finite).nonzero()
         if not len(broken):
             return
         clip, pixel = broken[0].tolist()
         frame, row, column = _coordinates(self.geometry, index, pixel)
+        frame += window.start
         raise NotFiniteError(
             f"the prior's logits of clip {self.names[members[clip]][0]} are not finite at frame {frame}, row {row}, "
             f"column {column} (counted from 0); its weights are damaged or its training diverged: sample from another "
             "checkpoint or train again"
-        )
-
-
-def require_priming(model: PriorNetwork, num_given: int, frames: int) -> None:
-    """Refuse to sample what a prior was never trained on.
-
-    Args:
-        num_given: priming frames.
-        frames: length of a clip, including them.
-
-    Raises:
-        ShapeError: more are given than asked for, or too few for a prior whose first slices are never trained.
-    """
-    if num_given > frames:
-        raise ShapeError(f"{num_given} priming frames are more than the {frames} frames asked for")
-    geometry = model.geometry(frames)
-    num_primed = geometry.num_primed(num_given).tolist()
-    if {i for i, primed in enumerate(num_primed) if primed < geometry.num_pixels} - set(model.trainable_slices):
-        raise ShapeError(
-            f"this prior needs at least {model.config.priming_frames} priming frames, found {num_given}: with one "
-            "frame per slice it was not trained on the first ones"
         )
 
 
