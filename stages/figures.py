@@ -12,6 +12,7 @@ from stages.values import PATH, TEXT, Whole
 
 FIGURES = (
     "samples",
+    "long-rollout",
     "code-frequencies",
     "codes",
     "good-sample",

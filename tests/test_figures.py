@@ -19,7 +19,11 @@ from PIL import Image
 
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import ShapeError
+from lvt_pipeline.evaluation.evaluate import evaluate
+from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.jobs.sample import sample_clips
+from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.report.numbers import format_number
 from lvt_pipeline.report.plots import (
     FigureFiles,
@@ -40,6 +44,8 @@ from lvt_pipeline.report.plots.page_charts import CHART_SIZE, line_chart
 from lvt_pipeline.report.samples import strip_pictures
 from lvt_pipeline.video.pictures import CHANGED, UNCHANGED, change_mask, code_palette, colour_codes, png_bytes
 from lvt_pipeline.video.tiles import strip
+from tests.finished_work import make_finished_work
+from tests.toy_work import FRAMES
 
 SVG = "{http://www.w3.org/2000/svg}"
 PRIMING = tuple(int(PRIMING_COLOUR[place : place + 2], 16) for place in (1, 3, 5))
@@ -544,7 +550,8 @@ def test_a_work_directory_gives_its_figures_and_names_what_is_missing(work_dir: 
     code, out, err = lvt("figures", work_dir, "-o", tmp_path / "figures", "--json", "--real")
     assert code == 0, err
     found = json.loads(out)
-    assert list(found["missing"]) == ["horizon-lpips"]
+    assert list(found["missing"]) == ["long-rollout", "horizon-lpips"]
+    assert "run lvt sample with --num-frames" in found["missing"]["long-rollout"]
     assert "--lpips" in found["missing"]["horizon-lpips"]
     assert len(found["drawn"]) == 10
     for files in found["drawn"].values():
@@ -610,3 +617,34 @@ def test_figures_do_not_replace_another_stages_output(work_dir: Path, lvt: Lvt, 
     code, _, err = lvt("figures", tmp_path)
     assert code == 1
     assert "is not a work directory" in err
+
+
+def test_long_samples_have_a_figure_from_their_first_to_their_last_frame(tmp_path: Path, lvt: Lvt) -> None:
+    work = make_finished_work(tmp_path / "work")
+    settings = SampleSettings(frames=20, priming_frames=2, num_clips=2)
+    sample_clips(work.prior, work.codes, work.samples, settings, device="cpu", overwrite=True)
+    code, out, err = lvt("figures", work.root, "-o", tmp_path / "figures", "--only", "long-rollout", "--real", "--json")
+    assert code == 0, err
+    files = json.loads(out)["drawn"]["long-rollout"]
+    rows = list(csv.DictReader(Path(files["csv"]).read_text().splitlines()))
+    assert [int(row["frame"]) for row in rows] == 2 * list(range(1, 21))
+    assert [row["kind"] for row in rows[:20]] == 2 * ["priming"] + 18 * ["sampled"]
+    text = ElementTree.parse(files["svg"]).getroot()
+    numbers = [element.text for element in text.iter(f"{SVG}text") if (element.text or "").isdigit()]
+    assert {"1", "20"} <= set(numbers)
+    assert len(numbers) == 16
+
+
+def test_the_errors_of_long_samples_are_reported_for_every_frame_that_really_exists(tmp_path: Path) -> None:
+    work = make_finished_work(tmp_path / "work")
+    settings = SampleSettings(frames=20, priming_frames=2, num_clips=2)
+    sample_clips(work.prior, work.codes, work.samples, settings, device="cpu", overwrite=True)
+    paths = {"prior": work.prior, "frames": work.frames, "vqvae": work.vqvae, "samples": work.samples}
+    evaluate(work.codes, tmp_path / "eval.json", EvaluateSettings(frames=FRAMES), device="cpu", **paths)
+    measured = json.loads((tmp_path / "eval.json").read_text())["samples"]
+    assert measured["frames"] == 20
+    by_frame = measured["mse_by_frame"]
+    assert len(by_frame) == 20
+    real = open_codes(work.codes).split("test")[0].length
+    assert all(value is not None for value in by_frame[:real])
+    assert set(by_frame[real:]) == {None}

@@ -87,7 +87,7 @@ def sample_clips(
     _check(store, prior, model, settings)
     inputs = {"codes": store.fingerprint, "prior": run_fingerprint(prior)}
     clips, num_short = _chosen_clips(store, settings, progress)
-    samples = _plan(clips, label_numbers(clips, prior, model), settings, inputs["prior"])
+    samples = _plan(clips, label_numbers(clips, prior, model), settings, inputs["prior"], _windows(model, settings))
     with (
         stop_requested() as stop,
         CodeStoreWriter.open(
@@ -167,8 +167,20 @@ def _schema(store: CodeStore, settings: SampleSettings) -> CodeSchema:
     )
 
 
+def _windows(model: Prior, settings: SampleSettings) -> dict[str, int]:
+    """The length of the windows of samples that need several, for their fingerprints."""
+    from lvt_pipeline.models.sampling.windows import window_frames
+
+    length = window_frames(model.config, settings.frames)
+    return {"window": length} if settings.frames > length else {}
+
+
 def _plan(
-    clips: Sequence[CodeClip], labels: Sequence[int] | None, settings: SampleSettings, prior_fingerprint: str
+    clips: Sequence[CodeClip],
+    labels: Sequence[int] | None,
+    settings: SampleSettings,
+    prior_fingerprint: str,
+    windows: dict[str, int],
 ) -> list[_Sample]:
     result = []
     for clip, label in zip(clips, labels or repeat(None, len(clips)), strict=True):
@@ -183,6 +195,7 @@ def _plan(
                 "priming_frames": settings.priming_frames,
                 "seed": settings.seed,
                 **settings.drawing,
+                **windows,
             }
             planned = PlannedClip(
                 id=f"{clip.id}#{number}" if settings.samples_per_clip > 1 else clip.id,

@@ -33,10 +33,12 @@ from lvt_pipeline.report.plots import (
     plot_code_usage,
     plot_horizon,
     plot_loss_curves,
+    plot_rollout,
     plot_samples,
 )
 from lvt_pipeline.report.sections import TRAINING_LOSS_TO_MSE, baseline_references
 from lvt_pipeline.report.work import SHOWN, MissingPart, WorkDir
+from lvt_pipeline.runs.read import read_run_config
 
 JOB = Job(stage="figures", version=2, kind="figures")  # 2: priming and sampled frames under these names
 
@@ -155,8 +157,10 @@ class _Source:
             return [clips[0] for clips in siblings.values()][: self.settings.num_clips]
         return [siblings[name][0] if name in siblings else self.work.samples.clip(name) for name in self.settings.clips]
 
-    def read(self, clip: CodeClip) -> _Sample:
-        """A sample as pixels. Its priming frames are the real ones where these still exist, else decoded codes.
+    def read(self, clip: CodeClip, num_frames: int | None = None) -> _Sample:
+        """The first frames of a sample as pixels, as many as the settings say unless given.
+
+        Its priming frames are the real ones where these still exist, else decoded codes.
 
         Raises:
             MismatchError: tokenizer, codes and samples do not belong together.
@@ -164,7 +168,7 @@ class _Source:
         sampled, store = self.work.samples, self.work.codes
         tokenizer = self.work.require_tokenizer_of(sampled)
         require_same_codes(store, sampled)
-        codes = sampled.read(clip, 0, min(clip.length, self.settings.num_frames))
+        codes = sampled.read(clip, 0, min(clip.length, num_frames or self.settings.num_frames))
         frames = tokenizer.decode(codes).numpy().copy()
         real = real_codes = None
         origin = original_of(clip, store)
@@ -178,9 +182,28 @@ class _Source:
 
 
 def _samples(source: _Source, out: Path) -> FigureFiles:
-    shown = [source.read(clip) for clip in source.samples()]
-    videos = [SampledVideo(one.name, one.frames, one.real if source.settings.with_real else None) for one in shown]
-    return plot_samples(videos, source.priming_frames, out)
+    return plot_samples(_videos(source, source.settings.num_frames), source.priming_frames, out)
+
+
+def _long_rollout(source: _Source, out: Path) -> FigureFiles:
+    """Samples that are longer than the windows in which the prior was trained, from their first to their last frame.
+
+    Raises:
+        ArtefactError: they are not longer.
+    """
+    longest = max(clip.length for clip in source.samples())
+    trained_on = int(read_run_config(source.work.require("prior"))["model"]["frames"])
+    if longest <= trained_on:
+        raise ArtefactError(
+            f"the samples are not longer than the {trained_on} frames that the prior was trained on; "
+            f"run lvt sample with --num-frames {4 * trained_on}"
+        )
+    return plot_rollout(_videos(source, longest), source.priming_frames, out)
+
+
+def _videos(source: _Source, num_frames: int) -> list[SampledVideo]:
+    shown = [source.read(clip, num_frames) for clip in source.samples()]
+    return [SampledVideo(one.name, one.frames, one.real if source.settings.with_real else None) for one in shown]
 
 
 def _code_frequencies(source: _Source, out: Path) -> FigureFiles:
@@ -279,6 +302,7 @@ def _horizon(source: _Source, out: Path, *, metric: str) -> FigureFiles:
 # Name -> how it is plotted into `<name>.png`, `.svg` and `.csv`.
 FIGURES: Mapping[str, Callable[[_Source, Path], FigureFiles]] = {
     "samples": _samples,  # figures 3 and 4
+    "long-rollout": _long_rollout,
     "code-frequencies": _code_frequencies,  # figure 5
     "codes": _codes,  # figure 6
     "good-sample": partial(_extreme_sample, is_good=True),  # figure 7

@@ -65,12 +65,14 @@ def plot_picture_rows(
     *,
     title: str = "",
     legend: Sequence[tuple[tuple[int, int, int], str]] = (),
+    numbers: Sequence[int] | None = None,
 ) -> RowFigure:
     """Plot rows under a head with frame numbers and the kind of the frames; call it inside `figure_look`.
 
     Args:
         num_priming: frames 1 to this are headed as priming frames, the others as sampled.
         legend: colours, 0 to 255, and what they mean, below the rows.
+        numbers: of the frames, one per column; 1, 2, ... when not given.
 
     Raises:
         ShapeError: there are no rows, or one has no frame.
@@ -81,7 +83,7 @@ def plot_picture_rows(
     sheet = _Sheet(layout)
     if title:
         sheet.add_title(title)
-    sheet.add_head(min(num_priming, layout.num_frames))
+    sheet.add_head(min(num_priming, layout.num_frames), numbers or range(1, layout.num_frames + 1))
     for row, top in zip(rows, layout.tops, strict=True):
         sheet.add_row(row, top)
     sheet.add_frames(rows)
@@ -184,7 +186,7 @@ class _Sheet:
         room = (layout.width - layout.left) / layout.dots
         self.text(layout.left, layout.head - layout.pixels(0.7 * LINE), _shortened(title, room), ha="left")
 
-    def add_head(self, num_priming: int) -> None:
+    def add_head(self, num_priming: int, numbers: Sequence[int]) -> None:
         """Brackets over the priming and the sampled frames, and the number of each frame."""
         layout = self.layout
         for first, after, colour, name in (
@@ -198,9 +200,9 @@ class _Sheet:
             height = layout.head + layout.pixels(0.95 * LINE)
             self.line([left, right], [height, height], color=colour, linewidth=1.6)
         room = 0.8 * (layout.tile_width + layout.gap) / layout.dots
-        for frame in range(0, layout.num_frames, math.ceil(text_width(str(layout.num_frames)) / room)):
+        for frame in range(0, layout.num_frames, math.ceil(text_width(str(max(numbers))) / room)):
             centre = layout.column(frame) + layout.tile_width / 2
-            self.text(centre, layout.head + layout.pixels(1.6 * LINE), str(frame + 1), color="#444444")
+            self.text(centre, layout.head + layout.pixels(1.6 * LINE), str(numbers[frame]), color="#444444")
 
     def add_row(self, row: PictureRow, top: int) -> None:
         layout = self.layout

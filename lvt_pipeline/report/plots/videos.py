@@ -22,7 +22,9 @@ from lvt_pipeline.report.plots.picture_rows import PictureRow, plot_picture_rows
 from lvt_pipeline.video.pictures import CHANGED, UNCHANGED, change_mask, colour_codes
 
 PAIR_SPACE = 0.09  # inches between samples that are below their real video
+ROLLOUT_COLUMNS = 16  # frames of a long sample that are shown
 BLOCK_SPACE = 0.07  # inches above each block of code rows
+SAMPLE_HEADER = ("clip", "frame", "kind", "difference_to_previous", "mse_to_real")
 
 
 @dataclass(frozen=True)
@@ -52,24 +54,40 @@ def plot_samples(videos: Sequence[SampledVideo], priming_frames: int, out: Path,
     Raises:
         ShapeError: there is no video, or a real one has another frame size.
     """
-    rows: list[PictureRow] = []
-    for number, video in enumerate(videos):
-        space = PAIR_SPACE if number and (video.real is not None or videos[number - 1].real is not None) else 0.0
-        if video.real is not None:
-            if video.real.shape[1:] != video.frames.shape[1:]:
-                raise ShapeError(
-                    f"{video.name} has frames of {video.frames.shape[1:]} but its real video of "
-                    f"{video.real.shape[1:]}; give both at one size"
-                )
-            rows.append(PictureRow(f"{video.name}\nreal", video.real[: len(video.frames)], space_above=space))
-            space = 0.0
-        label = video.name if video.real is None else "sample"
-        rows.append(PictureRow(label, video.frames, num_priming=priming_frames, space_above=space))
+    rows = _video_rows(videos, priming_frames)
     with figure_look():
         plotted = plot_picture_rows(rows, priming_frames, title=title)
-        header = ("clip", "frame", "kind", "difference_to_previous", "mse_to_real")
         lines = [line for video in videos for line in _sample_numbers(video, priming_frames)]
-        return save_figure(plotted.figure, out, header, lines, plotted.dots_per_inch)
+        return save_figure(plotted.figure, out, SAMPLE_HEADER, lines, plotted.dots_per_inch)
+
+
+def plot_rollout(videos: Sequence[SampledVideo], priming_frames: int, out: Path, *, title: str = "") -> FigureFiles:
+    """Plot long videos as `plot_samples` does, with `ROLLOUT_COLUMNS` frames evenly spread from the first to the last.
+
+    The CSV is that of `plot_samples`, with all frames.
+
+    Args:
+        out: path of the files without an ending.
+
+    Raises:
+        ShapeError: there is no video, or a real one has another frame size.
+    """
+    length = max((len(video.frames) for video in videos), default=0)
+    frames = np.unique(np.linspace(0, length - 1, ROLLOUT_COLUMNS).round().astype(np.int64)) if length else np.arange(0)
+    shown = [
+        SampledVideo(
+            video.name,
+            video.frames[frames[frames < len(video.frames)]],
+            None if video.real is None else video.real[frames[frames < len(video.real)]],
+        )
+        for video in videos
+    ]
+    num_priming = int((frames < priming_frames).sum())
+    rows = _video_rows(shown, num_priming)
+    with figure_look():
+        plotted = plot_picture_rows(rows, num_priming, title=title, numbers=(frames + 1).tolist())
+        lines = [line for video in videos for line in _sample_numbers(video, priming_frames)]
+        return save_figure(plotted.figure, out, SAMPLE_HEADER, lines, plotted.dots_per_inch)
 
 
 def plot_code_rows(
@@ -115,6 +133,24 @@ def plot_code_rows(
         header = ("video", "frame", "kind", "codebook", "changed_share")
         lines = [line for name, some in blocks for line in _code_numbers(name, some, priming_frames)]
         return save_figure(plotted.figure, out, header, lines, plotted.dots_per_inch)
+
+
+def _video_rows(videos: Sequence[SampledVideo], num_priming: int) -> list[PictureRow]:
+    """A row for every sample, below its real video where there is one."""
+    rows: list[PictureRow] = []
+    for number, video in enumerate(videos):
+        space = PAIR_SPACE if number and (video.real is not None or videos[number - 1].real is not None) else 0.0
+        if video.real is not None:
+            if video.real.shape[1:] != video.frames.shape[1:]:
+                raise ShapeError(
+                    f"{video.name} has frames of {video.frames.shape[1:]} but its real video of "
+                    f"{video.real.shape[1:]}; give both at one size"
+                )
+            rows.append(PictureRow(f"{video.name}\nreal", video.real[: len(video.frames)], space_above=space))
+            space = 0.0
+        label = video.name if video.real is None else "sample"
+        rows.append(PictureRow(label, video.frames, num_priming=num_priming, space_above=space))
+    return rows
 
 
 def _code_rows(codes: NDArray[Any], codebook_size: int, num_priming: int, group: str) -> list[PictureRow]:
