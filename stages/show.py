@@ -21,7 +21,7 @@ from stages.values import PATH, TEXT, Real, Whole
     multiple=True,
     metavar="ID",
     show_default="random clips",
-    help="Id of a clip to show; may be repeated.",
+    help="Id of a clip to show; may be repeated. In a store of samples, all samples of that clip.",
 )
 @click.option("--num-clips", type=Whole(1, 100), default=8, show_default=True, help="Number of random clips.")
 @click.option("--seed", type=Whole(0), default=0, show_default=True, help="Random seed of the choice of clips.")

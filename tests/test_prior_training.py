@@ -35,7 +35,7 @@ from lvt_pipeline.runs.read import load_prior, read_run
 from lvt_pipeline.runs.trained_clips import find_trained_clips
 from lvt_pipeline.training import prior as prior_training
 from lvt_pipeline.training.prior import dry_run_prior, train_prior
-from lvt_pipeline.training.prior_settings import FROM_STORE, resolve_settings
+from lvt_pipeline.training.prior_settings import FROM_STORE, class_names, resolve_settings
 from lvt_pipeline.training.prior_task import PriorTask
 from lvt_pipeline.training.settings import PriorRunSettings
 from lvt_pipeline.training.task import StepLoss, is_timing
@@ -312,6 +312,29 @@ def test_class_conditional_prior_learns_from_labels(tmp_path: Path) -> None:
     unlabelled = make_store(tmp_path / "unlabelled.zarr")
     with pytest.raises(MismatchError, match="clips without a label"):
         train_prior(unlabelled, tmp_path / "other", settings_of({"num_classes": 3}), device="cpu")
+
+
+def test_the_number_of_classes_may_follow_from_the_labels(tmp_path: Path) -> None:
+    labelled, unlabelled = (
+        open_codes(make_store(tmp_path / f"{label}.zarr", **({"label": label} if label else {})))
+        for label in ("robot", "")
+    )
+    settings = settings_of({"num_classes": "auto"})
+    assert resolve_settings(settings, labelled).model.num_classes == 1
+    assert resolve_settings(settings, unlabelled).model.num_classes == 0
+    assert resolve_settings(settings).model.num_classes == 0
+    with pytest.raises(ConfigError, match="num_classes='some' is not one of auto"):
+        settings_of({"num_classes": "some"})
+
+
+def test_clips_without_a_label_are_trained_without_a_class_where_class_dropout_has_one(tmp_path: Path) -> None:
+    labelled = open_codes(make_store(tmp_path / "labelled.zarr", label="robot"))
+    unlabelled = open_codes(make_store(tmp_path / "unlabelled.zarr"))
+    settings = resolve_settings(settings_of({"num_classes": "auto", "class_dropout": 0.1}), labelled, [unlabelled])
+    assert class_names([labelled, unlabelled], settings.model) == ["robot"]
+    windows = CodeWindows(unlabelled, frames=settings.model.frames, split="train", cache="ram")
+    task = PriorTask(Prior(settings.model), windows, settings.training, class_names=["robot"])
+    assert set(task.batch(1, range(settings.training.batch_size))["labels"].tolist()) == {1}
 
 
 def test_adaptive_layers_take_cutoffs_and_ranks_from_the_training_codes(tmp_path: Path) -> None:

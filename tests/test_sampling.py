@@ -12,12 +12,19 @@ import numpy as np
 import pytest
 import torch
 
+from lvt_pipeline.codes.schema import PlannedClip
 from lvt_pipeline.codes.store import open_codes
+from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import ConfigError, LVTError, MismatchError, Stopped
+from lvt_pipeline.evaluation.evaluate import evaluate
+from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.jobs import sample as sampling
 from lvt_pipeline.jobs.sample import sample_clips
 from lvt_pipeline.jobs.settings import SampleSettings
+from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.provenance import read_record
+from lvt_pipeline.report.contact_sheet import show
+from lvt_pipeline.runs.directory import save_model_run
 from lvt_pipeline.runs.read import load_prior
 from lvt_pipeline.storage import read_json
 from tests.listener import Listener
@@ -25,6 +32,7 @@ from tests.toy_work import (
     BOOKS,
     FRAMES,
     GRID,
+    PriorSettings,
     ToyWork,
     make_codes,
     make_frames,
@@ -226,7 +234,7 @@ def test_short_clips_are_left_out_and_counted(tmp_path: Path) -> None:
 
 def test_no_clip_of_enough_frames_is_one_clear_line(work: ToyWork, tmp_path: Path) -> None:
     settings = SampleSettings(frames=50, priming_frames=40)
-    with pytest.raises(MismatchError, match=f"use frames={FRAMES}"):
+    with pytest.raises(LVTError, match="no clip of 40 frames or more"):
         run(work, tmp_path / "s.zarr", settings)
     short = make_toy_work(tmp_path, lengths=dict.fromkeys(open_codes(work.codes), 1))
     with pytest.raises(LVTError, match="the longest has 1"):
@@ -348,3 +356,105 @@ def test_a_split_with_too_few_clips_is_followed_by_others_which_is_reported(work
     assert len(sampled) == wanted
     assert set(test_clips) < set(sampled)
     assert any(line.startswith(f"{len(test_clips)} clips of {wanted} found; ") for line in listener.said)
+
+
+def labelled_work(root: Path, class_dropout: float = 0.0) -> ToyWork:
+    """A work directory whose test clips have the labels "jump", "run" and none, and a prior that knows the two."""
+    work = make_toy_work(root)
+    labels = {"test/0": "jump", "test/1": "run"}
+    store = open_codes(work.codes)
+    planned = [
+        PlannedClip(
+            id=clip.id,
+            split=clip.split,
+            label=labels.get(clip.id),
+            length=clip.length,
+            fingerprint=clip.fingerprint,
+            fps=clip.fps,
+            source=clip.source,
+        )
+        for clip in store.clips
+    ]
+    with CodeStoreWriter.open(work.codes, store.schema, planned) as writer:
+        writer.publish(store.provenance)
+    torch.manual_seed(0)
+    config = replace(PriorSettings().model, num_classes=2, class_dropout=class_dropout)
+    settings = PriorSettings(model=config)
+    model = Prior(config)
+    model.class_names = ("jump", "run")
+    save_model_run(work.root / "classes", "prior-run", model, settings, stage="train-prior", version=1, counts={})
+    return work
+
+
+def sample_labelled(work: ToyWork, out: Path, **settings: Any) -> tuple[list[str], Listener]:
+    """Ids and labels of the samples, and what was reported."""
+    listener = Listener()
+    sample_clips(work.root / "classes", work.codes, out, replace(SETTINGS, **settings), device="cpu", progress=listener)
+    return [f"{clip.id} {clip.label}" for clip in open_codes(out).clips], listener
+
+
+def test_a_clip_without_a_known_label_is_left_out_and_the_known_labels_are_listed(tmp_path: Path) -> None:
+    work = labelled_work(tmp_path / "work")
+    found, listener = sample_labelled(work, tmp_path / "s.zarr")
+    assert found == ["test/0 jump", "test/1 run"]
+    (line,) = [line for line in listener.said if "test/2" in line]
+    assert "clip test/2 has no label" in line
+    assert "knows jump, run" in line
+    with pytest.raises(MismatchError, match=r"clip test/2 has no label.*knows jump, run"):
+        sample_labelled(work, tmp_path / "none.zarr", clips=("test/2",))
+
+
+def test_a_label_is_given_by_name(tmp_path: Path) -> None:
+    work = labelled_work(tmp_path / "work")
+    found, _ = sample_labelled(work, tmp_path / "s.zarr", label="run")
+    assert found == ["test/0 run", "test/1 run", "test/2 run"]
+    model = load_prior(work.root / "classes", device="cpu")
+    priming = open_codes(work.codes)["test/0"][None, :2].astype(np.int64)
+    expected = model.sample(priming, frames=FRAMES, labels=["run"], clip_ids=["test/0"])[0]
+    assert np.array_equal(open_codes(tmp_path / "s.zarr")["test/0"], expected)
+    assert torch.equal(expected, model.sample(priming, frames=FRAMES, labels=[1], clip_ids=["test/0"])[0])
+    with pytest.raises(MismatchError, match="does not know the label 'walk'; it knows jump, run"):
+        sample_labelled(work, tmp_path / "other.zarr", label="walk")
+    with pytest.raises(LVTError, match="does not know the label 'walk'; it knows jump, run"):
+        model.sample(priming, frames=FRAMES, labels=["walk"])
+
+
+def test_a_prior_trained_with_class_dropout_samples_clips_without_a_label(tmp_path: Path) -> None:
+    work = labelled_work(tmp_path / "work", class_dropout=0.5)
+    found, _ = sample_labelled(work, tmp_path / "s.zarr")
+    assert found == ["test/0 jump", "test/1 run", "test/2 None"]
+
+
+def test_a_label_for_a_prior_without_classes_is_refused(work: ToyWork, tmp_path: Path) -> None:
+    with pytest.raises(MismatchError, match="trained without classes"):
+        run(work, tmp_path / "s.zarr", replace(SETTINGS, label="run"))
+
+
+def test_named_clips_are_sampled_from_the_frame_that_is_asked_for(work: ToyWork, tmp_path: Path) -> None:
+    run(work, tmp_path / "s.zarr", replace(SETTINGS, clips=("train/1", "test/2"), start=3))
+    store, samples = open_codes(work.codes), open_codes(tmp_path / "s.zarr")
+    assert [clip.id for clip in samples.clips] == ["train/1", "test/2"]
+    for name in ("train/1", "test/2"):
+        assert np.array_equal(samples[name][:2], store[name][3:5])
+        assert len(samples[name]) == FRAMES
+    with pytest.raises(LVTError, match="no clip 'nowhere'"):
+        run(work, tmp_path / "t.zarr", replace(SETTINGS, clips=("nowhere",)))
+    with pytest.raises(LVTError, match="has 8 frames; start and priming frames need 9"):
+        run(work, tmp_path / "t.zarr", replace(SETTINGS, clips=("test/2",), start=7))
+
+
+def test_errors_of_samples_that_start_later_are_measured_against_the_same_frames(work: ToyWork, tmp_path: Path) -> None:
+    run(work, tmp_path / "s.zarr", replace(SETTINGS, start=3))
+    paths = {"frames": work.frames, "vqvae": work.vqvae, "samples": tmp_path / "s.zarr"}
+    evaluate(work.codes, tmp_path / "eval.json", EvaluateSettings(frames=FRAMES), device="cpu", **paths)
+    measured = read_json(tmp_path / "eval.json")["samples"]
+    # Priming frames of samples are the real codes, decoded: what the reconstruction shows, if frames correspond.
+    assert measured["mse_by_frame"][:2] == measured["reconstruction_mse_by_frame"][:2]
+    assert measured["mse_by_frame"][5] is None
+
+
+def test_all_samples_of_a_clip_are_shown_by_its_id(work: ToyWork, tmp_path: Path) -> None:
+    run(work, tmp_path / "s.zarr", replace(SETTINGS, samples_per_clip=3))
+    shown = show(tmp_path / "s.zarr", tmp_path / "sheet.png", ids=["test/1"], vqvae=work.vqvae, device="cpu")
+    assert shown == ["test/1#0", "test/1#1", "test/1#2"]
+    assert (tmp_path / "sheet.png").exists()

@@ -49,7 +49,7 @@ from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
-from lvt_pipeline.runs.compatibility import label_numbers
+from lvt_pipeline.runs.compatibility import clips_with_class, label_numbers
 
 STAGE = "evaluate"
 FILE_MARK = b'"short_clips": '  # near the beginning of every file with results
@@ -143,6 +143,8 @@ def write_evaluation(
     """`evaluate` with sources that are open. Networks that failed are in the record's `failed`, and nothing is raised
     for them."""
     clips, num_short = clips_of_split(opened.store, settings.split, settings.frames, progress=progress)
+    if opened.prior is not None and opened.sources.prior is not None:
+        clips = clips_with_class(clips, opened.sources.prior, opened.prior, progress)
     clips = clips[: settings.max_clips]
     trained = trained_clips(opened, clips)
     if not allow_training_clips:

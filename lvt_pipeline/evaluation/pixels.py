@@ -34,13 +34,13 @@ class Pixels:
     shards: FrameShards
     tokenizer: VQVAE
 
-    def real(self, clip: CodeClip, num_frames: int) -> NDArray[np.uint8]:
-        """The first frames of a clip, uint8 (T, H, W, 3); fewer when the clip is shorter.
+    def real(self, clip: CodeClip, num_frames: int, start: int = 0) -> NDArray[np.uint8]:
+        """Frames of a clip from `start` on, uint8 (T, H, W, 3); fewer when the clip ends earlier.
 
         Raises:
             MismatchError: its codes were made from other frames than those on disk now.
         """
-        return real_frames(self.store, clip, self.shards, num_frames)
+        return real_frames(self.store, clip, self.shards, num_frames, start)
 
     def decoded(self, codes: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.uint8]:
         """Codes (T, h, w, n_c) as uint8 (T, H, W, 3)."""
@@ -148,8 +148,10 @@ def measure_reconstruction(
     return results, per_clip
 
 
-def real_frames(store: CodeStore, clip: CodeClip, shards: FrameShards, num_frames: int) -> NDArray[np.uint8]:
-    """The first frames that a clip's codes were made from, uint8 (T, H, W, 3); fewer when the clip is shorter.
+def real_frames(
+    store: CodeStore, clip: CodeClip, shards: FrameShards, num_frames: int, start: int = 0
+) -> NDArray[np.uint8]:
+    """The frames that a clip's codes were made from, from `start` on, uint8 (T, H, W, 3); fewer when it ends earlier.
 
     Raises:
         MismatchError: the codes were made from other frames than those on disk now.
@@ -163,7 +165,7 @@ def real_frames(store: CodeStore, clip: CodeClip, shards: FrameShards, num_frame
             f"clip {clip.id} of {store.path} was made from other frames than those in {shards.root}; "
             "encode the dataset again"
         )
-    return shards.read(source, 0, num_frames)
+    return shards.read(source, start, min(start + num_frames, source.num_frames))
 
 
 def repeat_last(real: NDArray[np.uint8], priming_frames: int) -> NDArray[np.uint8]:

@@ -23,7 +23,7 @@ from lvt_pipeline.evaluation.fvd import (
     network_label,
 )
 from lvt_pipeline.evaluation.pixels import Pixels, repeat_last
-from lvt_pipeline.evaluation.samples import priming_frames_of, siblings_of
+from lvt_pipeline.evaluation.samples import first_frame_of, priming_frames_of, siblings_of
 from lvt_pipeline.evaluation.settings import PrimingPixels
 from lvt_pipeline.progress import SILENT, Progress
 
@@ -53,6 +53,8 @@ def measure_fvd(
     Raises:
         NetworkError: the network failed.
     """
+    if start := first_frame_of(sampled):
+        return {"missing": f"the samples start at frame {start} of their clips; FVD compares the first frames of clips"}
     priming_frames = priming_frames_of(sampled)
     chosen, samples, left_out, num_frames = _comparable(sampled, pixels, only)
     if len(chosen) < FEWEST_CLIPS or len(samples) < FEWEST_CLIPS:

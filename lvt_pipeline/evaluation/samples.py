@@ -97,14 +97,15 @@ class _Comparing:
 
     def _add_real(self, origin: CodeClip, siblings: Sequence[CodeClip], decoded: Sequence[NDArray[np.uint8]]) -> None:
         """What really happened, as codes and, where there are pixels, as errors of the samples."""
-        length = min(origin.length, max(clip.length for clip in siblings))
-        real_codes = self._store.read(origin, 0, length)
+        start = first_frame_of(self._sampled)
+        length = min(origin.length - start, max(clip.length for clip in siblings))
+        real_codes = self._store.read(origin, start, start + length)
         for clip in siblings:
             self._real_counts += self._transitions(real_codes[: clip.length])
         if self._pixels is None:
             return
         own: dict[str, Any] = {"clip": origin.id, "frames": self._pixels.shards[origin.id].fingerprint}
-        own |= self._errors(self._pixels.real(origin, length), decoded, self._pixels.decoded(real_codes))
+        own |= self._errors(self._pixels.real(origin, length, start), decoded, self._pixels.decoded(real_codes))
         for name, value in own.items():
             self.per_clip.setdefault(name, []).append(value)
 
@@ -185,6 +186,11 @@ def original_of(clip: CodeClip, store: CodeStore) -> CodeClip | None:
 def priming_frames_of(sampled: CodeStore) -> int:
     """How many priming frames the samples of a store start from."""
     return int(sampled.provenance.counts.get("priming_frames", 0))
+
+
+def first_frame_of(sampled: CodeStore) -> int:
+    """The frame of their clips at which the samples of a store start."""
+    return int(sampled.provenance.counts.get("start", 0))
 
 
 def require_samples_of(store: CodeStore, sampled: CodeStore, prior: tuple[Path, str] | None = None) -> None:

@@ -8,7 +8,7 @@ the sample, and on nothing else: not on the batch it was drawn in, nor on the ru
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from lvt_pipeline.codes.plan import ShardPlan
 from lvt_pipeline.codes.schema import CodeClip, CodeSchema, PlannedClip
 from lvt_pipeline.codes.store import HELD_OUT_FIRST, CodeStore, clips_of_split, open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
+from lvt_pipeline.errors import LVTError
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.jobs.settings import SampleSettings
@@ -28,7 +29,7 @@ from lvt_pipeline.models.sampling.rule import SamplingRule
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
-from lvt_pipeline.runs.compatibility import check_prior, label_numbers
+from lvt_pipeline.runs.compatibility import check_prior, clips_with_class, label_numbers, require_label
 from lvt_pipeline.runs.read import load_prior, run_fingerprint
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def sample_clips(
     _check(store, prior, model, settings)
     inputs = {"codes": store.fingerprint, "prior": run_fingerprint(prior)}
     clips, num_short = _chosen_clips(store, settings, progress)
+    clips = _labelled(clips, settings.label, prior, model, progress)
     samples = _plan(clips, label_numbers(clips, prior, model), settings, inputs["prior"], _windows(model, settings))
     with (
         stop_requested() as stop,
@@ -117,6 +119,7 @@ def sample_clips(
             "priming_frames": settings.priming_frames,
             "split": clips[0].split,
             "short_clips": num_short,
+            **_start(settings),
         }
         return writer.publish(JOB.recorder(settings, inputs, clock).new_record(counts=counts))
 
@@ -126,7 +129,9 @@ def _chosen_clips(store: CodeStore, settings: SampleSettings, progress: Progress
 
     Where the split has fewer than were asked for, clips of test, val and train follow, in this order.
     """
-    min_frames = max(settings.priming_frames, 1)
+    min_frames = settings.start + max(settings.priming_frames, 1)
+    if settings.clips:
+        return [_clip_named(store, name, min_frames) for name in dict.fromkeys(settings.clips)], 0
     clips, num_short = clips_of_split(store, settings.split, min_frames, progress=progress)
     clips = clips[: settings.num_clips]
     for split in HELD_OUT_FIRST:
@@ -137,6 +142,30 @@ def _chosen_clips(store: CodeStore, settings: SampleSettings, progress: Progress
                 progress.say(f"{len(clips)} clips of {settings.num_clips} found; {len(added)} of {split} are added")
             clips += added
     return clips, num_short
+
+
+def _clip_named(store: CodeStore, name: str, min_frames: int) -> CodeClip:
+    clip = store.clip(name)
+    if clip.length < min_frames:
+        raise LVTError(
+            f"clip {name} of {store.path} has {clip.length} frames; start and priming frames need {min_frames}"
+        )
+    return clip
+
+
+def _labelled(
+    clips: Sequence[CodeClip], label: str | None, prior: Path, model: Prior, progress: Progress
+) -> list[CodeClip]:
+    """The clips with the label that is asked for, or else those whose own label the prior knows."""
+    if label is None:
+        return clips_with_class(clips, prior, model, progress)
+    require_label(label, prior, model)
+    return [replace(clip, label=label) for clip in clips]
+
+
+def _start(settings: SampleSettings) -> dict[str, int]:
+    """The first frame of the samples in their clips, where it is not that of the clips."""
+    return {"start": settings.start} if settings.start else {}
 
 
 def _check(store: CodeStore, prior: Path, model: Prior, settings: SampleSettings) -> None:
@@ -196,6 +225,7 @@ def _plan(
                 "seed": settings.seed,
                 **settings.drawing,
                 **windows,
+                **_start(settings),
             }
             planned = PlannedClip(
                 id=f"{clip.id}#{number}" if settings.samples_per_clip > 1 else clip.id,
@@ -224,7 +254,8 @@ def _sample_batch(
     progress: Progress,
 ) -> NDArray[Any]:
     """Codes of a batch of samples, (len(batch), frames, h, w, n_c)."""
-    priming = np.stack([store.read(sample.clip, 0, settings.priming_frames) for sample in batch])
+    first, after = settings.start, settings.start + settings.priming_frames
+    priming = np.stack([store.read(sample.clip, first, after) for sample in batch])
     sampled = model.sample(
         priming.astype(np.int64),
         frames=settings.frames,

@@ -65,6 +65,17 @@ class SampleSettings(Settings):
 
     split: Split = setting("test", "Split of the clips to continue. If it is empty, the next split with clips is used.")
     num_clips: int | None = setting(8, "Number of clips to continue.", at_least=1, unset="all")
+    clips: tuple[str, ...] = setting(
+        (),
+        "Id of a clip to continue, of any split; may be repeated.",
+        option="--clip",
+        example="ID",
+        unset="clips of the split",
+    )
+    start: int = setting(0, "Frame of each clip at which its sample starts, counted from 0.", at_least=0)
+    label: str | None = setting(
+        None, "Label of the samples, for a prior with classes.", example="NAME", unset="that of each clip"
+    )
     samples_per_clip: int = setting(1, "Number of samples per clip.", at_least=1)
     frames: int = setting(
         16,

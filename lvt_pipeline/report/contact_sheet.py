@@ -85,7 +85,7 @@ def show(
 
     Args:
         out: a `.png` becomes a contact sheet, `.mp4` and `.gif` play. An older picture of this function is replaced.
-        ids: these clips; without any, `num_clips` at random, the same for the same seed.
+        ids: these clips, or all samples of these clips; without any, `num_clips` at random, the same for the same seed.
         split: random clips come from this one only.
         num_frames: of each clip on a contact sheet, evenly spread from its first to its last.
         seconds: how long a film lasts at most.
@@ -187,9 +187,17 @@ def _clips_of(
     if kind != "codes":
         raise ArtefactError(f"{source} is neither a folder of frames nor a code store ({kind}); give one of these")
     store = open_codes(source, generation)
-    clips = [store.clip(id) for id in ids] or _at_random(store.clips, num_clips, seed, split, source)
+    clips = [clip for id in ids for clip in _clips_named(store, id)] or _at_random(
+        store.clips, num_clips, seed, split, source
+    )
     model = _tokenizer(store, vqvae, device) if vqvae is not None else None
     return [_of_codes(store, clip, model) for clip in clips]
+
+
+def _clips_named(store: CodeStore, name: str) -> list[CodeClip]:
+    """The clip of an id, or all samples of the clip of that id."""
+    samples = [clip for clip in store.clips if clip.id.rpartition("#")[0] == name]
+    return samples if samples and name not in store else [store.clip(name)]
 
 
 def _tokenizer(store: CodeStore, vqvae: Path, device: str) -> VQVAE:

@@ -16,7 +16,13 @@ from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.usage import count_codes
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError, MismatchError
 from lvt_pipeline.evaluation.pixels import real_frames
-from lvt_pipeline.evaluation.samples import original_of, priming_frames_of, require_same_codes, siblings_of
+from lvt_pipeline.evaluation.samples import (
+    first_frame_of,
+    original_of,
+    priming_frames_of,
+    require_same_codes,
+    siblings_of,
+)
 from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
@@ -173,9 +179,10 @@ class _Source:
         real = real_codes = None
         origin = original_of(clip, store)
         if origin is not None:
-            real_codes = store.read(origin, 0, min(origin.length, len(codes)))
+            start = first_frame_of(sampled)
+            real_codes = store.read(origin, start, min(origin.length, start + len(codes)))
             with suppress(LVTError):  # frames may be missing: codes are enough for most of a figure
-                real = real_frames(store, origin, self.work.frames, len(codes))
+                real = real_frames(store, origin, self.work.frames, len(codes), start)
                 num_priming = min(self.priming_frames, len(real))
                 frames[:num_priming] = real[:num_priming]
         return _Sample(clip.id, frames, codes, real, real_codes)

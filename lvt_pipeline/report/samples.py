@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.evaluation.pixels import Pixels
-from lvt_pipeline.evaluation.samples import original_of, priming_frames_of, siblings_of
+from lvt_pipeline.evaluation.samples import first_frame_of, original_of, priming_frames_of, siblings_of
 from lvt_pipeline.evaluation.summary import count_of
 from lvt_pipeline.report.clips import METRIC_OF, clip_values, evenly_chosen, orders_of, sample_metric
 from lvt_pipeline.report.numbers import format_number
@@ -122,10 +122,11 @@ def videos_of_run(work: WorkDir, name: str, siblings: Sequence[CodeClip]) -> Run
     real = real_codes = reconstructed = None
     problem = "" if origin is not None else "The clip that this sample continues is no longer in data.zarr."
     if origin is not None:
-        real_codes = store.read(origin, 0, min(origin.length, length))
+        start = first_frame_of(sampled)
+        real_codes = store.read(origin, start, min(origin.length, start + length))
         reconstructed = tokenizer.decode(real_codes).numpy()
         try:
-            real = Pixels(store, work.frames, tokenizer).real(origin, length)
+            real = Pixels(store, work.frames, tokenizer).real(origin, length, start)
         except LVTError as error:
             problem = f"The real video is not shown: {error}"
     return RunVideos(

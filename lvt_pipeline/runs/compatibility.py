@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import MismatchError, ShapeError
+from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import short
 from lvt_pipeline.runs.read import precision_of, read_run
 
 if TYPE_CHECKING:
     from lvt_pipeline.models.prior.model import Prior
     from lvt_pipeline.models.vqvae.model import VQVAE
+
+MOST_LISTED = 20  # labels in a message
 
 
 def check_tokenizer(store: CodeStore, vqvae: Path, model: VQVAE) -> None:
@@ -67,16 +70,69 @@ def check_frames_count(prior: Path, model: Prior, frames: int) -> None:
         ) from error
 
 
+def class_names_of(prior: Path) -> list[str]:
+    """Labels that a prior was trained with, in the order of its class numbers; empty without classes."""
+    return list(read_run(prior)["facts"].get("class_names", []))
+
+
+def clips_with_class(
+    clips: Sequence[CodeClip], prior: Path, model: Prior, progress: Progress = SILENT
+) -> list[CodeClip]:
+    """The clips that a prior can be used on: all of them without classes, else those whose label it knows.
+
+    A clip without a label has the class "no class", which priors trained with `class_dropout` know. Clips that are left
+    out are reported in one line.
+
+    Raises:
+        MismatchError: no clip is left.
+    """
+    if not model.config.num_classes:
+        return list(clips)
+    names = class_names_of(prior)
+    known = [clip for clip in clips if _has_class(clip.label, names, model)]
+    unknown = [clip for clip in clips if not _has_class(clip.label, names, model)]
+    if unknown:
+        first = unknown[0]
+        named = f"has the label {first.label!r}" if first.label else "has no label"
+        some = f"clip {first.id} {named}" + (f", and {len(unknown) - 1} more like it" if len(unknown) > 1 else "")
+        problem = f"{some}: the prior {prior} knows {_listed(names)}"
+        if not known:
+            raise MismatchError(f"{problem}; choose other clips, or give one of these labels with --label")
+        progress.say(f"{problem}. Left out; --label gives clips a label")
+    return known
+
+
+def require_label(label: str, prior: Path, model: Prior) -> None:
+    """Refuse a label that a prior does not know.
+
+    Raises:
+        MismatchError: listing the labels that it knows.
+    """
+    if not model.config.num_classes:
+        raise MismatchError(f"the prior {prior} was trained without classes; leave out the label {label!r}")
+    names = class_names_of(prior)
+    if label not in names:
+        raise MismatchError(f"the prior {prior} does not know the label {label!r}; it knows {_listed(names)}")
+
+
+def _has_class(label: str | None, names: Sequence[str], model: Prior) -> bool:
+    return label in names or (not label and bool(model.config.class_dropout))
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:MOST_LISTED]) or "no labels"
+    return f"{shown} and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else shown
+
+
 def label_numbers(clips: Sequence[CodeClip], prior: Path, model: Prior) -> list[int] | None:
-    """The class of each clip as the prior counts classes; None for a prior without classes.
+    """The class of each clip as the prior counts classes; None for a prior without classes. See `clips_with_class`.
 
     Raises:
         MismatchError: a clip has a label that the prior does not know.
     """
     if not model.config.num_classes:
         return None
-    names = list(read_run(prior)["facts"].get("class_names", []))
+    names = class_names_of(prior)
     for clip in clips:
-        if clip.label not in names:
-            raise MismatchError(f"clip {clip.id} has the label {clip.label!r}, which the prior {prior} does not know")
-    return [names.index(clip.label) for clip in clips]
+        clips_with_class([clip], prior, model)
+    return [names.index(clip.label) if clip.label in names else model.config.num_classes for clip in clips]

@@ -240,7 +240,7 @@ def save_model_run(
         inputs=dict(inputs or {}),
         max_steps=0,
         harmless=frozenset(),
-        facts={},
+        facts={"class_names": list(names)} if (names := getattr(model, "class_names", ())) else {},
     )
     weights = {MODEL_NAME: dict(model.state_dict())}
     with owned_directory(run, kind, overwrite=overwrite):

@@ -174,13 +174,14 @@ def load_vqvae(run: Path | str, checkpoint: str | int = "latest", device: str = 
 
 
 def load_prior(run: Path | str, checkpoint: str | int = "latest", device: str = "auto") -> Prior:
-    """The prior of a run, in evaluation mode. Arguments and errors as in `load_vqvae`."""
+    """The prior of a run, in evaluation mode, with its class names. Arguments and errors as in `load_vqvae`."""
     from lvt_pipeline.models.prior.config import PriorConfig
     from lvt_pipeline.models.prior.model import Prior
 
     path = Path(run)
     require_kind(path, PRIOR_KIND)
     model = Prior(_model_config(path, PriorConfig))
+    model.class_names = tuple(read_run(path)["facts"].get("class_names", []))
     _fill(model, path, checkpoint, device)
     return model
 

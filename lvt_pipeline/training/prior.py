@@ -98,7 +98,7 @@ def train_prior(
     stores = _open_stores(paths, out, generation, overwrite, progress)
     check_alike(stores)
     resolved = resolve_settings(settings, stores[0], stores[1:])
-    names = class_names(stores, resolved.model.num_classes)
+    names = class_names(stores, resolved.model)
     options = SessionOptions(
         start=_warm_start(init_from, resolved, stores[0], names) if init_from is not None else None,
         max_seconds=max_seconds,
@@ -152,7 +152,7 @@ def dry_run_prior(
     if stores:
         check_mix(settings.training.mix, len(stores))
         check_alike(stores)
-        class_names(stores, config.num_classes)
+        class_names(stores, config)
         windows = [CodeWindows(store, frames=config.frames, split="train", cache="stream") for store in stores]
     with seeded(settings.training.seed, chosen):
         model = Prior(config).to(chosen)

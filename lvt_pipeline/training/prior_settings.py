@@ -77,6 +77,8 @@ def resolve_settings(
                 "leave them out of the settings, or give the codes they were written for"
             )
     values = {name: value for name, value in to_plain(settings.model).items() if value is not None}
+    if settings.model.num_classes == "auto":
+        values["num_classes"] = len(_labels_of([] if store is None else [store, *others]))
     if uses_clusters(settings.model.decoder_input, settings.model.head) and settings.model.cutoffs is None:
         shape = (found["num_codebooks"], found["codebook_size"])
         counts = (
@@ -91,23 +93,33 @@ def resolve_settings(
     return ResolvedPriorSettings(model=model, training=settings.training)
 
 
-def class_names(stores: Sequence[CodeStore], num_classes: int) -> list[str]:
+def class_names(stores: Sequence[CodeStore], config: PriorConfig) -> list[str]:
     """Labels of the stores in the order of their class numbers, [] for an unconditional prior.
 
     Raises:
-        MismatchError: there are more labels than classes, or clips without a label.
+        MismatchError: there are more labels than classes, or clips without a label and no class for them.
     """
-    if not num_classes:
+    if not config.num_classes:
         return []
-    found: set[str] = set()
+    names = _labels_of(stores)
+    if len(names) > config.num_classes:
+        where = " and ".join(str(store.path) for store in stores)
+        raise MismatchError(
+            f"model.num_classes={config.num_classes} but {where} has {len(names)} labels; set model.num_classes=auto"
+        )
     for store in stores:
-        labels = {clip.label for clip in store.clips}
-        if None in labels:
-            raise MismatchError(f"model.num_classes={num_classes} but {store.path} has clips without a label")
-        found |= {label for label in labels if label is not None}
-        if len(found) > num_classes:
-            raise MismatchError(f"model.num_classes={num_classes} but {store.path} has {len(found)} labels")
-    return sorted(found)
+        unlabelled = [clip.id for clip in store.clips if not clip.label]
+        if unlabelled and not config.class_dropout:
+            raise MismatchError(
+                f"model.num_classes={config.num_classes} but {store.path} has {len(unlabelled)} clips without a label, "
+                f"such as {unlabelled[0]}; known labels are {', '.join(names) or 'none'}. Give these clips one, or set "
+                "model.class_dropout=0.1, which also trains without a class"
+            )
+    return names
+
+
+def _labels_of(stores: Sequence[CodeStore]) -> list[str]:
+    return sorted({clip.label for store in stores for clip in store.clips if clip.label})
 
 
 def count_train_codes(stores: Sequence[CodeStore], mix: Sequence[float] | None) -> NDArray[np.int64]:

@@ -85,9 +85,7 @@ class PriorTask:
         for source, count in zip(sources, shares(settings.mix, len(sources), settings.eval_items), strict=True):
             self._add_validation(source, count, progress)
         self._shown_codes = self._val_codes[0] if self._val_codes else self._batches.read(0, range(1))[0].long().numpy()
-        self._shown_label = (
-            self._val_labels[0] if self._val_labels else self._classes.get(self._draw(1).clips[0].label or "", 0)
-        )
+        self._shown_label = self._val_labels[0] if self._val_labels else self._class_of(self._draw(1).clips[0])
 
     def _add_validation(self, windows: CodeWindows, num_items: int, progress: Progress) -> None:
         store = windows.store
@@ -105,7 +103,11 @@ class PriorTask:
         count = min(num_items, len(clips))
         chosen: list[CodeClip] = [clips[i * len(clips) // count] for i in range(count)]
         self._val_codes += [store.read(clip, 0, windows.frames).astype(np.int64) for clip in chosen]
-        self._val_labels += [self._classes.get(clip.label or "", 0) for clip in chosen]
+        self._val_labels += [self._class_of(clip) for clip in chosen]
+
+    def _class_of(self, clip: CodeClip) -> int:
+        """The class of a clip; of one without a label the number of "no class", which class dropout trains."""
+        return self._classes.get(clip.label or "", self._config.num_classes if self._config.class_dropout else 0)
 
     def batch(self, step: int, rows: range) -> dict[str, Tensor]:
         """Windows, slices and labels of some rows of a step's batch."""
@@ -114,7 +116,7 @@ class PriorTask:
         part = slice(rows.start, rows.stop)
         batch = {"codes": self._batches.read(step - 1, rows), "slices": torch.from_numpy(slices[part])}
         if self._classes:
-            labels = np.array([self._classes[clip.label or ""] for clip in self._draw(step).clips])
+            labels = np.array([self._class_of(clip) for clip in self._draw(step).clips])
             labels[generator.random(len(labels)) < self._config.class_dropout] = self._config.num_classes
             batch["labels"] = torch.from_numpy(labels[part])
         return batch

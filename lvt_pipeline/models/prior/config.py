@@ -64,7 +64,9 @@ class PriorModelSettings(Settings):
     cluster_ratio: int = setting(
         4, "How many times narrower each cluster is than the one before, in adaptive layers.", at_least=1
     )
-    num_classes: int = setting(0, "Number of classes; 0: not conditioned on a class.", at_least=0)
+    num_classes: int | Literal["auto"] = setting(
+        0, "Number of classes; 0: not conditioned on a class. auto: as many as the codes have labels.", at_least=0
+    )
     class_dropout: float = setting(
         0.0, "Fraction of training windows that lose their class; needed for guidance.", at_least=0, below=1
     )
@@ -82,6 +84,7 @@ class PriorConfig(PriorModelSettings):
     grid: tuple[int, int] = (16, 16)
     num_codebooks: int = 4
     codebook_size: int = 512
+    num_classes: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,11 +23,14 @@ from lvt_pipeline.models.prior.decoder import SliceDecoder
 from lvt_pipeline.models.prior.subscale import Subscale, ordinary_tensors, subscale
 
 Codes = Tensor | np.ndarray[Any, Any]
-Labels = Tensor | np.ndarray[Any, Any] | Sequence[int] | None
+Labels = Tensor | np.ndarray[Any, Any] | Sequence[int] | Sequence[str] | None
 
 
 class PriorNetwork(nn.Module):
     """The parts of a prior, and the geometry of the clips it takes.
+
+    Attributes:
+        class_names: names of the classes in the order of their numbers, where they are known; a run records them.
 
     Raises:
         ConfigError: see `PriorConfig`.
@@ -36,6 +39,7 @@ class PriorNetwork(nn.Module):
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         self.config = config
+        self.class_names: tuple[str, ...] = ()
         geometry = self.geometry(config.frames)
         self.encoder = ContextEncoder(config, geometry.num_slices)
         self.decoder = SliceDecoder(config)
@@ -71,7 +75,7 @@ class PriorNetwork(nn.Module):
         return subscale((frames, *config.grid), config.subscale, config.kernel, config.kernel_reach)
 
     def checked_labels(self, labels: Labels, batch: int) -> Tensor | None:
-        """Labels as int64 (B,) on the model's device, None for a model without classes.
+        """Labels as int64 (B,) on the model's device, None for a model without classes. Names are `class_names`.
 
         A model trained with `class_dropout` also knows "no class": the number `num_classes`, or no labels at all.
 
@@ -87,10 +91,20 @@ class PriorNetwork(nn.Module):
             return None
         if not num_classes:
             raise ShapeError("this prior is not conditioned on classes; leave the labels out")
-        tensor = _integers("labels", labels, (batch,))
+        tensor = _integers("labels", self._numbers_of(labels), (batch,))
         if batch and not 0 <= int(tensor.min()) <= int(tensor.max()) < num_rows:
             raise ShapeError(f"labels must be in [0, {num_rows}), found {int(tensor.min())} to {int(tensor.max())}")
         return tensor.to(self.device, torch.int64)
+
+    def _numbers_of(self, labels: Any) -> Any:
+        """Labels with names replaced by numbers."""
+        if isinstance(labels, (Tensor, np.ndarray)) or not any(isinstance(label, str) for label in labels):
+            return labels
+        unknown = [label for label in labels if label not in self.class_names]
+        if unknown:
+            known = ", ".join(self.class_names) or "no names"
+            raise ShapeError(f"this prior does not know the label {shown(unknown[0])}; it knows {known}")
+        return [self.class_names.index(label) for label in labels]
 
     def context_table(self, geometry: Subscale) -> Tensor:
         """The rows that contexts of this geometry sum; the same for every slice."""
