@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lvt_pipeline.evaluation.evaluate import evaluate
     from lvt_pipeline.evaluation.settings import EvaluateSettings
     from lvt_pipeline.frames.shards import FrameShards
+    from lvt_pipeline.jobs.continue_video import continue_video
     from lvt_pipeline.jobs.decode import decode_store
     from lvt_pipeline.jobs.encode import encode_dataset
     from lvt_pipeline.jobs.export import export_codes
@@ -65,6 +66,7 @@ _HOMES = {
     "evaluation.evaluate": ("evaluate",),
     "evaluation.settings": ("EvaluateSettings",),
     "frames.shards": ("FrameShards",),
+    "jobs.continue_video": ("continue_video",),
     "jobs.decode": ("decode_store",),
     "jobs.encode": ("encode_dataset",),
     "jobs.export": ("export_codes",),
@@ -114,6 +116,7 @@ __all__ = [
     "VQVAETraining",
     "build_manifest",
     "compare",
+    "continue_video",
     "decode_store",
     "encode_dataset",
     "evaluate",

@@ -35,6 +35,7 @@ COMMANDS = {
     "encode-dataset": ("encode_dataset", "Turn frames into a store of codes."),
     "train-prior": ("train_prior", "Train the video transformer on codes alone."),
     "sample": ("sample", "Continue clips with codes from a trained prior."),
+    "continue": ("continue_video", "Continue a video file with sampled frames."),
     "decode": ("decode", "Turn codes back into mp4, gif, png or npy."),
     "evaluate": ("evaluate", "Measure reconstruction, prior, samples and baselines."),
     "compare": ("compare", "Compare evaluations, with intervals."),

@@ -36,6 +36,37 @@ def check_tokenizer(store: CodeStore, vqvae: Path, model: VQVAE) -> None:
         )
 
 
+def check_runs(vqvae: Path, tokenizer: VQVAE, prior: Path, model: Prior) -> str | None:
+    """Refuse a prior that was not trained on codes of a tokenizer.
+
+    Returns:
+        The precision in which the tokenizer made these codes; None where the prior does not name its tokenizer.
+
+    Raises:
+        MismatchError: K or n_c differ, or the prior was trained on codes of another tokenizer; both are named.
+    """
+    from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
+
+    config = model.config
+    sizes = (tokenizer.codebook_size, tokenizer.num_codebooks)
+    if sizes != (config.codebook_size, config.num_codebooks):
+        raise MismatchError(
+            f"{vqvae} makes codes with K={sizes[0]}, n_c={sizes[1]}, but the prior {prior} models "
+            f"K={config.codebook_size}, n_c={config.num_codebooks}; give the runs of one work directory"
+        )
+    trained_on = read_run(prior)["facts"].get("tokenizer")
+    if trained_on is None:
+        return None
+    ours = tokenizer_fingerprint(tokenizer)
+    precision = precision_of(trained_on, ours)
+    if precision is None:
+        raise MismatchError(
+            f"{prior} was trained on codes of tokenizer {short(trained_on)} but {vqvae} is {short(ours)}; give the "
+            "VQ-VAE run that made its codes"
+        )
+    return precision
+
+
 def check_prior(store: CodeStore, prior: Path, model: Prior) -> None:
     """Refuse codes that a prior was not made for.
 

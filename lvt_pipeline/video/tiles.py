@@ -15,6 +15,7 @@ from lvt_pipeline.errors import ShapeError
 
 GAP = 2  # pixels between two pictures
 WHITE = (255, 255, 255)
+PRIMING_EDGE, SAMPLED_EDGE = (11, 92, 173), (194, 87, 12)  # the report's colours of priming and sampled frames
 
 
 def picture_grid(
