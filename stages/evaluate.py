@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -71,44 +72,22 @@ def command(
     """
     _require_fitting_options(protocol, prior, runs)
     from lvt_pipeline.evaluation.evaluate import evaluate
-    from lvt_pipeline.evaluation.protocols import PROTOCOLS, evaluate_protocol
+    from lvt_pipeline.evaluation.protocol_results import PROTOCOLS
+    from lvt_pipeline.evaluation.protocols import evaluate_protocol
+    from lvt_pipeline.evaluation.sources import Sources
     from lvt_pipeline.evaluation.summary import protocol_line, summary_line
     from lvt_pipeline.storage import read_json
 
-    if protocol is not None and prior is not None:
-        record = evaluate_protocol(
-            codes,
-            out,
-            PROTOCOLS[protocol],
-            settings,
-            prior=prior,
-            frames=frames,
-            vqvae=vqvae,
-            i3d=i3d,
-            lpips=lpips,
-            num_runs=runs,
-            generation=at,
-            device=device,
-            progress=Console(),
-        )
+    sources = Sources(
+        codes=codes, generation=at, prior=prior, frames=frames, vqvae=vqvae, samples=samples, i3d=i3d, lpips=lpips
+    )
+    options: dict[str, Any] = {"device": device, "progress": Console()}
+    if protocol is not None:
+        record = evaluate_protocol(sources, out, PROTOCOLS[protocol], settings, num_runs=runs, **options)
         results = read_json(out)
         line = f"{protocol_line(results)}\n-> {out} in {format_seconds(record.seconds)}"
     else:
-        record = evaluate(
-            codes,
-            out,
-            settings,
-            prior=prior,
-            frames=frames,
-            vqvae=vqvae,
-            samples=samples,
-            i3d=i3d,
-            lpips=lpips,
-            allow_training_clips=allow_training_clips,
-            generation=at,
-            device=device,
-            progress=Console(),
-        )
+        record = evaluate(sources, out, settings, allow_training_clips=allow_training_clips, **options)
         results = read_json(out)
         line = f"{summary_line(results)} -> {out} in {format_seconds(record.seconds)}"
     echo_facts(results, as_json, line)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lvt_pipeline.evaluation.evaluate import evaluate
 from lvt_pipeline.evaluation.settings import EvaluateSettings
+from lvt_pipeline.evaluation.sources import Sources
 from lvt_pipeline.jobs.sample import sample_clips
 from lvt_pipeline.jobs.settings import SampleSettings
 from tests.toy_work import FRAMES, ToyWork, make_prior, make_toy_work
@@ -52,4 +53,5 @@ def sample_and_evaluate(work: ToyWork, samples_per_clip: int = 1) -> None:
     )
     sample_clips(work.prior, work.codes, work.samples, settings, device="cpu", overwrite=work.samples.exists())
     paths = {"prior": work.prior, "frames": work.frames, "vqvae": work.vqvae, "samples": work.samples}
-    evaluate(work.codes, work.root / "eval.json", EvaluateSettings(frames=FRAMES), device="cpu", **paths)
+    sources = Sources(codes=work.codes, **paths)
+    evaluate(sources, work.root / "eval.json", EvaluateSettings(frames=FRAMES), device="cpu")

@@ -15,6 +15,7 @@ from lvt_pipeline.errors import ArtefactError, ConfigError, ShapeError
 from lvt_pipeline.evaluation.compare import Comparison, Difference, compare, difference_interval, mean_interval
 from lvt_pipeline.evaluation.evaluate import evaluate
 from lvt_pipeline.evaluation.settings import EvaluateSettings
+from lvt_pipeline.evaluation.sources import Sources
 from lvt_pipeline.storage import write_json
 from tests.toy_work import FRAMES, ToyWork, make_prior, make_toy_work
 
@@ -196,7 +197,8 @@ def works(tmp_path_factory: pytest.TempPathFactory) -> list[ToyWork]:
         work = make_toy_work(tmp_path_factory.mktemp("work") / f"model{seed}")
         make_prior(work.root / "runs" / "other", seed=seed)
         paths = {"prior": work.root / "runs" / "other", "frames": work.frames, "vqvae": work.vqvae}
-        evaluate(work.codes, work.root / "eval.json", EvaluateSettings(frames=FRAMES), device="cpu", **paths)
+        sources = Sources(codes=work.codes, **paths)
+        evaluate(sources, work.root / "eval.json", EvaluateSettings(frames=FRAMES), device="cpu")
         made.append(work)
     return made
 

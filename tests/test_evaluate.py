@@ -6,7 +6,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,10 @@ from lvt_pipeline.evaluation import evaluate as stage
 from lvt_pipeline.evaluation import network_process
 from lvt_pipeline.evaluation.evaluate import evaluate
 from lvt_pipeline.evaluation.networks import NetworkError
-from lvt_pipeline.evaluation.protocols import Protocol, evaluate_protocol
+from lvt_pipeline.evaluation.protocol_results import Protocol
+from lvt_pipeline.evaluation.protocols import evaluate_protocol
 from lvt_pipeline.evaluation.settings import EvaluateSettings
+from lvt_pipeline.evaluation.sources import Sources
 from lvt_pipeline.evaluation.summary import summary_line
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs.sample import sample_clips
@@ -48,6 +50,7 @@ from tests.toy_work import (
 )
 
 SETTINGS = EvaluateSettings(frames=FRAMES)
+SOURCE_NAMES = {field.name for field in fields(Sources)}
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +62,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> ToyWork:
 
 
 def run(work: ToyWork, out: Path, settings: EvaluateSettings = SETTINGS, **options: object) -> Provenance:
-    paths = {"prior": work.prior, "frames": work.frames, "vqvae": work.vqvae, "samples": work.samples}
-    return evaluate(work.codes, out, settings, device="cpu", **{**paths, **options})
+    paths = {"codes": work.codes, "prior": work.prior, "frames": work.frames, "vqvae": work.vqvae}
+    given = {name: options.pop(name) for name in list(options) if name in SOURCE_NAMES}
+    sources = Sources(**{**paths, "samples": work.samples, **given})
+    return evaluate(sources, out, settings, device="cpu", **options)
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +283,7 @@ def test_an_edited_result_is_measured_again(work: ToyWork, tmp_path: Path) -> No
 
 
 def test_codes_alone_give_the_baselines(work: ToyWork, tmp_path: Path) -> None:
-    evaluate(work.codes, tmp_path / "eval.json", SETTINGS)
+    evaluate(Sources(codes=work.codes), tmp_path / "eval.json", SETTINGS)
     results = read_json(tmp_path / "eval.json")
     assert not {"prior", "beats", "reconstruction", "samples"} & results.keys()
     assert results["baselines"]["unigram_bits"] > 0
@@ -286,7 +291,7 @@ def test_codes_alone_give_the_baselines(work: ToyWork, tmp_path: Path) -> None:
 
 
 def test_samples_without_pixels_are_still_compared_in_codes(work: ToyWork, tmp_path: Path) -> None:
-    evaluate(work.codes, tmp_path / "eval.json", SETTINGS, samples=work.samples)
+    evaluate(Sources(codes=work.codes, samples=work.samples), tmp_path / "eval.json", SETTINGS)
     samples = read_json(tmp_path / "eval.json")["samples"]
     assert "mse" not in samples
     assert 0 <= samples["share_same_as_previous_frame"] < samples["real_share_same_as_previous_frame"] <= 1
@@ -294,7 +299,7 @@ def test_samples_without_pixels_are_still_compared_in_codes(work: ToyWork, tmp_p
 
 def test_short_clips_are_left_out_and_counted(tmp_path: Path) -> None:
     work = make_toy_work(tmp_path, lengths={"test/0": FRAMES - 1})
-    evaluate(work.codes, tmp_path / "eval.json", SETTINGS)
+    evaluate(Sources(codes=work.codes), tmp_path / "eval.json", SETTINGS)
     results = read_json(tmp_path / "eval.json")
     assert (results["clips"], results["short_clips"], results["split"]) == (2, 1, "test")
 
@@ -318,7 +323,7 @@ def test_a_length_the_prior_cannot_take_is_refused_with_the_right_one(work: ToyW
 
 def test_no_clip_of_enough_frames_is_one_clear_line(work: ToyWork, tmp_path: Path) -> None:
     with pytest.raises(LVTError, match="no clip of 99 frames"):
-        evaluate(work.codes, tmp_path / "eval.json", replace(SETTINGS, frames=99))
+        evaluate(Sources(codes=work.codes), tmp_path / "eval.json", replace(SETTINGS, frames=99))
 
 
 def test_settings_that_leave_nothing_to_count_are_refused() -> None:
@@ -357,7 +362,7 @@ def test_samples_of_another_prior_are_refused_next_to_this_one(work: ToyWork, tm
     make_prior(tmp_path / "prior", seed=5)
     said = refusal(work, tmp_path / "eval.json", prior=tmp_path / "prior")
     assert "was sampled from prior" in said
-    evaluate(work.codes, tmp_path / "alone.json", SETTINGS, samples=work.samples)
+    evaluate(Sources(codes=work.codes, samples=work.samples), tmp_path / "alone.json", SETTINGS)
 
 
 def spoiled_prior(work: ToyWork, run: Path, value: float) -> Path:
@@ -408,9 +413,9 @@ def test_a_network_that_fails_costs_only_its_own_numbers(
 def test_a_protocol_survives_networks_that_fail(work: ToyWork, tmp_path: Path) -> None:
     protocol = Protocol(name="toy", frames=FRAMES, priming_frames=2, runs=2)
     networks = {name: save_scripted(Raising(), tmp_path / f"{name}.pt") for name in ("i3d", "lpips")}
-    paths = {"prior": work.prior, "frames": work.frames, "vqvae": work.vqvae}
+    sources = Sources(codes=work.codes, prior=work.prior, frames=work.frames, vqvae=work.vqvae, **networks)
     with pytest.raises(NetworkError, match="everything else is in"):
-        evaluate_protocol(work.codes, tmp_path / "eval.json", protocol, device="cpu", **paths, **networks)
+        evaluate_protocol(sources, tmp_path / "eval.json", protocol, device="cpu")
     found = read_json(tmp_path / "eval.json")
     assert {"mse", "ssim"} <= found["protocol"]["mean"].keys()
     assert {"FVD", "LPIPS"} <= found["missing"].keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from lvt_pipeline.evaluation.networks import load_scripted
 from lvt_pipeline.evaluation.pixels import Pixels
 from lvt_pipeline.evaluation.sampled_fvd import measure_fvd
 from lvt_pipeline.evaluation.settings import EvaluateSettings
+from lvt_pipeline.evaluation.sources import Sources
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs.sample import sample_clips
 from lvt_pipeline.jobs.settings import SampleSettings
@@ -232,12 +234,13 @@ def test_too_few_clips_for_a_covariance_are_said_and_nothing_fails(work: ToyWork
 
 
 def test_evaluate_measures_fvd_with_a_network_and_says_what_is_missing_without(work: ToyWork, tmp_path: Path) -> None:
-    paths = {"frames": work.frames, "vqvae": work.vqvae, "samples": work.samples}
+    sources = Sources(codes=work.codes, frames=work.frames, vqvae=work.vqvae, samples=work.samples)
     measured = EvaluateSettings(frames=FRAMES)
-    without = evaluate(work.codes, tmp_path / "without.json", measured, device="cpu", **paths)
+    without = evaluate(sources, tmp_path / "without.json", measured, device="cpu")
     assert "FVD needs a TorchScript I3D (--i3d)" in without.counts["summary"]
     assert "fvd" not in read_json(tmp_path / "without.json")
-    record = evaluate(work.codes, tmp_path / "with.json", measured, device="cpu", i3d=work.root / "toy.pt", **paths)
+    with_network = replace(sources, i3d=work.root / "toy.pt")
+    record = evaluate(with_network, tmp_path / "with.json", measured, device="cpu")
     results = read_json(tmp_path / "with.json")
     assert "Fréchet distance (not FVD)" in record.counts["summary"]
     assert "FVD" not in results["missing"]

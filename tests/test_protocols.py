@@ -6,6 +6,7 @@ import math
 import shutil
 import statistics
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ import pytest
 
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import ConfigError, Stopped
-from lvt_pipeline.evaluation import protocols
+from lvt_pipeline.evaluation import evaluate as stage
 from lvt_pipeline.evaluation.evaluate import evaluate
-from lvt_pipeline.evaluation.protocols import PROTOCOLS, Protocol, evaluate_protocol, protocol_line
+from lvt_pipeline.evaluation.protocol_results import PROTOCOLS, Protocol
+from lvt_pipeline.evaluation.protocols import evaluate_protocol
 from lvt_pipeline.evaluation.settings import EvaluateSettings
+from lvt_pipeline.evaluation.sources import Sources
+from lvt_pipeline.evaluation.summary import protocol_line
 from lvt_pipeline.jobs import sample as sampling
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.storage import read_json
@@ -25,6 +29,7 @@ from tests.scripted_networks import ToyDistance, ToyFeatures, save_scripted
 from tests.toy_work import FRAMES, ToyWork, make_toy_work
 
 TOY = Protocol(name="toy", frames=FRAMES, priming_frames=2, runs=3, clips=3)
+SOURCE_NAMES = {field.name for field in fields(Sources)}
 Lvt = Callable[..., tuple[int, str, str]]
 
 
@@ -37,8 +42,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> ToyWork:
 
 
 def run(work: ToyWork, out: Path, protocol: Protocol = TOY, **options: Any) -> Provenance:
-    paths = {"prior": work.prior, "frames": work.frames, "vqvae": work.vqvae, "i3d": work.root / "i3d.pt"}
-    return evaluate_protocol(work.codes, out, protocol, device="cpu", **{**paths, **options})
+    paths = {"codes": work.codes, "prior": work.prior, "frames": work.frames, "vqvae": work.vqvae}
+    given = {name: options.pop(name) for name in list(options) if name in SOURCE_NAMES}
+    sources = Sources(**{**paths, "i3d": work.root / "i3d.pt", **given})
+    return evaluate_protocol(sources, out, protocol, device="cpu", **options)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +68,8 @@ def test_a_run_is_what_sampling_and_evaluating_with_its_seed_gives(
     settings = sampling.SampleSettings(frames=FRAMES, priming_frames=2, num_clips=None, seed=1)
     sampling.sample_clips(work.prior, work.codes, tmp_path / "s.zarr", settings, device="cpu")
     paths = {"frames": work.frames, "vqvae": work.vqvae, "samples": tmp_path / "s.zarr", "i3d": work.root / "i3d.pt"}
-    evaluate(work.codes, tmp_path / "one.json", EvaluateSettings(frames=FRAMES), device="cpu", **paths)
+    sources = Sources(codes=work.codes, **paths)
+    evaluate(sources, tmp_path / "one.json", EvaluateSettings(frames=FRAMES), device="cpu")
     one, row = read_json(tmp_path / "one.json"), read_json(finished / "eval.json")["protocol"]["runs"][1]
     assert row["seed"] == 1
     assert row["fvd_real_priming"] == one["fvd"]["real_priming"]
@@ -86,8 +94,8 @@ def test_mean_and_spread_are_over_the_runs(finished: Path) -> None:
 
 
 def test_the_reconstructions_distance_needs_no_samples(work: ToyWork, finished: Path, tmp_path: Path) -> None:
-    paths = {"frames": work.frames, "vqvae": work.vqvae, "i3d": work.root / "i3d.pt"}
-    evaluate(work.codes, tmp_path / "e.json", EvaluateSettings(frames=FRAMES), device="cpu", **paths)
+    sources = Sources(codes=work.codes, frames=work.frames, vqvae=work.vqvae, i3d=work.root / "i3d.pt")
+    evaluate(sources, tmp_path / "e.json", EvaluateSettings(frames=FRAMES), device="cpu")
     alone, results = read_json(tmp_path / "e.json"), read_json(finished / "eval.json")
     assert alone["fvd"]["reconstruction"] == results["fvd"]["reconstruction"] > 0
     assert alone["fvd"]["label"] == results["fvd"]["label"]
@@ -97,7 +105,8 @@ def test_the_reconstructions_distance_needs_no_samples(work: ToyWork, finished: 
 def test_bits_and_baselines_are_those_of_an_evaluation_of_the_same_clips(
     work: ToyWork, finished: Path, tmp_path: Path
 ) -> None:
-    evaluate(work.codes, tmp_path / "e.json", EvaluateSettings(frames=FRAMES), prior=work.prior, device="cpu")
+    sources = Sources(codes=work.codes, prior=work.prior)
+    evaluate(sources, tmp_path / "e.json", EvaluateSettings(frames=FRAMES), device="cpu")
     alone, results = read_json(tmp_path / "e.json"), read_json(finished / "eval.json")
     assert results["prior"] == alone["prior"]
     assert results["baselines"] == alone["baselines"]
@@ -134,7 +143,7 @@ def test_a_second_evaluation_does_nothing(work: ToyWork, finished: Path, monkeyp
     before = {
         path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and "zarr" not in str(path)
     }
-    monkeypatch.setattr(protocols, "measure_samples", lambda *arguments, **options: pytest.fail("measured again"))
+    monkeypatch.setattr(stage, "measure_samples", lambda *arguments, **options: pytest.fail("measured again"))
     monkeypatch.setattr(sampling, "_sample_batch", lambda *arguments: pytest.fail("sampled again"))
     run(work, finished / "eval.json", lpips=work.root / "lpips.pt")
     assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -144,7 +153,7 @@ def test_an_evaluation_stopped_between_runs_goes_on_and_ends_the_same(
     work: ToyWork, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[str] = []
-    original = protocols.measure_samples
+    original = stage.measure_samples
 
     def stopping(sampled: Any, *arguments: Any, **options: Any) -> Any:
         if len(measured) == 1:
@@ -152,14 +161,14 @@ def test_an_evaluation_stopped_between_runs_goes_on_and_ends_the_same(
         measured.append(sampled.path.parent.name)
         return original(sampled, *arguments, **options)
 
-    monkeypatch.setattr(protocols, "measure_samples", stopping)
+    monkeypatch.setattr(stage, "measure_samples", stopping)
     out = tmp_path / "eval.json"
     with pytest.raises(Stopped):
         run(work, out, lpips=work.root / "lpips.pt")
     assert not out.exists()
     again: list[str] = []
     monkeypatch.setattr(
-        protocols,
+        stage,
         "measure_samples",
         lambda sampled, *rest, **options: again.append(sampled.path.parent.name) or original(sampled, *rest, **options),
     )

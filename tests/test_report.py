@@ -16,7 +16,9 @@ import pytest
 
 from lvt_pipeline.errors import ArtefactError, ConfigError
 from lvt_pipeline.evaluation.compare import compare
-from lvt_pipeline.evaluation.protocols import Protocol, evaluate_protocol
+from lvt_pipeline.evaluation.protocol_results import Protocol
+from lvt_pipeline.evaluation.protocols import evaluate_protocol
+from lvt_pipeline.evaluation.sources import Sources
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs.sample import sample_clips
 from lvt_pipeline.jobs.settings import SampleSettings
@@ -537,9 +539,9 @@ def test_a_protocol_is_shown_with_its_spread_its_baselines_and_what_is_not_as_in
     protocol = Protocol(name="toy", frames=FRAMES, priming_frames=2, runs=10, clips=256, published={"fvd": 125.76})
     options = {"i3d": save_scripted(ToyFeatures(), work.root / "i3d.pt")}
     options["lpips"] = save_scripted(ToyDistance(), work.root / "lpips.pt")
-    paths = {"prior": work.prior, "frames": work.frames, "vqvae": work.vqvae, **options}
+    sources = Sources(codes=work.codes, prior=work.prior, frames=work.frames, vqvae=work.vqvae, **options)
     out = work.root / "eval.json"
-    evaluate_protocol(work.codes, out, protocol, num_runs=2, device="cpu", **paths)
+    evaluate_protocol(sources, out, protocol, num_runs=2, device="cpu")
     results = json.loads(out.read_text())
     text = Elements(page(work)).text
     assert "Every run of the protocol toy" in text

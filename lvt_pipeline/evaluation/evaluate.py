@@ -26,7 +26,8 @@ bits and both baselines on exactly the same codes. The result is one JSON file:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,34 +61,19 @@ DEFAULTS = EvaluateSettings()
 
 
 def evaluate(
-    codes: Path,
+    sources: Sources,
     out: Path,
     settings: EvaluateSettings = DEFAULTS,
     *,
-    prior: Path | None = None,
-    frames: Path | None = None,
-    vqvae: Path | None = None,
-    samples: Path | None = None,
-    i3d: Path | None = None,
-    lpips: Path | None = None,
     allow_training_clips: bool = False,
-    generation: int | None = None,
     batch_size: int = 8,
     device: str = "auto",
     progress: Progress = SILENT,
 ) -> Provenance:
-    """Measure everything that is given and write it to the JSON file `out`. When nothing changed, nothing is done.
+    """Measure everything that the sources allow and write it to the JSON file `out`, unless nothing changed.
 
     Args:
-        codes: code store.
-        prior: adds bits per code, compared with the baselines.
-        frames, vqvae: together they add the reconstruction.
-        samples: store made by `lvt sample` from these codes; with `frames` and `vqvae` also measured in pixels.
-        i3d: TorchScript network of FVD; with frames and a VQ-VAE run it adds that of the samples, or, without
-            samples, that of the reconstruction alone.
-        lpips: TorchScript network of LPIPS; adds it to every error in pixels.
         allow_training_clips: evaluate clips although the models were trained on them; the result counts them.
-        generation: of `codes`; the current one by default.
         batch_size: clips per pass; it does not change the result.
 
     Raises:
@@ -96,17 +82,7 @@ def evaluate(
         NetworkError: a network of the user failed. Everything else has been measured and written.
     """
     clock = Clock()
-    require_output_file(out, STAGE, (codes, prior, frames, vqvae, samples, i3d, lpips), mark=FILE_MARK)
-    sources = Sources(
-        codes=codes,
-        generation=generation,
-        prior=prior,
-        frames=frames,
-        vqvae=vqvae,
-        samples=samples,
-        i3d=i3d,
-        lpips=lpips,
-    )
+    require_output_file(out, STAGE, sources.paths, mark=FILE_MARK)
     record = write_evaluation(
         open_sources(sources, settings, device),
         out,
@@ -174,74 +150,64 @@ def write_evaluation(
         return write_results(work, results, counts | failed)
 
 
+@dataclass
 class _Measuring:
-    """One evaluation: the results so far, and what failed.
+    """One evaluation: the results so far, and why networks of the user failed, by name of the measurement."""
 
-    Attributes:
-        failures: by name of the measurement, why a network of the user could not measure it.
-    """
-
-    def __init__(
-        self,
-        opened: Opened,
-        clips: Sequence[CodeClip],
-        settings: EvaluateSettings,
-        cache: FeatureCache,
-        batch_size: int,
-        progress: Progress,
-    ) -> None:
-        self._opened, self._clips, self._settings = opened, clips, settings
-        self._cache, self._batch_size, self._progress = cache, batch_size, progress
-        self._results: dict[str, Any] = {}
-        self._by_clip: dict[str, list[Any]] = {"clip": [clip.id for clip in clips]}
-        self._by_sampled_clip: dict[str, list[Any]] = {}
-        self.failures: dict[str, str] = {}
+    opened: Opened
+    clips: Sequence[CodeClip]
+    settings: EvaluateSettings
+    cache: FeatureCache
+    batch_size: int
+    progress: Progress
+    results: dict[str, Any] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
 
     def everything(self) -> dict[str, Any]:
-        """All parts of the result that the sources allow, and what is missing."""
-        self._add_reconstruction()
-        self._add_codes()
-        self._add_samples()
-        self._add_fvd()
-        if self._opened.lpips is not None and self._opened.lpips.failure:
-            self.failures["LPIPS"] = self._opened.lpips.failure
-            for part in ("reconstruction", "samples"):
-                if part in self._results:
-                    self._results[part] = without_metric(self._results[part], "lpips")
-            self._by_clip = without_metric(self._by_clip, "lpips")
-            self._by_sampled_clip = without_metric(self._by_sampled_clip, "lpips")
-        self._results["missing"] = missing_measurements(self._opened) | {
-            name: f"failed: {reason}" for name, reason in self.failures.items()
-        }
-        self._results["per_clip"] = {"evaluated": self._by_clip, "samples": self._by_sampled_clip}
-        return self._results
-
-    def _add_reconstruction(self) -> None:
-        opened = self._opened
+        """All parts of the result that the sources allow, and the measurements that are missing."""
+        opened, settings, progress = self.opened, self.settings, self.progress
+        by_clip: dict[str, dict[str, Any]] = {"evaluated": {"clip": [clip.id for clip in self.clips]}, "samples": {}}
         if opened.pixels is not None:
-            self._results["reconstruction"], found = measure_reconstruction(
-                opened.pixels, self._clips, self._settings.frames, opened.lpips, self._progress
+            self.results["reconstruction"], found = measure_reconstruction(
+                opened.pixels, self.clips, settings.frames, opened.lpips, progress
             )
-            self._by_clip |= found
+            by_clip["evaluated"] |= found
+        by_clip["evaluated"] |= self._add_codes()
+        if opened.sampled is not None:
+            parts, self.failures = measure_continuations(
+                opened, opened.sampled, settings, self.cache, progress=progress
+            )
+            by_clip["samples"] = parts.pop("per_clip")
+            self.results |= parts
+        elif opened.pixels is not None and opened.features is not None:
+            measured = opened.pixels, self.clips, settings.frames, opened.features, self.cache, progress
+            self.results |= _fvd(lambda: measure_reconstruction_fvd(*measured), self.failures)
+        if opened.lpips is not None and opened.lpips.failure:
+            self.failures["LPIPS"] = opened.lpips.failure
+            if "reconstruction" in self.results:
+                self.results["reconstruction"] = without_metric(self.results["reconstruction"], "lpips")
+            by_clip["evaluated"] = without_metric(by_clip["evaluated"], "lpips")
+        failed = {name: f"failed: {reason}" for name, reason in self.failures.items()}
+        return self.results | {"missing": missing_measurements(opened) | failed, "per_clip": by_clip}
 
-    def _add_codes(self) -> None:
-        """Bits of the prior and of its baselines, and how the codebooks are used."""
-        opened, settings, store = self._opened, self._settings, self._opened.store
-        counts = _evaluated_counts(store, self._clips, settings)
-        fitted_on, training_counts = _training_counts(store, self._progress)
+    def _add_codes(self) -> dict[str, list[float]]:
+        """Bits of the prior and of its baselines, and how the codebooks are used; returns the bits of each clip."""
+        opened, settings, store = self.opened, self.settings, self.opened.store
+        counts = _evaluated_counts(store, self.clips, settings)
+        fitted_on, training_counts = _training_counts(store, self.progress)
+        by_clip = {}
         if opened.prior is not None and opened.sources.prior is not None:
-            labels = label_numbers(self._clips, opened.sources.prior, opened.prior)
-            self._results["prior"], self._by_clip["bits"] = measure_prior(
-                store, self._clips, opened.prior, labels, settings, self._batch_size, self._progress
+            labels = label_numbers(self.clips, opened.sources.prior, opened.prior)
+            self.results["prior"], by_clip["bits"] = measure_prior(
+                store, self.clips, opened.prior, labels, settings, self.batch_size, self.progress
             )
-            assert self._results["prior"]["codes"] == counts.num_codes, "prior and baselines count the same codes"
+            assert self.results["prior"]["codes"] == counts.num_codes, "prior and baselines count the same codes"
         baselines = measure_baselines(counts, training_counts) | {"fitted_on": fitted_on}
-        self._results["baselines"] = baselines
-        self._by_clip |= baselines_by_clip(store, self._clips, counts, training_counts, settings)
-        if "prior" in self._results:
-            bits = self._results["prior"]["bits_per_dim"]
-            self._results["beats"] = {name: bits < baselines[f"{name}_bits"] for name in ("unigram", "previous_frame")}
-        self._results["codes"] = {
+        self.results["baselines"] = baselines
+        if "prior" in self.results:
+            bits = self.results["prior"]["bits_per_dim"]
+            self.results["beats"] = {name: bits < baselines[f"{name}_bits"] for name in ("unigram", "previous_frame")}
+        self.results["codes"] = {
             "tokenizer": store.tokenizer,
             "codebook_size": store.codebook_size,
             "num_codebooks": store.num_codebooks,
@@ -251,36 +217,48 @@ class _Measuring:
             "codes_holding_80_percent": codes_holding(training_counts.occurrences),
             "share_same_as_previous_frame": counts.share_same_as_previous_frame,
         }
+        return by_clip | baselines_by_clip(store, self.clips, counts, training_counts, settings)
 
-    def _add_samples(self) -> None:
-        opened = self._opened
-        if opened.sampled is not None:
-            self._results["samples"], self._by_sampled_clip = measure_samples(
-                opened.sampled, opened.store, opened.pixels, opened.lpips, progress=self._progress
-            )
 
-    def _add_fvd(self) -> None:
-        opened, settings, progress = self._opened, self._settings, self._progress
-        if opened.pixels is None or opened.features is None:
-            return
-        try:
-            if opened.sampled is not None:
-                found = measure_fvd(
-                    opened.sampled,
-                    opened.pixels,
-                    opened.features,
-                    self._cache,
-                    settings.priming_pixels,
-                    progress=progress,
-                )
-            else:
-                found = measure_reconstruction_fvd(
-                    opened.pixels, self._clips, settings.frames, opened.features, self._cache, progress
-                )
-        except NetworkError as error:
-            self.failures["FVD"] = str(error)
-        else:
-            self._results["fvd"] = found
+def measure_continuations(
+    opened: Opened,
+    sampled: CodeStore,
+    settings: EvaluateSettings,
+    cache: FeatureCache,
+    *,
+    only: Collection[str] | None = None,
+    progress: Progress = SILENT,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Errors and distances of samples from the clips that they continue.
+
+    Args:
+        only: ids of the real clips whose samples count; all by default.
+
+    Returns:
+        `samples`, `per_clip` and `fvd`, as far as the sources allow; and why networks of the user failed, by name of
+        the measurement.
+    """
+    failures: dict[str, str] = {}
+    samples, per_clip = measure_samples(
+        sampled, opened.store, opened.pixels, opened.lpips, only=only, progress=progress
+    )
+    results: dict[str, Any] = {"samples": samples, "per_clip": per_clip}
+    if opened.lpips is not None and opened.lpips.failure:
+        failures["LPIPS"] = opened.lpips.failure
+        results = {name: without_metric(part, "lpips") for name, part in results.items()}
+    if opened.pixels is not None and opened.features is not None:
+        measured = sampled, opened.pixels, opened.features, cache, settings.priming_pixels
+        results |= _fvd(lambda: measure_fvd(*measured, only=only, progress=progress), failures)
+    return results, failures
+
+
+def _fvd(measure: Callable[[], dict[str, Any]], failures: dict[str, str]) -> dict[str, Any]:
+    """The `fvd` part of a result; nothing, and a line in `failures`, when the network fails."""
+    try:
+        return {"fvd": measure()}
+    except NetworkError as error:
+        failures["FVD"] = str(error)
+        return {}
 
 
 def missing_measurements(opened: Opened) -> dict[str, str]:

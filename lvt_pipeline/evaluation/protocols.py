@@ -22,16 +22,22 @@ from typing import Any
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, ConfigError
-from lvt_pipeline.evaluation.evaluate import CACHE, DEFAULTS, FILE_MARK, JOB, STAGE, raise_failures, write_evaluation
+from lvt_pipeline.evaluation.evaluate import (
+    CACHE,
+    DEFAULTS,
+    FILE_MARK,
+    JOB,
+    STAGE,
+    measure_continuations,
+    raise_failures,
+    write_evaluation,
+)
 from lvt_pipeline.evaluation.fvd import FeatureCache
-from lvt_pipeline.evaluation.networks import NetworkError
-from lvt_pipeline.evaluation.protocol_results import PROTOCOLS, Protocol, combined_results, runs_folder
-from lvt_pipeline.evaluation.results import is_unchanged, plain, without_metric, write_results
-from lvt_pipeline.evaluation.sampled_fvd import measure_fvd
-from lvt_pipeline.evaluation.samples import measure_samples
+from lvt_pipeline.evaluation.protocol_results import Protocol, combined_results, runs_folder
+from lvt_pipeline.evaluation.results import is_unchanged, plain, write_results
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.evaluation.sources import Opened, Sources, open_sources
-from lvt_pipeline.evaluation.summary import count_of, protocol_line, summary_line
+from lvt_pipeline.evaluation.summary import count_of, summary_line
 from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.jobs.sample import sample_clips
 from lvt_pipeline.jobs.settings import SampleSettings
@@ -44,19 +50,13 @@ RUN_JOB = Job(stage="evaluate-run", version=1, kind="evaluation")
 
 
 def evaluate_protocol(
-    codes: Path,
+    sources: Sources,
     out: Path,
     protocol: Protocol,
     settings: EvaluateSettings = DEFAULTS,
     *,
-    prior: Path,
-    frames: Path | None = None,
-    vqvae: Path | None = None,
-    i3d: Path | None = None,
-    lpips: Path | None = None,
     num_runs: int | None = None,
     first_seed: int = 0,
-    generation: int | None = None,
     batch_size: int = 8,
     device: str = "auto",
     progress: Progress = SILENT,
@@ -64,8 +64,8 @@ def evaluate_protocol(
     """Sample and measure every run, and write the result to the JSON file `out`. What is finished is not done again.
 
     Args:
+        sources: with a prior and without samples; without frames and a VQ-VAE run only codes are measured.
         settings: `split`, `max_clips`, `resize` and `priming_pixels` are used; frames come from the protocol.
-        frames, vqvae: without them only codes are measured.
         num_runs: fewer or more runs than the paper; the result records it.
         first_seed: the runs have this seed and the ones after it.
 
@@ -79,8 +79,9 @@ def evaluate_protocol(
     if num_runs < 1:
         raise ConfigError(f"num_runs={num_runs} must be at least 1")
     settings = _as_in(protocol, settings)
-    require_output_file(out, STAGE, (codes, prior, frames, vqvae, i3d, lpips), mark=FILE_MARK)
-    sources = Sources(codes=codes, generation=generation, prior=prior, frames=frames, vqvae=vqvae, i3d=i3d, lpips=lpips)
+    if sources.prior is None or sources.samples is not None:
+        raise ConfigError("a protocol makes its own samples: it needs a prior, and takes no samples")
+    require_output_file(out, STAGE, sources.paths, mark=FILE_MARK)
     with exclusive_lock(runs_folder(out)):
         opened = open_sources(sources, settings, device)
         running = _Running(out, protocol, settings, opened, batch_size, device, progress)
@@ -195,37 +196,14 @@ class _Running:
             if work.is_current and is_unchanged(path, work.record):
                 known: dict[str, Any] = read_json(path)
                 return known
-            results = self._measure(sampled, clips) | {"inputs": inputs}
-            failed = {"failed": list(results["failures"].values())} if "failures" in results else {}
-            results = dict(plain(results))
+            cache = FeatureCache(self.out.parent / CACHE)
+            found, failures = measure_continuations(
+                opened, sampled, self.settings, cache, only=clips, progress=self.progress
+            )
+            results: dict[str, Any] = plain(found | ({"failures": failures} if failures else {}) | {"inputs": inputs})
+            failed = {"failed": list(failures.values())} if failures else {}
             write_results(work, results, {"clips": len(sampled.clips), **failed})
             return results
-
-    def _measure(self, sampled: CodeStore, clips: frozenset[str]) -> dict[str, Any]:
-        """Errors and distances of the samples of one run; `failures` names the networks that failed."""
-        opened, failures = self.opened, {}
-        samples, per_clip = measure_samples(
-            sampled, opened.store, opened.pixels, opened.lpips, only=clips, progress=self.progress
-        )
-        results: dict[str, Any] = {"samples": samples, "per_clip": per_clip}
-        if opened.lpips is not None and opened.lpips.failure:
-            failures["LPIPS"] = opened.lpips.failure
-            results = {name: without_metric(part, "lpips") for name, part in results.items()}
-        if opened.pixels is not None and opened.features is not None:
-            cache = FeatureCache(self.out.parent / CACHE)
-            try:
-                results["fvd"] = measure_fvd(
-                    sampled,
-                    opened.pixels,
-                    opened.features,
-                    cache,
-                    self.settings.priming_pixels,
-                    only=clips,
-                    progress=self.progress,
-                )
-            except NetworkError as error:
-                failures["FVD"] = str(error)
-        return results | ({"failures": failures} if failures else {})
 
 
 def _is_of_other_codes(samples: Path, store: CodeStore) -> bool:
@@ -236,6 +214,3 @@ def _is_of_other_codes(samples: Path, store: CodeStore) -> bool:
         return open_codes(samples).tokenizer != store.tokenizer
     except ArtefactError:
         return False  # unfinished: sampling resumes, or refuses with a reason
-
-
-__all__ = ["PROTOCOLS", "Protocol", "evaluate_protocol", "protocol_line", "recorded_settings", "runs_folder"]

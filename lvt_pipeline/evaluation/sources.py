@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,16 +28,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Paths of everything that an evaluation may read; only the codes are needed."""
+    """Paths of everything that an evaluation may read; only the codes are needed.
+
+    Attributes:
+        codes: code store.
+        generation: of `codes`; the current one by default.
+        prior: adds bits per code, compared with the baselines.
+        frames, vqvae: together they add the reconstruction.
+        samples: store made by `lvt sample` from these codes; with `frames` and `vqvae` also measured in pixels.
+        i3d: TorchScript network of FVD; with frames and a VQ-VAE run it adds that of the samples, or, without
+            samples, that of the reconstruction alone.
+        lpips: TorchScript network of LPIPS; adds it to every error in pixels.
+    """
 
     codes: Path
-    generation: int | None = None  # of the codes; the current one by default
+    generation: int | None = None
     prior: Path | None = None
     frames: Path | None = None
     vqvae: Path | None = None
     samples: Path | None = None
     i3d: Path | None = None
     lpips: Path | None = None
+
+    @property
+    def paths(self) -> tuple[Path | None, ...]:
+        """Everything that is read, which an output must not replace."""
+        return self.codes, self.prior, self.frames, self.vqvae, self.samples, self.i3d, self.lpips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,41 +84,43 @@ def open_sources(sources: Sources, settings: EvaluateSettings, device: str) -> O
     """
     store = open_codes(sources.codes, sources.generation)
     inputs = {"codes": store.fingerprint}
-    prior = tokenizer = shards = sampled = features = lpips = None
+    opened = Opened(sources=sources, inputs=inputs, store=store)
     if sources.prior is not None:
         prior = load_prior(sources.prior, device=device)
         _require_finite(prior, sources.prior)
         check_prior(store, sources.prior, prior)
         check_frames_count(sources.prior, prior, settings.frames)
         inputs["prior"] = run_fingerprint(sources.prior)
-    if sources.frames is not None:
-        shards = FrameShards(sources.frames)
-        inputs["frames"] = shards.fingerprint
-    if sources.vqvae is not None:
-        tokenizer = load_vqvae(sources.vqvae, device=device)
-        _require_finite(tokenizer, sources.vqvae)
-        check_tokenizer(store, sources.vqvae, tokenizer)
-        inputs["vqvae"] = run_fingerprint(sources.vqvae)
+        opened = replace(opened, prior=prior)
+    opened = replace(opened, pixels=_open_pixels(opened, device))
     if sources.samples is not None:
         sampled = open_codes(sources.samples)
         require_samples_of(store, sampled, (sources.prior, inputs["prior"]) if sources.prior is not None else None)
         inputs["samples"] = sampled.fingerprint
+        opened = replace(opened, sampled=sampled)
     if sources.i3d is not None:
         features = FeatureNetwork(load_scripted(sources.i3d, device), settings.resize)
         inputs["i3d"] = features.network.sha256
+        opened = replace(opened, features=features)
     if sources.lpips is not None:
         lpips = PerceptualDistance(load_scripted(sources.lpips, device))
         inputs["lpips"] = lpips.network.sha256
-    return Opened(
-        sources=sources,
-        inputs=inputs,
-        store=store,
-        prior=prior,
-        pixels=None if shards is None or tokenizer is None else Pixels(store, shards, tokenizer),
-        sampled=sampled,
-        features=features,
-        lpips=lpips,
-    )
+        opened = replace(opened, lpips=lpips)
+    return opened
+
+
+def _open_pixels(opened: Opened, device: str) -> Pixels | None:
+    """Frames and tokenizer; None unless both were given. Adds the fingerprints of those that were to the inputs."""
+    sources, shards, tokenizer = opened.sources, None, None
+    if sources.frames is not None:
+        shards = FrameShards(sources.frames)
+        opened.inputs["frames"] = shards.fingerprint
+    if sources.vqvae is not None:
+        tokenizer = load_vqvae(sources.vqvae, device=device)
+        _require_finite(tokenizer, sources.vqvae)
+        check_tokenizer(opened.store, sources.vqvae, tokenizer)
+        opened.inputs["vqvae"] = run_fingerprint(sources.vqvae)
+    return None if shards is None or tokenizer is None else Pixels(opened.store, shards, tokenizer)
 
 
 def _require_finite(model: nn.Module, run: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lvt_pipeline.errors import StoreError
 from lvt_pipeline.evaluation.evaluate import evaluate
+from lvt_pipeline.evaluation.sources import Sources
 from lvt_pipeline.job import finished_record
 from lvt_pipeline.jobs.decode import decode_store
 from lvt_pipeline.jobs.encode import encode_dataset
@@ -109,18 +110,21 @@ def make_videos(stage: Stage, making: Making, state: StageState) -> Provenance:
 
 def make_evaluation(stage: Stage, making: Making, state: StageState) -> Provenance:
     """Measure the prior and the samples; errors in pixels too, while the frames are there."""
-    sources: dict[str, Path | None] = dict(stage.sources)
-    if finished_record(stage.sources["frames"]) is None:
-        making.progress.say(f"errors in pixels are not measured: {stage.sources['frames']} is not there")
-        sources["frames"] = None
+    paths = stage.sources
+    has_frames = finished_record(paths["frames"]) is not None
+    if not has_frames:
+        making.progress.say(f"errors in pixels are not measured: {paths['frames']} is not there")
+    sources = Sources(
+        codes=paths["codes"],
+        prior=paths["prior"],
+        frames=paths["frames"] if has_frames else None,
+        vqvae=paths["vqvae"],
+        samples=paths["samples"],
+    )
     return evaluate(
-        stage.sources["codes"],
+        sources,
         stage.output,
         stage.settings,
-        prior=sources["prior"],
-        frames=sources["frames"],
-        vqvae=sources["vqvae"],
-        samples=sources["samples"],
         # A handful of videos may have no clip to spare for testing; the result names the split it was measured on.
         allow_training_clips=True,
         device=making.device,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lvt_pipeline.evaluation.protocols import Protocol
+from lvt_pipeline.evaluation.protocol_results import Protocol
 from lvt_pipeline.provenance import read_record
 from lvt_pipeline.reproduce.counting import count_parameters
 from lvt_pipeline.reproduce.experiments import (

@@ -18,6 +18,7 @@ from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
 from lvt_pipeline.evaluation.evaluate import evaluate
 from lvt_pipeline.evaluation.protocols import evaluate_protocol, recorded_settings
 from lvt_pipeline.evaluation.settings import EvaluateSettings
+from lvt_pipeline.evaluation.sources import Sources
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.manifest.manifest import build_manifest
@@ -260,16 +261,8 @@ class Reproduction:
         stage = new_stage("evaluation", places.result(recipe), self._measured, sources, recipe.name)
 
         def make(stage: Stage, making: Making, state: StageState) -> Provenance:
-            return evaluate(
-                sources["codes"],
-                stage.output,
-                self._measured,
-                frames=sources["frames"],
-                vqvae=sources["vqvae"],
-                i3d=self._i3d,
-                device=making.device,
-                progress=making.progress,
-            )
+            given = Sources(codes=sources["codes"], frames=sources["frames"], vqvae=sources["vqvae"], i3d=self._i3d)
+            return evaluate(given, stage.output, self._measured, device=making.device, progress=making.progress)
 
         return Step(replace(stage, extra_inputs=self._network_inputs), make)
 
@@ -291,15 +284,18 @@ class Reproduction:
         stage = new_stage("evaluation", out, settings, sources, recipe.name)
 
         def make(stage: Stage, making: Making, state: StageState) -> Provenance:
-            return evaluate_protocol(
-                sources["codes"],
-                out,
-                PROTOCOL,
-                self._measured,
+            given = Sources(
+                codes=sources["codes"],
                 prior=sources["prior"],
                 frames=sources["frames"],
                 vqvae=sources["vqvae"],
                 i3d=self._i3d,
+            )
+            return evaluate_protocol(
+                given,
+                out,
+                PROTOCOL,
+                self._measured,
                 num_runs=self.settings.runs,
                 device=making.device,
                 progress=making.progress,
