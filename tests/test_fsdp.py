@@ -19,9 +19,11 @@ from lvt_pipeline.errors import ConfigError, Stopped, TrainingError
 from lvt_pipeline.provenance import Provenance, read_record
 from lvt_pipeline.runs.checkpoints import EMA_NAME, MODEL_NAME, find_checkpoint, load_state, load_weights
 from lvt_pipeline.runs.read import load_prior, read_run
+from lvt_pipeline.training.distributed import Ranks
 from lvt_pipeline.training.prior import train_prior
 from lvt_pipeline.training.prior_task import PriorTask
 from lvt_pipeline.training.settings import PriorRunSettings, TrainingSettings, VQVAERunSettings
+from lvt_pipeline.training.sharding import shard
 from lvt_pipeline.training.task import StepLoss
 from tests.code_stores import make_store
 from tests.test_prior_training import (
@@ -184,3 +186,11 @@ def test_a_tokenizer_is_not_sharded() -> None:
         TrainingSettings(parallel="fsdp", compile=True)
     with pytest.raises(ConfigError, match=r"here it is parallel"):
         build(TrainingSettings, {"strategy": "fsdp"})
+
+
+def test_a_torch_that_cannot_shard_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed.fsdp
+
+    monkeypatch.delattr(torch.distributed.fsdp, "FSDPModule")
+    with pytest.raises(ConfigError, match=r'training.parallel="fsdp" needs a newer torch than .*parallel="ddp"'):
+        shard(torch.nn.Linear(2, 2), Ranks(rank=0, size=1, device=torch.device("cpu")))

@@ -399,7 +399,9 @@ def test_a_clip_without_a_known_label_is_left_out_and_the_known_labels_are_liste
     assert found == ["test/0 jump", "test/1 run"]
     (line,) = [line for line in listener.said if "test/2" in line]
     assert "clip test/2 has no label" in line
-    assert "knows jump, run" in line
+    assert "knows jump, run; --label NAME gives clips a label" in line
+    found, _ = sample_labelled(work, tmp_path / "two.zarr", num_clips=3)  # other splits have no label at all
+    assert len(found) == 2
     with pytest.raises(MismatchError, match=r"clip test/2 has no label.*knows jump, run"):
         sample_labelled(work, tmp_path / "none.zarr", clips=("test/2",))
 

@@ -7,7 +7,7 @@ the sample, and on nothing else: not on the batch it was drawn in, nor on the ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
@@ -21,7 +21,7 @@ from lvt_pipeline.codes.plan import ShardPlan
 from lvt_pipeline.codes.schema import CodeClip, CodeSchema, PlannedClip
 from lvt_pipeline.codes.store import HELD_OUT_FIRST, CodeStore, clips_of_split, open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
-from lvt_pipeline.errors import LVTError
+from lvt_pipeline.errors import LVTError, MismatchError
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.jobs.settings import SampleSettings
@@ -87,8 +87,9 @@ def sample_clips(
     model = load_prior(prior, device=device)
     _check(store, prior, model, settings)
     inputs = {"codes": store.fingerprint, "prior": run_fingerprint(prior)}
-    clips, num_short = _chosen_clips(store, settings, progress)
-    clips = _labelled(clips, settings.label, prior, model, progress)
+    clips, num_short = _chosen_clips(
+        store, settings, lambda clips: _labelled(clips, settings.label, prior, model, progress), progress
+    )
     samples = _plan(clips, label_numbers(clips, prior, model), settings, inputs["prior"], _windows(model, settings))
     with (
         stop_requested() as stop,
@@ -124,20 +125,29 @@ def sample_clips(
         return writer.publish(JOB.recorder(settings, inputs, clock).new_record(counts=counts))
 
 
-def _chosen_clips(store: CodeStore, settings: SampleSettings, progress: Progress) -> tuple[list[CodeClip], int]:
-    """The clips to sample from, and how many of their split are too short.
+def _chosen_clips(
+    store: CodeStore,
+    settings: SampleSettings,
+    labelled: Callable[[Sequence[CodeClip]], list[CodeClip]],
+    progress: Progress,
+) -> tuple[list[CodeClip], int]:
+    """The clips to sample from, with their labels, and how many of their split are too short.
 
     Where the split has fewer than were asked for, clips of test, val and train follow, in this order.
     """
     min_frames = settings.start + max(settings.priming_frames, 1)
     if settings.clips:
-        return [_clip_named(store, name, min_frames) for name in dict.fromkeys(settings.clips)], 0
+        return labelled([_clip_named(store, name, min_frames) for name in dict.fromkeys(settings.clips)]), 0
     clips, num_short = clips_of_split(store, settings.split, min_frames, progress=progress)
-    clips = clips[: settings.num_clips]
+    clips = labelled(clips)[: settings.num_clips]
     for split in HELD_OUT_FIRST:
         missing = (settings.num_clips or 0) - len(clips)
         if missing > 0 and split != clips[0].split:
-            added = [clip for clip in store.split(split) if clip.length >= min_frames][:missing]
+            added = [clip for clip in store.split(split) if clip.length >= min_frames]
+            try:
+                added = labelled(added)[:missing] if added else []
+            except MismatchError:  # no clip of this split has a known label
+                added = []
             if added:
                 progress.say(f"{len(clips)} clips of {settings.num_clips} found; {len(added)} of {split} are added")
             clips += added
@@ -158,7 +168,7 @@ def _labelled(
 ) -> list[CodeClip]:
     """The clips with the label that is asked for, or else those whose own label the prior knows."""
     if label is None:
-        return clips_with_class(clips, prior, model, progress)
+        return clips_with_class(clips, prior, model, progress, remedy="; --label NAME gives clips a label")
     require_label(label, prior, model)
     return [replace(clip, label=label) for clip in clips]
 

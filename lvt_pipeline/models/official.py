@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -114,7 +115,53 @@ def prior_from_official(
             does not fit `grid`, `frames` or `subscale`.
     """
     where = "the prior"
-    width_in, one_hot, *kernel = _shape(state, "encoder.conv.weight", 5, where)
+    sizes = _sizes_of(state, where)
+    subscale, grid = _subscale_and_grid(sizes, subscale, grid)
+    frames = subscale[0] * sizes.block[0] if frames is None else frames
+    slice_shape = (frames // subscale[0], grid[0] // subscale[1], grid[1] // subscale[2])
+    classes = "encoder.class_embedding.weight"
+    config = _config(
+        PriorConfig,
+        frames=frames,
+        grid=grid,
+        num_codebooks=sizes.num_codebooks,
+        codebook_size=sizes.codebook_size,
+        subscale=subscale,
+        kernel=sizes.kernel,
+        block=None if sizes.block == slice_shape else sizes.block,
+        width=sizes.width,
+        head_width=sizes.head_width,
+        num_heads=sizes.num_heads,
+        embedding_width=sizes.embedding_width,
+        encoder_layers=_count(state, r"encoder\.block_local_attention\.(\d+)\.mha\.w_q"),
+        decoder_layers=_count(state, r"decoder\.block_local_attention\.(\d+)\.mha\.w_q"),
+        head=_head(state, sizes.codebook_size, sizes.embedding_width, where),
+        num_classes=_shape(state, classes, 2, where)[0] if classes in state else 0,
+    )
+    result = _converted(state, _prior_names(config), _prior_shapes(config), where)
+    masked = "decoder.causal_convolution.weight"
+    with torch.no_grad():
+        result[masked][:, :, -1, -1, 1:] = 0  # the released weight may hold numbers there that it never uses
+    return config, result
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    """What the shapes of a released prior's tensors say."""
+
+    codebook_size: int
+    num_codebooks: int
+    embedding_width: int
+    width: int
+    head_width: int
+    num_heads: int
+    num_slices: int
+    kernel: Triple
+    block: Triple
+
+
+def _sizes_of(state: State, where: str) -> _Sizes:
+    width_in, one_hot, k_t, k_h, k_w = _shape(state, "encoder.conv.weight", 5, where)
     size, embedding_width = _shape(state, "decoder.ch_embedder.0.weight", 2, where)
     num_codebooks = _count(state, r"decoder\.ch_embedder\.(\d+)\.weight")
     if one_hot != num_codebooks * size or width_in != embedding_width:
@@ -125,48 +172,39 @@ def prior_from_official(
     num_slices = _shape(state, "encoder.slice_embedding.weight", 2, where)[0]
     layer = "decoder.block_local_attention.0"
     heads, width, head_width = _shape(state, f"{layer}.mha.w_q", 3, where)
-    banks = [_shape(state, f"{layer}.{bank}", 2, where)[1] for bank in ("dt_bank", "dh_bank", "dw_bank")]
-    block = tuple((bank + 1) // 2 for bank in banks)
+    t, h, w = (_shape(state, f"{layer}.{bank}", 2, where)[1] for bank in ("dt_bank", "dh_bank", "dw_bank"))
+    block = ((t + 1) // 2, (h + 1) // 2, (w + 1) // 2)
     if math.prod(block) > LARGEST_BLOCK:
         raise CheckpointError(
             f"{where} has attention blocks of {math.prod(block)} positions; at most {LARGEST_BLOCK} are supported"
         )
-    if subscale is None:
-        subscale = _subscale_of(num_slices, kernel, block, grid)
-    if grid is None:
-        grid = (subscale[1] * block[1], subscale[2] * block[2])
-    if subscale[0] * subscale[1] * subscale[2] != num_slices:
-        raise CheckpointError(
-            f"encoder.slice_embedding.weight has {num_slices} slices, which subscale {subscale} on a {grid} grid does "
-            "not make; give the model's grid and subscale"
-        )
-    frames = subscale[0] * block[0] if frames is None else frames
-    slice_shape = (frames // subscale[0], grid[0] // subscale[1], grid[1] // subscale[2])
-    classes = "encoder.class_embedding.weight"
-    config = _config(
-        PriorConfig,
-        frames=frames,
-        grid=grid,
-        num_codebooks=num_codebooks,
+    return _Sizes(
         codebook_size=size,
-        subscale=subscale,
-        kernel=tuple(kernel),
-        block=None if block == slice_shape else block,
+        num_codebooks=num_codebooks,
+        embedding_width=embedding_width,
         width=width,
         head_width=head_width,
         num_heads=heads,
-        embedding_width=embedding_width,
-        encoder_layers=_count(state, r"encoder\.block_local_attention\.(\d+)\.mha\.w_q"),
-        decoder_layers=_count(state, r"decoder\.block_local_attention\.(\d+)\.mha\.w_q"),
-        head=_head(state, size, embedding_width, where),
-        num_classes=_shape(state, classes, 2, where)[0] if classes in state else 0,
+        num_slices=num_slices,
+        kernel=(k_t, k_h, k_w),
+        block=block,
     )
-    names = _prior_names(config)
-    result = _converted(state, names, _prior_shapes(config), where)
-    masked = "decoder.causal_convolution.weight"
-    with torch.no_grad():
-        result[masked][:, :, -1, -1, 1:] = 0  # the released weight may hold numbers there that it never uses
-    return config, result
+
+
+def _subscale_and_grid(
+    sizes: _Sizes, subscale: Triple | None, grid: tuple[int, int] | None
+) -> tuple[Triple, tuple[int, int]]:
+    """What is not given is read off the number of slices, the kernel and the attention block."""
+    if subscale is None:
+        subscale = _subscale_of(sizes.num_slices, sizes.kernel, sizes.block, grid)
+    if grid is None:
+        grid = (subscale[1] * sizes.block[1], subscale[2] * sizes.block[2])
+    if math.prod(subscale) != sizes.num_slices:
+        raise CheckpointError(
+            f"encoder.slice_embedding.weight has {sizes.num_slices} slices, which subscale {subscale} on a {grid} grid "
+            "does not make; give the model's grid and subscale"
+        )
+    return subscale, grid
 
 
 def prior_to_official(config: PriorConfig, state: State) -> dict[str, Tensor]:

@@ -107,12 +107,15 @@ def class_names_of(prior: Path) -> list[str]:
 
 
 def clips_with_class(
-    clips: Sequence[CodeClip], prior: Path, model: Prior, progress: Progress = SILENT
+    clips: Sequence[CodeClip], prior: Path, model: Prior, progress: Progress = SILENT, *, remedy: str = ""
 ) -> list[CodeClip]:
     """The clips that a prior can be used on: all of them without classes, else those whose label it knows.
 
     A clip without a label has the class "no class", which priors trained with `class_dropout` know. Clips that are left
     out are reported in one line.
+
+    Args:
+        remedy: what else may be done, for the line.
 
     Raises:
         MismatchError: no clip is left.
@@ -120,17 +123,13 @@ def clips_with_class(
     if not model.config.num_classes:
         return list(clips)
     names = class_names_of(prior)
-    known = [clip for clip in clips if _has_class(clip.label, names, model)]
     unknown = [clip for clip in clips if not _has_class(clip.label, names, model)]
     if unknown:
-        first = unknown[0]
-        named = f"has the label {first.label!r}" if first.label else "has no label"
-        some = f"clip {first.id} {named}" + (f", and {len(unknown) - 1} more like it" if len(unknown) > 1 else "")
-        problem = f"{some}: the prior {prior} knows {_listed(names)}"
-        if not known:
-            raise MismatchError(f"{problem}; choose other clips, or give one of these labels with --label")
-        progress.say(f"{problem}. Left out; --label gives clips a label")
-    return known
+        problem = _unknown_label(unknown, prior, names)
+        if len(unknown) == len(clips):
+            raise MismatchError(f"{problem}; choose clips with one of these labels{remedy}")
+        progress.say(f"left out: {problem}{remedy}")
+    return [clip for clip in clips if _has_class(clip.label, names, model)]
 
 
 def require_label(label: str, prior: Path, model: Prior) -> None:
@@ -150,6 +149,13 @@ def _has_class(label: str | None, names: Sequence[str], model: Prior) -> bool:
     return label in names or (not label and bool(model.config.class_dropout))
 
 
+def _unknown_label(clips: Sequence[CodeClip], prior: Path, names: Sequence[str]) -> str:
+    first = clips[0]
+    named = f"has the label {first.label!r}" if first.label else "has no label"
+    others = f", and {len(clips) - 1} more like it" if len(clips) > 1 else ""
+    return f"clip {first.id} {named}{others}: the prior {prior} knows {_listed(names)}"
+
+
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(names[:MOST_LISTED]) or "no labels"
     return f"{shown} and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else shown
@@ -164,6 +170,7 @@ def label_numbers(clips: Sequence[CodeClip], prior: Path, model: Prior) -> list[
     if not model.config.num_classes:
         return None
     names = class_names_of(prior)
-    for clip in clips:
-        clips_with_class([clip], prior, model)
+    unknown = [clip for clip in clips if not _has_class(clip.label, names, model)]
+    if unknown:
+        raise MismatchError(_unknown_label(unknown, prior, names))
     return [names.index(clip.label) if clip.label in names else model.config.num_classes for clip in clips]

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.training.distributed import Ranks
 
 if TYPE_CHECKING:
@@ -62,8 +63,18 @@ def shard(model: nn.Module, ranks: Ranks) -> None:
 
     Args:
         model: on the CPU or the rank's device; its parts are on the device afterwards.
+
+    Raises:
+        ConfigError: this version of torch cannot do it.
     """
+    import torch.distributed.fsdp
     from torch.distributed.device_mesh import init_device_mesh
+
+    if not hasattr(getattr(torch.distributed.fsdp, "FSDPModule", None), "set_force_sum_reduction_for_comms"):
+        raise ConfigError(
+            f'training.parallel="fsdp" needs a newer torch than {torch.__version__}, which cannot shard and sum; '
+            'upgrade torch, or use training.parallel="ddp"'
+        )
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
