@@ -21,6 +21,7 @@ from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import ShapeError
 from lvt_pipeline.evaluation.evaluate import evaluate
 from lvt_pipeline.evaluation.settings import EvaluateSettings
+from lvt_pipeline.evaluation.sources import Sources
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs.sample import sample_clips
 from lvt_pipeline.jobs.settings import SampleSettings
@@ -39,8 +40,8 @@ from lvt_pipeline.report.plots import (
     plot_samples,
 )
 from lvt_pipeline.report.plots.codes import usage_charts
-from lvt_pipeline.report.plots.engine import PAGE_WIDTH, PRIMING_COLOUR
-from lvt_pipeline.report.plots.page_charts import CHART_SIZE, line_chart
+from lvt_pipeline.report.plots.engine import PAGE_WIDTH, PRIMING_COLOUR, line_figure
+from lvt_pipeline.report.plots.page_charts import CHART_INCHES, CHART_SIZE, chart_look, line_chart, place_axes
 from lvt_pipeline.report.samples import strip_pictures
 from lvt_pipeline.video.pictures import CHANGED, UNCHANGED, change_mask, code_palette, colour_codes, png_bytes
 from lvt_pipeline.video.tiles import strip
@@ -640,7 +641,8 @@ def test_the_errors_of_long_samples_are_reported_for_every_frame_that_really_exi
     settings = SampleSettings(frames=20, priming_frames=2, num_clips=2)
     sample_clips(work.prior, work.codes, work.samples, settings, device="cpu", overwrite=True)
     paths = {"prior": work.prior, "frames": work.frames, "vqvae": work.vqvae, "samples": work.samples}
-    evaluate(work.codes, tmp_path / "eval.json", EvaluateSettings(frames=FRAMES), device="cpu", **paths)
+    sources = Sources(codes=work.codes, **paths)
+    evaluate(sources, tmp_path / "eval.json", EvaluateSettings(frames=FRAMES), device="cpu")
     measured = json.loads((tmp_path / "eval.json").read_text())["samples"]
     assert measured["frames"] == 20
     by_frame = measured["mse_by_frame"]
@@ -648,3 +650,12 @@ def test_the_errors_of_long_samples_are_reported_for_every_frame_that_really_exi
     real = open_codes(work.codes).split("test")[0].length
     assert all(value is not None for value in by_frame[:real])
     assert set(by_frame[real:]) == {None}
+
+
+def test_the_label_of_an_axis_with_long_numbers_stays_inside_the_chart() -> None:
+    with chart_look():
+        line = Series("a", [1, 2, 3], [1.4812, 1.4862, 1.4918])
+        figure = line_figure([line], x_label="frame", y_label="LPIPS", size=CHART_INCHES, is_laid_out=False)
+        place_axes(figure)
+        figure.draw_without_rendering()
+        assert figure.axes[0].yaxis.label.get_window_extent().x0 >= 0

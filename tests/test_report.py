@@ -26,7 +26,7 @@ from lvt_pipeline.provenance import missing_outputs, read_record, write_record
 from lvt_pipeline.report import samples as report_samples
 from lvt_pipeline.report.clips import clips_section, evenly_chosen
 from lvt_pipeline.report.numbers import format_spread
-from lvt_pipeline.report.page import report_inputs, write_comparison, write_report
+from lvt_pipeline.report.page import write_comparison, write_report
 from lvt_pipeline.report.plots import Series
 from lvt_pipeline.report.plots.page_charts import line_chart
 from lvt_pipeline.report.sections import cards
@@ -163,7 +163,7 @@ def test_equal_artefacts_give_an_equal_page(work: ToyWork) -> None:
 
 def test_the_record_names_what_the_page_was_made_of(finished: ToyWork) -> None:
     record = read_record(finished.root / "report.html")
-    assert record.inputs == report_inputs(finished.root)
+    assert record.inputs == WorkDir(finished.root).fingerprints
     assert record.inputs["codes"] == read_record(finished.codes).fingerprint
     assert missing_outputs(finished.root / "report.html", record) == []
 

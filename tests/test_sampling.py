@@ -18,6 +18,7 @@ from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import ConfigError, LVTError, MismatchError, Stopped
 from lvt_pipeline.evaluation.evaluate import evaluate
 from lvt_pipeline.evaluation.settings import EvaluateSettings
+from lvt_pipeline.evaluation.sources import Sources
 from lvt_pipeline.jobs import sample as sampling
 from lvt_pipeline.jobs.sample import sample_clips
 from lvt_pipeline.jobs.settings import SampleSettings
@@ -448,7 +449,8 @@ def test_named_clips_are_sampled_from_the_frame_that_is_asked_for(work: ToyWork,
 def test_errors_of_samples_that_start_later_are_measured_against_the_same_frames(work: ToyWork, tmp_path: Path) -> None:
     run(work, tmp_path / "s.zarr", replace(SETTINGS, start=3))
     paths = {"frames": work.frames, "vqvae": work.vqvae, "samples": tmp_path / "s.zarr"}
-    evaluate(work.codes, tmp_path / "eval.json", EvaluateSettings(frames=FRAMES), device="cpu", **paths)
+    sources = Sources(codes=work.codes, **paths)
+    evaluate(sources, tmp_path / "eval.json", EvaluateSettings(frames=FRAMES), device="cpu")
     measured = read_json(tmp_path / "eval.json")["samples"]
     # Priming frames of samples are the real codes, decoded: what the reconstruction shows, if frames correspond.
     assert measured["mse_by_frame"][:2] == measured["reconstruction_mse_by_frame"][:2]

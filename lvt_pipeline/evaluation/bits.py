@@ -55,21 +55,33 @@ def measure_prior(
             total += bits.sum(0)
             per_clip += (bits.sum((1, 2, 3, 4)) * len(batch) / count).tolist()
             bar.advance(len(batch))
-    counted = np.zeros_like(total)
-    counted[priming:] = len(clips)
-    positions = model.geometry(frames).positions.numpy()
-    by_position, counted_by_position = (array.reshape(-1, store.num_codebooks) for array in (total, counted))
     if not np.isfinite(total).all():
         raise LVTError("the prior gives probabilities that are not finite numbers; train it again, or give another run")
+    return _bits_of_sums(total, len(clips), priming, model.geometry(frames).positions.numpy()) | {
+        "uniform_bits": math.log2(store.codebook_size)
+    }, per_clip
+
+
+def _bits_of_sums(
+    total: NDArray[np.float64], num_clips: int, priming: int, positions: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Bits per code, by codebook, frame and slice.
+
+    Args:
+        total: bits of each place, summed over the clips; float64 (T, h, w, n_c).
+        positions: int64 (slices, codes of a slice), indices into the T * h * w places.
+    """
+    counted = np.zeros_like(total)
+    counted[priming:] = num_clips
+    by_position, counted_by_position = (array.reshape(-1, total.shape[-1]) for array in (total, counted))
     return {
         "bits_per_dim": float(total.sum() / counted.sum()),
         "per_codebook": (total.sum((0, 1, 2)) / counted.sum((0, 1, 2))).tolist(),
         "per_frame": _ratios(total.sum((1, 2, 3)), counted.sum((1, 2, 3))),
         "per_slice": _ratios(by_position[positions].sum((1, 2)), counted_by_position[positions].sum((1, 2))),
-        "clips": len(clips),
+        "clips": num_clips,
         "codes": round(counted.sum()),
-        "uniform_bits": math.log2(store.codebook_size),
-    }, per_clip
+    }
 
 
 def measure_baselines(counts: CodeCounts, training_counts: CodeCounts) -> dict[str, Any]:
@@ -77,7 +89,7 @@ def measure_baselines(counts: CodeCounts, training_counts: CodeCounts) -> dict[s
 
     Args:
         counts: the codes that bits/dim counts; the unigram is theirs.
-        training_counts: what the previous-frame predictor is fitted on.
+        training_counts: the codes that the previous-frame predictor is fitted on.
     """
     unigram = entropy_bits(counts.occurrences)
     predictor = PreviousFrameBaseline.fit(training_counts)

@@ -11,7 +11,6 @@ training seed. With fewer than about twenty values they are somewhat too narrow.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.errors import ArtefactError, ConfigError, ShapeError
-from lvt_pipeline.storage import read_json
+from lvt_pipeline.evaluation.results import is_number, read_results
 
 RESULT_NAME = "eval.json"
 FEWEST = 2  # values that an interval needs
@@ -162,10 +161,10 @@ class Evaluation:
         """Finite values by clip, or by number of the run."""
         if metric.part == "runs":
             runs = self.results.get("protocol", {}).get("runs", [])
-            return {number: run[metric.key] for number, run in enumerate(runs) if _is_finite(run.get(metric.key))}
+            return {number: run[metric.key] for number, run in enumerate(runs) if is_number(run.get(metric.key))}
         part = self.results["per_clip"][metric.part]
         found = zip(part.get("clip", []), part.get(metric.key, []), strict=False)
-        return {clip: value for clip, value in found if _is_finite(value)}
+        return {clip: value for clip, value in found if is_number(value)}
 
     def sources(self, metric: Metric) -> dict[str, str]:
         """Fingerprint of the frames of each clip, where they were given."""
@@ -184,7 +183,7 @@ class Evaluation:
         values = np.array(list(self.values(metric).values()), np.float64)
         if metric.part == "runs" and not len(values):
             single = self.fact(f"fvd.{metric.key.removeprefix('fvd_')}")  # samples of one seed
-            return Measured(single, None, None, 1) if _is_finite(single) else None
+            return Measured(single, None, None, 1) if is_number(single) else None
         if not len(values):
             return None
         if len(values) < FEWEST:
@@ -284,7 +283,6 @@ def _difference(metric: Metric, other: Evaluation, first: Evaluation, level: flo
         return replace(unknown, reason=reason)
     ours, theirs = other.values(metric), first.values(metric)
     common = [] if metric.part == "runs" else _common_clips(metric, other, first)
-    interval: Interval
     if len(common) >= FEWEST:
         interval = mean_interval(np.array([ours[clip] - theirs[clip] for clip in common]), level=level)
         count, is_paired = len(common), True
@@ -294,22 +292,17 @@ def _difference(metric: Metric, other: Evaluation, first: Evaluation, level: flo
     else:
         needed = "runs are needed, see lvt evaluate --protocol" if metric.part == "runs" else "clips are needed"
         return replace(unknown, reason=f"one value does not measure noise; more {needed}")
-    is_lower = interval.mean < 0
     verdict: Verdict = "within noise"
     if interval.excludes_zero:
-        verdict = "better" if is_lower == metric.lower_is_better else "worse"
-    reason = ""
-    if is_paired and not len(common) == len(ours) == len(theirs):
-        reason = "only clips that both have"
+        verdict = "better" if (interval.mean < 0) == metric.lower_is_better else "worse"
+    is_part = is_paired and not len(common) == len(ours) == len(theirs)
     return replace(
         unknown,
         verdict=verdict,
-        mean=interval.mean,
-        low=interval.low,
-        high=interval.high,
+        **asdict(interval),
         is_paired=is_paired,
         values=count,
-        reason=reason,
+        reason="only clips that both have" if is_part else "",
     )
 
 
@@ -334,9 +327,7 @@ def _result_file(path: Path) -> Path:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    results = read_json(path)
-    if not isinstance(results, dict) or not {"baselines", "codes", "clips", "split"} <= results.keys():
-        raise ArtefactError(f"{path} is not a result of lvt evaluate")
+    results = read_results(path)
     per_clip = results.get("per_clip")
     if not isinstance(per_clip, dict) or not {"evaluated", "samples"} <= per_clip.keys():
         raise ArtefactError(
@@ -346,10 +337,6 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """Short names when they tell the results apart, else what was given."""
+    """Short names where they differ, otherwise the paths as given."""
     short = [path.stem if path.suffix == ".json" else path.resolve().name for path in paths]
     return short if len(set(short)) == len(short) else [str(path) for path in paths]
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

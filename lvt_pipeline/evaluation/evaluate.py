@@ -20,7 +20,7 @@ bits and both baselines on exactly the same codes. The result is one JSON file:
 - `fvd`: distances between sets of videos, with the card of the protocol. See `evaluation.sampled_fvd`.
 - `training_clips`: how many of the evaluated clips the models were trained on, which has to be asked for; absent when
   there is none.
-- `missing`: what was not measured, and what it needs.
+- `missing`: the measurements that were not made, with their requirements.
 - `per_clip`: the values of single clips that the means above are means of, for `lvt compare`.
 """
 
@@ -262,7 +262,7 @@ def _fvd(measure: Callable[[], dict[str, Any]], failures: dict[str, str]) -> dic
 
 
 def missing_measurements(opened: Opened) -> dict[str, str]:
-    """What cannot be measured with these sources, and what it needs."""
+    """The measurements that these sources do not allow, with the sources that they need."""
     has_pixels, has_i3d = opened.pixels is not None, opened.features is not None
     pixels = [] if has_pixels else ["the frames (--frames)", "the VQ-VAE run (--vqvae)"]
     needs = {
@@ -284,7 +284,7 @@ def _evaluated_counts(store: CodeStore, clips: Sequence[CodeClip], settings: Eva
 
 
 def _training_counts(store: CodeStore, progress: Progress) -> tuple[dict[str, Any], CodeCounts]:
-    """Counts of all training codes, or of all codes when there is no training split; and what was counted."""
+    """Counts of all training codes, or of all codes when there is no training split; and their numbers."""
     split, clips = "train", store.split("train")
     if not clips:
         split, clips = "all", list(store.clips)

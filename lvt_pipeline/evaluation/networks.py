@@ -23,7 +23,7 @@ FRAMES_PER_PASS = 64
 
 
 class NetworkError(ArtefactError):
-    """A network given by the user failed on its input. What it does not take part in can still be measured."""
+    """A network given by the user failed on its input. Measurements without it are still possible."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""The paper's protocols, and the result of one: the numbers of its runs, their mean and spread, and what they differ in
-from the paper's."""
+"""The paper's protocols, and the result of one: the numbers of its runs, their mean and spread, and the deviations
+from the paper's protocol."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lvt_pipeline.evaluation.results import is_number
 from lvt_pipeline.evaluation.summary import count_of
 
 RUN_METRICS = ("mse", "psnr", "ssim", "lpips", "share_same_as_previous_frame")
@@ -71,7 +72,7 @@ def combined_results(
     results = {key: value for key, value in forced.items() if key not in ("settings", "inputs")}
     rows = [_row(run, out) for run in runs]
     names = [
-        name for name in rows[0] if name not in ("seed", "samples") and all(_is_number(row.get(name)) for row in rows)
+        name for name in rows[0] if name not in ("seed", "samples") and all(is_number(row.get(name)) for row in rows)
     ]
     first = runs[0]
     results["samples"] = first["samples"]
@@ -149,7 +150,7 @@ def _over_runs(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
         if name in ("clip", "frames"):
             return first[name]
         columns = zip(*(run["per_clip"][name] for run in runs), strict=True)
-        return [statistics.fmean(values) if all(map(_is_number, values)) else math.nan for values in columns]
+        return [statistics.fmean(values) if all(map(is_number, values)) else math.nan for values in columns]
 
     return {name: averaged(name) for name in first}
 
@@ -174,10 +175,6 @@ def _deviations(results: Mapping[str, Any], num_runs: int, protocol: Protocol) -
     if not label.startswith("FVD"):
         found.append(label)
     return found
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _spread(values: Sequence[float]) -> float | None:

@@ -7,7 +7,7 @@ result `eval.json` are
     eval.runs/run-00/samples.zarr      code store of the first run
     eval.runs/run-00/run.json          its errors and distances
 
-so a stopped evaluation resumes where it was, and what is finished and unchanged is never done again. The baselines are
+so a stopped evaluation resumes where it was, and finished, unchanged parts are never done again. The baselines are
 measured on the same clips: the last priming frame repeated, the tokenizer's reconstruction (no sample can look better),
 and the unigram and previous-frame predictors of codes.
 """
@@ -61,7 +61,7 @@ def evaluate_protocol(
     device: str = "auto",
     progress: Progress = SILENT,
 ) -> Provenance:
-    """Sample and measure every run, and write the result to the JSON file `out`. What is finished is not done again.
+    """Sample and measure every run, and write the result to the JSON file `out`. Finished parts are not done again.
 
     Args:
         sources: with a prior and without samples; without frames and a VQ-VAE run only codes are measured.

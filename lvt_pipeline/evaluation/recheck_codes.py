@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,25 +108,31 @@ def verify_codes(
     check_tokenizer(store, vqvae, model)
     use_precision(model, precision_of(store.tokenizer, tokenizer_fingerprint(model)))
     pixels = Pixels(store, shards, model)
-    checked: list[ClipCheck] = []
-    skipped: list[str] = []
-    problems: list[Problem] = []
+    found: dict[type, list[Any]] = {ClipCheck: [], str: [], Problem: []}
     with progress.bar("decode", min(num_clips, len(store.clips)), "clips") as bar:
         for clip in _random_clips(store.clips, num_clips, seed):
             bar.advance()
-            if not _has_its_frames(pixels, clip):
-                skipped.append(clip.id)
-                continue
-            try:
-                stored = store.read(clip)
-            except ArtefactError as error:
-                problems.append(Problem(file=clip.id, message=f"cannot be read ({error})", clips=(clip.id,)))
-                continue
-            checked.append(_checked(pixels, clip, stored))
-            if checked[-1].same_codes < 1 - TOLERATED_SHARE:
-                message = f"has a clip of whose codes {1 - checked[-1].same_codes:.1%} are not those of its frames"
-                problems.append(Problem(file=table_name(store.generation), message=message, clips=(clip.id,)))
-    return DecodeReport(checked=tuple(checked), skipped=tuple(skipped), problems=tuple(problems))
+            for item in _check_clip(pixels, clip):
+                found[type(item)].append(item)
+    return DecodeReport(checked=tuple(found[ClipCheck]), skipped=tuple(found[str]), problems=tuple(found[Problem]))
+
+
+def _check_clip(pixels: Pixels, clip: CodeClip) -> Iterator[ClipCheck | Problem | str]:
+    """The result for one clip and its problem, if it has one; only its id when its frames are not there."""
+    store = pixels.store
+    if not _has_its_frames(pixels, clip):
+        yield clip.id
+        return
+    try:
+        stored = store.read(clip)
+    except ArtefactError as error:
+        yield Problem(file=clip.id, message=f"cannot be read ({error})", clips=(clip.id,))
+        return
+    result = _checked(pixels, clip, stored)
+    yield result
+    if result.same_codes < 1 - TOLERATED_SHARE:
+        message = f"has a clip of whose codes {1 - result.same_codes:.1%} are not those of its frames"
+        yield Problem(file=table_name(store.generation), message=message, clips=(clip.id,))
 
 
 def _has_its_frames(pixels: Pixels, clip: CodeClip) -> bool:

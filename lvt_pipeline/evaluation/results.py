@@ -24,12 +24,19 @@ def read_results(path: Path) -> dict[str, Any]:
     """
     results = read_json(path)
     if not isinstance(results, dict) or not results.keys() >= NEEDED_KEYS:
-        raise ArtefactError(f"{path} is damaged or not a result of this version's lvt evaluate; run lvt evaluate again")
+        raise ArtefactError(
+            f"{path} is damaged or not a result of lvt evaluate in this version; run lvt evaluate again"
+        )
     return results
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value from a file is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def is_unchanged(out: Path, record: Provenance) -> bool:
-    """Whether a finished result is still what was written. One in which a network failed is to be measured again."""
+    """Whether a finished result is unchanged since it was written. One in which a network failed is measured again."""
     try:
         return not record.counts.get("failed") and lineage.results_fingerprint(read_json(out)) == record.fingerprint
     except ArtefactError:

@@ -55,38 +55,54 @@ def measure_fvd(
     """
     if start := first_frame_of(sampled):
         return {"missing": f"the samples start at frame {start} of their clips; FVD compares the first frames of clips"}
-    priming_frames = priming_frames_of(sampled)
     chosen, samples, left_out, num_frames = _comparable(sampled, pixels, only)
     if len(chosen) < FEWEST_CLIPS or len(samples) < FEWEST_CLIPS:
         return _too_few(chosen, num_frames)
     real = _RealClips(chosen, num_frames, pixels, network, cache, progress)
-
-    def videos(with_real: bool) -> Iterator[NDArray[np.uint8]]:
-        for origin, clip in samples:
-            video = pixels.decoded(sampled.read(clip, 0, num_frames))
-            if with_real:
-                video[:priming_frames] = pixels.real(origin, num_frames)[:priming_frames]
-            yield video
-
     results: dict[str, Any] = {"label": real.label}
-    for name, with_real in (("real", True), ("reconstructed", False)):
+    for name in ("real", "reconstructed"):
         if priming_pixels in ("both", name):
-            shown = _with_bar(videos(with_real), f"{name} priming", samples, progress)
+            videos = _sampled_videos(sampled, pixels, samples, num_frames, has_real_priming=name == "real")
+            shown = _with_bar(videos, f"{name} priming", samples, progress)
             results[f"{name}_priming"] = real.distance(network.features(shown))
     results["reconstruction"] = real.distance_of_reconstructions()
-    if priming_frames:
+    if priming_frames := priming_frames_of(sampled):
         results["copy"] = real.distance_of_copies(priming_frames)
-    results["card"] = {
-        **real.card,
-        "priming_frames": priming_frames,
+    results["card"] = {**real.card, **_sampling_card(sampled, priming_pixels, left_out, len(samples))}
+    return results | _warning(num_frames)
+
+
+def _sampled_videos(
+    sampled: CodeStore,
+    pixels: Pixels,
+    samples: Sequence[tuple[CodeClip, CodeClip]],
+    num_frames: int,
+    *,
+    has_real_priming: bool,
+) -> Iterator[NDArray[np.uint8]]:
+    """The decoded samples, uint8 (T, H, W, 3), with real or reconstructed priming frames."""
+    priming_frames = priming_frames_of(sampled)
+    for origin, clip in samples:
+        video = pixels.decoded(sampled.read(clip, 0, num_frames))
+        if has_real_priming:
+            video[:priming_frames] = pixels.real(origin, num_frames)[:priming_frames]
+        yield video
+
+
+def _sampling_card(
+    sampled: CodeStore, priming_pixels: PrimingPixels, left_out: int, num_samples: int
+) -> dict[str, Any]:
+    """The part of the card that describes the samples."""
+    settings = sampled.provenance.settings
+    return {
+        "priming_frames": priming_frames_of(sampled),
         "priming_pixels": priming_pixels,
         "evaluated_frames": "the whole clip, priming frames included",
         "left_out": left_out,
-        "samples": len(samples),
-        "seed": sampled.provenance.settings.get("seed"),
-        "temperature": sampled.provenance.settings.get("temperature"),
+        "samples": num_samples,
+        "seed": settings.get("seed"),
+        "temperature": settings.get("temperature"),
     }
-    return results | _warning(num_frames)
 
 
 def measure_reconstruction_fvd(

@@ -61,7 +61,7 @@ def measure_samples(
 
 
 class _Comparing:
-    """What is known of the samples so far; one real clip after the other is added."""
+    """Sums over the samples that were added, one real clip after the other."""
 
     def __init__(
         self,
@@ -194,7 +194,7 @@ def first_frame_of(sampled: CodeStore) -> int:
 
 
 def require_samples_of(store: CodeStore, sampled: CodeStore, prior: tuple[Path, str] | None = None) -> None:
-    """Refuse a store that does not hold samples of these very codes, by what its record says.
+    """Refuse a store that does not hold samples of these very codes, according to its record.
 
     Args:
         prior: run directory and fingerprint of the prior that is evaluated with them, if there is one.

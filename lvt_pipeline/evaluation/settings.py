@@ -15,7 +15,7 @@ PrimingPixels = Literal["both", "real", "reconstructed"]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(Settings):
-    """What is measured. Defaults are the paper's: 16 frames, of which the first is a priming frame."""
+    """Settings of the measurements. Defaults are the paper's: 16 frames, of which the first is a priming frame."""
 
     other_names: ClassVar[Mapping[str, str]] = {
         "length": "frames",

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
-from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,7 +16,7 @@ from lvt_pipeline.evaluation.pixels import real_frames
 from lvt_pipeline.report.numbers import format_number
 from lvt_pipeline.report.parts import Part, data_uri
 from lvt_pipeline.report.work import WorkDir
-from lvt_pipeline.video.tiles import shrunk
+from lvt_pipeline.video.tiles import picture_grid, shrunk
 
 SHOWN_ROWS = 200
 THUMBNAIL_SIZE = 64
@@ -33,7 +32,7 @@ def clip_values(work: WorkDir) -> ClipValues:
     try:
         return values_of_clips(work.results)
     except (LVTError, KeyError, TypeError, ValueError, AttributeError):
-        return {}  # the evaluation section reports what is wrong
+        return {}  # the evaluation section reports the fault
 
 
 def sample_metric(values: ClipValues) -> str | None:
@@ -152,7 +151,7 @@ def _pictures(work: WorkDir, names: Sequence[str]) -> tuple[dict[str, str], str]
         with suppress(LVTError):  # frames that are missing or changed: the samples section reports it
             pictures.insert(0, real_frames(store, clip, work.frames, frame + 1)[frame])
         small = shrunk(np.stack(pictures), THUMBNAIL_SIZE)
-        result[name] = data_uri(_jpeg_bytes(rearrange(small, "k h w c -> h (k w) c")), "image/jpeg")
+        result[name] = data_uri(_jpeg_bytes(picture_grid(small[None], gap=0)), "image/jpeg")
     return result, f"Pictures: frame {middle + 1}, real and reconstructed."
 
 

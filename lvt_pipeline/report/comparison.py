@@ -31,7 +31,7 @@ from lvt_pipeline.report.numbers import format_fact, format_number
 from lvt_pipeline.report.parts import Part, chart, check, problem, problems_of, table
 from lvt_pipeline.report.plots.page_charts import line_chart
 from lvt_pipeline.report.samples import SHOWN_CLIPS, checked_samples, clip_player, videos_of_run, within_budget
-from lvt_pipeline.report.work import SHOWN, WorkDir, settings_text, stage_records
+from lvt_pipeline.report.work import SHOWN, TRAINING_LOSS_TO_MSE, WorkDir, settings_text, stage_records
 
 MOST_RUNS = 4  # as many as there are colours and markers
 COUNTS = ("clips", "frames", "steps", "parameters")  # of a record, where it has them
@@ -43,8 +43,7 @@ VERDICTS = {
 }
 CURVES = (  # artefact, split of its log, key, factor, title, axis
     ("vqvae", "val", "mse", 1.0, "Reconstruction error, validation", "MSE in [0, 1]"),
-    # The training loss is in [-1, 1], where a squared difference is four times as large.
-    ("vqvae", "train", "reconstruction_loss", 1 / 4, "Reconstruction error, training", "MSE in [0, 1]"),
+    ("vqvae", "train", "reconstruction_loss", TRAINING_LOSS_TO_MSE, "Reconstruction error, training", "MSE in [0, 1]"),
     ("vqvae", "val", "perplexity", 1.0, "Perplexity, mean over codebooks", "perplexity"),
     ("prior", "val", "bits_per_dim", 1.0, "Bits per code of the prior, validation", "bits per code"),
     ("prior", "train", "bits_per_dim", 1.0, "Bits per code of the prior, training", "bits per code"),

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -151,16 +150,16 @@ def film(clips: Sequence[ShownClip], seconds: float, scale: int | None = None) -
         unique, back = np.unique(indices, return_inverse=True)
         playing.append(_tiles_of(clip, unique, scale)[back])
     height, width = (max(tiles.shape[axis] for tiles in playing) for axis in (1, 2))
-    shape = (len(moments), -(-len(clips) // columns) * columns, height + _LINE, width, 3)
-    cells = np.empty(shape, np.uint8)
+    num_rows = -(-len(clips) // columns)
+    cells = np.empty((len(moments), num_rows * columns, height + _LINE, width, 3), np.uint8)
     cells[...] = BACKGROUND
     for place, (clip, tiles) in enumerate(zip(clips, playing, strict=True)):
         caption = Image.new("RGB", (width, _LINE), BACKGROUND)
         _write_caption(ImageDraw.Draw(caption), (_GAP, 0), clip.id, "", width - 2 * _GAP)
         cells[:, place, :_LINE] = np.asarray(caption)
         cells[:, place, _LINE : _LINE + tiles.shape[1], : tiles.shape[2]] = tiles
-    grid: Frames = rearrange(cells, "t (r c) h w k -> t (r h) (c w) k", c=columns)
-    return grid, fps
+    grids = cells.reshape(len(moments), num_rows, columns, *cells.shape[2:])
+    return np.stack([picture_grid(grid, gap=0) for grid in grids]), fps
 
 
 # Where clips come from ---------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""The evaluation section of a report: every number of `eval.json` with what it has to beat (paper, tables 1 to 4).
+"""The evaluation section of a report: every number of `eval.json` with its baseline (paper, tables 1 to 4).
 
-Numbers of samples are the mean ± standard deviation over the runs of a protocol, where there is one. What was not
-measured is named with what it needs.
+Numbers of samples are the mean ± standard deviation over the runs of a protocol, where there is one.
+Missing measurements are listed with their requirements.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lvt_pipeline.report.plots import Reference, Series
 from lvt_pipeline.report.plots.page_charts import line_chart
 from lvt_pipeline.report.work import WorkDir, settings_text
 
-FVD_ROWS = (  # key in the result, key in a protocol's published numbers, what it is
+FVD_ROWS = (  # key in the result, key in a protocol's published numbers, title of the row
     ("real_priming", "fvd", "Samples, real priming frames"),
     ("reconstructed_priming", "fvd", "Samples, reconstructed priming frames"),
     ("reconstruction", "reconstruction_fvd", "Reconstructions, the bound of samples"),
@@ -49,12 +49,12 @@ def evaluation_section(work: WorkDir) -> Part:
         return _section(results)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ArtefactError(
-            "eval.json is damaged or not a result of this version's lvt evaluate; run lvt evaluate again"
+            "eval.json is damaged or not a result of lvt evaluate in this version; run lvt evaluate again"
         ) from error
 
 
 def evaluation_cards(results: Mapping[str, Any]) -> list[Part]:
-    """The key numbers, each with what it has to beat."""
+    """The key numbers, each with its baselines."""
     cards = []
     if "prior" in results:
         bits = float(results["prior"]["bits_per_dim"])

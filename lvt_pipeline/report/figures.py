@@ -42,11 +42,12 @@ from lvt_pipeline.report.plots import (
     plot_rollout,
     plot_samples,
 )
-from lvt_pipeline.report.sections import TRAINING_LOSS_TO_MSE, baseline_references
-from lvt_pipeline.report.work import SHOWN, MissingPart, WorkDir
+from lvt_pipeline.report.sections import baseline_references
+from lvt_pipeline.report.work import MissingPart, WorkDir
 from lvt_pipeline.runs.read import read_run_config
 
 JOB = Job(stage="figures", version=2, kind="figures")  # 2: priming and sampled frames under these names
+LOSSES = {"vqvae": ("tokenizer", "reconstruction MSE in [0, 1]"), "prior": ("prior", "bits per code")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ def plot_work_figures(
     """
     clock, work = Clock(), WorkDir(work_dir)
     work.require_artefacts()
-    require_output_folder(out, JOB.stage, [work.layout[artefact.role] for artefact in SHOWN])
+    require_output_folder(out, JOB.stage, work.artefacts)
     source = _Source(work, settings)
     drawn: dict[str, FigureFiles] = {}
     missing: dict[str, str] = {}
@@ -118,11 +119,12 @@ def plot_work_figures(
             bar.advance()
     if not drawn:
         raise LVTError(f"{work_dir} gives no figure yet: {missing['samples']}")
-    inputs = {role: record.fingerprint for role, record in work.records.items() if record is not None}
     numbers = {name: files.csv.read_text() for name, files in drawn.items()}
     outputs = {path.name: path.stat().st_size for files in drawn.values() for path in files}
     counts = {"figures": len(drawn), "drawn": list(drawn), "missing": list(missing)}
-    write_record(out, JOB.recorder(settings, inputs, clock).new_record(fingerprint(numbers), outputs, counts))
+    write_record(
+        out, JOB.recorder(settings, work.fingerprints, clock).new_record(fingerprint(numbers), outputs, counts)
+    )
     return WorkFigures(drawn, missing)
 
 
@@ -213,14 +215,6 @@ def _videos(source: _Source, num_frames: int) -> list[SampledVideo]:
     return [SampledVideo(one.name, one.frames, one.real if source.settings.with_real else None) for one in shown]
 
 
-def _code_frequencies(source: _Source, out: Path) -> FigureFiles:
-    return plot_code_frequencies(source.code_counts, out)
-
-
-def _code_usage(source: _Source, out: Path) -> FigureFiles:
-    return plot_code_usage(source.code_counts, out)
-
-
 def _codes(source: _Source, out: Path) -> FigureFiles:
     one = source.read(source.samples()[0])
     size = source.work.codes.codebook_size
@@ -273,19 +267,13 @@ def _sample_values(source: _Source) -> tuple[str, dict[str, float]]:
     return key, whole or known
 
 
-def _tokenizer_loss(source: _Source, out: Path) -> FigureFiles:
-    source.work.require("vqvae")
-    log = source.work.metrics("vqvae")
-    training = log.curve("train", "", "reconstruction_loss", TRAINING_LOSS_TO_MSE)
-    curves = TrainingCurves("tokenizer", training, log.curve("val", "", "mse"))
-    return plot_loss_curves([curves], out, y_label="reconstruction MSE in [0, 1]")
-
-
-def _prior_loss(source: _Source, out: Path) -> FigureFiles:
-    source.work.require("prior")
-    log = source.work.metrics("prior")
-    curves = TrainingCurves("prior", log.curve("train", "", "bits_per_dim"), log.curve("val", "", "bits_per_dim"))
-    return plot_loss_curves([curves], out, y_label="bits per code", references=baseline_references(source.work))
+def _loss(source: _Source, out: Path, *, role: str) -> FigureFiles:
+    """The curves of one training; those of the prior with its baselines."""
+    source.work.require(role)
+    name, y_label = LOSSES[role]
+    curves = TrainingCurves(name, *source.work.metrics(role).main_curves(role))
+    references = baseline_references(source.work) if role == "prior" else []
+    return plot_loss_curves([curves], out, y_label=y_label, references=references)
 
 
 def _horizon(source: _Source, out: Path, *, metric: str) -> FigureFiles:
@@ -310,12 +298,12 @@ def _horizon(source: _Source, out: Path, *, metric: str) -> FigureFiles:
 FIGURES: Mapping[str, Callable[[_Source, Path], FigureFiles]] = {
     "samples": _samples,  # figures 3 and 4
     "long-rollout": _long_rollout,
-    "code-frequencies": _code_frequencies,  # figure 5
+    "code-frequencies": lambda source, out: plot_code_frequencies(source.code_counts, out),  # figure 5
     "codes": _codes,  # figure 6
     "good-sample": partial(_extreme_sample, is_good=True),  # figure 7
     "bad-sample": partial(_extreme_sample, is_good=False),  # figure 8
-    "tokenizer-loss": _tokenizer_loss,
-    "prior-loss": _prior_loss,
-    "code-usage": _code_usage,
+    "tokenizer-loss": partial(_loss, role="vqvae"),
+    "prior-loss": partial(_loss, role="prior"),
+    "code-usage": lambda source, out: plot_code_usage(source.code_counts, out),
     **{f"horizon-{metric}": partial(_horizon, metric=metric) for metric in HORIZON},
 }

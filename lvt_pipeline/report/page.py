@@ -26,7 +26,7 @@ from lvt_pipeline.report.comparison import gather_comparison
 from lvt_pipeline.report.evaluation import evaluation_section
 from lvt_pipeline.report.parts import Part, problem
 from lvt_pipeline.report.samples import samples_section
-from lvt_pipeline.report.work import SHOWN, MissingPart, WorkDir, stage_records
+from lvt_pipeline.report.work import MissingPart, WorkDir, stage_records
 from lvt_pipeline.storage import write_bytes
 from lvt_pipeline.workspace.layout import REPORT_VERSION
 
@@ -52,11 +52,11 @@ def write_report(work_dir: Path, out: Path, *, progress: Progress = SILENT) -> P
         ArtefactError: no stage has made anything in `work_dir`, or `out` is something else than a report.
     """
     clock, work = Clock(), WorkDir(work_dir)
-    require_output_file(out, STAGE, _artefacts(work), mark=FILE_MARK)
+    require_output_file(out, STAGE, work.artefacts, mark=FILE_MARK)
     work.require_artefacts()
     page = gather(work, progress)
     not_up_to_date = [record["role"] for record in page["records"] if record["state"] != "done"]
-    return _write(out, render(page, "report.html.j2"), _inputs(work), not_up_to_date, clock)
+    return _write(out, render(page, "report.html.j2"), work.fingerprints, not_up_to_date, clock)
 
 
 def write_comparison(work_dirs: Sequence[Path], out: Path, *, progress: Progress = SILENT) -> Provenance:
@@ -67,32 +67,19 @@ def write_comparison(work_dirs: Sequence[Path], out: Path, *, progress: Progress
         ConfigError: there are too many, or one is given twice.
     """
     clock, works = Clock(), [WorkDir(path) for path in work_dirs]
-    require_output_file(out, STAGE, [path for work in works for path in _artefacts(work)], mark=FILE_MARK)
+    require_output_file(out, STAGE, [path for work in works for path in work.artefacts], mark=FILE_MARK)
     for work in works:
         work.require_artefacts()
     page = gather_comparison(works, progress) | {"version": lvt_version()}
     inputs = {
         f"{name}/{role}": value
         for name, work in zip(names_of(work_dirs), works, strict=True)
-        for role, value in _inputs(work).items()
+        for role, value in work.fingerprints.items()
     }
     not_up_to_date = [
         f"{run['name']}/{item['role']}" for run in page["runs"] for item in run["records"] if item["state"] != "done"
     ]
     return _write(out, render(page, "comparison.html.j2"), inputs, not_up_to_date, clock)
-
-
-def report_inputs(work_dir: Path) -> dict[str, str]:
-    """Fingerprints of the finished artefacts of a work directory, by role: what a report is made of."""
-    return _inputs(WorkDir(work_dir))
-
-
-def _inputs(work: WorkDir) -> dict[str, str]:
-    return {role: record.fingerprint for role, record in work.records.items() if record is not None}
-
-
-def _artefacts(work: WorkDir) -> list[Path]:
-    return [work.layout[artefact.role] for artefact in SHOWN]
 
 
 def gather(work: WorkDir, progress: Progress = SILENT) -> Part:

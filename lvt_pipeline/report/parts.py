@@ -32,7 +32,7 @@ def beats(is_better: bool, baseline: str = "", note: str = "") -> Part:
 
 
 def card(label: str, value: str, unit: str, checks: Sequence[Part] = (), note: str = "") -> Part:
-    """A key number with what it has to beat."""
+    """A key number with its baselines."""
     return {"label": label, "value": value, "unit": unit, "checks": checks, "note": note}
 
 

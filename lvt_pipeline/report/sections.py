@@ -13,7 +13,6 @@ from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
-from einops import rearrange
 
 from lvt_pipeline.codes.usage import codes_holding, perplexity, usage
 from lvt_pipeline.errors import ArtefactError, LVTError
@@ -30,12 +29,12 @@ from lvt_pipeline.report.plots.page_charts import line_chart
 from lvt_pipeline.report.work import MissingPart, RunLog, WorkDir
 from lvt_pipeline.runs.read import read_run, read_run_config
 from lvt_pipeline.video.pictures import png_bytes
+from lvt_pipeline.video.tiles import picture_grid
 
 SPLITS = ("train", "val", "test")
 SHOWN_PICTURES = 8
 SHOWN_FAILURES = 30
 SHOWN_BOOKS = 4  # as many as there are colours
-TRAINING_LOSS_TO_MSE = 1 / 4  # the training loss is in [-1, 1], where a squared difference is four times as large
 DETAILS = (  # key in the log, title, axis
     ("loss", "Training loss", "loss"),
     ("grad_norm", "Gradient norm before clipping", "norm"),
@@ -90,10 +89,7 @@ def tokenizer_section(work: WorkDir) -> Part:
     work.require("vqvae")
     log = work.metrics("vqvae")
     error = line_chart(
-        [
-            log.curve("train", "training", "reconstruction_loss", TRAINING_LOSS_TO_MSE),
-            log.curve("val", "validation", "mse"),
-        ],
+        log.main_curves("vqvae"),
         title="Reconstruction error over training",
         x_label="step",
         y_label="MSE in [0, 1]",
@@ -168,7 +164,7 @@ def _reconstructions(work: WorkDir) -> tuple[list[Part], str]:
         raise ArtefactError("there are no frames")
     real = np.concatenate([shards.read(clip, frame, frame + 1) for clip, frame in chosen])
     decoded = tokenizer.decode(tokenizer.encode(real)).numpy()
-    pictures = rearrange(np.stack([real, decoded]), "k n h w c -> n (k h) w c")
+    pictures = [picture_grid(np.stack(pair)[:, None], gap=0) for pair in zip(real, decoded, strict=True)]
     return [
         {"name": f"{clip.id}, frame {frame + 1}", "image": data_uri(png_bytes(picture), "image/png")}
         for (clip, frame), picture in zip(chosen, pictures, strict=True)
@@ -224,7 +220,7 @@ def prior_section(work: WorkDir) -> Part:
     log = work.metrics("prior")
     references = baseline_references(work)
     bits = line_chart(
-        [log.curve("train", "training", "bits_per_dim"), log.curve("val", "validation", "bits_per_dim")],
+        log.main_curves("prior"),
         title="Bits per code of the prior over training",
         x_label="step",
         y_label="bits per code",
@@ -258,10 +254,10 @@ def baseline_references(work: WorkDir) -> list[Reference]:
 
 def _training_details(log: RunLog) -> list[Part]:
     """Curves that show how a training went rather than how good the model is."""
-    charts = []
+    charts: list[Part] = []
     for key, title, label in DETAILS:
-        svg = line_chart([log.curve("train", title, key)], title=title, x_label="step", y_label=label)
-        charts += chart(title, svg)
+        curve = log.curve("train", title, key)
+        charts += chart(title, line_chart([curve], title=title, x_label="step", y_label=label))
     return charts
 
 
@@ -301,7 +297,7 @@ def summary(work: WorkDir, found: Mapping[str, Part]) -> str:
 
 
 def cards(found: Mapping[str, Any]) -> list[Part]:
-    """The key numbers, each with what it has to beat."""
+    """The key numbers, each with its baselines."""
     evaluation, codes, data = (found.get(name) or {} for name in ("evaluation", "codes", "data"))
     result = []
     if "results" in evaluation:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
-from lvt_pipeline.evaluation.results import read_results
+from lvt_pipeline.evaluation.results import is_number, read_results
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.job import finished_record
 from lvt_pipeline.progress import format_seconds
@@ -32,6 +31,7 @@ from lvt_pipeline.workspace.states import states_by_role
 if TYPE_CHECKING:
     from lvt_pipeline.models.vqvae.model import VQVAE
 
+TRAINING_LOSS_TO_MSE = 1 / 4  # the training loss is in [-1, 1], where a squared difference is four times as large
 SHOWN = tuple(artefact for artefact in ARTEFACTS if artefact.tab)
 
 
@@ -58,6 +58,16 @@ class WorkDir:
     def records(self) -> dict[str, Provenance | None]:
         """The record of each artefact, None while it is missing, unfinished or unreadable."""
         return {artefact.role: finished_record(self.layout[artefact.role]) for artefact in SHOWN}
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprints of the finished artefacts, by role: the inputs of a report and of figures."""
+        return {role: record.fingerprint for role, record in self.records.items() if record is not None}
+
+    @property
+    def artefacts(self) -> list[Path]:
+        """The paths of everything that is shown, whether it exists or not."""
+        return [self.layout[artefact.role] for artefact in SHOWN]
 
     @cached_property
     def states(self) -> dict[str, StageState]:
@@ -86,7 +96,7 @@ class WorkDir:
         """
         if not self.path.exists():
             raise ArtefactError(f"{self.path} does not exist; give a work directory that lvt run made")
-        if not any(self.layout[artefact.role].exists() for artefact in SHOWN):
+        if not any(path.exists() for path in self.artefacts):
             names = ", ".join(artefact.path for artefact in SHOWN)
             raise ArtefactError(f"{self.path} is not a work directory: it has none of {names}")
 
@@ -235,13 +245,21 @@ class RunLog:
         points = [(line["step"], value) for line in lines if (value := _number(line.get(key))) is not None]
         return Series(name, [step for step, _ in points], [value * factor for _, value in points], style)
 
+    def main_curves(self, role: str) -> tuple[Series, Series]:
+        """The MSE of the tokenizer, in [0, 1], or the bits per code of the prior, in training and in validation."""
+        if role == "vqvae":
+            training = self.curve("train", "training", "reconstruction_loss", TRAINING_LOSS_TO_MSE)
+            return training, self.curve("val", "validation", "mse")
+        key = "bits_per_dim"
+        return self.curve("train", "training", key), self.curve("val", "validation", key)
+
     def codebook_curves(self, key: str, most: int) -> list[Series]:
         """A list that validation logged under a key, as one series for each codebook."""
         lines = [line for line in self.validation if isinstance(line.get(key), list)]
         books = max((len(line[key]) for line in lines), default=0)
         result = []
         for book in range(min(books, most)):
-            known = [line for line in lines if all(map(_is_finite, line[key][book : book + 1] or [None]))]
+            known = [line for line in lines if all(map(is_number, line[key][book : book + 1] or [None]))]
             name = f"codebook {book}" if books > 1 else key
             result.append(Series(name, [line["step"] for line in known], [line[key][book] for line in known]))
         return result
@@ -271,10 +289,6 @@ def read_metrics(path: Path) -> RunLog:
 def _number(value: Any) -> float | None:
     """A finite number, or the mean of a list of finite numbers; None for anything else."""
     numbers = value if isinstance(value, list) else [value]
-    if not numbers or not all(_is_finite(number) for number in numbers):
+    if not numbers or not all(is_number(number) for number in numbers):
         return None
     return float(sum(numbers) / len(numbers))
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -22,7 +22,7 @@ from lvt_pipeline.report.plots.engine import (
     plain_numbers,
     save_figure,
 )
-from lvt_pipeline.report.plots.page_charts import chart_look, embedded, page_size, place_axes
+from lvt_pipeline.report.plots.page_charts import CHART_INCHES, chart_look, embedded, place_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +76,7 @@ def usage_charts(counts: NDArray[np.int64]) -> list[str]:
     charts = []
     for book, (row, holding) in enumerate(zip(counts, codes_holding(counts), strict=True)):
         with chart_look():
-            figure = new_figure(*page_size(), is_laid_out=False)
+            figure = new_figure(*CHART_INCHES, is_laid_out=False)
             axes = figure.subplots()
             _plot_sorted(axes, row)
             axes.set(xlabel="codes, most used first", ylabel="% of positions")

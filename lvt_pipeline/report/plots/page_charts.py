@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CHART_SIZE = (440.0, 262.0)  # in SVG units; a phone shows a little less than one pixel per unit
+CHART_INCHES = (CHART_SIZE[0] / 72, CHART_SIZE[1] / 72)
 FONT_SIZE = 13.0
 SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
@@ -62,11 +63,6 @@ _LOOK = {
 }
 
 
-def page_size() -> tuple[float, float]:
-    """Inches of a chart that is `CHART_SIZE` SVG units large."""
-    return CHART_SIZE[0] / 72, CHART_SIZE[1] / 72
-
-
 def line_chart(
     series: Sequence[Series],
     *,
@@ -86,14 +82,14 @@ def line_chart(
     lines = [line for item in series if len((line := item.finite).x)]
     if not lines:
         return ""
-    with figure_look(**_LOOK):
+    with chart_look():
         figure = line_figure(
             series,
             x_label=x_label,
             y_label=y_label,
             references=references,
             priming_frames=priming_frames,
-            size=page_size(),
+            size=CHART_INCHES,
             has_legend=always_named or len(lines) + len(references) > 1,
             is_laid_out=False,
         )
@@ -108,7 +104,8 @@ def place_axes(figure: Figure) -> None:
     (axes,) = figure.axes
     width, height = CHART_SIZE
     low, high = sorted(axes.get_ylim())
-    ticks = [format_number(tick) for tick in axes.yaxis.get_major_locator()() if low <= tick <= high]
+    label = axes.yaxis.get_major_formatter()
+    ticks = [label(tick, None) for tick in axes.yaxis.get_major_locator()() if low <= tick <= high]
     left = FONT_SIZE * 1.9 + 72 * max(map(text_width, ticks), default=0.0)
     columns = figure.legends[0]._ncols if figure.legends else 1  # type: ignore[attr-defined]
     lines = math.ceil(len(figure.legends[0].get_texts()) / columns) if figure.legends else 0
