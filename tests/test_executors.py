@@ -97,7 +97,7 @@ def test_crashes_are_recorded_with_their_signal_and_last_words() -> None:
 def test_errors_become_failures(num_workers: int) -> None:
     assert results(["refuse", "bug", "a"], num_workers) == [
         Failure("damaged", "the file is damaged"),
-        Failure("unknown", "KeyError: 'oops'"),
+        Failure("unknown", "reading the clip ended in an unexpected error (KeyError); please report it"),
         "A",
     ]
 

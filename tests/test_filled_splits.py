@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from lvt_pipeline.frames.shards import FrameShards
+from lvt_pipeline.jobs.ingest import folder
 from lvt_pipeline.jobs.ingest.ingest import ingest
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.manifest.manifest import ManifestSettings, build_manifest, read_manifest
@@ -132,6 +134,39 @@ def test_an_interrupted_fill_ends_with_the_same_bytes(tmp_path: Path) -> None:
         if path.name != "provenance.json":
             assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes(), path.name
     assert text == (tmp_path / "m.jsonl").read_text()
+
+
+def test_a_crash_while_frames_are_published_does_not_forget_what_was_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(6):
+        video(tmp_path / "v" / f"{number}.mp4", number)
+    lonely = next(clip_id for clip_id, split in listed(tmp_path).items() if split == "val")
+    (tmp_path / "v" / f"{lonely}.mp4").write_bytes(b"broken")
+    first, _ = ingested(tmp_path)
+    lines = (tmp_path / "m.jsonl").read_text().splitlines(keepends=True)
+    for number in range(6, 30):  # more clips to choose from
+        video(tmp_path / "v" / f"{number}.mp4", number)
+    build_manifest(tmp_path / "v", tmp_path / "grown.jsonl", ManifestSettings(val_share=0.0))
+    more = (tmp_path / "grown.jsonl").read_text().splitlines(keepends=True)
+    known = {clip.id for clip in read_manifest(tmp_path / "m.jsonl")}
+    more = [line for line in more if json.loads(line)["id"] not in known]
+    (tmp_path / "m.jsonl").write_text("".join(lines + more))
+
+    def crash(out: Path, record: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "write_record", crash)
+        with pytest.raises(KeyboardInterrupt):
+            ingested(tmp_path)
+    assert not (tmp_path / "frames" / "provenance.json").exists()
+    after, _ = ingested(tmp_path)
+    assert {clip_id: after[clip_id] for clip_id in first} == first
+    assert [clip_id for clip_id, split in after.items() if split == "val"] == [
+        clip_id for clip_id, split in first.items() if split == "val"
+    ]
+    assert not (tmp_path / "frames" / ".publishing.json").exists()
 
 
 def test_a_manifest_without_free_splits_has_no_marks(tmp_path: Path) -> None:

@@ -50,6 +50,16 @@ def test_what_export_wrote_comes_back_code_for_code(
     assert (back.tokenizer, back.codebook_size, back.dtype) == (store.tokenizer, codebook_size, store.dtype)
 
 
+@pytest.mark.parametrize("file_format", ["npy", "npy-frames"])
+def test_a_clip_whose_name_export_shortened_comes_back_under_its_id(tmp_path: Path, file_format: Any) -> None:
+    ids = [f"train/{'ü' * 150}{end}" for end in ("a", "b")] + ["train/short"]
+    store = make_store(tmp_path / "s", dict.fromkeys(ids, 5))
+    export_codes(store.path, tmp_path / "out", ExportSettings(format=file_format))
+    back = import_all(tmp_path / "out", tmp_path / "back", codebook_size=None)
+    assert [clip.id for clip in back.clips] == [clip.id for clip in store.clips]
+    assert all(np.array_equal(back[clip_id], store[clip_id]) for clip_id in ids)
+
+
 def test_folders_of_the_released_layout_are_clips(tmp_path: Path) -> None:
     many = released(tmp_path / "in/train/robot/0001", frames=12)
     later = released(tmp_path / "in/test/0002", first=5, seed=1)

@@ -12,9 +12,11 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -26,6 +28,7 @@ from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.jobs.ingest.tasks import DecodedPayload, DecodeTask, decode_task
 from lvt_pipeline.manifest.manifest import build_manifest
 from lvt_pipeline.storage import exclusive_lock
+from lvt_pipeline.video.clips import Note
 from lvt_pipeline.video.decode import decode_clip
 from lvt_pipeline.video.settings import GeometrySettings
 from lvt_pipeline.video.write import write_mp4
@@ -482,3 +485,31 @@ def test_real_clips_of_many_kinds(tmp_path: Path) -> None:
         "signing/eat": (47, "pyav"),
     }
     assert shards.read("signing/eat").shape == (47, 64, 64, 3)
+
+
+def test_a_note_reaches_the_receipt_the_summary_and_the_json(
+    tmp_path: Path, lvt: Callable[..., tuple[int, str, str]]
+) -> None:
+    (tmp_path / "videos").mkdir()
+    with av.open(str(tmp_path / "videos" / "wide.mp4"), "w") as output:
+        stream = output.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        for grey in range(0, 200, 40):
+            picture = np.full((32, 32, 3), grey, np.uint8)
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        output.mux(stream.encode(None))
+    video(tmp_path / "videos" / "square.mp4", seed=1)
+    assert lvt("manifest", "build", tmp_path / "videos", "-o", tmp_path / "m.jsonl")[0] == 0
+    command = ("ingest", "--manifest", tmp_path / "m.jsonl", "-o", tmp_path / "frames", "--workers", 0)
+    code, output_text, _ = lvt(*command)
+    assert code == 0
+    assert output_text.splitlines()[1:] == ["decoded, but unusual:", "  non-square-pixels       1"]
+    text = "pixels are 4/3 as wide as high and are taken as square"
+    notes = {clip.id: clip.notes for clip in FrameShards(tmp_path / "frames").clips}
+    assert notes == {"wide": (Note("non-square-pixels", text),), "square": None}
+    receipts = [json.loads(path.read_text()) for path in (tmp_path / "frames").glob("*-*.json")]
+    assert [clip["notes"] for receipt in receipts for clip in receipt["clips"] if "notes" in clip] == [
+        [{"kind": "non-square-pixels", "text": text}]
+    ]
+    assert json.loads(lvt(*command, "--json")[1])["counts"]["notes"] == {"non-square-pixels": 1}

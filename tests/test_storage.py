@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import resource
@@ -11,10 +12,12 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from lvt_pipeline import file_systems
 from lvt_pipeline.codes.exchange.units import clip_path
 from lvt_pipeline.errors import ArtefactError, BusyError, ConfigError, LVTError
 from lvt_pipeline.file_systems import LOCK_NAME, missing_guarantees
@@ -257,6 +260,54 @@ def test_the_lock_file_of_a_dead_process_is_replaced(tmp_path: Path, without_flo
     (tmp_path / LOCK_NAME).write_text(f"another-machine {child.pid}")
     with pytest.raises(BusyError, match="another-machine"), exclusive_lock(tmp_path):
         pass
+
+
+def abandoned_lock(path: Path) -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    path.write_text(f"{socket.gethostname()} {child.pid} {path.name}")
+
+
+def test_of_two_processes_that_find_an_abandoned_lock_file_one_owns_it(
+    tmp_path: Path, without_flock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    abandoned_lock(tmp_path / LOCK_NAME)
+    judge = file_systems._living_owner
+    competitor = ExitStack()
+
+    def judge_slowly(content: str) -> str | None:
+        owner = judge(content)
+        monkeypatch.setattr(file_systems, "_living_owner", judge)
+        competitor.enter_context(exclusive_lock(tmp_path))  # another process is quicker
+        return owner
+
+    monkeypatch.setattr(file_systems, "_living_owner", judge_slowly)
+    with competitor:
+        with pytest.raises(BusyError, match="another process is writing"), exclusive_lock(tmp_path):
+            pass
+        assert os.listdir(tmp_path) == [LOCK_NAME]  # the lock file of the quicker one
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_process_that_died_while_it_replaced_a_lock_file_is_replaced_too(tmp_path: Path, without_flock: None) -> None:
+    abandoned_lock(tmp_path / LOCK_NAME)
+    mark = hashlib.sha256((tmp_path / LOCK_NAME).read_bytes()).hexdigest()[:16]
+    abandoned_lock(tmp_path / f"{LOCK_NAME}.{mark}")
+    with exclusive_lock(tmp_path):
+        assert os.listdir(tmp_path) == [LOCK_NAME]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_system_without_links_has_lock_files(
+    tmp_path: Path, without_flock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with exclusive_lock(tmp_path), pytest.raises(BusyError, match="no flock"), exclusive_lock(tmp_path):
+        pass
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_that_cannot_be_flushed_is_written_all_the_same(

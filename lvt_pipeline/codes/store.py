@@ -50,7 +50,7 @@ from lvt_pipeline.codes.schema import (
     shards_of,
 )
 from lvt_pipeline.errors import ArtefactError, BusyError, LVTError, StoreError
-from lvt_pipeline.file_systems import LOCK_NAME
+from lvt_pipeline.file_systems import is_lock_file
 from lvt_pipeline.machine import paused_collection
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance
@@ -320,7 +320,7 @@ def is_unfinished(path: Path) -> bool:
 
 def is_ours(path: Path) -> bool:
     """Whether a folder holds only what belongs into a code store, and some of it next to the root."""
-    names = {item.name for item in path.iterdir()} - {LOCK_NAME} if path.is_dir() else set()
+    names = {item.name for item in path.iterdir() if not is_lock_file(item.name)} if path.is_dir() else set()
     return bool(names & OUR_GROUPS) and names <= {*OUR_GROUPS, ZARR_METADATA}
 
 

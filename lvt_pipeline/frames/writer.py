@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from lvt_pipeline.errors import ArtefactError
-from lvt_pipeline.file_systems import LOCK_NAME
+from lvt_pipeline.file_systems import is_lock_file
 from lvt_pipeline.frames.codecs import SUFFIXES, write_npy
 from lvt_pipeline.frames.records import (
     FAILURES_NAME,
@@ -189,7 +189,7 @@ def write_frames(
     clips: list[FrameClip] = []
     shards: list[str] = []
     with exclusive_lock(root):
-        if any(path.name != LOCK_NAME for path in root.iterdir()):
+        if any(not is_lock_file(path.name) for path in root.iterdir()):
             raise ArtefactError(f"{root} is not empty; frames are written into a new folder")
         for split, members in by_split.items():
             for index, first in enumerate(range(0, len(members), clips_per_shard)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from lvt_pipeline import lineage
 from lvt_pipeline.codes.exchange.npy import CLIPS_NAME, from_released, read_npy
+from lvt_pipeline.codes.exchange.units import clip_path
 from lvt_pipeline.codes.schema import SHARD_FRAMES, CodeSchema, PlannedClip
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import ArtefactError, LVTError, MismatchError
@@ -89,10 +90,9 @@ def import_codes(
     require_output_folder(out, STAGE, (folder, tokenizer))
     exported = _export_record(folder)
     codebook_size = _codebook_size(settings, exported)
-    found = list(find_clips(folder))
-    if not found:
-        raise ArtefactError(f"{folder} holds no .npy file; give the folder that the folders of frames are in")
-    planned, frame_shape, content = _examined(folder, found, codebook_size, settings, progress)
+    listed = _listed(folder)
+    found = _found(folder, listed)
+    planned, frame_shape, content = _examined(found, listed, codebook_size, settings, progress)
     schema = CodeSchema(
         codebook_size=codebook_size,
         num_codebooks=frame_shape[2],
@@ -121,6 +121,15 @@ def import_codes(
         counts = {"clips": len(planned), "frames": sum(clip.length for clip in planned)}
         inputs = {"files": content, "tokenizer": schema.tokenizer}
         return writer.publish(JOB.recorder(settings, inputs, clock).new_record(counts=counts))
+
+
+def _found(folder: Path, listed: Collection[str]) -> list[_Found]:
+    """The clips below a folder. Export shortens long names; the ids in its list replace them."""
+    ids = {clip_path(clip_id): clip_id for clip_id in listed}
+    found = [replace(clip, id=ids.get(clip.id, clip.id)) for clip in find_clips(folder)]
+    if not found:
+        raise ArtefactError(f"{folder} holds no .npy file; give the folder that the folders of frames are in")
+    return found
 
 
 def find_clips(folder: Path) -> Iterator[_Found]:
@@ -176,10 +185,13 @@ def _in_order(files: Sequence[Path]) -> tuple[Path, ...]:
 
 
 def _examined(
-    folder: Path, found: Sequence[_Found], codebook_size: int, settings: ImportSettings, progress: Progress
+    found: Sequence[_Found],
+    listed: Mapping[str, Mapping[str, Any]],
+    codebook_size: int,
+    settings: ImportSettings,
+    progress: Progress,
 ) -> tuple[list[PlannedClip], tuple[int, int, int], str]:
     """Every clip checked, with the digest of its codes for a fingerprint; the shape of a frame; the digest of all."""
-    listed = _listed(folder)
     planned: list[PlannedClip] = []
     frame_shape: tuple[int, int, int] | None = None
     dtype = CodeSchema(codebook_size=codebook_size, num_codebooks=1, grid=(1, 1), tokenizer="").dtype

@@ -50,7 +50,7 @@ def frame_units(store: CodeStore, clips: Sequence[CodeClip]) -> Iterator[Unit]:
     Raises:
         LVTError: a clip's folder would be inside another's.
     """
-    names = {clip.id for clip in clips}
+    names = {clip_path(clip.id) for clip in clips}
     for clip in clips:
         inside = next((str(parent) for parent in Path(clip_path(clip.id)).parents if str(parent) in names), None)
         if inside is not None:

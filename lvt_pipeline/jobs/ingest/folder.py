@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.frames.receipts import read_receipt
@@ -27,11 +28,12 @@ from lvt_pipeline.provenance import (
     record_path,
     write_record,
 )
-from lvt_pipeline.storage import sync_directory
+from lvt_pipeline.storage import read_json, sync_directory, write_json
 from lvt_pipeline.video.relative_paths import opened_sources
 
 NEXT_NAME = "next"
 MOVED_NAME = "moved_into_empty_splits"
+PUBLISHING_NAME = ".publishing.json"  # while there is no record: the contents that were moved into empty splits
 SHARD_PATTERN = "*-[0-9][0-9][0-9][0-9][0-9][0-9]"
 
 
@@ -70,8 +72,10 @@ def publish(
         and (old.version, old.settings, old.inputs) == (recorder.job.version, recorder.settings, recorder.inputs)
         and old.fingerprint == content
     ):
+        (out / PUBLISHING_NAME).unlink(missing_ok=True)
         return old
-    # From here to the new record the folder is unfinished, and says so.
+    # From here to the new record the folder is unfinished, and has no record.
+    write_json(out / PUBLISHING_NAME, {MOVED_NAME: dict(moved)})
     record_path(out).unlink(missing_ok=True)
     for name in waiting:
         _move_shard(out / NEXT_NAME / name, out / name)
@@ -82,19 +86,33 @@ def publish(
     counts = frame_counts(clips, failures) | ({MOVED_NAME: dict(moved)} if moved else {})
     record = recorder.new_record(content, output_sizes(out, names), counts)
     write_record(out, record)
+    (out / PUBLISHING_NAME).unlink()
     return record
 
 
 def splits_in(out: Path) -> Earlier:
-    """Which contents the finished frames in a folder hold, and which of them were moved into an empty split."""
+    """Which contents the finished frames in a folder hold, and which of them were moved into an empty split.
+
+    Frames whose publication was interrupted count as finished.
+    """
     record = record_in(out)
-    if record is None:
+    if record is None and not (out / PUBLISHING_NAME).exists():
         return Earlier()
     contents = {
-        clip.digest for name, receipt in receipts_in(out, out) if name in record.outputs for clip in receipt.clips
+        clip.digest
+        for name, receipt in receipts_in(out, out)
+        if record is None or name in record.outputs
+        for clip in receipt.clips
     }
-    moved = record.counts.get(MOVED_NAME)
+    moved = _interrupted(out).get(MOVED_NAME) if record is None else record.counts.get(MOVED_NAME)
     return Earlier(frozenset(contents), dict(moved) if isinstance(moved, dict) else {})
+
+
+def _interrupted(out: Path) -> dict[str, Any]:
+    with suppress(ArtefactError):
+        content = read_json(out / PUBLISHING_NAME)
+        return content if isinstance(content, dict) else {}
+    return {}
 
 
 def _move_shard(new: Path, old: Path) -> None:
@@ -117,7 +135,7 @@ def remove_shards(folder: Path, keep: Iterable[str]) -> None:
     """Delete all shards of a folder but these, receipts first; with `keep` empty, the record and failures too."""
     kept = {Path(name).stem for name in keep}
     if not kept:
-        for name in (RECORD_NAME, FAILURES_NAME):
+        for name in (RECORD_NAME, FAILURES_NAME, PUBLISHING_NAME):
             (folder / name).unlink(missing_ok=True)
     for suffix in (".json", ".tar"):
         for path in folder.glob(f"{SHARD_PATTERN}{suffix}"):

@@ -109,7 +109,9 @@ def _failure_of(error: BaseException) -> Failure:
     if isinstance(error, OSError):
         place = f"{error.filename} " if error.filename else ""
         return Failure("unreadable", f"{place}cannot be read: {error.strerror or 'input or output error'}")
-    return Failure("unknown", f"{type(error).__name__}: {error}")
+    return Failure(
+        "unknown", f"reading the clip ended in an unexpected error ({type(error).__name__}); please report it"
+    )
 
 
 # The parent's side -------------------------------------------------------------------------------------------------
