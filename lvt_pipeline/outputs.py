@@ -35,7 +35,7 @@ def require_output_folder(output: Path, stage: str, inputs: Iterable[Path | None
             raise LVTError(f"the output {output} contains the input {source}; choose another output folder")
     if output.exists() and not output.is_dir():
         raise ArtefactError(f"{output} is a file; choose another output folder")
-    _require_same_stage(output, stage, _record_of(output))
+    _require_same_stage(output, stage, record_of(output))
 
 
 def require_output_file(output: Path, stage: str, inputs: Iterable[Path | None] = (), *, mark: bytes) -> None:
@@ -63,7 +63,7 @@ def require_output_file(output: Path, stage: str, inputs: Iterable[Path | None] 
         raise ArtefactError(f"{output} is a folder; give the name of a file")
     if not output.exists():
         return
-    record = _record_of(output)
+    record = record_of(output)
     _require_same_stage(output, stage, record)
     if record is None and not _has_mark(output, mark):
         raise ArtefactError(
@@ -85,7 +85,8 @@ def _is_inside(path: Path, folder: Path) -> bool:
     return folder.resolve() in path.resolve().parents
 
 
-def _record_of(output: Path) -> Provenance | None:
+def record_of(output: Path) -> Provenance | None:
+    """The record of an output; None where there is none that can be read."""
     try:
         return read_record(output)
     except ArtefactError:

@@ -64,29 +64,18 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     Raises:
         LVTError: the operating system refused (disk full, read-only, no permission).
     """
-    temporary = _temporary(path)
-    try:
+    with _replacement(path) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as stream:
             yield stream
             stream.flush()
             flush(stream.fileno())
-        os.replace(temporary, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise describe_os_error(error, f"writing {path}") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """A temporary directory that becomes `path` when the block ends without an error. `path` must not exist yet."""
-    temporary = _temporary(path)
-    try:
+    with _replacement(path) as temporary:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
@@ -94,13 +83,21 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             if file.is_file():
                 sync_file(file)
         sync_directory(temporary)
+
+
+@contextmanager
+def _replacement(path: Path) -> Iterator[Path]:
+    """A temporary path that takes the place of `path` when the block ends without an error, or else is removed."""
+    temporary = _temporary(path)
+    try:
+        yield temporary
         os.replace(temporary, path)
         sync_directory(path.parent)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise describe_os_error(error, f"writing {path}") from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except BaseException as error:
+        with suppress(OSError):
+            _remove(temporary)
+        if isinstance(error, OSError):
+            raise describe_os_error(error, f"writing {path}") from error
         raise
 
 
@@ -365,10 +362,14 @@ def sync_directory(path: Path) -> None:
 def remove_leftovers(directory: Path) -> None:
     """Delete what a killed writer left half-written in `directory`. Call it only while holding the lock."""
     for path in directory.glob(f".*{TEMPORARY_SUFFIX}"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -9,14 +9,7 @@ import click
 from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.progress import format_seconds
 from stages.console import Console, echo_facts
-from stages.options import (
-    device_option,
-    json_option,
-    out_option,
-    overwrite_option,
-    settings_options,
-    stage_command,
-)
+from stages.options import device_option, json_option, out_option, overwrite_option, settings_options, stage_command
 from stages.values import PATH
 
 

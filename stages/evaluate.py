@@ -10,15 +10,7 @@ import click
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.progress import format_seconds
 from stages.console import Console, echo_facts
-from stages.options import (
-    at_option,
-    device_option,
-    is_given,
-    json_option,
-    out_option,
-    settings_options,
-    stage_command,
-)
+from stages.options import at_option, device_option, is_given, json_option, out_option, settings_options, stage_command
 from stages.values import PATH, Whole
 
 

@@ -11,14 +11,7 @@ from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.progress import format_seconds
 from lvt_pipeline.provenance import Provenance
 from stages.console import Console, echo_facts
-from stages.options import (
-    json_option,
-    out_option,
-    overwrite_option,
-    settings_options,
-    stage_command,
-    workers_option,
-)
+from stages.options import json_option, out_option, overwrite_option, settings_options, stage_command, workers_option
 from stages.values import PATH, Real
 
 

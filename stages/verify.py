@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +15,9 @@ from lvt_pipeline.progress import format_seconds
 from stages.console import Console, echo_facts
 from stages.options import at_option, device_option, json_option, stage_command, workers_option
 from stages.values import PATH, Whole
+
+if TYPE_CHECKING:
+    from lvt_pipeline.evaluation.recheck_codes import DecodeReport
 
 
 @stage_command("verify")
@@ -55,11 +61,6 @@ def command(
 
     Example: lvt verify frames --repair --manifest clips.jsonl
     """
-    import time
-
-    from lvt_pipeline.codes.repair import repair_store
-    from lvt_pipeline.codes.verify import verify_store
-    from lvt_pipeline.errors import StoreError
     from lvt_pipeline.frames.verify import is_frames_folder
 
     if is_frames_folder(store):
@@ -67,41 +68,54 @@ def command(
             raise click.UsageError("--repair of frames needs --manifest")
         _verify_frames(store, manifest if repair else None, workers, as_json)
         return
-    if num_clips is not None and (vqvae is None or frames is None):
+    if num_clips is None:
+        _verify_store(store, repair, at, lambda: None, as_json)
+        return
+    if vqvae is None or frames is None:
         raise click.UsageError("--decode needs --vqvae and --frames")
+    from lvt_pipeline.evaluation.recheck_codes import verify_codes
+
+    decode = partial(
+        verify_codes, store, frames, vqvae, num_clips, seed=seed, generation=at, device=device, progress=Console()
+    )
+    _verify_store(store, repair, at, decode, as_json)
+
+
+def _verify_store(
+    store: Path, repair: bool, at: int | None, decode: Callable[[], DecodeReport | None], as_json: bool
+) -> None:
+    """Check a code store; if its files are sound, `decode` checks its codes."""
+    from lvt_pipeline.codes.repair import repair_store
+    from lvt_pipeline.codes.verify import verify_store
+    from lvt_pipeline.errors import StoreError
+
     started = time.monotonic()
     repaired = repair_store(store) if repair else []
     report = verify_store(store, at, progress=Console())
     problems = list(report.problems)
     facts: dict[str, Any] = {**report.to_json(), "repaired": repaired}
-    decoded_facts = ""
-    if num_clips is not None and vqvae is not None and frames is not None and not problems:
-        from lvt_pipeline.evaluation.recheck_codes import verify_codes
-
-        decoded = verify_codes(
-            store, frames, vqvae, num_clips, seed=seed, generation=at, device=device, progress=Console()
-        )
+    decoded = None if problems else decode()
+    if decoded is not None:
         problems += decoded.problems
         facts["decoded"] = decoded.to_json()
-        decoded_facts = _decoded_facts(decoded)
     facts["problems"] = [
         {"file": problem.file, "message": problem.message, "clips": problem.clips} for problem in problems
     ]
     facts["seconds"] = round(time.monotonic() - started, 3)
     read = f"{report.files} files, {report.bytes / 2**20:,.1f} MiB, {report.clips} clips"
-    if not problems:
+    if problems:
+        lines = [*(problem.line() for problem in problems), *report.notes]
+    else:
         lines = [
             *(f"repaired {name}" for name in repaired),
             *report.notes,
-            f"{store} is sound: {read}{decoded_facts}, in {format_seconds(facts['seconds'])}",
+            f"{store} is sound: {read}{_decoded_facts(decoded)}, in {format_seconds(facts['seconds'])}",
         ]
-        echo_facts(facts, as_json, "\n".join(lines))
-        return
-    lines = [*(problem.line() for problem in problems), *report.notes]
     echo_facts(facts, as_json, "\n".join(lines))
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    touched = len({clip for problem in problems for clip in problem.clips})
-    raise StoreError(f"{store} has {count} touching {touched} clips ({read} checked)")
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        touched = len({clip for problem in problems for clip in problem.clips})
+        raise StoreError(f"{store} has {count} touching {touched} clips ({read} checked)")
 
 
 def _verify_frames(root: Path, manifest: Path | None, workers: int | None, as_json: bool) -> None:
@@ -130,7 +144,9 @@ def _verify_frames(root: Path, manifest: Path | None, workers: int | None, as_js
         )
 
 
-def _decoded_facts(decoded: Any) -> str:
+def _decoded_facts(decoded: DecodeReport | None) -> str:
+    if decoded is None:
+        return ""
     parts = [f"{len(decoded.checked)} clips decoded again"]
     if decoded.same_codes is not None:
         parts.append(f"{decoded.same_codes:.4%} of their codes equal")

@@ -181,7 +181,7 @@ def test_a_killed_encode_ends_with_the_same_bytes_and_redoes_little(
     processes: ForkServerContext, tmp_path: Path
 ) -> None:
     killer = kill_encodes(processes, tmp_path, num_kills=6)
-    assert len(set(killer.stages)) >= 3  # kills at different stages of the work
+    assert len(set(killer.stages)) >= 2  # kills at different stages of the work
 
 
 @pytest.mark.slow

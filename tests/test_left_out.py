@@ -277,12 +277,19 @@ def test_a_broken_link_as_a_source_is_called_one(tmp_path: Path) -> None:
         build_manifest(tmp_path / "v", tmp_path / "m.jsonl")
 
 
-def test_line_separators_in_captions_labels_and_names_survive(tmp_path: Path) -> None:
-    names = [f"a{char}b.mp4" for char in "\u2028\u2029\u0085"]
-    source = files(tmp_path / "v", *names)
-    rows = "".join(f"v/{name},one{char}two\n" for name, char in zip(names, "\u2028\u2029\x0b", strict=True))
-    (tmp_path / "c.csv").write_text(f"path,caption\n{rows}")
-    for given in (source, tmp_path / "c.csv"):
-        build_manifest(given, tmp_path / "m.jsonl")
-        assert sorted(Path(clip.source).name for clip in read_manifest(tmp_path / "m.jsonl")) == sorted(names)
-    assert read_manifest(tmp_path / "m.jsonl")[0].metadata["caption"] == "one\u2028two"
+def test_line_separators_in_captions_and_labels_survive(tmp_path: Path) -> None:
+    files(tmp_path / "v", *(f"{number}.mp4" for number in range(3)))
+    rows = "".join(f"v/{number}.mp4,one{char}two,a{char}b\n" for number, char in enumerate("\u2028\u2029\u0085"))
+    (tmp_path / "c.csv").write_text(f"path,caption,label\n{rows}")
+    build_manifest(tmp_path / "c.csv", tmp_path / "m.jsonl")
+    clips = read_manifest(tmp_path / "m.jsonl")
+    assert [(clip.metadata["caption"], clip.label) for clip in clips] == [
+        (f"one{char}two", f"a{char}b") for char in "\u2028\u2029\u0085"
+    ]
+
+
+@pytest.mark.parametrize("char", "\u2028\u2029\u0085")
+def test_line_separators_in_names_are_refused_in_one_line(tmp_path: Path, char: str) -> None:
+    with pytest.raises(ManifestError, match=r"line break or control character.*rename the clip") as caught:
+        build_manifest(files(tmp_path / "v", f"a{char}b.mp4"), tmp_path / "m.jsonl")
+    assert len(str(caught.value).splitlines()) == 1

@@ -42,13 +42,7 @@ from lvt_pipeline.codes.layout import (
     table_without_additions,
 )
 from lvt_pipeline.codes.readers import BeingRemovedError, Hold
-from lvt_pipeline.codes.schema import (
-    CodeClip,
-    CodeSchema,
-    clips_from_columns,
-    require_places,
-    shards_of,
-)
+from lvt_pipeline.codes.schema import CodeClip, CodeSchema, clips_from_columns, require_places, shards_of
 from lvt_pipeline.errors import ArtefactError, BusyError, LVTError, StoreError
 from lvt_pipeline.file_systems import is_lock_file
 from lvt_pipeline.machine import paused_collection

@@ -87,7 +87,7 @@ def decode_frames(data: bytes | bytearray, codec: Codec, num_frames: int, height
 
 
 def lossy_version(codec: Codec) -> str | None:
-    """What decides the pixels that come back, for a codec that changes them; it enters fingerprints."""
+    """Quality and library of a codec that changes pixels, None for the others; it is a part of fingerprints."""
     if codec != "jpeg":
         return None
     return f"jpeg quality {_JPEG_QUALITY} libjpeg {features.version_codec('jpg')}"
@@ -99,7 +99,7 @@ def write_npy(stream: BinaryIO, array: NDArray[Any]) -> None:
 
 
 def _grid_size(num_frames: int) -> tuple[int, int]:
-    """Columns and rows of the grid that holds so many frames."""
+    """Columns and rows of the grid of `num_frames` frames."""
     columns = math.ceil(math.sqrt(num_frames))
     return columns, math.ceil(num_frames / columns)
 

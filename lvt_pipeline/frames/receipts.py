@@ -26,7 +26,7 @@ def read_receipt(path: Path, *, opened: Translation | None = None) -> Receipt:
     """Parse a receipt; sources come back as paths that can be opened.
 
     Args:
-        opened: what turns its sources into those (`relative_paths`); by default they count from the receipt's folder.
+        opened: translation of its sources (`relative_paths`); by default they count from the receipt's folder.
 
     Raises:
         ArtefactError: it is missing, damaged, or of a format this version does not know.
@@ -107,6 +107,6 @@ def _check_size(shard: Path, size: int) -> None:
         raise ArtefactError(f"{shard} is missing; run `lvt ingest` again to make it") from None
     if found != size:
         raise ArtefactError(
-            f"{shard} has {found:,} bytes, its receipt says {size:,}; it is damaged: delete it and its receipt "
+            f"{shard} has {found:,} bytes, its receipt records {size:,}; it is damaged: delete it and its receipt "
             f"and run `lvt ingest` again"
         )

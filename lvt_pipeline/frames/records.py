@@ -1,4 +1,4 @@
-"""What is known of clips as frames: one to be written, one in a shard, one that failed, and a receipt of both."""
+"""Records of clips as frames: to be written, in a shard, failed; and the receipt of a shard."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class FrameSample:
         geometry: how frames were cut and scaled, plain data for readers of the tar.
         decoder: family and version that decoded it, such as "decord 0.6.0".
         shape: (T, H, W) of the frames inside `payload`.
-        payload: what `encode_frames` gave.
+        payload: result of `encode_frames`.
         arrays: arrays that belong to the frames, one row per frame, by name (letters and underscores).
         part: which part of a manifest line it is, if not all of it.
-        truncated: what was found of a file that was cut short but is kept.
+        truncated: description of a file that was cut short but is kept.
         notes: unusual properties of the clip that were accepted.
     """
 
@@ -118,7 +118,7 @@ class FrameClip:
         shard: name of the tar.
         arrays: offset and bytes in the shard of each `.npy` file next to the frames, by name.
         part: which part of a manifest line it is; None when it is all of it.
-        truncated: what was found of a file that was cut short but is kept; None for a whole one.
+        truncated: description of a file that was cut short but is kept; None for a whole one.
         notes: unusual properties of the clip that were accepted; None when nothing is.
     """
 
@@ -148,7 +148,7 @@ class FrameClip:
 class ClipFailure:
     """A clip that gave no frames, and why. `reason` is one of `video.decode.FAILURE_REASONS`.
 
-    `fingerprint` hashes what was tried (clip content, geometry, decoders), so an unchanged clip is not tried again.
+    `fingerprint` is a hash of clip content, geometry and decoders, so an unchanged clip is not tried again.
     """
 
     id: str
@@ -161,7 +161,7 @@ class ClipFailure:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a finished shard holds: its clips and its failures, both in manifest order.
+    """The content of a finished shard: its clips and its failures, both in manifest order.
 
     Attributes:
         digest: SHA-256 of the shard's bytes; None for one without clips, which has no tar.
@@ -180,6 +180,11 @@ def shard_name(split: str, index: int) -> str:
 def receipt_path(shard: Path) -> Path:
     """The receipt of a shard: `train-000012.json`."""
     return shard.with_suffix(".json")
+
+
+def failures_of(receipts: Iterable[Receipt]) -> list[ClipFailure]:
+    """The failures of several shards, in order."""
+    return [failure for receipt in receipts for failure in receipt.failures]
 
 
 def content_fingerprint(clips: Iterable[FrameClip]) -> str:
@@ -212,7 +217,7 @@ class Noted:
 
 
 def noted(clips: Iterable[FrameClip], num_examples: int = 3) -> dict[str, Noted]:
-    """What is unusual about clips but accepted, by kind of note, the most common kind first."""
+    """Unusual but accepted properties of clips, by kind of note, the most common kind first."""
     found: dict[str, Noted] = {}
     for clip in clips:
         for kind, text in {note.kind: note.text for note in clip.notes or ()}.items():

@@ -2,9 +2,9 @@
 
 The network of the paper sees square frames in the order they were shown; this is the one place they are kept. A shard
 is a plain tar that `webdataset` reads: every clip is `<key>.json` (who it is and how it was made) and `<key>.npy` (raw
-uint8, T x H x W x 3) or one picture of all frames (`frames.codecs`). The receipt says where in the tar the pixels
-of each clip begin, so any frame is one seek away, and which clips failed. No receipt: the shard is not done.
-The record `provenance.json` comes last. No record: the folder is not finished.
+uint8, T x H x W x 3) or one picture of all frames (`frames.codecs`). The receipt records the offset in the tar at which
+the pixels of each clip begin, so any frame is one seek away, and which clips failed. A shard without a receipt is
+unfinished. The record `provenance.json` is written last; a folder without it is unfinished.
 
 Nothing in a shard or receipt depends on the clock, the machine or the order in which workers finished.
 """
@@ -24,19 +24,10 @@ from numpy.typing import NDArray
 from lvt_pipeline.errors import ArtefactError, ShapeError
 from lvt_pipeline.frames.codecs import decode_frames
 from lvt_pipeline.frames.receipts import read_receipt
-from lvt_pipeline.frames.records import (
-    ClipFailure,
-    FrameClip,
-    content_fingerprint,
-)
+from lvt_pipeline.frames.records import ClipFailure, FrameClip, content_fingerprint
 from lvt_pipeline.frames.verify import require_sound
 from lvt_pipeline.machine import paused_collection
-from lvt_pipeline.provenance import (
-    RECORD_NAME,
-    Provenance,
-    missing_outputs,
-    read_record,
-)
+from lvt_pipeline.provenance import RECORD_NAME, Provenance, missing_outputs, read_record
 from lvt_pipeline.storage import describe_os_error
 from lvt_pipeline.video.clips import SPLITS
 from lvt_pipeline.video.geometry import Frames as Frames

@@ -1,4 +1,4 @@
-"""Are the bytes of a frame shard those that were written? Asked before its frames are used, and by `lvt verify`.
+"""Checks that the bytes of a frame shard are those that were written: before its frames are used, and for `lvt verify`.
 
 A shard is checked once per process, when its first frame is read: its SHA-256 against the receipt, and the receipt
 against the tar's own headers, so a receipt that points at other bytes is found too.
@@ -69,7 +69,7 @@ def require_sound(shard: Path, digest: str, clips: Sequence[FrameClip]) -> None:
 
 
 def problem_of(shard: Path, digest: str, clips: Sequence[FrameClip]) -> str | None:
-    """What is wrong with a shard or its receipt; None when both are sound.
+    """The damage of a shard or its receipt; None when both are sound.
 
     Raises:
         OSError: the shard cannot be read.
@@ -88,7 +88,7 @@ def problem_of(shard: Path, digest: str, clips: Sequence[FrameClip]) -> str | No
 def _disagreements(
     tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], clips: Sequence[FrameClip]
 ) -> Iterator[str]:
-    """Where the receipt says something else than the tar."""
+    """Differences between the receipt and the tar."""
     if len(members) != sum(2 + len(clip.arrays or {}) for clip in clips):
         yield "its receipt lists another number of clips"
     for clip in clips:
@@ -117,7 +117,7 @@ def is_frames_folder(root: Path) -> bool:
 
 @dataclass(frozen=True)
 class ShardProblem:
-    """What is wrong with one shard; `clips` are the ids it touches, as far as its receipt can be read."""
+    """The damage of one shard; `clips` are the ids it touches, as far as its receipt can be read."""
 
     shard: str
     message: str
@@ -126,7 +126,7 @@ class ShardProblem:
 
 @dataclass(frozen=True)
 class FramesReport:
-    """What `verify_frames` found."""
+    """The result of `verify_frames`."""
 
     shards: int
     clips: int
@@ -162,7 +162,7 @@ def verify_frames(root: Path, *, progress: Progress = SILENT) -> FramesReport:
                 problems.append(ShardProblem(shard, str(error)))
             except FileNotFoundError:
                 problems.append(ShardProblem(shard, "it is missing"))
-            except OSError as error:  # of the system, which says nothing about the shard
+            except OSError as error:  # of the system, not of the shard
                 raise describe_os_error(error, f"reading {root / shard}") from error
             bar.advance()
     return FramesReport(len(receipts), clips, num_bytes, problems)

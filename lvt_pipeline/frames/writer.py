@@ -28,10 +28,7 @@ from lvt_pipeline.frames.records import (
 )
 from lvt_pipeline.frames.tar import TarWriter, tar_key
 from lvt_pipeline.job import Clock, Job
-from lvt_pipeline.provenance import (
-    Provenance,
-    write_record,
-)
+from lvt_pipeline.provenance import Provenance, write_record
 from lvt_pipeline.storage import atomic_writer, exclusive_lock, write_bytes, write_json
 from lvt_pipeline.video.clips import SPLITS
 from lvt_pipeline.video.relative_paths import Translation, kept_sources
@@ -78,7 +75,7 @@ def write_shard(
 def _write_sample(tar: TarWriter, sample: FrameSample, shard: str) -> FrameClip:
     num_frames, height, width = sample.shape
     key = tar_key(sample.id)
-    described: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "id": sample.id,
         "split": sample.split,
         "label": sample.label,
@@ -90,15 +87,8 @@ def _write_sample(tar: TarWriter, sample: FrameSample, shard: str) -> FrameClip:
         "width": width,
         "codec": sample.codec,
         "decoder": sample.decoder,
-        "geometry": dict(sample.geometry),
     }
-    if sample.part is not None:
-        described["part"] = asdict(sample.part)
-    if sample.truncated:
-        described["truncated"] = sample.truncated
-    if sample.notes:
-        described["notes"] = [asdict(note) for note in sample.notes]
-    tar.add(f"{key}.json", json.dumps(described, ensure_ascii=False).encode())
+    tar.add(f"{key}.json", json.dumps(facts | _more_facts(sample), ensure_ascii=False).encode())
     offset = tar.add(f"{key}.{SUFFIXES[sample.codec]}", sample.payload)
     nbytes = len(sample.payload)
     arrays = {name: _write_array(tar, f"{key}.{name}.npy", array) for name, array in sample.arrays.items()}
@@ -106,19 +96,9 @@ def _write_sample(tar: TarWriter, sample: FrameSample, shard: str) -> FrameClip:
         pixels = num_frames * height * width * 3
         offset, nbytes = offset + nbytes - pixels, pixels
     return FrameClip(
-        id=sample.id,
+        **facts,
         key=key,
-        split=sample.split,
-        label=sample.label,
-        fps=sample.fps,
         source=sample.source,
-        digest=sample.digest,
-        fingerprint=sample.fingerprint,
-        num_frames=num_frames,
-        height=height,
-        width=width,
-        decoder=sample.decoder,
-        codec=sample.codec,
         offset=offset,
         nbytes=nbytes,
         shard=shard,
@@ -127,6 +107,18 @@ def _write_sample(tar: TarWriter, sample: FrameSample, shard: str) -> FrameClip:
         truncated=sample.truncated or None,
         notes=sample.notes or None,
     )
+
+
+def _more_facts(sample: FrameSample) -> dict[str, Any]:
+    """Facts about a clip that only the tar holds, or that both hold only if there are any."""
+    facts: dict[str, Any] = {"geometry": dict(sample.geometry)}
+    if sample.part is not None:
+        facts["part"] = asdict(sample.part)
+    if sample.truncated:
+        facts["truncated"] = sample.truncated
+    if sample.notes:
+        facts["notes"] = [asdict(note) for note in sample.notes]
+    return facts
 
 
 def _write_array(tar: TarWriter, name: str, array: NDArray[Any]) -> list[int]:
@@ -180,7 +172,7 @@ def write_frames(
 
     Args:
         root: a new or empty folder.
-        stage: what made the frames, with its `settings` and the fingerprints of its `inputs`.
+        stage: command that made the frames, with its `settings` and the fingerprints of its `inputs`.
     """
     clock = Clock()
     by_split: dict[str, list[FrameSample]] = {split: [] for split in SPLITS}

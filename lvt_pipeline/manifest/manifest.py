@@ -27,13 +27,7 @@ from lvt_pipeline.manifest.sources.walk import LeftOut, describe_left_out
 from lvt_pipeline.manifest.splits import Earlier, assign_splits, separate_copies
 from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.provenance import (
-    DigestMemo,
-    Provenance,
-    read_record,
-    record_path,
-    write_record,
-)
+from lvt_pipeline.provenance import DigestMemo, Provenance, read_record, record_path, write_record
 from lvt_pipeline.storage import printable, read_json_lines, write_bytes
 from lvt_pipeline.video.clips import SPLITS, Clip, check_clip
 from lvt_pipeline.video.locations import absolute, is_url
@@ -137,15 +131,9 @@ def build_manifest(
     """
     clock = Clock()
     require_output_file(out, STAGE, (Path(source), Path(media) if media else None), mark=b'"digest": "')
-    location = location_of(source)
-    kind = settings.kind or recognise(location)
-    if settings.kind is None:
-        progress.say(f"{source}: recognised as {KIND_NAMES[kind]}")
     left_out = LeftOut(ignored=own_files(out))
-    listing = list_source(location, kind, None if media is None else location_of(media), settings, left_out)
-    for remark in listing.remarks:
-        progress.say(f"{source}: {remark}")
-    clips, problems = _with_content(listing.drafts, out, progress)
+    kind, drafts = _drafts(source, settings, media, left_out, progress)
+    clips, problems = _with_content(drafts, out, progress)
     clips = _report_missing(clips, problems, settings, progress)
     clips, moved = assign_splits(clips, settings, _earlier(out, settings))
     clips, num_copies = _report_copies(clips, progress)
@@ -162,21 +150,22 @@ def build_manifest(
     return record
 
 
+def _drafts(
+    source: Path | str, settings: ManifestSettings, media: Path | str | None, left_out: LeftOut, progress: Progress
+) -> tuple[str, Sequence[Draft]]:
+    """The kind of a source and the clips that it lists; its remarks are reported."""
+    location = location_of(source)
+    kind = settings.kind or recognise(location)
+    if settings.kind is None:
+        progress.say(f"{source}: recognised as {KIND_NAMES[kind]}")
+    listing = list_source(location, kind, None if media is None else location_of(media), settings, left_out)
+    for remark in listing.remarks:
+        progress.say(f"{source}: {remark}")
+    return kind, listing.drafts
+
+
 def _clip(draft: Draft, digest: str) -> Clip:
-    return Clip(
-        id=draft.id,
-        source=draft.source,
-        digest=digest,
-        start=draft.start,
-        end=draft.end,
-        split=draft.split or "",
-        label=draft.label,
-        metadata=draft.metadata,
-        kind=draft.kind,
-        record=draft.record,
-        camera=draft.camera,
-        fps=draft.fps,
-    )
+    return Clip(**{**vars(draft), "split": draft.split or ""}, digest=digest)
 
 
 def _with_content(drafts: Sequence[Draft], out: Path, progress: Progress) -> tuple[list[Clip], dict[str, str]]:
@@ -224,7 +213,7 @@ def _report_missing(
 
 
 def _earlier(out: Path, settings: ManifestSettings) -> Earlier:
-    """What the manifest that is about to be replaced decided, if it decided by the same rule."""
+    """The decisions of the manifest that is about to be replaced, if it followed the same rule."""
     try:
         record = read_record(out)
         digests = [entry["digest"] for _, entry in read_json_lines(out)]
@@ -237,7 +226,7 @@ def _earlier(out: Path, settings: ManifestSettings) -> Earlier:
 
 
 def _report_copies(clips: Sequence[Clip], progress: Progress) -> tuple[list[Clip], int]:
-    """Tell which clips show the same; leave out those that would put one content into two splits."""
+    """Report which clips show the same; leave out those that would put one content into two splits."""
     kept, left_out = separate_copies(clips)
     for clip, other in left_out:
         same = "has the same content as" if clip.fingerprint == other.fingerprint else "overlaps"

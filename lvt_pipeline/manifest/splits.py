@@ -1,4 +1,4 @@
-"""Which clips are for training, validation and testing: what the source says, else the content itself.
+"""Which clips are for training, validation and testing: the source decides, else the content itself.
 
 The hash of a clip's content decides where nothing else does. It depends on nothing but the content, so a growing
 dataset keeps its splits and copies stay together. No content is ever in two splits.
@@ -21,7 +21,7 @@ _FIRST = ("test", "val", "train")
 
 @dataclass(frozen=True)
 class Earlier:
-    """What an older version of the same manifest decided.
+    """Decisions of an older version of the same manifest.
 
     Attributes:
         contents: every content it lists.
@@ -33,7 +33,7 @@ class Earlier:
 
 
 def content_key(clip: Clip) -> str:
-    """What decides a clip's split: all ranges of a video and all cameras of a record share it."""
+    """The key that decides a clip's split: all ranges of a video and all cameras of a record share it."""
     return clip.digest or hashlib.sha256(clip.id.encode()).hexdigest()
 
 
@@ -66,8 +66,8 @@ def fill_empty_splits(
     """Move clips into splits of which no clip could be decoded.
 
     Only contents whose split nothing but the content decided are moved, never the last one of a split, and none that an
-    earlier version of the frames holds already; what was moved once stays. Which one is moved depends on the contents
-    alone, so equal clips and failures give equal splits.
+    earlier version of the frames holds already; contents that were moved once stay. Which one is moved depends
+    on the contents alone, so equal clips and failures give equal splits.
 
     Args:
         failed: ids of the clips that gave no frames.

@@ -21,13 +21,7 @@ from lvt_pipeline.evaluation.samples import original_of, priming_frames_of
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.report.clips import METRIC_OF, SAMPLE_METRICS
 from lvt_pipeline.report.numbers import format_number
-from lvt_pipeline.report.plots import (
-    FigureFiles,
-    SampledVideo,
-    plot_code_frequencies,
-    plot_code_rows,
-    plot_samples,
-)
+from lvt_pipeline.report.plots import FigureFiles, SampledVideo, plot_code_frequencies, plot_code_rows, plot_samples
 from lvt_pipeline.runs.read import load_vqvae
 from lvt_pipeline.storage import read_json
 

@@ -23,7 +23,7 @@ SIDE = 64
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What a record holds.
+    """The content of a record.
 
     Attributes:
         frames: uint8 (T, 64, 64, 3), RGB, of one camera.

@@ -31,7 +31,7 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _LFS_POINTER_BYTES = 1024  # a pointer is smaller
 _LOCAL = "file://"
 _LOST_SLASH = re.compile(r"([a-z][a-z0-9+.-]+):/([^/].*)", re.DOTALL)
-# What different stores call the time or the checksum of an object.
+# Names of the time or the checksum of an object in different stores.
 _MARKS = (
     "ETag",
     "etag",
@@ -144,7 +144,7 @@ def files_matching(pattern: str, root: str) -> list[PurePosixPath]:
 
 
 def digest_of_url(url: str, memo: DigestMemo | None = None) -> str:
-    """SHA-256 of the bytes behind a URL, from memory while the store says that the object is the same.
+    """SHA-256 of the bytes behind a URL, from memory while the store reports the same object.
 
     Raises:
         FileNotFoundError: there is nothing.
@@ -155,7 +155,7 @@ def digest_of_url(url: str, memo: DigestMemo | None = None) -> str:
         marks = {name: str(about[name]) for name in _MARKS if about.get(name)}
         if memo is None or not marks:
             return _digest_stream(path)
-        # A hint, like a file's time; as one number, because that is what the memory compares.
+        # A hint, like a file's time; as one number, because the memory compares numbers.
         mark = int.from_bytes(hashlib.sha256(repr(marks).encode()).digest()[:7])
         return memo.recall(url, (int(about.get("size") or 0), mark, 0), lambda: _digest_stream(path))
 

@@ -99,7 +99,7 @@ def read_record(path: str, record: int, index: RecordIndex) -> bytes:
 
     Args:
         record: which, counted from 0.
-        index: what `index_records` found in the file.
+        index: result of `index_records` for the file.
 
     Raises:
         DecodeError: "damaged", "truncated", or "missing" when the file has fewer records.

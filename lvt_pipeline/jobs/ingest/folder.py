@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.frames.receipts import read_receipt
-from lvt_pipeline.frames.records import FAILURES_NAME, Receipt, content_fingerprint, frame_counts, receipt_path
+from lvt_pipeline.frames.records import (
+    FAILURES_NAME,
+    Receipt,
+    content_fingerprint,
+    failures_of,
+    frame_counts,
+    receipt_path,
+)
 from lvt_pipeline.frames.writer import output_sizes, write_failures
 from lvt_pipeline.job import Recorder
-from lvt_pipeline.jobs.ingest.plan import PlannedShard
 from lvt_pipeline.manifest.splits import Earlier
-from lvt_pipeline.provenance import (
-    RECORD_NAME,
-    Provenance,
-    missing_outputs,
-    read_record,
-    record_path,
-    write_record,
-)
+from lvt_pipeline.outputs import record_of
+from lvt_pipeline.provenance import RECORD_NAME, Provenance, missing_outputs, record_path, write_record
 from lvt_pipeline.storage import read_json, sync_directory, write_json
 from lvt_pipeline.video.relative_paths import opened_sources
 
@@ -47,23 +47,23 @@ def receipts_in(folder: Path, out: Path) -> Iterator[tuple[str, Receipt]]:
 
 def publish(
     out: Path,
-    plan: Sequence[PlannedShard],
-    receipts: Sequence[Receipt],
+    receipts: Mapping[str, Receipt],
     recorder: Recorder,
     moved: Mapping[str, str],
 ) -> Provenance:
-    """Put new shards in place of the old ones, remove what the plan no longer has, and write the record.
+    """Put new shards in place of the old ones, remove the shards that have no receipt here, and write the record.
 
     Args:
+        receipts: receipts of all shards, by name of the shard.
         moved: contents that were moved into a split that would have stayed empty, with that split.
     """
-    names = [shard.name for shard in plan]
-    clips = [clip for receipt in receipts for clip in receipt.clips]
-    failures = [failure for receipt in receipts for failure in receipt.failures]
+    names = list(receipts)
+    clips = [clip for receipt in receipts.values() for clip in receipt.clips]
+    failures = failures_of(receipts.values())
     content = content_fingerprint(clips)
     waiting = [name for name in names if receipt_path(out / NEXT_NAME / name).exists()]
     obsolete = set(_shards_in(out)) - set(names)
-    old = record_in(out)
+    old = record_of(out)
     if (
         old is not None
         and not waiting
@@ -95,7 +95,7 @@ def splits_in(out: Path) -> Earlier:
 
     Frames whose publication was interrupted count as finished.
     """
-    record = record_in(out)
+    record = record_of(out)
     if record is None and not (out / PUBLISHING_NAME).exists():
         return Earlier()
     contents = {
@@ -143,20 +143,13 @@ def remove_shards(folder: Path, keep: Iterable[str]) -> None:
                 path.unlink()
 
 
-def record_in(out: Path) -> Provenance | None:
-    try:
-        return read_record(out)
-    except ArtefactError:
-        return None
-
-
 def refuse_foreign(out: Path) -> None:
     """Never write among files that are not ours.
 
     Raises:
         ArtefactError: the folder holds something else.
     """
-    record = record_in(out)
+    record = record_of(out)
     if record is not None and record.kind != "frames":
         raise ArtefactError(f"{out} holds {record.kind}, not frames; choose another output folder")
     ours = {RECORD_NAME, FAILURES_NAME, NEXT_NAME}

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lvt_pipeline.errors import LVTError, OverBudget
-from lvt_pipeline.frames.records import FAILURES_NAME, ClipFailure, frame_counts
+from lvt_pipeline.frames.records import FAILURES_NAME, ClipFailure, Receipt, failures_of, frame_counts
 from lvt_pipeline.frames.writer import write_failures
 from lvt_pipeline.interrupts import StopRequest, stop_requested
 from lvt_pipeline.job import Clock
-from lvt_pipeline.jobs.ingest.folder import NEXT_NAME, publish, record_in, refuse_foreign, remove_shards, splits_in
+from lvt_pipeline.jobs.ingest.folder import NEXT_NAME, publish, refuse_foreign, remove_shards, splits_in
 from lvt_pipeline.jobs.ingest.job import DOWNLOADS_NAME, IngestJob
 from lvt_pipeline.jobs.ingest.settings import JOB, STAGE, IngestSettings
-from lvt_pipeline.jobs.ingest.space import refuse_without_space
+from lvt_pipeline.jobs.ingest.space import require_space
 from lvt_pipeline.machine import num_cores, total_memory
 from lvt_pipeline.manifest.manifest import manifest_fingerprint, read_manifest
 from lvt_pipeline.manifest.splits import content_key, fill_empty_splits
-from lvt_pipeline.outputs import require_output_folder
+from lvt_pipeline.outputs import record_of, require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.storage import exclusive_lock, remove_leftovers
@@ -49,18 +50,18 @@ def ingest(
     damaged: Collection[str] = (),
     progress: Progress = SILENT,
 ) -> Provenance:
-    """Decode every clip of a manifest into frame shards; resume or update what is there.
+    """Decode every clip of a manifest into frame shards; resume or update an existing folder.
 
     Args:
         out: folder to create, to finish, or to bring up to date.
         num_workers: decoding processes; None is one per core, 0 decodes in this process without protection.
         max_failures: share of clips that may fail.
         retry_failed: try clips again that failed before and have not changed.
-        overwrite: forget what is there and decode everything.
+        overwrite: delete the existing shards and decode everything.
         clip_seconds: how long one clip may take before its worker is killed, plus time in proportion to its size.
         worker_memory: bytes that a worker may use for one clip; None is its share of the machine's memory.
         check_space: refuse to begin when the disk has no room for the frames.
-        damaged: names of shards that do not hold what their receipts say; they are made again.
+        damaged: names of shards that differ from their receipts; they are made again.
 
     Returns:
         The record; its counts are clips, frames, failures, failures_by_reason and, when there are some,
@@ -79,38 +80,58 @@ def ingest(
     workers = num_cores() if num_workers is None else num_workers
     with exclusive_lock(out), stop_requested() as stop:
         _prepare(out, overwrite)
+        run = _Run(out, settings, workers, clip_seconds, worker_memory or _memory_share(workers), stop, progress)
         earlier = splits_in(out)
         failed = IngestJob(out, clips, settings, retry_failed).known_failures()
+        lines, moved = fill_empty_splits(clips, failed, earlier)
+        receipts = run.receipts(lines, retry_failed, check_space, damaged)
         while True:
-            lines, moved = fill_empty_splits(clips, failed, earlier)
-            job = IngestJob(out, lines, settings, retry_failed)
-            job.look_around(damaged)
-            if check_space:
-                _require_space(out, job, settings, workers, stop)
-            with progress.bar("decoding", len(clips), "clips", done=job.num_kept) as bar:
-                plan = job.make(workers, clip_seconds, worker_memory or _memory_share(workers), stop, bar)
-            shutil.rmtree(out / DOWNLOADS_NAME, ignore_errors=True)
-            stop.raise_if_set(f"{job.num_saved} shards are saved in {out}")
-            receipts = [job.receipt(shard) for shard in plan]
-            failures = [failure for receipt in receipts for failure in receipt.failures]
-            found = failed | {failure.id for failure in failures}
-            if found == failed or fill_empty_splits(clips, found, earlier)[0] == lines:
+            failed |= {failure.id for failure in failures_of(receipts.values())}
+            filled, moved = fill_empty_splits(clips, failed, earlier)
+            if filled == lines:
                 break
             # A clip that was alone in its split failed: another one takes its place, copied and not decoded again.
-            failed, retry_failed, check_space, damaged = found, False, False, ()
+            lines = filled
+            receipts = run.receipts(lines)
+        failures = failures_of(receipts.values())
         if len(failures) == len(clips):
             raise _nothing_decoded(out, failures)
-        _report_moved(lines, moved, found, progress)
+        _report_moved(lines, moved, failed, progress)
         recorder = JOB.recorder(settings, {"manifest": manifest_fingerprint(clips)}, clock)
-        record = publish(out, plan, receipts, recorder, moved)
+        record = publish(out, receipts, recorder, moved)
     _require_few_failures(out, failures, len(clips), max_failures)
     return record
 
 
-def _require_space(out: Path, job: IngestJob, settings: IngestSettings, num_workers: int, stop: StopRequest) -> None:
-    refuse_without_space(
-        out, job.to_decode, settings.geometry, settings.codec, num_workers=num_workers, should_stop=lambda: stop
-    )
+@dataclass(frozen=True)
+class _Run:
+    """Where and how a run of ingest decodes."""
+
+    out: Path
+    settings: IngestSettings
+    num_workers: int
+    clip_seconds: float
+    worker_memory: int | None
+    stop: StopRequest
+    progress: Progress
+
+    def receipts(
+        self,
+        lines: Sequence[Clip],
+        retry_failed: bool = False,
+        check_space: bool = False,
+        damaged: Collection[str] = (),
+    ) -> dict[str, Receipt]:
+        """The receipts of all shards of these lines, by name; missing shards are written."""
+        job = IngestJob(self.out, lines, self.settings, retry_failed)
+        job.look_around(damaged)
+        if check_space:
+            require_space(self.out, job.to_decode, self.settings, self.num_workers, self.stop)
+        with self.progress.bar("decoding", len(lines), "clip", done=job.num_kept) as bar:
+            plan = job.make(self.num_workers, self.clip_seconds, self.worker_memory, self.stop, bar)
+        shutil.rmtree(self.out / DOWNLOADS_NAME, ignore_errors=True)
+        self.stop.raise_if_set(f"{job.num_saved} shards are saved in {self.out}")
+        return {shard.name: job.receipt(shard) for shard in plan}
 
 
 def _report_moved(lines: Sequence[Clip], moved: Collection[str], failed: Collection[str], progress: Progress) -> None:
@@ -144,7 +165,7 @@ def _memory_share(num_workers: int) -> int | None:
 
 def _nothing_decoded(out: Path, failures: Sequence[ClipFailure]) -> LVTError:
     """The error when there is not one clip; the reasons go to a file unless an older output owns it."""
-    if record_in(out) is None:
+    if record_of(out) is None:
         write_failures(out, failures)
     reason = next(iter(_counted(failures)))
     example = next(failure for failure in failures if failure.reason == reason)

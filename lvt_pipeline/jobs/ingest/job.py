@@ -1,6 +1,6 @@
 """One run of ingest: it compares the manifest with the results of earlier runs, then decodes and writes the rest.
 
-What a receipt says is compared, clip by clip, with what the manifest and the settings ask for today, so a finished
+Receipts are compared, clip by clip, with the manifest and the settings of today, so a finished
 shard is kept, an unchanged clip is copied, and only new or changed clips are decoded.
 """
 
@@ -32,7 +32,7 @@ from lvt_pipeline.video.picture_folders import pictures_in
 from lvt_pipeline.video.read import reader_version, readers_of
 from lvt_pipeline.video.scenes import piece_id
 
-DOWNLOADS_NAME = ".downloads.partial"  # copies of videos behind URLs; what a killed run left is removed by the next
+DOWNLOADS_NAME = ".downloads.partial"  # copies of videos behind URLs; the next run removes those of a killed one
 SLOWEST_BYTES_PER_SECOND = 100_000.0  # a larger file may take longer than a small one
 DOWNLOAD_SECONDS = 1800.0  # and longer for videos behind URLs, whose size is not known here
 
@@ -65,6 +65,7 @@ class IngestJob:
         self.to_decode: list[Clip] = []
         self.num_kept = 0  # lines
         self.num_saved = 0  # shards
+        self._num_failed = 0  # lines decoded in this run
 
     def look_around(self, damaged: Collection[str] = ()) -> None:
         """Read what earlier runs left. Shards that wait in `next/` for another plan than this one are removed.
@@ -82,7 +83,7 @@ class IngestJob:
         plan = {shard.name: shard for shard in self._known_plan()} if waiting else {}
         wanted = [name for name in waiting if name in plan and self._matches(plan[name], waiting[name])]
         remove_shards(self._out / NEXT_NAME, wanted)
-        if len(wanted) < len(waiting):  # what lay in the others is gone with them
+        if len(wanted) < len(waiting):  # the clips of the others were removed with them
             self._frames, self._failures = older
         for name in wanted:
             self._learn(self._out / NEXT_NAME / name, waiting[name])
@@ -207,40 +208,24 @@ class IngestJob:
         """
         results = run_isolated(
             decode_task,
-            [self._task(line) for line in self.to_decode],
+            [DecodeTask(line, self._settings, self._out / DOWNLOADS_NAME) for line in self.to_decode],
             num_workers=num_workers,
             deadline_seconds=lambda task: clip_seconds + _reading_seconds(task.clip),
             memory_bytes=worker_memory,
             window=max(self._settings.clips_per_shard, 2 * num_workers),
             should_stop=lambda: stop,
         )
-        failed = 0
-
-        def outcome_of(line: Clip) -> Outcome:
-            nonlocal failed
-            if line.id in self._known and line.id not in self._outcomes:
-                self._outcomes[line.id] = self._recalled(line, self._known[line.id])
-            while line.id not in self._outcomes:
-                index, result = next(results, (-1, None))
-                if result is None:
-                    raise _Stopping
-                outcome = self._outcome(self.to_decode[index], result)
-                self._outcomes[self.to_decode[index].id] = outcome
-                failed += isinstance(outcome, ClipFailure)
-                bar.advance(**({"failed": failed} if failed else {}))
-            return self._outcomes[line.id]
 
         def weigh(line: Clip) -> float:
             known = self._known_weight(line)
-            return _num_bytes(outcome_of(line)) if known is None else known
+            return _num_bytes(self._outcome_of(line, results, bar)) if known is None else known
 
         plan = []
         with closing(results), suppress(_Stopping):
             for shard in self._plan(weigh):
                 if shard.name not in self._kept:
                     if not self._is_current(shard):
-                        outcomes = [outcome_of(line) for line in shard.lines]
-                        self._write(shard, outcomes)
+                        self._write(shard, [self._outcome_of(line, results, bar) for line in shard.lines])
                     self.num_saved += 1
                     bar.advance(sum(line.id in self._known for line in shard.lines))
                     for line in shard.lines:
@@ -250,26 +235,31 @@ class IngestJob:
                     break
         return plan
 
+    def _outcome_of(
+        self, line: Clip, results: Iterator[tuple[int, list[DecodedPayload] | Failure]], bar: Bar
+    ) -> Outcome:
+        """The outcome of a line: of an earlier run, or as soon as the results of this one contain it."""
+        if line.id in self._known and line.id not in self._outcomes:
+            self._outcomes[line.id] = self._recalled(line, self._known[line.id])
+        while line.id not in self._outcomes:
+            index, result = next(results, (-1, None))
+            if result is None:
+                raise _Stopping
+            decoded = self.to_decode[index]
+            if isinstance(result, Failure):
+                self._num_failed += 1
+                self._outcomes[decoded.id] = self._failure(decoded, result.reason, result.message)
+            else:
+                self._outcomes[decoded.id] = self._samples(decoded, result)
+            bar.advance(**({"failed": self._num_failed} if self._num_failed else {}))
+        return self._outcomes[line.id]
+
     def _write(self, shard: PlannedShard, outcomes: Sequence[Outcome]) -> None:
         samples = [sample for outcome in outcomes if not isinstance(outcome, ClipFailure) for sample in outcome]
         failures = [outcome for outcome in outcomes if isinstance(outcome, ClipFailure)]
         # A name that an older shard holds is not taken from it before all new shards are there.
         folder = self._out / NEXT_NAME if receipt_path(self._out / shard.name).exists() else self._out
         self._receipts[shard.name] = write_shard(folder / shard.name, samples, failures, root=self._out)
-
-    def _task(self, line: Clip) -> DecodeTask:
-        return DecodeTask(
-            clip=line,
-            geometry=self._settings.geometry,
-            codec=self._settings.codec,
-            min_frames=self._settings.min_frames,
-            downloads=self._out / DOWNLOADS_NAME,
-        )
-
-    def _outcome(self, line: Clip, result: list[DecodedPayload] | Failure) -> Outcome:
-        if isinstance(result, Failure):
-            return self._failure(line, result.reason, result.message)
-        return self._samples(line, result)
 
     def _recalled(self, line: Clip, remembered: Remembered) -> Outcome:
         """The outcome of an earlier run, under the line's name of today."""
@@ -361,7 +351,7 @@ def _made_of(clip: FrameClip) -> str:
 
 
 def _num_bytes(outcome: Outcome) -> float:
-    """What the frames of a line weigh: as `nbytes` of the receipt has it, so raw frames without their header."""
+    """Bytes of the frames of a line, counted as `nbytes` of the receipt, so raw frames without their header."""
     if isinstance(outcome, ClipFailure):
         return 0.0
     return float(

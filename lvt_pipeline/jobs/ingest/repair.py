@@ -1,4 +1,4 @@
-"""Making damaged frame shards again from their videos. A shard is replaced by renaming, once its successor is whole."""
+"""Repair of damaged frame shards from their videos. A shard is replaced by renaming, once its successor is whole."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def repair_frames(
         num_workers: decoding processes, as for `ingest`.
 
     Returns:
-        What was wrong before the repair.
+        The report of the check before the repair.
 
     Raises:
         ArtefactError: the frames were not made by `lvt ingest`, or a shard is damaged still.

@@ -1,4 +1,4 @@
-"""What decides the bytes of frame shards, and the fingerprints of what was made with it."""
+"""Settings that decide the bytes of frame shards, and the fingerprints that depend on them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def line_fingerprint(line: Clip, settings: IngestSettings, reader: str) -> str:
 
 
 def failure_fingerprint(clip: Clip, settings: IngestSettings) -> str:
-    """Hash of what was tried on a clip that failed."""
+    """Hash of the content, the settings and the readers of a clip that failed."""
     return lineage.failed_clip_fingerprint(
         clip.fingerprint,
         to_plain(settings.geometry),

@@ -1,4 +1,4 @@
-"""Is there room for the frames? Asked before hours are spent on decoding what cannot be written.
+"""Check for enough disk space before hours are spent on decoding frames that cannot be written.
 
 A few clips, spread over the manifest, are looked into without decoding; the mean of their frames stands for all.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lvt_pipeline.errors import LVTError
-from lvt_pipeline.frames.codecs import SIZE_SHARES, Codec
+from lvt_pipeline.frames.codecs import SIZE_SHARES
+from lvt_pipeline.interrupts import StopRequest
+from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.jobs.ingest.workers import run_isolated
 from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.container import inspect_video
@@ -51,24 +53,19 @@ def count_frames(probe: Probe) -> int:
     return len(choose_frames(inspect_video(clip.source).timing, clip.start, clip.end, geometry))
 
 
-def refuse_without_space(
-    out: Path,
-    clips: Sequence[Clip],
-    geometry: GeometrySettings,
-    codec: Codec,
-    *,
-    num_workers: int,
-    should_stop: Callable[[], object],
+def require_space(
+    out: Path, clips: Sequence[Clip], settings: IngestSettings, num_workers: int, stop: StopRequest
 ) -> None:
-    """Check that the disk of `out` has room for the frames of these clips. Nothing is asked of small runs.
+    """Check that the disk of `out` has room for the frames of these clips. Small runs are not checked.
 
     Raises:
-        LVTError: it has not.
+        LVTError: the disk has too little room.
     """
     local = [clip for clip in clips if not is_url(clip.source)]
     if not local or (len(local) < MANY_LINES and _source_bytes(local) < MANY_BYTES):
         return
-    needed = expected_bytes(clips, local, geometry, codec, num_workers=num_workers, should_stop=should_stop)
+    frames = len(clips) * _mean_frames(local, settings.geometry, num_workers, stop)
+    needed = int(frames * settings.geometry.size**2 * 3 * SIZE_SHARES[settings.codec])
     free = shutil.disk_usage(out).free
     if needed > free:
         raise LVTError(
@@ -78,30 +75,18 @@ def refuse_without_space(
         )
 
 
-def expected_bytes(
-    clips: Sequence[Clip],
-    local: Sequence[Clip],
-    geometry: GeometrySettings,
-    codec: Codec,
-    *,
-    num_workers: int,
-    should_stop: Callable[[], object],
-) -> int:
-    """About how many bytes the frames of all clips will take, judged by some of the local ones."""
-    step = max(1, len(local) // NUM_PROBES)
-    probes = [Probe(clip, geometry) for clip in local[::step]]
-    counts = [
-        result if isinstance(result, int) else 0
-        for _, result in run_isolated(
-            count_frames,
-            probes,
-            num_workers=num_workers,
-            deadline_seconds=lambda probe: PROBE_SECONDS,
-            should_stop=should_stop,
-        )
-    ]
-    frames = len(clips) * sum(counts) / max(1, len(counts))
-    return int(frames * geometry.size**2 * 3 * SIZE_SHARES[codec])
+def _mean_frames(clips: Sequence[Clip], geometry: GeometrySettings, num_workers: int, stop: StopRequest) -> float:
+    """The mean number of frames of some of the clips; a clip that cannot be read has none."""
+    probes = [Probe(clip, geometry) for clip in clips[:: max(1, len(clips) // NUM_PROBES)]]
+    results = run_isolated(
+        count_frames,
+        probes,
+        num_workers=num_workers,
+        deadline_seconds=lambda probe: PROBE_SECONDS,
+        should_stop=lambda: stop,
+    )
+    counts = [count if isinstance(count, int) else 0 for _, count in results]
+    return sum(counts) / max(1, len(counts))
 
 
 def _source_bytes(clips: Sequence[Clip]) -> int:

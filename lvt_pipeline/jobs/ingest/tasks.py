@@ -1,4 +1,4 @@
-"""What a decoding worker of ingest does: read one line of the manifest, cut it, and pack its clips."""
+"""The task of a decoding worker of ingest: read one line of the manifest, cut it, and pack its clips."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from numpy.typing import NDArray
 
 from lvt_pipeline.errors import DecodeError
 from lvt_pipeline.frames.codecs import Codec, encode_frames
+from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.video.clips import Clip, Note
 from lvt_pipeline.video.decode import DecodedClip
 from lvt_pipeline.video.read import read_clip
 from lvt_pipeline.video.scenes import Piece, cut
-from lvt_pipeline.video.settings import GeometrySettings
 
 
 @dataclass(frozen=True)
 class DecodeTask:
-    """What a worker needs to decode one line."""
+    """One line and the settings to decode it with."""
 
     clip: Clip
-    geometry: GeometrySettings
-    codec: Codec
-    min_frames: int
+    settings: IngestSettings
     downloads: Path
 
 
@@ -53,15 +51,16 @@ def decode_task(task: DecodeTask) -> list[DecodedPayload]:
     Raises:
         DecodeError: with a reason.
     """
-    read = read_clip(task.clip, task.geometry, task.downloads)
+    settings, geometry = task.settings, task.settings.geometry
+    read = read_clip(task.clip, geometry, task.downloads)
     num_frames = len(read.frames)
-    refuse_short(num_frames, task.min_frames)
-    if not task.geometry.cuts:
-        return [_packed(read, Piece(read.begins, 0, num_frames), task.codec, begins=None)]
-    pieces = cut(read, task.geometry, task.min_frames)
+    refuse_short(num_frames, settings.min_frames)
+    if not geometry.cuts:
+        return [_packed(read, Piece(read.begins, 0, num_frames), settings.codec, begins=None)]
+    pieces = cut(read, geometry, settings.min_frames)
     if not pieces:
-        raise DecodeError("too-short", f"no piece of the clip has {task.min_frames} frames")
-    return [_packed(read, piece, task.codec, begins=piece.begins) for piece in pieces]
+        raise DecodeError("too-short", f"no piece of the clip has {settings.min_frames} frames")
+    return [_packed(read, piece, settings.codec, begins=piece.begins) for piece in pieces]
 
 
 def _packed(read: DecodedClip, piece: Piece, codec: Codec, *, begins: float | None) -> DecodedPayload:

@@ -29,9 +29,9 @@ from lvt_pipeline.machine import address_space, limit_address_space
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-START_SECONDS = 120.0  # for a worker to import what it needs; a slow network disk must not end the run
+START_SECONDS = 120.0  # for the imports of a worker; a slow network disk must not end the run
 _POLL_SECONDS = 0.2  # how often the parent looks at the clock and at `should_stop`
-_NO_MEMORY = "bad_alloc"  # what a decoder written in C++ says before it aborts
+_NO_MEMORY = "bad_alloc"  # in the last line that a decoder written in C++ prints before it aborts
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
 _BOOTSTRAP = "from lvt_pipeline.jobs.ingest.workers import serve; serve()"
 
@@ -41,8 +41,8 @@ class Failure:
     """A task that gave no result.
 
     Attributes:
-        reason: "timeout", "crashed", "out-of-memory", what the function's exception calls its `reason`, or "unknown".
-        message: for people.
+        reason: "timeout", "crashed", "out-of-memory", the `reason` of the exception of the function, or "unknown".
+        message: one line for the user.
     """
 
     reason: str
@@ -65,8 +65,8 @@ def run_isolated(
         function: importable by name (not a lambda), as are tasks and results by pickle.
         num_workers: 0 runs everything in this process, without protection, for tests and notebooks.
         deadline_seconds: how long a task may take before its worker is killed.
-        memory_bytes: how much a task may take; more ends the task, not the machine. It counts what a worker reserves
-            beyond what it holds when it is ready, used or not.
+        memory_bytes: how much a task may take; more ends the task, not the machine. The address space that a worker
+            reserves after its start counts, used or not.
         window: a task is not started before all but this many of its predecessors have finished, so results that
             must wait for an earlier one stay few.
         should_stop: asked all the time; once true, tasks in hand are dropped and the iteration ends.
@@ -215,7 +215,7 @@ class _Pool:
                 oldest += 1
 
     def _outcome(self, worker: _Worker, has_message: bool) -> tuple[Any] | None:
-        """What became of the worker's task, in a tuple; None when there is nothing to tell."""
+        """The outcome of the worker's task, in a tuple; None as long as there is none."""
         if has_message:
             try:
                 message = worker.connection.recv()

@@ -1,4 +1,4 @@
-"""What a dataset lists: recognising a source, and handing it to the module that knows its kind.
+"""The clips of a dataset: recognise the kind of a source, and pass it to the module for that kind.
 
 Each kind has a file: `folders` (videos in a folder, at a URL, or matching a pattern), `tables` (CSV and JSON Lines),
 `kinetics`, `ucf101`, `bair` and `frame_folders`. All give drafts: clips whose content is not known yet.

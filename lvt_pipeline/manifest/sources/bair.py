@@ -105,7 +105,7 @@ def _require_trajectories(path: str, index: RecordIndex, cameras: tuple[str, ...
     try:
         payload = read_record(path, 0, index)
     except DecodeError:
-        return  # damaged: ingest says so, record by record
+        return  # damaged: ingest records a failure for each record
     for camera in cameras:
         try:
             parse_trajectory(payload, camera, f"{path}: record 0")

@@ -1,4 +1,4 @@
-"""What every kind of source gives: clips whose content is not known yet, and how they get their names."""
+"""The result of every kind of source: clips whose content is not known yet; and the rule of their names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SPLIT_FOLDERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A clip before its content is known; `split` is what a folder, a row or a list asks for."""
+    """A clip before its content is known; `split` is given by a folder, a row or a list."""
 
     id: str
     source: str
@@ -49,10 +49,10 @@ class Draft:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source lists.
+    """The clips of a source.
 
     Attributes:
-        remarks: what people should know about it, one line each.
+        remarks: messages for the user, one line each.
     """
 
     drafts: list[Draft]

@@ -21,7 +21,7 @@ from lvt_pipeline.manifest.sources.walk import LeftOut, describe_left_out, is_pl
 from lvt_pipeline.video.locations import absolute, exists, files_below, files_matching, is_lfs_pointer, is_url
 from lvt_pipeline.video.picture_folders import is_picture
 
-# Files with these endings are listed even if they turn out to be broken: decoding decides, and says why.
+# Files with these endings are listed even if they turn out to be broken: decoding decides, and records the reason.
 # fmt: off
 VIDEO_EXTENSIONS = frozenset({
     ".3g2", ".3gp", ".apng", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".gxf", ".ivf", ".m1v", ".m2p",
@@ -81,7 +81,7 @@ def is_pattern(location: str) -> bool:
 
 
 def also(left_out: LeftOut) -> str:
-    """What was left out, as the end of a message about an empty listing."""
+    """The files left out, as the end of a message about an empty listing."""
     line = describe_left_out(left_out.to_json())
     return f"; {line}" if line else ""
 

@@ -1,4 +1,4 @@
-"""Kinetics: the official annotation CSVs, and the folder into which some downloader put what it could still get.
+"""Kinetics: the official annotation CSVs, and the folder of videos from some downloader.
 
 The CSVs of Kinetics-400 and -700 have the columns `label, youtube_id, time_start, time_end, split` and some more, those
 of test sets may lack the label. Downloaders cut each clip out and name it `<youtube_id>_000010_000020.mp4`, or keep the

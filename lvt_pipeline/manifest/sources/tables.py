@@ -99,7 +99,7 @@ def _draft(
 def _with_rest(
     draft: Draft, row: Row, used: Sequence[str], table_kind: str, where: str, settings: ManifestSettings
 ) -> Draft:
-    """The clip with what a row says beyond the usual: its kind, if it is a line of a manifest, and metadata."""
+    """The clip with the other columns of a row: its kind, if it is a line of a manifest, and metadata."""
     is_line = "digest" in row or row.get("kind") in CLIP_KINDS
     from_manifest = _MANIFEST_COLUMNS if is_line and table_kind == "jsonl" else ()
     rest = {key: value for key, value in row.items() if key not in (*used, *from_manifest) and value not in ("", None)}

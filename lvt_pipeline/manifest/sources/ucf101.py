@@ -1,4 +1,4 @@
-"""UCF101 and datasets with its layout: class folders of videos, and official lists that say which are for testing.
+"""UCF101 and datasets with its layout: class folders of videos, and official lists of the videos for testing.
 
 `trainlist01.txt` has lines `Class/video.avi 1`, `testlist01.txt` lines `Class/video.avi`, `classInd.txt` lines
 `1 Class`; there are three such splits. The lists are in the source or in a folder of it (`ucfTrainTestlist`).
@@ -33,7 +33,7 @@ def find_lists(folder: str) -> Path | None:
 
 
 def list_ucf101(lists: Path, media: str, settings: ManifestSettings, left_out: LeftOut) -> Listing:
-    """Every video of the class folders below `media`, split as the lists of one fold say.
+    """Every video of the class folders below `media`, split of the lists of one fold.
 
     Ids are `Class/video`. A listed video that is not there is listed as missing; the content decides the split of a
     video that is in neither list.

@@ -46,7 +46,7 @@ REASONS: dict[str, tuple[str, str, str]] = {
     "other": ("file of another kind", "files of other kinds", ""),
     "hidden": ("hidden file or folder", "hidden files and folders", ""),
 }
-# They name other files, so a digest of their own bytes would say nothing about the frames.
+# They name other files, so a digest of their own bytes would not depend on the frames.
 PLAYLIST_EXTENSIONS = frozenset(
     {".asx", ".avs", ".concat", ".ffconcat", ".m3u", ".m3u8", ".mpd", ".pls", ".sdp", ".smil", ".vpy", ".xspf"}
 )
@@ -54,7 +54,7 @@ PLAYLIST_EXTENSIONS = frozenset(
 
 @dataclass
 class LeftOut:
-    """What a listing passes over: for each reason a count and the first examples.
+    """Files that a listing leaves out: for each reason a count and the first examples.
 
     Attributes:
         ignored: absolute paths that are not counted: lists that were read, and the manifest that is being written.
@@ -92,7 +92,7 @@ class LeftOut:
 
 
 def describe_left_out(found: dict[str, Any]) -> str:
-    """What `LeftOut.to_json` gave as one line, "" when nothing was left out."""
+    """The result of `LeftOut.to_json` as one line, "" when nothing was left out."""
     parts = []
     for reason, entry in found.items():
         one, several, remedy = REASONS[reason]
