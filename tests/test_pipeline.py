@@ -220,7 +220,7 @@ def test_each_stage_alone_gives_what_run_gives(
         f"train-vqvae --frames {frames} -o {vqvae} --preset tiny --config {config['vqvae']}",
         f"encode-dataset --frames {frames} --vqvae {vqvae} -o {codes}",
         f"train-prior --codes {codes} -o {prior} --preset tiny --config {config['prior']}",
-        f"sample --prior {prior} --codes {codes} -o {samples} --frames 4 --priming-frames 2 --num-clips 2",
+        f"sample --prior {prior} --codes {codes} -o {samples} --frames 4 --priming-frames 2 --num-clips 2 --top-p 0.9",
         f"decode --codes {samples} --vqvae {vqvae} -o {tmp_path / 'videos'}",
     ]
     for command in commands:
