@@ -13,6 +13,7 @@ Every output carries a `Provenance` record. Two hashes live in it:
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import sqlite3
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from lvt_pipeline.errors import ArtefactError
-from lvt_pipeline.storage import open_regular, read_json, write_json
+from lvt_pipeline.storage import describe_os_error, open_regular, read_json, write_json
 
 RECORD_NAME = "provenance.json"
 ZARR_METADATA = "zarr.json"
@@ -281,7 +282,11 @@ def missing_outputs(output: Path, record: Provenance) -> list[str]:
         try:
             if (folder / name).stat().st_size != size:
                 problems.append(name)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character
+            problems.append(name)
+        except OSError as error:
+            if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise describe_os_error(error, f"reading {folder / name}") from error
             problems.append(name)
     return problems
 

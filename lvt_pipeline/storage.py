@@ -200,7 +200,7 @@ def read_text(path: Path, *, error: type[LVTError] = ArtefactError, kind: str = 
 
     Raises:
         LVTError: of the class `error`, in one line that names the file. When the operating system refused to read it,
-            which says nothing about its content, an `LVTError` of no other class.
+            which is no statement about its content, an `LVTError` of no other class.
     """
     return decode_text(read_regular(path, error=error, kind=kind), path, error=error, kind=kind)
 

@@ -23,6 +23,7 @@ from lvt_pipeline.errors import ArtefactError, BusyError, ConfigError, LVTError
 from lvt_pipeline.file_systems import LOCK_NAME, missing_guarantees
 from lvt_pipeline.frames.tar import tar_key
 from lvt_pipeline.jobs.decode import _file_name
+from lvt_pipeline.provenance import Provenance, missing_outputs
 from lvt_pipeline.storage import (
     atomic_directory,
     atomic_writer,
@@ -354,3 +355,12 @@ def test_a_text_that_the_system_refuses_to_read_is_never_called_damaged_or_of_an
             read(file)
         assert type(caught.value) is LVTError
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "a/b", "null\0"])
+def test_an_output_whose_recorded_name_cannot_exist_is_missing(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a").write_bytes(b"")
+    record = Provenance(
+        kind="frames", stage="test", version=1, settings={}, inputs={}, fingerprint="", outputs={name: 1}
+    )
+    assert missing_outputs(tmp_path, record) == [name]

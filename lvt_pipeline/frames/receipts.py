@@ -45,7 +45,7 @@ def read_receipt(path: Path, *, opened: Translation | None = None) -> Receipt:
         _require(not clips or isinstance(content["digest"], str), "it has no digest")
         receipt = Receipt(clips, failures, content["digest"])
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        cause = str(error) if type(error) is ValueError else f"a value is missing or of another type ({error})"
+        cause = str(error) if type(error) is ValueError else "a value is missing or of another type"
         raise ArtefactError(f"{path} is not a receipt of a frame shard: {cause}; ingest again") from None
     if clips:
         _check_size(path.with_name(content["shard"]), content["size"])

@@ -81,22 +81,11 @@ def ingest(
     with exclusive_lock(out), stop_requested() as stop:
         _prepare(out, overwrite)
         run = _Run(out, settings, workers, clip_seconds, worker_memory or _memory_share(workers), stop, progress)
-        earlier = splits_in(out)
-        failed = IngestJob(out, clips, settings, retry_failed).known_failures()
-        lines, moved = fill_empty_splits(clips, failed, earlier)
-        receipts = run.receipts(lines, retry_failed, check_space, damaged)
-        while True:
-            failed |= {failure.id for failure in failures_of(receipts.values())}
-            filled, moved = fill_empty_splits(clips, failed, earlier)
-            if filled == lines:
-                break
-            # A clip that was alone in its split failed: another one takes its place, copied and not decoded again.
-            lines = filled
-            receipts = run.receipts(lines)
+        lines, moved, receipts = run.fill_splits(clips, retry_failed, check_space, damaged)
         failures = failures_of(receipts.values())
         if len(failures) == len(clips):
             raise _nothing_decoded(out, failures)
-        _report_moved(lines, moved, failed, progress)
+        _report_moved(lines, moved, {failure.id for failure in failures}, progress)
         recorder = JOB.recorder(settings, {"manifest": manifest_fingerprint(clips)}, clock)
         record = publish(out, receipts, recorder, moved)
     _require_few_failures(out, failures, len(clips), max_failures)
@@ -114,6 +103,27 @@ class _Run:
     worker_memory: int | None
     stop: StopRequest
     progress: Progress
+
+    def fill_splits(
+        self, clips: Sequence[Clip], retry_failed: bool, check_space: bool, damaged: Collection[str]
+    ) -> tuple[Sequence[Clip], Mapping[str, str], dict[str, Receipt]]:
+        """Decode all clips, and move some into splits of which no clip could be decoded.
+
+        Returns:
+            the clips with their splits, the contents that were moved with their split, and the receipts of all shards.
+        """
+        earlier = splits_in(self.out)
+        failed = IngestJob(self.out, clips, self.settings, retry_failed).known_failures()
+        lines, moved = fill_empty_splits(clips, failed, earlier)
+        receipts = self.receipts(lines, retry_failed, check_space, damaged)
+        while True:
+            failed |= {failure.id for failure in failures_of(receipts.values())}
+            filled, moved = fill_empty_splits(clips, failed, earlier)
+            if filled == lines:
+                return lines, moved, receipts
+            # A clip that was alone in its split failed: another one takes its place, copied and not decoded again.
+            lines = filled
+            receipts = self.receipts(lines)
 
     def receipts(
         self,

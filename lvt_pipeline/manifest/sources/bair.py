@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from lvt_pipeline.errors import DecodeError, ManifestError
@@ -53,20 +54,23 @@ def list_bair(source: str, settings: ManifestSettings, left_out: LeftOut) -> Lis
             _require_trajectories(path, index, cameras)
         if index.problem is not None:
             remarks.append(f"{index.problem}; nothing after it can be found")
-        for record in range(len(index.places) + (index.problem is not None)):
-            for camera in cameras:
-                drafts.append(
-                    Draft(
-                        id=f"{file_id}/{record:03d}" + (f"/{camera}" if len(cameras) > 1 else ""),
-                        source=path,
-                        split=split_of_folder(name, settings),
-                        kind="bair",
-                        record=record,
-                        camera=camera,
-                        fps=settings.fps or BAIR_FPS,
-                    )
-                )
+        shared = Draft(
+            id=file_id,
+            source=path,
+            split=split_of_folder(name, settings),
+            kind="bair",
+            fps=settings.fps or BAIR_FPS,
+        )
+        drafts += _record_drafts(shared, len(index.places) + (index.problem is not None), cameras)
     return Listing(drafts, remarks)
+
+
+def _record_drafts(shared: Draft, num_records: int, cameras: Sequence[str]) -> Iterator[Draft]:
+    """The clips of the records of a file, each with the facts that they share."""
+    for record in range(num_records):
+        for camera in cameras:
+            suffix = f"/{camera}" if len(cameras) > 1 else ""
+            yield replace(shared, id=f"{shared.id}/{record:03d}{suffix}", record=record, camera=camera)
 
 
 def _record_files(source: str, left_out: LeftOut) -> Iterator[PurePosixPath]:

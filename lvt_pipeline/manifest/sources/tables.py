@@ -121,15 +121,18 @@ def csv_rows(location: str) -> list[NumberedRow]:
         ManifestError: it cannot be read, or has no row.
     """
     text = _text_of(location)
+    _require_commas(text, location)
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
-        _require_commas(text, location)
-        reader = csv.DictReader(io.StringIO(text, newline=""))
         rows: list[NumberedRow] = [
             (reader.line_num, {key.strip(): (value or "").strip() for key, value in row.items() if key is not None})
             for row in reader
         ]
-    except csv.Error as error:
-        raise ManifestError(f"{location} cannot be read as CSV: {error}") from None
+    except csv.Error:
+        where = (
+            f"line {reader.line_num} has a wrong line end or a field of more than {csv.field_size_limit():,} characters"
+        )
+        raise ManifestError(f"{location} cannot be read as CSV: {where}") from None
     if not rows:
         raise ManifestError(f"{location} lists no clip; it needs a line of column names and one line per clip")
     return rows
