@@ -28,6 +28,7 @@ from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.interrupts import StopRequest, stop_requested
 from lvt_pipeline.outputs import require_output_folder
+from lvt_pipeline.progress import Progress
 from lvt_pipeline.provenance import (
     RECORD_NAME,
     Provenance,
@@ -224,6 +225,20 @@ def finished_record(out: Path) -> Provenance | None:
     with suppress(ArtefactError):
         return read_record(out)
     return None
+
+
+def report_replaced(out: Path, what: str, replaced: int, removed: int, progress: Progress) -> None:
+    """Report what of an existing output will not be there afterwards.
+
+    Args:
+        what: its parts, such as "samples".
+        replaced: how many are made again, because their settings or inputs differ.
+        removed: how many are not asked for any more.
+    """
+    if replaced:
+        progress.say(f"{out}: {replaced} {what} are replaced: their settings or inputs were others")
+    if removed:
+        progress.say(f"{out}: {removed} {what} are removed: they are not asked for any more")
 
 
 def _require_own_folder(out: Path, job: Job, is_ours: Callable[[Path], bool]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -15,6 +16,8 @@ from tqdm import tqdm
 
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.progress import Bar, format_seconds
+
+RATE_SECONDS = 180.0  # that the speed of a plain line is averaged over
 
 
 def echo_facts(facts: Mapping[str, Any], as_json: bool, text: str) -> None:
@@ -96,8 +99,8 @@ class _Lines:
 
     def __init__(self, task: str, total: int | None, unit: str, done: int, console: Console) -> None:
         self._task, self._total, self._unit, self._done, self._console = task, total, unit, done, console
-        self._first, self._start = done, time.monotonic()
-        self._last_line = self._start
+        self._last_line = time.monotonic()
+        self._marks = deque([(self._last_line, done)])
 
     def advance(self, amount: int = 1, **facts: Any) -> None:
         self._done += amount
@@ -105,11 +108,19 @@ class _Lines:
         if now - self._last_line < self._console.seconds_between_lines:
             return
         self._last_line = now
-        rate = (self._done - self._first) / (now - self._start)
+        rate = self._recent_rate(now)
         left = f", {format_seconds((self._total - self._done) / rate)} left" if self._total and rate else ""
         shown = f", {_fact_list(facts)}" if facts else ""
         of_total = f"/{self._total}" if self._total else ""
         self._console.say(f"  {self._task}: {self._done}{of_total} {self._unit}, {rate:.1f}/s{left}{shown}")
+
+    def _recent_rate(self, now: float) -> float:
+        """Items per second over the last minutes: long enough for pauses, short enough to notice a busier machine."""
+        while len(self._marks) > 1 and now - self._marks[1][0] >= RATE_SECONDS:
+            self._marks.popleft()
+        (began, done_then), done_now = self._marks[0], self._done
+        self._marks.append((now, done_now))
+        return (done_now - done_then) / max(now - began, 1e-9)
 
 
 def _is_first_process() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -53,30 +53,14 @@ def training_options(cls: type[RunSettings], family: str) -> Callable[[Function]
             config: Path | None,
             overrides: tuple[str, ...],
             max_steps: int | None,
-            out: Path | None,
-            init_from: Path | None,
-            max_seconds: float | None,
-            device: str,
-            dry_run: bool,
-            overwrite: bool,
-            allow_config_change: bool,
-            track: tuple[str, ...],
             **kwargs: Any,
         ) -> Any:
             if max_steps is not None:
                 overrides = (*overrides, f"training.max_steps={max_steps}")
             chosen = preset or (None if config else DEFAULT_PRESET)
-            options = TrainingOptions(
-                settings=load(cls, family, preset=chosen, recipe=recipe, config=config, overrides=overrides),
-                out=out,
-                init_from=init_from,
-                max_seconds=max_seconds,
-                device=device,
-                dry_run=dry_run,
-                overwrite=overwrite,
-                allow_config_change=allow_config_change,
-                track=track,
-            )
+            settings = load(cls, family, preset=chosen, recipe=recipe, config=config, overrides=overrides)
+            given = {field.name: kwargs.pop(field.name) for field in fields(TrainingOptions) if field.name in kwargs}
+            options = TrainingOptions(settings=settings, **given)
             return function(*args, options=options, **kwargs)
 
         for option in reversed(_options(family)):

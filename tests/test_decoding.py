@@ -19,6 +19,7 @@ from lvt_pipeline.jobs.sample import sample_clips
 from lvt_pipeline.jobs.settings import DecodeSettings, SampleSettings
 from lvt_pipeline.provenance import missing_outputs, read_record, short
 from lvt_pipeline.runs.read import load_vqvae
+from tests.listener import Listener
 from tests.toy_work import FRAMES, SIZE, ToyWork, make_tokenizer, make_toy_work
 
 
@@ -158,6 +159,18 @@ def test_other_settings_replace_every_file_and_leave_no_old_one(work: ToyWork, t
     run(work, tmp_path / "v", DecodeSettings(format="gif", clips=("val/0",)))
     assert sorted(contents(tmp_path / "v")) == [FILES_NAME, "provenance.json", "val/0.gif"]
     assert not (tmp_path / "v" / "test").exists()
+
+
+def test_files_that_are_replaced_or_removed_are_reported(work: ToyWork, tmp_path: Path) -> None:
+    out, listener = tmp_path / "v", Listener()
+    decode_store(work.codes, work.vqvae, out, DecodeSettings(split="test"), device="cpu", progress=listener)
+    assert listener.said == []
+    gif = DecodeSettings(split="test", format="gif", clips=("test/0", "test/1"))
+    decode_store(work.codes, work.vqvae, out, gif, device="cpu", progress=listener)
+    assert listener.said == [
+        f"{out}: 2 .mp4 files are replaced: their settings or inputs were others",
+        f"{out}: 1 .mp4 files are removed: they are not asked for any more",
+    ]
 
 
 def test_overwrite_makes_every_file_again(work: ToyWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

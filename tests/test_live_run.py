@@ -151,6 +151,24 @@ def test_without_a_terminal_progress_is_plain_lines(
     )
 
 
+def test_the_speed_and_the_time_left_are_those_of_the_last_minutes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a machine that becomes ten times as busy, the speed of the first hour is no guide."""
+    from stages import console
+
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with console.Console().bar("train", 7_320, "step") as bar:
+        for seconds, count in ((1, 3_600), (10, 60)):
+            for _ in range(count):
+                now += seconds
+                bar.advance(2 if seconds == 1 else 1)
+    lines = capsys.readouterr().err.splitlines()
+    assert "train: 30/7320 step, 2.0/s, 1 h 0 min left" in lines[0]
+    assert lines[-1] == "  train: 7260/7320 step, 0.1/s, 10 min 0 s left"
+
+
 def test_only_the_first_process_of_a_group_speaks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -111,6 +112,25 @@ def test_looking_ahead_changes_neither_samples_nor_what_counts_as_done(work: Toy
     before = read_record(tmp_path / "plain.zarr")
     again = sample_clips(work.prior, work.codes, tmp_path / "plain.zarr", SETTINGS, lookahead=3, device="cpu")
     assert again == before
+
+
+def test_samples_that_are_replaced_or_removed_are_reported(work: ToyWork, tmp_path: Path) -> None:
+    out, listener = tmp_path / "s.zarr", Listener()
+    run(work, out, progress=listener)
+    assert listener.said == []
+    run(work, out, replace(SETTINGS, top_p=0.5, num_clips=2), progress=listener)
+    assert listener.said == [
+        f"{out}: 2 samples are replaced: their settings or inputs were others",
+        f"{out}: 1 samples are removed: they are not asked for any more",
+    ]
+
+
+def test_sampling_from_an_unfinished_run_says_so(work: ToyWork, tmp_path: Path) -> None:
+    prior, listener = tmp_path / "prior", Listener()
+    shutil.copytree(work.prior, prior)
+    (prior / "provenance.json").unlink()
+    sample_clips(prior, work.codes, tmp_path / "s.zarr", SETTINGS, device="cpu", progress=listener)
+    assert listener.said == [f"{prior} is unfinished: sampling with the weights saved at step 0"]
 
 
 def test_one_temperature_and_several_exclude_each_other() -> None:

@@ -16,7 +16,7 @@ from lvt_pipeline import lineage
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import LVTError
-from lvt_pipeline.job import Clock, Job
+from lvt_pipeline.job import Clock, Job, report_replaced
 from lvt_pipeline.jobs.settings import DecodeSettings
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
@@ -82,6 +82,9 @@ def decode_store(
             return work.record
         done = {} if overwrite else _finished_files(out)
         missing = [clip for clip in clips if clip.id not in done or done[clip.id].fingerprint != wanted[clip.id]]
+        old = {PurePosixPath(file.file).suffix for file in done.values()}
+        replaced = sum(clip.id in done for clip in missing)
+        report_replaced(out, f"{', '.join(sorted(old))} files", replaced, len(done.keys() - wanted.keys()), progress)
         work.begin()
         _append(out)
         with progress.bar("decode", len(clips), "clips", done=len(clips) - len(missing)) as bar:

@@ -21,16 +21,17 @@ from lvt_pipeline.codes.plan import ShardPlan
 from lvt_pipeline.codes.schema import CodeClip, CodeSchema, PlannedClip
 from lvt_pipeline.codes.store import HELD_OUT_FIRST, CodeStore, clips_of_split, open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
-from lvt_pipeline.errors import LVTError, MismatchError
+from lvt_pipeline.errors import ArtefactError, LVTError, MismatchError
 from lvt_pipeline.interrupts import stop_requested
-from lvt_pipeline.job import Clock, Job
+from lvt_pipeline.job import Clock, Job, report_replaced
 from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.models.sampling.rule import SamplingRule
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
+from lvt_pipeline.runs.checkpoints import find_checkpoint
 from lvt_pipeline.runs.compatibility import check_prior, clips_with_class, label_numbers, require_label
-from lvt_pipeline.runs.read import load_prior, run_fingerprint
+from lvt_pipeline.runs.read import load_prior, read_run_record, run_fingerprint
 
 if TYPE_CHECKING:
     from lvt_pipeline.models.prior.model import Prior
@@ -86,11 +87,14 @@ def sample_clips(
     store = open_codes(codes, generation)
     model = load_prior(prior, device=device)
     _check(store, prior, model, settings)
+    if read_run_record(prior) is None:
+        progress.say(f"{prior} is unfinished: sampling with the weights saved at step {find_checkpoint(prior).step}")
     inputs = {"codes": store.fingerprint, "prior": run_fingerprint(prior)}
     clips, num_short = _chosen_clips(
         store, settings, lambda clips: _labelled(clips, settings.label, prior, model, progress), progress
     )
     samples = _plan(clips, label_numbers(clips, prior, model), settings, inputs["prior"], _windows(model, settings))
+    _report_replaced(out, samples, progress)
     with (
         stop_requested() as stop,
         CodeStoreWriter.open(
@@ -248,6 +252,18 @@ def _plan(
             )
             result.append(_Sample(clip, label, number, planned))
     return result
+
+
+def _report_replaced(out: Path, samples: Sequence[_Sample], progress: Progress) -> None:
+    """Report the samples of an existing store that will not be the same afterwards."""
+    try:
+        old = open_codes(out).clips
+    except ArtefactError:
+        return
+    wanted = {sample.planned.id: sample.planned.fingerprint for sample in samples}
+    replaced = sum(clip.id in wanted and wanted[clip.id] != clip.fingerprint for clip in old)
+    removed = sum(clip.id not in wanted for clip in old)
+    report_replaced(out, "samples", replaced, removed, progress)
 
 
 def _batches(samples: Sequence[_Sample], size: int) -> Iterator[Sequence[_Sample]]:

@@ -42,16 +42,7 @@ def make_tokenizer(stage: Stage, making: Making, state: StageState) -> Provenanc
     """Train a tokenizer, or resume its training."""
 
     def train(out: Path, init_from: Path | None = None) -> Provenance:
-        return train_vqvae(
-            stage.sources["frames"],
-            out,
-            stage.settings,
-            init_from=init_from,
-            device=making.device,
-            max_seconds=making.seconds_left,
-            track=making.track,
-            progress=making.progress,
-        )
+        return train_vqvae(stage.sources["frames"], out, stage.settings, init_from=init_from, **making.training)
 
     return train_network(stage, making, state, train)
 
@@ -68,17 +59,8 @@ def make_prior(stage: Stage, making: Making, state: StageState) -> Provenance:
     """Train a prior, or resume its training on the generation of the store that it began with."""
 
     def train(out: Path, init_from: Path | None = None) -> Provenance:
-        return train_prior(
-            stage.sources["codes"],
-            out,
-            stage.settings,
-            init_from=init_from,
-            cache=making.cache,
-            device=making.device,
-            max_seconds=making.seconds_left,
-            track=making.track,
-            progress=making.progress,
-        )
+        options = {"init_from": init_from, "cache": making.cache, **making.training}
+        return train_prior(stage.sources["codes"], out, stage.settings, **options)
 
     return train_network(stage, making, state, train)
 

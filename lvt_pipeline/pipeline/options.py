@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lvt_pipeline.codes.loading.cache import Cache
 from lvt_pipeline.progress import SILENT, Progress
@@ -45,6 +46,12 @@ class Making:
     def advice(self, stage: Stage) -> str:
         """How to replace a network."""
         return self.remedy.format(role=stage.role, run=stage.output)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Options that both trainings have."""
+        names = ("device", "track", "progress")
+        return {"max_seconds": self.seconds_left, **{name: getattr(self, name) for name in names}}
 
     @property
     def seconds_left(self) -> float | None:

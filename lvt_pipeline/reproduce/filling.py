@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lvt_pipeline.evaluation.protocol_results import Protocol
-from lvt_pipeline.provenance import read_record
 from lvt_pipeline.reproduce.counting import count_parameters
 from lvt_pipeline.reproduce.experiments import (
     PriorRecipe,
@@ -22,6 +21,7 @@ from lvt_pipeline.reproduce.experiments import (
 from lvt_pipeline.reproduce.places import Places, describe_data
 from lvt_pipeline.reproduce.published import COPY, TABLES, Column, PublishedTable, Row
 from lvt_pipeline.reproduce.tables import FilledRow, FilledTable, Measured, in_millions
+from lvt_pipeline.runs.read import read_run_record
 from lvt_pipeline.storage import read_json
 
 # One protocol for both datasets, so that a prior that both need is evaluated once.
@@ -100,7 +100,9 @@ def _of_prior(recipe: PriorRecipe, places: Places) -> dict[Column, Measured]:
     found: dict[Column, Measured] = {"bits": Measured(results["prior"]["bits_per_dim"])}
     if "fvd_real_priming" in runs["mean"]:
         found["fvd"] = Measured(runs["mean"]["fvd_real_priming"], runs["std"]["fvd_real_priming"])
-    found["parameters"] = Measured(float(read_record(places.run(recipe)).counts["parameters"]))
+    record = read_run_record(places.run(recipe))
+    assert record is not None, "a prior that was evaluated is finished"
+    found["parameters"] = Measured(float(record.counts["parameters"]))
     if places.timing(recipe).exists():
         found["seconds"] = Measured(read_json(places.timing(recipe))["seconds"])
     return found

@@ -42,6 +42,7 @@ from lvt_pipeline.reproduce.filling import PROTOCOL, fill_table
 from lvt_pipeline.reproduce.places import Data, Places, describe_data, makes_demo
 from lvt_pipeline.reproduce.tables import FilledTable
 from lvt_pipeline.reproduce.timing import TimingSettings, time_sampling
+from lvt_pipeline.runs.read import read_run_record
 from lvt_pipeline.storage import exclusive_lock, write_bytes
 from lvt_pipeline.workspace.stages import Stage, StageState, new_stage
 
@@ -325,9 +326,12 @@ class Reproduction:
     def _count_parameters(self, recipe: PriorRecipe) -> int:
         """Parameters of a prior: of the trained one, or of one that is only planned."""
         try:
-            return int(read_record(self._places.run(recipe)).counts["parameters"])
+            record = read_run_record(self._places.run(recipe))
         except ArtefactError:
-            return count_parameters(recipe, self.settings.ingest.geometry.size, self._places.codes(recipe.tokenizer))
+            record = None
+        if record is not None:
+            return int(record.counts["parameters"])
+        return count_parameters(recipe, self.settings.ingest.geometry.size, self._places.codes(recipe.tokenizer))
 
     # What comes of it -----------------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from lvt_pipeline.training.task import Task, TrainingResult, determinism, seeded
 from lvt_pipeline.training.trackers import Tracker, open_trackers
 from lvt_pipeline.video.pictures import png_bytes
 
+SHOWN_STEPS = 10  # since the last line of the log, from which live numbers are worth showing
 NAMED_CLIPS = 8  # clips of a bad batch that an error names
 
 
@@ -223,8 +224,8 @@ class _Loop:
         if step % settings.log_every == 0 or is_last:
             self._collect()
             self._log(is_scheduled=step % settings.log_every == 0)
-        elif self.ranks.device.type == "cpu" and self.window.steps:
-            self.shown |= {"loss": self.window.means()["loss"]}
+        elif self.ranks.device.type == "cpu" and self.window.steps >= min(SHOWN_STEPS, settings.log_every):
+            self.shown = self._live_facts()
         bar.advance(1, **self.shown)
         is_evaluated, is_pictured, is_saved = (
             step % every == 0 or is_last
@@ -252,19 +253,27 @@ class _Loop:
         means = self.window.means()
         line: dict[str, Any] = {"step": self.step, "split": "train", **means}
         line |= {"learning_rate": learning_rate_at(self.step, self.settings), "seconds": round(self.seconds, 3)}
-        rows, device = self.task.row_unit, self.ranks.device
-        speed = self.clock.facts({self.task.unit: self.task.units_per_step, rows: self.settings.batch_size})
-        line |= {**speed, "memory_bytes": memory_bytes(device)}
+        line |= {**self._speed(), "memory_bytes": memory_bytes(self.ranks.device)}
         self._write_line(line, is_scheduled)
-        self.shown = {
-            **{name: means[name] for name in ("loss", "bits_per_dim") if name in means},
-            f"{rows}/s": speed[f"{rows}_per_second"],
-            "data wait": f"{speed['data_wait_share']:.1%}",
-            "memory": f"{line['memory_bytes'] / 2**20:,.0f} MiB",
-        }
+        self.shown = self._live_facts()
         if is_scheduled:
             self.window = Averages()
         self.clock.restart()
+
+    def _speed(self) -> dict[str, float]:
+        return self.clock.facts(
+            {self.task.unit: self.task.units_per_step, self.task.row_unit: self.settings.batch_size}
+        )
+
+    def _live_facts(self) -> dict[str, Any]:
+        """The numbers next to the progress, all of the steps since the last line of the log."""
+        means, speed, rows = self.window.means(), self._speed(), self.task.row_unit
+        return {
+            **{name: means[name] for name in ("loss", "bits_per_dim") if name in means},
+            f"{rows}/s": speed[f"{rows}_per_second"],
+            "data wait": f"{speed['data_wait_share']:.1%}",
+            "memory": f"{memory_bytes(self.ranks.device) / 2**20:,.0f} MiB",
+        }
 
     def _write_line(self, line: dict[str, Any], is_scheduled: bool) -> None:
         # A line that only the end of the run caused is marked: it goes, and its window stays open, if the run grows.

@@ -13,7 +13,7 @@ from lvt_pipeline.codes.store import is_unfinished
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance, missing_outputs, read_record, record_path, short
 from lvt_pipeline.runs.layout import METRICS_NAME, RUN_NAME
-from lvt_pipeline.runs.read import read_run
+from lvt_pipeline.runs.read import read_run, read_run_record
 from lvt_pipeline.storage import json_log
 from lvt_pipeline.workspace.states import work_dir_states
 
@@ -107,7 +107,7 @@ def _record(path: Path) -> Provenance | None:
     if not (path / ZARR_METADATA).exists() and not record_path(path).exists():
         return None
     try:
-        return read_record(path)
+        return read_run_record(path) if (path / RUN_NAME).exists() else read_record(path)
     except ArtefactError:
         if (path / ZARR_METADATA).exists():
             return None
