@@ -122,9 +122,9 @@ def run(arguments: list[str] | None = None) -> int:
         result = lvt.main(args=arguments, prog_name="lvt", standalone_mode=False)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        hint = f"; see {context.command_path} --help" if context is not None else ""
-        message = " ".join(error.format_message().split())  # click lists choices on lines of their own
-        print_error(f"{message.rstrip('.')}{hint}")
+        message = " ".join(error.format_message().split()).rstrip(".")  # click lists choices on lines of their own
+        see = " See" if message.endswith("?") else "; see"
+        print_error(message + (f"{see} {context.command_path} --help" if context is not None else ""))
         return error.exit_code
     except LVTError as error:
         print_error(str(error))

@@ -27,7 +27,7 @@ def build(cls: type[Settings], values: Mapping[str, Any], where: str = "settings
     """Make a settings dataclass from plain data; missing keys take their defaults.
 
     Args:
-        where: the file or option the values came from, named in errors.
+        where: the file or option the values came from, named in errors; "" for no name.
 
     Raises:
         ConfigError: an unknown key, a value of the wrong type, or a combination the dataclass refuses.
@@ -35,7 +35,7 @@ def build(cls: type[Settings], values: Mapping[str, Any], where: str = "settings
     try:
         result = build_tables(cls, values)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from error
     assert isinstance(result, cls)
     return result
 

@@ -238,6 +238,9 @@ def _suggestion(cls: Any, key: str, prefix: str) -> str:
     known: Mapping[str, str] = getattr(cls, "other_names", {})
     if key in known:
         return f"here it is {prefix}{known[key]}"
+    inner = [f"{prefix}{one.name}" for one in list_settings(cls) if one.name.rpartition(".")[2] == key]
+    if inner:
+        return f"did you mean {' or '.join(inner)}?"
     names = list(abouts(cls))
     close = difflib.get_close_matches(key, names, n=1)
     return f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(names)}"

@@ -101,7 +101,7 @@ def _collect_cache(store: Path, apply: bool, as_json: bool) -> None:
         with suppress(FileNotFoundError):  # a half-written one that is finished by now
             sizes[file] = file.stat().st_size
     if not sizes:
-        open_codes(store)  # a mistyped name is no store without a cache
+        open_codes(store)  # a mistyped name is not a store without a cache
     files = remove_cache(store) if apply else list(sizes)
     num_bytes = sum(sizes.get(file, 0) for file in files)
     lines = [f"{file}: copy for --cache mmap" for file in files]

@@ -287,8 +287,7 @@ def settings_options(
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             given = {leaf.path: kwargs.pop(leaf.parameter) for leaf in leaves}
-            context = click.get_current_context()
-            settings = build(cls, _nested(given), where=context.command_path)
+            settings = build(cls, _nested(given), where="")
             return function(*args, **{argument: settings}, **kwargs)
 
         for leaf in reversed(leaves):

@@ -239,3 +239,23 @@ def test_every_option_has_a_help_text_with_a_noun() -> None:
 def test_every_command_answers_unknown_options_itself() -> None:
     assert all(isinstance(command, Command) for _, command in COMMANDS)
     assert any(isinstance(option, Option) for _, command in COMMANDS for option in command.params)
+
+
+def test_a_dry_run_of_a_work_directory_that_does_not_exist_plans_every_stage(tmp_path: Path, lvt: Lvt) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"not read by a plan")
+    code, out, _ = lvt("run", "--videos", str(tmp_path / "videos"), "--work-dir", str(tmp_path / "work"), "--dry-run")
+    assert code == 0
+    assert [line.split()[1] for line in out.splitlines()] == ["make"] * 9
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_setting_without_its_table_is_answered_with_its_full_key(lvt: Lvt) -> None:
+    _, _, err = lvt("run", "--videos", "v", "--work-dir", "w", "--set", "temperature=1")
+    assert "unknown setting temperature; did you mean sample.temperature?" in err
+
+
+def test_a_message_about_options_names_its_command_at_most_once(lvt: Lvt) -> None:
+    _, _, err = lvt("ingest", "--manifest", "m", "-o", "f", "--size", "63")
+    assert err.startswith("lvt: size=63 is not a multiple of 4")
+    assert lvt("sampel")[2].strip() == "lvt: there is no command 'sampel'; did you mean sample? See lvt --help"

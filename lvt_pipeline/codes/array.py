@@ -1,4 +1,4 @@
-"""The frames of a code array on disk: what is missing or damaged is named, and never read as codes."""
+"""The frames of a code array on disk: missing and damaged shards are named, and never read as codes."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class CodeArray:
             raise self._error(index, error) from error
 
     def problem(self, index: int) -> str:
-        """What is wrong with a shard's file as far as its size tells, empty when nothing is.
+        """The problem of a shard's file as far as its size shows, empty when there is none.
 
         Raises:
             LVTError: the operating system refused.
@@ -102,7 +102,7 @@ class CodeArray:
         self._checked.add(index)
 
     def _require_generation(self) -> None:
-        """Say so if the generation was removed while it was read."""
+        """Report a generation that was removed while it was read."""
         root = read_root(self.path)
         if root is not None and self._generation is not None and self._generation not in root.numbers:
             raise StoreError(

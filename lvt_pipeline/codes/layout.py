@@ -41,7 +41,7 @@ _TABLE_NAMES = (
 
 
 class DamagedRootError(StoreError):
-    """The root of a code store is not what was written."""
+    """The root of a code store has changed since it was written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +212,7 @@ def read_file(file: Path) -> bytes | None:
     """The bytes of a file, None when it does not exist.
 
     Raises:
-        LVTError: the operating system refused to read it, which says nothing about its content.
+        LVTError: the operating system refused to read it, which does not mean that its content is damaged.
     """
     try:
         return file.read_bytes()

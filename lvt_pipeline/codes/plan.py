@@ -19,7 +19,7 @@ from lvt_pipeline.errors import StoreError
 from lvt_pipeline.machine import paused_collection
 from lvt_pipeline.provenance import Provenance, fingerprint, short
 
-KEPT_DIGITS = 16  # of the digest of a clip's source: enough to tell that it changed
+KEPT_DIGITS = 16  # of the digest of a clip's source: enough to notice a change
 
 
 @dataclass(frozen=True, kw_only=True)

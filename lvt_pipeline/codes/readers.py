@@ -3,7 +3,7 @@
 The lock is `flock` on the file of the generation's clip table. It needs no file of its own and ends with the process,
 so a dead reader leaves none behind. `lvt gc` takes the exclusive lock of every generation that it is about to remove;
 where it cannot, the generation stays and the processes that read it are named. On a file system without `flock` no
-reader can be seen, and so no generation is removed unless the user says that nobody reads the store.
+reader can be seen, and so no generation is removed unless the user states that nobody reads the store.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def without_readers(store: Path, generations: Iterable[int], *, is_forced: bool 
     """Keep readers away from generations until the block ends, as far as nobody reads them.
 
     Args:
-        is_forced: the user says that nobody reads the store, which is believed where the file system has no locks.
+        is_forced: the user states that nobody reads the store, which is believed where the file system has no locks.
 
     Yields:
         the generations that must stay, each with the readers in words.

@@ -4,7 +4,7 @@ Shards are repaired by encoding them again (`writer`). The files around them fol
 
 - the root from the clip tables, each of which carries its own seal;
 - the array's metadata and the card from the root and the current clip table;
-- the first clip table from the clips themselves. A later one says where in the array older encodes put each clip, which
+- the first clip table from the clips themselves. A later one has the positions of clips of older encodes, which
   nothing else records: it cannot be rebuilt.
 """
 
@@ -59,7 +59,7 @@ def repair_store(path: Path) -> list[str]:
         BusyError: another process is writing it.
     """
     if not is_published(path) and not is_ours(path):
-        open_codes(path)  # says what is there instead
+        open_codes(path)  # its error names what it found
     with exclusive_lock(path):
         return repair_metadata(path)
 
@@ -74,7 +74,7 @@ def repair_metadata(path: Path, schema: CodeSchema | None = None, clips: Sequenc
         names of the files that were written again, relative to the store; [] when there is no store or no damage.
 
     Raises:
-        StoreError: something cannot be rebuilt; the line says what is left to do.
+        StoreError: something cannot be rebuilt; the line names the remedy.
     """
     if not (path / ZARR_METADATA).exists() and not _tables(path):
         return []

@@ -1,10 +1,10 @@
 """One shard file of a code store, byte by byte: inner chunks, each compressed and with its checksum, and an index.
 
 zarr writes shards; they are read here without its layers in between. That is the fast way to read many frames or a few,
-and it gives damage a place: which frames are lost, and so which clips. The index at the end of a shard says where each
-chunk is. Chunks are fetched with one read and decompressed straight into the array that is returned, by several threads
-when there is much to do, since decompression does not hold Python's lock. Every size in a file is compared with what
-the schema allows before memory is allocated.
+and it gives damage a place: which frames are lost, and so which clips. The index at the end of a shard gives the
+position of each chunk. Chunks are fetched with one read and decompressed straight into the array that is returned, by
+several threads when there is much to do, since decompression does not hold Python's lock. Every size in a file is
+compared with what the schema allows before memory is allocated.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _fetch(file: Path, schema: CodeSchema, first: int, stop: int) -> list[tuple[
 
 
 def index_bytes(schema: CodeSchema) -> int:
-    """Bytes at the end of a shard that say where its chunks are."""
+    """Bytes at the end of a shard that hold the positions of its chunks."""
     return 16 * (schema.shard_frames // schema.frames_per_chunk) + CHECKSUM_BYTES
 
 
@@ -239,7 +239,7 @@ def decode_chunk(
 
 
 def _content_size(head: bytes) -> int | None:
-    """Bytes that a Zstandard frame says it decompresses to (RFC 8878, section 3.1.1.1), None if it does not say."""
+    """Decompressed size that a Zstandard frame states (RFC 8878, section 3.1.1.1), None without one."""
     if not head.startswith(_ZSTD_MAGIC) or len(head) < 6:
         return None
     descriptor = head[4]

@@ -1,4 +1,4 @@
-"""The code store: every clip as a slice of one zarr array of integer codes, and the table that says which slice.
+"""The code store: every clip as a slice of one zarr array of integer codes, and the table of the slices.
 
 Stage 1 of the paper (section 3.1) turns frames into codes once; everything after it reads them from here.
 

@@ -2,7 +2,7 @@
 
 The order of writes makes every moment safe to be killed at:
 
-1. `pending` says which clips will be stored where. Nothing published refers to it.
+1. `pending` lists which clips will be stored where. Nothing published refers to it.
 2. The array's `zarr.json` grows. Published clips keep their place, so no reader notices.
 3. Shards appear, each whole and once. A shard belongs to one plan; a new plan starts at a shard boundary after
    everything that was ever published.
@@ -355,7 +355,7 @@ class CodeStoreWriter:
         for folder in (self.path / GENERATIONS).glob("*"):
             if folder.is_dir() and folder.name > f"{generation:06d}":
                 self._remove_group(folder)
-        if self._current is not None:  # before the plan goes, so that the array is as long as the root or a plan says
+        if self._current is not None:  # before the plan goes, so that the array is as long as the root or a plan states
             self._resize_array(published)
         self._remove_group(self.path / PENDING)
 

@@ -87,7 +87,7 @@ def change_table(
         began = time.monotonic()
         encode(pixels)
         seconds = time.monotonic() - began
-    # One chunk as it will lie in the store; its frames may be few, which makes the estimate a little high.
+    # One chunk as it will be stored; its frames may be few, which makes the estimate a little high.
     length = min(len(codes), CHUNK_FRAMES)
     schema = replace(plan.schema, shard_frames=length, chunk_frames=length)
     size = len(shard_bytes(codes[:length].astype(schema.dtype), schema)) / length

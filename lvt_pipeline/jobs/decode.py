@@ -1,6 +1,6 @@
 """Stage `decode`: codes of any code store to files that people open (paper, sections 3.1 and 4.1).
 
-One file per clip. `files.jsonl` in the output folder says what each finished file was made of, so a run that was
+One file per clip. `files.jsonl` in the output folder records the input of each finished file, so a run that was
 stopped, or a store that grew, costs only the clips that are missing or changed.
 """
 
@@ -35,7 +35,7 @@ FILES_NAME = "files.jsonl"
 
 @dataclass(frozen=True)
 class _File:
-    """One line of `files.jsonl`: a finished file, and the fingerprint of what it was made of."""
+    """One line of `files.jsonl`: a finished file, and the fingerprint of its input."""
 
     id: str
     file: str
@@ -129,7 +129,7 @@ def _made_of(clip: CodeClip, decoder: str, settings: DecodeSettings) -> str:
 
 
 def _file_name(clip_id: str, suffix: str) -> str:
-    """Where a clip's file lies in the output folder. An id cannot lead out of it."""
+    """The path of a clip's file in the output folder. An id cannot lead out of it."""
     parts = PurePosixPath(clip_id).parts
     if not parts or parts[0] == "/" or ".." in parts:
         raise LVTError(f"clip id {clip_id!r} cannot be a file name; rename it in the manifest")
@@ -189,7 +189,7 @@ def _line(file: _File) -> bytes:
 
 
 def _tidy(out: Path, files: Sequence[_File]) -> None:
-    """Remove files that an earlier run made and nobody asks for now, then write the list anew."""
+    """Remove files that an earlier run made and nobody asks for now, then write a new list."""
     wanted = {file.file for file in files}
     for line in _lines(out):
         if line.file not in wanted:

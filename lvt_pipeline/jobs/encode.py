@@ -2,7 +2,7 @@
 
 Frames are read by threads, encoded here and written by another thread, with bounded queues between them. They pass
 through the encoder in batches of one fixed size that take no notice of where clips and shards end: a frame's codes
-depend on the frame and the tokenizer, and on nothing that happened to lie beside it.
+depend on the frame and the tokenizer, and not on neighbouring frames.
 
 An existing store is brought up to date: clips whose frames and tokenizer are unchanged keep their codes.
 """
@@ -124,9 +124,9 @@ def encode_dataset(
         vqvae: run directory.
         out: code store to create, resume or bring up to date.
         reencode: allow a store of another tokenizer; its clips are encoded again in a new generation.
-        dry_run: only say what would be done.
-        overwrite: start the store anew.
-        repair: check every byte of the store first, and make again what is damaged.
+        dry_run: only report what would be done.
+        overwrite: start a new store.
+        repair: check every byte of the store first, and make damaged shards again.
 
     Raises:
         StoreError: `out` cannot be extended with these codes, or repaired.
@@ -207,7 +207,7 @@ class _EncodeTask:
         tally: EncodeTally | None = None,
         repaired: Sequence[str] = (),
     ) -> EncodeReport:
-        """What was done, or, without a record, what would be done."""
+        """The work done, or, without a record, the work planned."""
         counts = record.counts if record is not None else {}
         return EncodeReport(
             provenance=record,
@@ -253,7 +253,7 @@ def use_precision(model: VQVAE, precision: str | None) -> None:
 
 @dataclass
 class EncodeTally:
-    """What is counted while encoding.
+    """The counts of an encoding.
 
     Attributes:
         occurrences: int64 (n_c, K), how often each new code occurs, those of an interrupted run included.
@@ -454,7 +454,7 @@ def _encode(encoder: Encoder, batch: NDArray[np.uint8], batch_size: int) -> NDAr
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise LVTError(
             f"there is not enough memory to encode {batch_size} frames at a time; run the same command again with a "
-            "smaller --batch-size. What was finished before is kept"
+            "smaller --batch-size. Finished work is kept"
         ) from error
     return codes
 

@@ -288,7 +288,7 @@ def _tokenizer(
     codebook_size: int,
     frame_shape: tuple[int, int, int],
 ) -> str:
-    """Fingerprint of what made the codes: that of the run, else what the export says, else one of their own."""
+    """Fingerprint of what made the codes: that of the run, else that in the export, else one of their own."""
     if run is not None:
         from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
 

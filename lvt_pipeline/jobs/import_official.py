@@ -70,7 +70,7 @@ def import_prior(
     subscale: tuple[int, int, int] | None = None,
     overwrite: bool = False,
 ) -> Provenance:
-    """Make a prior run of a released file. What its shapes do not tell comes from `grid`, `frames` and `subscale`.
+    """Make a prior run of a released file. Facts that its shapes do not show come from `grid`, `frames` and `subscale`.
 
     Raises:
         CheckpointError: the file cannot be read, or a tensor is missing, unknown or of the wrong shape.
@@ -125,7 +125,7 @@ def read_official(path: Path) -> dict[str, Tensor]:
 
 
 def _unusable(value: Tensor) -> str:
-    """What is wrong with a tensor of a file, "" for nothing."""
+    """The problem of a tensor of a file, "" for none."""
     if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
         return "is not a plain tensor"
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():

@@ -1,6 +1,6 @@
 """Stage `sample`: continue clips in code space and store the result like any other codes (paper, section 3.2).
 
-Each sample starts with the codes of a real clip's first frames and goes on with codes drawn from the prior. No pixel
+Each sample starts with the codes of a real clip's first frames, then codes are sampled from the prior. No pixel
 and no tokenizer is opened. A sample depends on the prior, the priming codes, the seed, the clip's id and the number of
 the sample, and on nothing else: not on the batch it was drawn in, nor on the run that drew it.
 """

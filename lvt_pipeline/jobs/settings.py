@@ -38,7 +38,7 @@ class EncodeSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings(Settings):
-    """What is sampled. Defaults are the paper's protocol: 5 priming frames, 11 sampled ones, temperature 1."""
+    """The settings of sampling. Defaults are the paper's protocol: 5 priming frames, 11 sampled ones, temperature 1."""
 
     other_names: ClassVar[Mapping[str, str]] = {
         "num_samples": "samples_per_clip",
@@ -115,7 +115,7 @@ class SampleSettings(Settings):
             raise ConfigError(f"priming_frames={self.priming_frames} must be less than frames={self.frames}")
         if self.codebook_temperatures is not None and self.temperature != 1:
             raise ConfigError("temperature and codebook_temperatures exclude each other; give one of them")
-        SamplingRule(**self.drawing)  # refuses what is out of range
+        SamplingRule(**self.drawing)  # refuses values out of range
 
     @property
     def drawing(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class ExportSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ImportSettings(Settings):
-    """What the files do not say."""
+    """The facts that the files do not hold."""
 
     other_names: ClassVar[Mapping[str, str]] = {"k": "codebook_size", "vocab_size": "codebook_size"}
 

@@ -1,6 +1,6 @@
 """Several work directories on one page: numbers with intervals, curves over each other, the same clips in step.
 
-Differences and their intervals are those of `lvt compare`. A run with few stages so far is shown as far as it has come.
+Differences and their intervals are those of `lvt compare`. A run with few stages so far takes part with what it has.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ LOSSES = {"vqvae": ("tokenizer", "reconstruction MSE in [0, 1]"), "prior": ("pri
 
 @dataclass(frozen=True, kw_only=True)
 class FigureSettings:
-    """Settings of the figures.
+    """What is plotted.
 
     Attributes:
         only: names of `FIGURES`; all of them when empty.
@@ -166,7 +166,7 @@ class _Source:
         return [siblings[name][0] if name in siblings else self.work.samples.clip(name) for name in self.settings.clips]
 
     def read(self, clip: CodeClip, num_frames: int | None = None) -> _Sample:
-        """The first frames of a sample as pixels, as many as in the settings unless given.
+        """The first frames of a sample as pixels, as many as the settings say unless given.
 
         Its priming frames are the real ones where these still exist, else decoded codes.
 

@@ -1,8 +1,8 @@
 """Stage `report`: a work directory as one page that needs nothing else (paper, figures 5 to 8 and tables 1 to 4).
 
 Pictures, videos and charts are inside the HTML file, so it opens from a disk, a mail or a phone without loading
-anything. A stage that is missing, unfinished or broken gets a line with its state and the command that helps; the rest
-is shown all the same. Several work directories side by side are a page of their own, see `comparison`.
+anything. A stage that is missing, unfinished or broken gets a line that says so and the command that helps; the rest is
+shown all the same. Several work directories side by side are a page of their own, see `comparison`.
 """
 
 from __future__ import annotations

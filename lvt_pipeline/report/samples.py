@@ -212,7 +212,7 @@ def _videos_of_several(runs: Sequence[RunVideos]) -> tuple[int, list[Video | Non
 
 
 def _notes(runs: Sequence[RunVideos]) -> list[str]:
-    """Notes about unexpected properties of a clip's videos."""
+    """What is unexpected about the videos of a clip."""
     notes = [f"{run.name}: {run.problem}" if run.name else run.problem for run in runs if run.problem]
     real = next((run for run in runs if run.real is not None), None)
     for run in runs[1:]:

@@ -1,7 +1,7 @@
 """The sections of a report on data, tokenizer, codes and prior, and its summary.
 
 Every function takes the work directory and returns plain values for the template; it raises `MissingPart` when there is
-nothing to show yet, and any other `LVTError` when the files there cannot be used.
+nothing to show yet, and any other `LVTError` when what is there cannot be used.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class MissingPart(LVTError):
 
 @dataclass(frozen=True)
 class WorkDir:
-    """A work directory. Opened artefacts stay open."""
+    """A work directory. What is opened stays open."""
 
     path: Path
 
@@ -181,7 +181,7 @@ def _stage_record(work: WorkDir, artefact: Artefact) -> Part:
 
 
 def _is_current(work: WorkDir, artefact: Artefact, name: str, value: str) -> bool:
-    """Whether an input of a record is the one in the directory now; unknown inputs count as current."""
+    """Whether an input of a record is what is in the directory now; unknown inputs count as current."""
     source = work.records.get(artefact.inputs.get(name, name))
     if source is None:
         return True
@@ -235,7 +235,7 @@ class RunLog:
     validation: list[dict[str, Any]]
 
     def curve(self, split: str, name: str, key: str, factor: float = 1.0, style: int | None = None) -> Series:
-        """The values logged under a key, by step; a list of numbers (one per codebook) counts as its mean.
+        """What was logged under a key, by step; a list of numbers (one per codebook) counts as its mean.
 
         Args:
             split: "train" or "val".

@@ -1,5 +1,5 @@
 """The paper's tables and figures on any dataset: `lvt reproduce`.
 
-`published` holds what the paper printed, `experiments` says which tokenizers and priors a table needs, `running` makes
-what is missing, `tables` puts our numbers beside the published ones.
+`published` holds the paper's numbers, `experiments` lists which tokenizers and priors a table needs, `running` makes
+the missing ones, `tables` prints our numbers next to the published ones.
 """

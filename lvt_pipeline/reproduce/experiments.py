@@ -1,7 +1,7 @@
 """What each table and figure needs: tokenizers, priors and measurements, at the paper's scale or a smaller one.
 
 A row of the paper is named by the preset that trains it. At a smaller scale the same row has another size and another
-training, but keeps what it is about: number of codebooks, order of generation, attention, adaptive layers.
+training, but keeps the properties compared: number of codebooks, order of generation, attention, adaptive layers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OF_THE_ROW = (
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceSettings(Settings):
-    """What `reproduce.toml` of a work directory says. A scale is a preset of these."""
+    """The contents of `reproduce.toml` in a work directory. A scale is a preset of these."""
 
     scale: Scale = setting("tiny", "Preset that the settings started from.")
     videos: str | None = setting(
@@ -157,7 +157,7 @@ _PRIORS: Mapping[str, _Prior] = {
 
 @dataclass(frozen=True)
 class Target:
-    """A table or figure: what it shows, of which dataset, and the experiments it needs.
+    """A table or figure: its title, its dataset, and the experiments it needs.
 
     Attributes:
         num_codebooks: of the tokenizers that are measured or shown themselves.
@@ -216,14 +216,14 @@ def find_targets(names: Sequence[str]) -> list[Target]:
 
 
 def row_variants(key: str, settings: ReproduceSettings) -> list[str]:
-    """The priors beside a row of the paper: one, or both readings of "spatial"."""
+    """The priors that correspond to a row of the paper: one, or both readings of "spatial"."""
     if not key.endswith("-spatial") or settings.spatial == "reference":
         return [key]
     return [f"{key}-full"] if settings.spatial == "full" else [key, f"{key}-full"]
 
 
 def tokenizer_recipe(dataset: Dataset, num_codebooks: int, settings: ReproduceSettings) -> TokenizerRecipe:
-    """The tokenizer of a dataset's tables with so many codebooks.
+    """The tokenizer of a dataset's tables with a number of codebooks.
 
     Where the scale makes no difference between the datasets, their tables share it.
 
@@ -258,7 +258,7 @@ def prior_recipe(dataset: Dataset, key: str, settings: ReproduceSettings) -> Pri
         kept = {name: value for name, value in tables["model"].items() if name in OF_THE_ROW}
         tables = config.read_preset("prior", base)
         scaled = {name: value for name, value in tables["model"].items() if name not in OF_THE_ROW}
-        tables = {**tables, "model": {**scaled, **kept}}  # what neither says is as the paper has it
+        tables = {**tables, "model": {**scaled, **kept}}  # the paper's values for all others
     tables = config.merge(tables, {"model": row.changes}, changes)
     found = config.build(PriorRunSettings, tables, where=f"settings of the prior {key} (prior)")
     prefix = "" if tokenizer.name == f"nc{row.num_codebooks}" else f"{dataset}-"

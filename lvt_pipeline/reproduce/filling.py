@@ -1,4 +1,4 @@
-"""From results on disk to a table: our numbers beside the paper's, and the lines below them."""
+"""From results on disk to a table: our numbers next to the paper's, and the lines below them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _fill_row(
             labels = list(row.labels)
             if key.endswith("-full"):
                 labels[0] += f" ({recipe.settings.model.frames}-frame clips)"
-            # What the paper printed stands once, beside the first reading of its row.
+            # What the paper printed stands once, next to the first reading of its row.
             yield FilledRow(labels, _of_prior(recipe, places), published if number == 0 else {}, recipe.name)
     else:
         tokenizer = tokenizer_recipe(target.dataset, int(row.labels[0]), settings)
@@ -142,7 +142,7 @@ def _notes(
     priors: Sequence[PriorRecipe],
     results: Sequence[Results],
 ) -> list[str]:
-    """The lines below a table: how its numbers were measured, and what is not as in the paper."""
+    """The lines below a table: how its numbers were measured, and their differences from the paper."""
     notes, paper = [], TABLES[target.name]
     if priors:
         books = {it.tokenizer.settings.model.num_codebooks for it in priors}
@@ -165,8 +165,8 @@ def _notes(
     short = sorted({it.settings.model.frames for it in priors} - {PROTOCOL.frames})
     if short:
         notes.append(
-            f"Spatial: learnt on clips of {short[0]} frames, as in the released code; --set spatial=both adds clips of "
-            f"{PROTOCOL.frames}, as in the paper's text."
+            f"Spatial: trained on clips of {short[0]} frames, as in the released code; --set spatial=both adds clips "
+            f"of {PROTOCOL.frames}, as in the paper's text."
         )
     if target.is_timed:
         notes += _timing_notes(target, settings, places, priors)

@@ -1,12 +1,12 @@
-"""Where things lie in a work directory of `lvt reproduce`, and what its clips are.
+"""The files of a work directory of `lvt reproduce`, and the source of its clips.
 
-W/reproduce.toml   the resolved settings; later calls go on with them
+W/reproduce.toml   the resolved settings; later calls use them
 W/manifest.jsonl  W/frames/             as `lvt run` has them; W/demo-videos/ where no videos were named
 W/runs/vqvae-nc4/  W/codes-nc4.zarr/    by number of codebooks
 W/runs/prior-nc4-single-frame/          by row
 W/eval/                                 a result for each tokenizer and prior, and the time that sampling takes
-W/tables/table2.md .csv .json           what was printed
-W/figures/figure5.png .svg .csv         what was drawn
+W/tables/table2.md .csv .json           the printed tables
+W/figures/figure5.png .svg .csv        the plotted figures
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Places:
         return self.work_dir / f"codes-{recipe.name}.zarr"
 
     def result(self, recipe: TokenizerRecipe | PriorRecipe) -> Path:
-        """What was measured."""
+        """The results of the measurements."""
         return self.work_dir / "eval" / f"{_name(recipe)}.json"
 
     def timing(self, recipe: PriorRecipe) -> Path:
@@ -94,7 +94,7 @@ def describe_data(videos: str | None, places: Places) -> Data:
     """What the frames in a work directory are.
 
     Args:
-        videos: what was named; None: whatever is there.
+        videos: the source the user gave; None: the one in use.
     """
     videos = videos or _videos_of_run(places.work_dir)
     if makes_demo(videos, places) or (videos is not None and (Path(videos) / DEMO_NAME).is_file()):

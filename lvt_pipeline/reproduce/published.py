@@ -1,6 +1,6 @@
 """The tables of the paper as data, each number as it was printed (Rakhimov et al. 2020, tables 1 to 8).
 
-A row also says which experiment of ours belongs beside it, by its key in `experiments`; rows of other papers have none.
+A row also names our experiment that corresponds to it, by its key in `experiments`; rows of other papers have none.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COPY = "copy"  # the baseline that repeats the last given frame
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: what it is about, its numbers, and our experiment that measures the same."""
+    """One row of a table: its title, its numbers, and our experiment that measures the same."""
 
     labels: Sequence[str]
     numbers: Sequence[str]

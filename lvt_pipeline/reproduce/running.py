@@ -49,7 +49,7 @@ from lvt_pipeline.workspace.stages import Stage, StageState, new_stage
 
 @dataclass(frozen=True)
 class Step:
-    """A stage with what is known about it before it runs.
+    """A stage with the facts known before it runs.
 
     Attributes:
         make: how its output is made; None: as `lvt run` does it.
@@ -65,7 +65,7 @@ class Step:
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """Where a stage of a plan stands, and what it would take."""
+    """The state of a stage of a plan, and its cost."""
 
     state: StageState
     training_steps: int | None
@@ -90,7 +90,7 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a target: files, what is in them when it is a table, a line about it when it is a figure."""
+    """The result of a target: files, their contents for a table, a line about it for a figure."""
 
     target: Target
     files: Sequence[Path]
@@ -125,7 +125,7 @@ class Reproduction:
         self._i3d = None if settings.i3d is None else Path(settings.i3d)
         self._measured = EvaluateSettings(max_clips=settings.max_clips, priming_pixels="both")
         if settings.videos is not None:
-            recognise(settings.videos)  # better refused now than after a question of what is missing
+            recognise(settings.videos)  # better refused now than after a question about missing stages
         if self._i3d is not None:
             _digest(self._i3d)  # or the work directory would remember a file that never was
         for target in targets:  # the same for settings
@@ -153,7 +153,7 @@ class Reproduction:
         on_end: Callable[[StageResult], None] = lambda result: None,
         on_target: Callable[[Outcome], None] = lambda outcome: None,
     ) -> list[Outcome]:
-        """Make what is missing, target by target, and write the tables.
+        """Make the missing stages, target by target, and write the tables.
 
         Args:
             on_end: called after each stage that was looked at.
@@ -161,8 +161,8 @@ class Reproduction:
 
         Raises:
             BusyError: another run works in this directory.
-            Stopped: a signal came; what was finished is kept.
-            LVTError: a stage failed; what was finished is kept.
+            Stopped: a signal came; finished work is kept.
+            LVTError: a stage failed; finished work is kept.
         """
         outcomes: list[Outcome] = []
         seen: set[Path] = set()
@@ -190,7 +190,7 @@ class Reproduction:
         return outcomes
 
     def _check_test_clips(self) -> None:
-        """Refuse frames on which nothing could be measured that was not learnt.
+        """Refuse frames on which only training clips could be measured.
 
         Raises:
             LVTError: no clip that is not trained on is long enough.
@@ -333,7 +333,7 @@ class Reproduction:
             return int(record.counts["parameters"])
         return count_parameters(recipe, self.settings.ingest.geometry.size, self._places.codes(recipe.tokenizer))
 
-    # What comes of it -----------------------------------------------------------------------------------------------
+    # Results --------------------------------------------------------------------------------------------------------
 
     def _finish(self, target: Target) -> Outcome:
         if target.is_table:

@@ -1,4 +1,4 @@
-"""A table of the paper with our numbers beside the published ones: as text, Markdown, CSV and JSON."""
+"""A table of the paper with our numbers next to the published ones: as text, Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class FilledRow:
-    """One row: what it is about, what we measured, what the paper printed.
+    """One row: its title, our measurements, the paper's numbers.
 
     Attributes:
         published: as printed; a column that the paper's table does not have here is absent.
@@ -89,7 +89,7 @@ class FilledTable:
             f"paper: {DATASETS[self.paper.dataset]}, {TEST_CLIPS[self.paper.dataset]} test clips, as it was printed",
         ]
         if self.dataset != self.paper.dataset:
-            lines.append("Other data than the paper's: compare our rows with each other, not with what was published.")
+            lines.append("Other data than the paper's: compare our rows with each other, not with the published ones.")
         elif self.scale != "paper":
             lines.append("The paper's data, smaller networks: compare our rows with each other first.")
         return lines

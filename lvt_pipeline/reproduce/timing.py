@@ -29,11 +29,11 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class TimingSettings:
-    """What is timed. Defaults are the paper's: one clip of 16 frames, 5 of them given."""
+    """The settings of a timing. Defaults are the paper's: one clip of 16 frames, 5 of them given."""
 
     frames: int = 16
     priming_frames: int = 5
-    repetitions: int = 3  # the fastest counts, what is slower waited for other programs; one more comes first
+    repetitions: int = 3  # the fastest counts, slower ones waited for other programs; one more comes first
     device: str = "cpu"  # cpu or cuda
 
 
@@ -51,7 +51,7 @@ def time_sampling(
     device: str = "auto",
     progress: Progress = SILENT,
 ) -> Provenance:
-    """Sample one test clip several times and write the seconds, and what they were measured with, to a JSON file.
+    """Sample one test clip several times and write the seconds, and the conditions of the measurement, to a JSON file.
 
     Raises:
         MismatchError: the prior was trained on other codes.

@@ -253,7 +253,7 @@ def _pointed_step(pointer: Path) -> int | None:
 
 
 def _first_problem(checkpoint: Checkpoint) -> str:
-    """What is wrong with a checkpoint, "" when nothing is."""
+    """The problem of a checkpoint, "" when there is none."""
     receipt = checkpoint.path / FILES_NAME
     try:
         files = files_of(checkpoint)

@@ -34,7 +34,7 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def flush_log(path: Path) -> None:
-    """Bring what was written to the device."""
+    """Flush written data to the device."""
     if path.exists():
         with open(path, "rb") as stream:
             os.fsync(stream.fileno())

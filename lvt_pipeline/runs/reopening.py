@@ -125,7 +125,7 @@ def _complete_record(path: Path, checkpoint: Checkpoint | None) -> Provenance | 
         return record
     if checkpoint is None:
         raise CheckpointError(f"{path} is finished but {lost[0]} is missing; put it back, or train with --overwrite")
-    verify_checkpoint(checkpoint)  # what is left is good, or named as damaged
+    verify_checkpoint(checkpoint)  # the remaining file is good, or named as damaged
     return None
 
 

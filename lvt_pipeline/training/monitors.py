@@ -116,7 +116,7 @@ class LossWatch:
     steps: int = 0
 
     def add(self, loss: float) -> str:
-        """Take the loss of a step; returns what is wrong, "" when nothing is."""
+        """Take the loss of a step; returns the problem, "" when there is none."""
         self.steps += 1
         # A plain mean at first, then an exponential one.
         self.average += (loss - self.average) / min(self.steps, SMOOTHED_STEPS)

@@ -1,4 +1,4 @@
-"""What a training loop is given and what it gives back; everything random comes from (seed, step).
+"""The interface between a training loop and a network; everything random comes from (seed, step).
 
 The loop reseeds torch before every step, and a task makes its batches from (seed, step) alone. So a run that resumes
 needs no random state, and 2N steps equal N steps, a resume, and N steps, bit for bit on a CPU (same number of threads).

@@ -1,4 +1,4 @@
-"""What a clip is: where its frames come from, what it shows, and which split and class it belongs to."""
+"""The definition of a clip: where its frames come from, its time range, and which split and class it belongs to."""
 
 from __future__ import annotations
 

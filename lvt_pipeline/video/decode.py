@@ -57,11 +57,11 @@ class DecodedClip:
         frames: uint8 (T, size, size, 3), RGB.
         fps: frames per second of `frames`.
         decoder: "decord" or "pyav"; for other sources than videos, the name of the reader in `video.read`.
-        notes: what was unusual about the file but accepted, for receipts.
+        notes: accepted peculiarities of the file, for receipts.
         arrays: what the source holds in addition to the frames, one row per frame, by name.
         times: when each frame is shown, seconds from the first one of the source, float64 (T,).
         begins: the moment the clip was asked to begin at, in the same seconds.
-        truncated: what is missing of a file that is kept although it is not whole; empty for a whole one.
+        truncated: the missing part of a file that is kept although it is not whole; empty for a whole one.
     """
 
     frames: Frames

@@ -20,7 +20,7 @@ Fit = Literal["crop", "letterbox"]  # crop: the middle of the picture. letterbox
 
 
 def check_frames(frames: Frames) -> None:
-    """Refuse what is not uint8 (T, H, W, 3) with T > 0.
+    """Refuse arrays other than uint8 (T, H, W, 3) with T > 0.
 
     Raises:
         ShapeError: naming the shape and dtype found.

@@ -51,7 +51,7 @@ def is_animated(path: Path) -> bool:
         with open_regular(path) as stream, Image.open(stream) as picture:
             return getattr(picture, "n_frames", 1) > 1
     except _PILLOW_ERRORS:
-        return False  # decoding says what is wrong with it
+        return False  # decoding names the problem
 
 
 def _reading_order(name: str) -> tuple[list[tuple[int, str]], str]:

@@ -40,7 +40,7 @@ def readers_of(clip: Clip, geometry: GeometrySettings) -> tuple[str, ...]:
 def reader_version(reader: str) -> str:
     """Family and version of what reads a clip: where versions differ in pixels, this enters fingerprints."""
     if reader == "records":
-        return "records"  # pixels lie there as they are
+        return "records"  # pixels are stored uncompressed
     return picture_folders.pillow_version() if reader == "pillow" else videos.decoder_version(reader)
 
 
@@ -48,10 +48,10 @@ def read_clip(clip: Clip, geometry: GeometrySettings, downloads: Path) -> Decode
     """The frames of one clip.
 
     Args:
-        downloads: scratch folder for copies of what lies at a URL.
+        downloads: scratch folder for copies of files at a URL.
 
     Raises:
-        DecodeError: with one of `FAILURE_REASONS`; "changed" when the content is not what the manifest says.
+        DecodeError: with one of `FAILURE_REASONS`; "changed" when the content differs from the manifest.
     """
     if clip.kind == "bair":
         return _read_trajectory(clip, geometry)
@@ -79,8 +79,8 @@ def _require_file(clip: Clip, path: str) -> None:
 
 
 def _read_trajectory(clip: Clip, geometry: GeometrySettings) -> DecodedClip:
-    assert clip.record is not None, "the manifest says so"
-    assert clip.camera is not None, "the manifest says so"
+    assert clip.record is not None, "checked with the manifest"
+    assert clip.camera is not None, "checked with the manifest"
     try:
         index = _index(clip.source, status_of(Path(clip.source)))
         payload = read_record(clip.source, clip.record, index)
@@ -117,7 +117,7 @@ def _chosen(
     arrays: dict[str, np.ndarray],
 ) -> DecodedClip:
     """The frames that the clip's range and the geometry ask for, and the same rows of the arrays."""
-    assert clip.fps is not None, "the manifest says so"
+    assert clip.fps is not None, "checked with the manifest"
     timing = Timing.even(num_frames, clip.fps)
     wanted = choose_frames(timing, clip.start, clip.end, geometry)
     # No decoder is there that could scale, so `resize="decoder"` is Pillow's Lanczos too.

@@ -63,7 +63,7 @@ def pictures_of(
     """Every picture of the video in order, (H, W, 3), as large as it is; with resize "decoder" already scaled.
 
     Args:
-        remarks: notes about what is found while reading are added here.
+        remarks: notes made while reading are added here.
         keep: the file is not whole; give the pictures before the first that cannot be decoded.
 
     Raises:
@@ -167,7 +167,7 @@ def _decord_pictures(path: str, facts: VideoFacts, scaled: Scaled | None) -> Gen
 
     decord.logging.set_level(decord.logging.QUIET)
     try:
-        # A fault tolerance of 1 makes decord raise when it replaces what it cannot decode by neighbouring pictures.
+        # A fault tolerance of 1 makes decord raise when it replaces undecodable pictures by neighbouring pictures.
         if scaled is None:
             reader = decord.VideoReader(path, num_threads=1, fault_tol=1)
         else:

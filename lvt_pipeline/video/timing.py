@@ -89,12 +89,12 @@ def timing_of(
 ) -> tuple[Timing, tuple[Note, ...]]:
     """The times of frames from their stamps in the order in which a decoder gives them.
 
-    Stamps that are missing, repeat or cannot be true are repaired from their neighbours, which a note says.
+    Stamps that are missing, repeat or cannot be true are repaired from their neighbours, with a note.
 
     Args:
         stamps: one per frame, in units of the clock.
         unit: seconds per unit.
-        last_duration: how many units the last frame is shown; 0 when the container does not say.
+        last_duration: how many units the last frame is shown; 0 when the container does not state it.
         header: the container's frame rate, if it has one.
         is_broadcast: MPEG-TS and MPEG-PS, in which the clock may be set to another time. As in ffmpeg, a step of more
             than 10 seconds means that.
@@ -245,7 +245,7 @@ def _far_steps(steps: Times, far: float, ratio: float) -> NDArray[np.int64]:
 
 
 def _frame_rate(times: Times, stated: float | None, header: Fraction | None) -> tuple[float, tuple[Note, ...]]:
-    """Frames per second: the header's when the frames keep it, else what the frames say; and a note if they differ.
+    """Frames per second: the header's when the frames keep it, else that of the frames; and a note if they differ.
 
     Gaps of a regular video do not count, so a hole does not slow the video down.
     """

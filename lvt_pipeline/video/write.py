@@ -47,7 +47,7 @@ def mp4_bytes(frames: Frames, fps: float, scale: int = 1, *, crf: int = VISUALLY
     Odd sizes are padded by repeating the last row or column: 4:2:0 colour needs even ones.
     """
     frames = _to_even(enlarge(frames, scale))
-    # Moving the index to the front makes FFmpeg read back what it wrote, by name, so memory will not do.
+    # Moving the index to the front makes FFmpeg read back its output, by name, so memory will not do.
     with tempfile.TemporaryDirectory(prefix="lvt-") as folder:
         path = Path(folder) / "clip.mp4"
         _encode_h264(path, frames, _rate(fps), crf)
@@ -77,7 +77,7 @@ def gif_bytes(frames: Frames, fps: float, scale: int = 1) -> bytes:
     """A looping GIF with one palette for the whole clip. Delays are whole hundredths of a second."""
     frames = enlarge(frames, scale)
     pictures = [Image.fromarray(frame) for frame in frames]
-    # One palette learnt from all frames, without dithering: a still background stays still.
+    # One palette computed from all frames, without dithering: a still background stays still.
     palette = Image.fromarray(rearrange(frames, "t h w c -> (t h) w c")).quantize(256, dither=Image.Dither.NONE)
     indexed = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     stream = io.BytesIO()

@@ -113,7 +113,7 @@ class _KnownDigests(DigestMemo):
 def changes_of_videos(
     source: str, manifest: Path, settings: ManifestSettings, media: str | None = None
 ) -> ClipChanges | None:
-    """How a source of clips differs from the manifest made of it, without reading what is unchanged.
+    """How a source of clips differs from the manifest made of it, without reading unchanged files.
 
     Args:
         source, media: as for `build_manifest`.
@@ -131,7 +131,7 @@ def changes_of_videos(
     except LVTError:
         return None
     digests = ContentDigests(_KnownDigests(manifest.absolute().parent / MEMO))
-    listed = {clip.id: clip for clip in read_manifest(manifest)}
+    listed = {clip.id: clip for clip in read_manifest(manifest)} if manifest.exists() else {}
     found = {draft.id: (draft, digests.of(draft)) for draft in drafts}
     dropped = settings.missing == "drop"
     contents = {(clip.digest, clip.start, clip.end) for clip in listed.values() if clip.id in found}

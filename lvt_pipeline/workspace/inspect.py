@@ -1,4 +1,4 @@
-"""What a path is, what made it and what is in it: `lvt inspect`."""
+"""The kind, the origin and the contents of a path: `lvt inspect`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def inspect_artefact(path: Path, generation: int | None = None) -> dict[str, Any
     """Facts about any artefact of the pipeline.
 
     Args:
-        generation: of a code store, which generation to tell about; the current one by default.
+        generation: of a code store, which generation to describe; the current one by default.
 
     Returns:
         kind, path, is_finished, `made_by` (the provenance record, if there is one), `contents` (by kind), `problems`.
@@ -54,7 +54,7 @@ def inspect_artefact(path: Path, generation: int | None = None) -> dict[str, Any
 
 
 def kind_of(path: Path) -> str:
-    """What kind of artefact lies at a path: "frames", "codes", ... or "unknown".
+    """The kind of the artefact at a path: "frames", "codes", ... or "unknown".
 
     Raises:
         ArtefactError: there is nothing.
@@ -121,7 +121,7 @@ def _guess(path: Path) -> str:
     if (path / "pipeline.toml").exists():
         return "work-dir"
     if (path / ZARR_METADATA).exists():
-        read_root(path)  # names what is wrong with it
+        read_root(path)  # its error names the problem
         return "codes"
     if is_unfinished(path):
         return "codes"

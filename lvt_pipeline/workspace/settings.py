@@ -1,4 +1,4 @@
-"""The settings of a work directory: everything that `pipeline.toml` may say, and how they come together."""
+"""The settings of a work directory: the contents of `pipeline.toml`, and how they are combined."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class DataChanges(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineSettings(Settings):
-    """Everything `pipeline.toml` may say. The tables `vqvae` and `prior` may start from a `preset` and a `recipe`."""
+    """All settings of `pipeline.toml`. The tables `vqvae` and `prior` may start from a `preset` and a `recipe`."""
 
     videos: str = required_setting("Source of videos: a folder, pattern, list or URL, as for `lvt manifest build`.")
     media: str | None = setting(None, "Folder or URL of the videos that a list names.", unset="next to the list")
@@ -100,7 +100,7 @@ def load_settings(
 def _started(family: str, said: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
     """The table of a family with its `preset` and `recipe` filled in.
 
-    In a file the settings beside a recipe change it; one that is asked for on top replaces what the file says.
+    In a file the settings next to a recipe change it; one given on the command line replaces that of the file.
     """
     preset = asked.get("preset", said.get("preset"))
     start = config.read_preset(family, preset) if preset is not None else {}
@@ -113,7 +113,7 @@ def _started(family: str, said: Mapping[str, Any], asked: Mapping[str, Any]) -> 
 
 
 def save_settings(settings: PipelineSettings, work_dir: Path) -> None:
-    """Write `pipeline.toml`, so that the directory is what these settings say. A file that means the same is kept."""
+    """Write `pipeline.toml`, so that the directory follows these settings. A file that means the same is kept."""
     path = work_dir / SETTINGS_NAME
     saved = load_settings(file=path) if path.exists() else None
     if saved is None or _located(saved) != _located(settings):

@@ -114,7 +114,7 @@ class Stage:
         if self.is_network:  # an imported network names no data
             known = {role: value for role, value in known.items() if role in record.inputs}
         comparable = {role: value for role, value in record.inputs.items() if inputs.get(role, "") is not None}
-        comparable.pop("start", None)  # the weights that a warm start began with: they are no data
+        comparable.pop("start", None)  # the weights that a warm start began with: they are not data
         changed = [role for role in sorted({*known, *comparable}) if known.get(role) != comparable.get(role)]
         reasons = differences(record, self.version, self.plain_settings, record.inputs)
         if not note:

@@ -1,4 +1,4 @@
-"""One file of plain codes for `numpy.memmap`, and a JSON file that says where each clip is.
+"""One file of plain codes for `numpy.memmap`, and a JSON file with the position of each clip.
 
 codes.bin   all clips one after another, (frames, h, w, n_c), C order, uint8 or little-endian uint16
 meta.json   dtype, shape, codebook_size, tokenizer, clips

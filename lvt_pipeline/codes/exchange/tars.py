@@ -1,6 +1,6 @@
 """Tars that `webdataset` reads: `train-000000.tar` with `KEY.json` and `KEY.npy` for each clip.
 
-The array is (T, h, w, n_c) in the stored type; the JSON says id, split, label, fps, frames and codebook_size.
+The array is (T, h, w, n_c) in the stored type; the JSON holds id, split, label, fps, frames and codebook_size.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def choose_tier(cache: Cache, num_bytes: int, file: Path) -> Tier:
         return cache
     if cache != "auto":
         raise ConfigError(f"cache={cache!r} is not one of auto, ram, mmap, stream")
-    # Every rank of a host would hold its own copy in memory; torchrun says how many there are.
+    # Every rank of a host would hold its own copy in memory; torchrun sets their number.
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if num_bytes * ranks <= available_memory() / 4:
         return "ram"

@@ -6,7 +6,7 @@ resuming at step n gives the batches that never stopping gives. A batch is that 
 part of it, so the order does not depend on how many there are.
 
 The paper trains on one randomly placed window of every clip an epoch: `clip_batch`. `clip_sequence` is the same by
-position instead of step, for several stores at once: `mixture` says which position is whose.
+position instead of step, for several stores at once: `mixture` assigns the positions to the stores.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def mixture(weights: Sequence[float], seed: int, first: int, stop: int) -> tuple
 
 
 def mixture_positions(weights: Sequence[float], seed: int, store: int, first: int, stop: int) -> NDArray[np.int64]:
-    """Where in a mixture windows [first, stop) of one of its stores are: what `mixture` says, the other way round.
+    """Where in a mixture windows [first, stop) of one of its stores are: the inverse of `mixture`.
 
     Args:
         store: which one, counted from 0.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,6 @@ from lvt_pipeline.report.plots.page_charts import CHART_INCHES, chart_look, embe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.image import AxesImage
 
 COLUMNS = 2  # of panels with one codebook each
 MAP_COLUMNS = 4
@@ -125,8 +123,12 @@ def plot_code_usage(counts: NDArray[np.int64], out: Path, *, title: str = "") ->
         low, high = min(0.99, used.min(initial=0.99)), max(1.01, used.max(initial=1.01))
         colours = colormaps["cividis"].with_extremes(under="white", bad="#DDDDDD")
         for book, axes in enumerate(panels.flat[:num_books]):
-            values = np.where(times_even[book] > 0, times_even[book], low / 2)
-            picture = _plot_map(axes, values, width, cmap=colours, norm=LogNorm(low, high))
+            cells = np.full(width * height, np.nan)  # the last line may have cells without a code
+            cells[:size] = np.where(times_even[book] > 0, times_even[book], low / 2)
+            scale = LogNorm(low, high)
+            picture = axes.imshow(cells.reshape(height, width), cmap=colours, norm=scale, interpolation="none")
+            axes.set(xticks=(), yticks=())
+            axes.spines[:].set_visible(True)
             name = f"codebook {book}: " if num_books > 1 else ""
             axes.set_title(f"{name}{int((counts[book] == 0).sum())} never used")
         for axes in panels.flat[num_books:]:
@@ -136,7 +138,12 @@ def plot_code_usage(counts: NDArray[np.int64], out: Path, *, title: str = "") ->
         bar.set_label(f"times as often as if all codes were used equally ({meaning})")
         bar.ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high / low < 1000 else (1.0,)))
         plain_numbers(bar.ax, "x")
-        return save_figure(figure, out, ("codebook", "code", "count", "share", "times_even"), _map_rows(counts))
+        lines = (
+            (book, code, int(count), float(share), float(share * size))
+            for book, row in enumerate(counts)
+            for code, (count, share) in enumerate(zip(row, row / max(int(row.sum()), 1), strict=True))
+        )
+        return save_figure(figure, out, ("codebook", "code", "count", "share", "times_even"), lines)
 
 
 def _require_table(counts: NDArray[np.int64]) -> None:
@@ -188,23 +195,6 @@ def _sorted_rows(counts: NDArray[np.int64]) -> list[tuple[int, int, int, int, fl
             for rank, code in enumerate(order)
         ]
     return lines
-
-
-def _plot_map(axes: Axes, values: NDArray[np.float64], width: int, **look: Any) -> AxesImage:
-    """One codebook: a cell for each code, `width` of them in a line; the last line may have cells without a code."""
-    height = math.ceil(len(values) / width)
-    cells = np.full(width * height, np.nan)
-    cells[: len(values)] = values
-    axes.set(xticks=(), yticks=())
-    axes.spines[:].set_visible(True)
-    return axes.imshow(cells.reshape(height, width), interpolation="none", **look)
-
-
-def _map_rows(counts: NDArray[np.int64]) -> Iterator[tuple[int, int, int, float, float]]:
-    """The lines of the CSV of a map."""
-    for book, row in enumerate(counts):
-        for code, (count, share) in enumerate(zip(row, row / max(int(row.sum()), 1), strict=True)):
-            yield book, code, int(count), float(share), float(share * len(row))
 
 
 def _map_width(size: int) -> int:

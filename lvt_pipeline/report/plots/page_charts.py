@@ -151,7 +151,7 @@ def embedded(figure: Figure, description: str, lines: Sequence[Series] = (), x_l
 
 
 def _copy(source: ElementTree.Element, parent: ElementTree.Element, shapes: dict[str, ElementTree.Element]) -> None:
-    """Add the visible parts of an element to `parent`; shapes that are used by name are written out."""
+    """Add what is visible of an element to `parent`; shapes that are used by name are written out."""
     tag = source.tag.removeprefix(SVG)
     if tag in ("defs", "metadata"):
         return
@@ -200,7 +200,7 @@ def _themed(style: str) -> str:
 
 
 def _name_line(chart: ElementTree.Element, number: int, line: Series, x_label: str) -> None:
-    """Mark the shapes of a line with its name, and its markers with their values."""
+    """Mark what is plotted of a line with its name, and its markers with their values."""
     group = next((element for element in chart.iter("g") if element.get("id") == f"line-{number}"), None)
     if group is None:
         return

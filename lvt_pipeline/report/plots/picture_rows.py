@@ -71,7 +71,7 @@ def plot_picture_rows(
 
     Args:
         num_priming: frames 1 to this are headed as priming frames, the others as sampled.
-        legend: colours, 0 to 255, and their meanings, below the rows.
+        legend: colours, 0 to 255, and what they mean, below the rows.
         numbers: of the frames, one per column; 1, 2, ... when not given.
 
     Raises:
@@ -249,7 +249,7 @@ class _Sheet:
                 self.text(left - layout.pixels(0.6 * LINE), middle, rows[first].group, rotation=90, va="center")
 
     def add_legend(self, legend: Sequence[tuple[tuple[int, int, int], str]]) -> None:
-        """Squares of colour and their meanings, below the rows."""
+        """Squares of colour and what they mean, below the rows."""
         from matplotlib.patches import Rectangle
 
         layout = self.layout
