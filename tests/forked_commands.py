@@ -72,11 +72,12 @@ def run_command(arguments: list[str], log: str, errors: str | None = None, limit
     """
     from lvt_pipeline.cli import run
     from lvt_pipeline.jobs import encode as encoding
-    from stages import decode, encode_dataset, ingest, sample
+    from lvt_pipeline.jobs import import_codes as importing
+    from stages import decode, encode_dataset, import_codes, ingest, sample
 
-    encoding.SHARD_FRAMES = SHARD_FRAMES
+    encoding.SHARD_FRAMES = importing.SHARD_FRAMES = SHARD_FRAMES
     Log.path = log
-    for stage in (encode_dataset, ingest, sample, decode):
+    for stage in (encode_dataset, import_codes, ingest, sample, decode):
         stage.Console = Log  # type: ignore[attr-defined]
     if errors is not None:
         sys.stderr = open(errors, "w", buffering=1)  # noqa: SIM115 - it ends with the process

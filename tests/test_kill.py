@@ -192,6 +192,29 @@ def test_an_encode_survives_200_kills(processes: ForkServerContext, tmp_path: Pa
     assert np.mean(killer.lost) <= SHARD_FRAMES
 
 
+@pytest.mark.parametrize("num_kills", [4, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_a_killed_import_of_codes_ends_with_the_same_bytes(
+    processes: ForkServerContext, tmp_path: Path, num_kills: int
+) -> None:
+    generator = np.random.default_rng(0)
+    for clip_id, length in LENGTHS.items():
+        file = tmp_path / "folder" / f"{clip_id}.npy"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, generator.integers(0, 300, (length, 3, 4, 2)))
+    command = ["import-codes", str(tmp_path / "folder"), "--codebook-size", "300"]
+    killer = Killer(processes, tmp_path, command, NUM_FRAMES, finished_shards)
+    killer.uninterrupted(tmp_path / "warm")
+    seconds = killer.uninterrupted(tmp_path / "whole")
+    whole = contents(tmp_path / "whole")
+
+    def check(out: Path) -> None:
+        assert contents(out) == whole
+
+    killer.check = check
+    killer.kill_often(tmp_path / "out", num_kills, seconds, seed=num_kills)
+    assert open_codes(tmp_path / "out").generation == 1
+
+
 # Sample and decode ----------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +139,66 @@ def test_auto_streams_a_new_run_that_fits_nowhere_and_never_one_on_clips(
     assert read_run(tmp_path / "clips")["settings"]["training"]["shuffle"] is None
 
 
+TRAINING_PROCESS = """
+    import sys, time
+    from pathlib import Path
+    sys.path.insert(0, {root!r})
+    import torch
+    torch.set_num_threads(1)
+    from lvt_pipeline.errors import Stopped
+    from lvt_pipeline.training.prior import train_prior
+    from lvt_pipeline.training.prior_task import PriorTask
+    from tests.test_prior_training import settings_of
+    batch = PriorTask.batch
+    def slowly(self, step, rows):
+        print(step, flush=True)
+        time.sleep(0.05)
+        return batch(self, step, rows)
+    PriorTask.batch = slowly
+    try:
+        train_prior(Path({store!r}), Path({run!r}), settings_of(max_steps={steps}), cache="stream", device="cpu")
+    except Stopped:
+        sys.exit(75)
+"""
+
+
+def test_a_streaming_training_keeps_its_generation_under_gc_and_can_be_resumed(
+    store: Path, tmp_path: Path, lvt: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, steps = tmp_path / "run", 2000
+    names = {"root": str(Path(__file__).parent.parent), "store": str(store), "run": str(run), "steps": steps}
+    script = textwrap.dedent(TRAINING_PROCESS).format(**names)
+    training = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    try:
+        assert training.stdout is not None
+        assert training.stdout.readline().strip().isdecimal()
+        make_store(store, {f"train/new{i}": 9 for i in range(3)} | {"val/a": 6}, **SHAPE)
+        code, out, _ = lvt("gc", store, "--apply")
+        assert code == 0
+        assert out.startswith(f"generation 1 is kept: it is being read by process {training.pid} (")
+        reached = [int(training.stdout.readline()) for _ in range(20)][-1]  # whole pools are read after that
+        assert reached >= 20
+        training.send_signal(signal.SIGTERM)
+        training.communicate(timeout=60)
+        assert training.returncode == 75
+    finally:
+        training.kill()
+        training.communicate()
+    step = read_run(run)["step"]
+    assert 0 < step < steps
+    shutil.copytree(run, tmp_path / "late")
+    stop_at(monkeypatch, 3)
+    with pytest.raises(Stopped):
+        train_prior(store, run, settings_of(max_steps=steps), cache="stream", device="cpu")
+    assert read_run(run)["step"] > step
+    assert lvt("gc", store, "--apply")[1].splitlines()[0] == "generation 1 dropped"
+    assert open_codes(store).generations == [2]
+    with pytest.raises(
+        ChangedRunError, match=r"was started on generation 1 of its code store, .* lvt gc has removed it"
+    ):
+        train_prior(store, tmp_path / "late", settings_of(max_steps=steps), cache="stream", device="cpu")
+
+
 def test_orders_that_do_not_go_together_are_refused_before_anything_is_written(store: Path, tmp_path: Path) -> None:
     for changes, cache, message in (
         ({"shuffle": "clips"}, "stream", "training.shuffle=clips asks for clips from anywhere"),
@@ -164,7 +228,7 @@ def test_mixed_prior_resumes_bit_for_bit_from_any_tier(
         train_prior([store, other], tmp_path / "parts", settings, cache=caches[1], device="cpu")
     train_prior([store, other], tmp_path / "parts", settings, cache=caches[1], device="cpu")
     assert_same_training(tmp_path / "whole", tmp_path / "parts")
-    with pytest.raises(ChangedRunError, match="was started on codes"):
+    with pytest.raises(ChangedRunError, match=r"was started on codes"):
         train_prior([other, store], tmp_path / "whole", settings, device="cpu")
     with pytest.raises(ChangedRunError, match=r"training.mix: \[0.7,0.3\] -> \[0.6,0.4\]"):
         train_prior([store, other], tmp_path / "whole", settings_of(mix=[0.6, 0.4], shuffle=shuffle), device="cpu")

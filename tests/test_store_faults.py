@@ -6,7 +6,6 @@ import builtins
 import errno
 import json
 import os
-import random
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lvt_pipeline.codes import layout
 from lvt_pipeline.codes.layout import group_metadata, read_root
@@ -308,50 +309,63 @@ def test_an_id_that_breaks_a_line_does_not_enter_a_store(tmp_path: Path, text: s
 
 # Any damage to any file -----------------------------------------------------------------------------------------------
 
-
-def damaged(data: bytes, generator: random.Random) -> bytes:
-    """Bytes with one kind of accident."""
-    position = generator.randrange(len(data) + 1)
-    match generator.randrange(6):
-        case 0:
-            return data[:position]
-        case 1:
-            return data[:position] + generator.randbytes(generator.randrange(1, 40)) + data[position:]
-        case 2:
-            return data[:position] + generator.randbytes(8) + data[position + 8 :]
-        case 3:
-            others = [b"", b"null", b"[]", b"{}", b"[" * 50_000, b"9" * 6_000, b"\xff\xfe", b"PK\x03\x04"]
-            return generator.choice(others)
-        case 4:
-            return data.replace(generator.choice([b"0", b"1", b'"', b":", b"codes"]), b"7")
-        case _:
-            return data * 2
+OTHERS = [b"", b"null", b"[]", b"{}", b"[" * 50_000, b"9" * 6_000, b"\xff\xfe", b"PK\x03\x04"]
 
 
-def check_any_damage(store: Path, lvt: Lvt, rounds: int, seed: int) -> None:
-    """Damage one file after another: every command gives the right result or one line."""
-    generator = random.Random(seed)
+@st.composite
+def damages(draw: st.DrawFn) -> Callable[[bytes], bytes]:
+    """One kind of accident to the bytes of a file."""
+    share, noise = draw(st.floats(0, 1)), draw(st.binary(min_size=1, max_size=40))
+    word, other = draw(st.sampled_from([b"0", b"1", b'"', b":", b"codes"])), draw(st.sampled_from(OTHERS))
+    kinds: list[Callable[[bytes, int], bytes]] = [
+        lambda data, at: data[:at],
+        lambda data, at: data[:at] + noise + data[at:],
+        lambda data, at: data[:at] + noise + data[at + len(noise) :],
+        lambda data, at: other,
+        lambda data, at: data.replace(word, b"7"),
+        lambda data, at: data * 2,
+    ]
+    kind = draw(st.sampled_from(kinds))
+    return lambda data: kind(data, round(share * len(data)))
+
+
+def check_damage(store: Path, lvt: Lvt, name: str, damage: Callable[[bytes], bytes]) -> None:
+    """Damage one file: every command gives the right result or one line, and then the file is put back."""
     before = files_of(store)
-    expected = {clip.id: codes_of(clip) for clip in FIVE}
-    for _ in range(rounds):
-        name = generator.choice(sorted(before))
-        (store / name).write_bytes(damaged(before[name], generator))
-        with suppress(LVTError):
-            found = open_codes(store)
-            assert all(np.array_equal(found[clip_id], codes) for clip_id, codes in expected.items())
-        for command in (["inspect", store], ["verify", store], ["gc", store], ["verify", store, "--repair"]):
-            code, _, errors = lvt(*command)
-            assert (code, errors.count("\n")) in ((0, 0), (1, 1)), (name, command, errors)
-        for other, data in before.items():
-            if not (store / other).exists() or (store / other).read_bytes() != data:
-                (store / other).write_bytes(data)
+    (store / name).write_bytes(damage(before[name]))
+    with suppress(LVTError):
+        found = open_codes(store)
+        assert all(np.array_equal(found[clip.id], codes_of(clip)) for clip in FIVE)
+    for command in (["inspect", store], ["verify", store], ["gc", store], ["verify", store, "--repair"]):
+        code, _, errors = lvt(*command)
+        assert (code, errors.count("\n")) in ((0, 0), (1, 1)), (name, command, errors)
+    for other, data in before.items():
+        if not (store / other).exists() or (store / other).read_bytes() != data:
+            (store / other).write_bytes(data)
+    for other in {*files_of(store)} - {*before}:
+        (store / other).unlink()
 
 
-def test_any_damage_gives_the_right_codes_or_one_line(store: Path, lvt: Lvt) -> None:
-    check_any_damage(store, lvt, 40, seed=0)
+FILES = [
+    *("zarr.json", "codes/zarr.json", "codes/README.md", "generations/zarr.json", "generations/000001/zarr.json"),
+    *(shard_name(index) for index in range(3)),
+]
+ONE_STORE = [HealthCheck.function_scoped_fixture]  # it is put back after every example
+
+
+@given(st.sampled_from(FILES), damages())
+@settings(max_examples=30, deadline=None, suppress_health_check=ONE_STORE)
+def test_any_damage_gives_the_right_codes_or_one_line(
+    store: Path, lvt: Lvt, name: str, damage: Callable[[bytes], bytes]
+) -> None:
+    check_damage(store, lvt, name, damage)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 9))
-def test_much_damage_gives_the_right_codes_or_one_line(store: Path, lvt: Lvt, seed: int) -> None:
-    check_any_damage(store, lvt, 300, seed)
+@pytest.mark.timeout(3600)
+@given(st.sampled_from(FILES), damages())
+@settings(max_examples=2000, deadline=None, suppress_health_check=ONE_STORE)
+def test_much_damage_gives_the_right_codes_or_one_line(
+    store: Path, lvt: Lvt, name: str, damage: Callable[[bytes], bytes]
+) -> None:
+    check_damage(store, lvt, name, damage)

@@ -188,6 +188,19 @@ def test_windows_work_in_the_worker_processes_of_a_data_loader(store: Path, cach
     assert torch.equal(torch.cat(list(loader)), windows.batch(range(len(windows))))
 
 
+@pytest.mark.parametrize(("num_workers", "method"), [(0, None), (1, "fork"), (2, "forkserver"), (2, "spawn")])
+def test_a_data_loader_fetches_a_batch_with_one_gather(
+    store: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int, method: str | None
+) -> None:
+    windows = CodeWindows(store)
+    expected = windows.batch(range(len(windows)))
+    if num_workers == 0:
+        monkeypatch.setattr(CodeWindows, "__getitem__", None)
+    loader = DataLoader(windows, batch_size=50, num_workers=num_workers, multiprocessing_context=method)
+    assert torch.equal(torch.cat(list(loader)), expected)
+    assert all(torch.equal(a, b) for a, b in zip(windows.__getitems__([3, -1]), expected[[3, -1]], strict=True))
+
+
 def test_a_batch_is_gathered_far_faster_than_a_model_could_use_it(tmp_path: Path) -> None:
     write(tmp_path / "s.zarr", [clip(f"clip {i}", 40) for i in range(100)])
     windows = CodeWindows(tmp_path / "s.zarr")

@@ -18,7 +18,7 @@ from lvt_pipeline.codes.loading.batches import check_mix
 from lvt_pipeline.codes.loading.cache import Cache, Tier, cache_file, choose_tier
 from lvt_pipeline.codes.loading.windows import CodeWindows
 from lvt_pipeline.codes.store import CodeStore, open_codes
-from lvt_pipeline.errors import ConfigError, MismatchError
+from lvt_pipeline.errors import ChangedRunError, ConfigError, MismatchError
 from lvt_pipeline.job import Job
 from lvt_pipeline.models.device import choose_device
 from lvt_pipeline.models.prior.adaptive import set_frequencies
@@ -311,4 +311,11 @@ def _store_of_run(codes: Path, out: Path, role: str, progress: Progress) -> Code
                 "(--overwrite trains on all of it)"
             )
             return earlier
+    facts = read_run(out)["facts"]
+    number = facts.get("generation") if role == "codes" and started_on != store.fingerprint else None
+    if number is not None and number not in store.generations:
+        raise ChangedRunError(
+            f"{out} was started on generation {number} of its code store, which {codes} does not have any more: lvt gc "
+            "has removed it; restore it from a copy, train into a new directory, or start again with --overwrite"
+        )
     return store

@@ -134,6 +134,10 @@ class CodeWindows(Dataset[Tensor]):
         """
         return self.batch([operator.index(index)])[0]
 
+    def __getitems__(self, indices: Sequence[int]) -> list[Tensor]:
+        """Windows by index, in one gather: a `torch.utils.data.DataLoader` fetches a batch with it."""
+        return list(self.batch(indices).unbind())
+
     def batch(self, indices: NDArray[np.integer[Any]] | Sequence[int]) -> Tensor:
         """Windows by index, int64 (B, frames, h, w, n_c), in one gather. Errors as in `windows[index]`."""
         clips, starts = self._locate(indices)
