@@ -50,10 +50,11 @@ def encode(
     begin: int = 0,
     pixels: str = "yuv420p",
     prepare: Callable[[Any], None] = lambda stream: None,
+    movflags: str = "",
     **options: str,
 ) -> Path:
     """Write frames at a constant rate, the first one shown `begin` frame intervals after zero."""
-    with av.open(str(path), "w") as output:
+    with av.open(str(path), "w", options={"movflags": movflags} if movflags else {}) as output:
         stream = output.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pixels
         prepare(stream)
@@ -633,6 +634,99 @@ def test_a_file_cut_short_names_the_remedy_and_notes_that_it_was_kept(tmp_path: 
     assert reason == "truncated"
     assert message.endswith("; --on-truncated keep takes the frames that are there")
     assert "truncated" in kinds(clip_of(path, on_truncated="keep"))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+@pytest.mark.parametrize(
+    ("name", "codec", "movflags"),
+    [
+        ("a.mkv", "libx264", ""),
+        ("a.webm", "libvpx", ""),
+        ("a.mp4", "libx264", "faststart"),
+        ("a.mp4", "libx264", "frag_keyframe+empty_moov"),
+        ("a.mp4", "libx264", "frag_every_frame+empty_moov"),
+        ("a.avi", "mpeg4", ""),
+        ("a.ts", "libx264", ""),
+        ("a.gif", "gif", ""),
+    ],
+)
+def test_the_last_frames_are_missed_wherever_a_file_is_cut(
+    tmp_path: Path, name: str, codec: str, movflags: str, share: float
+) -> None:
+    pixels = "rgb8" if codec == "gif" else "yuv420p"
+    path = encode(tmp_path / name, noise(100), codec, pixels=pixels, movflags=movflags, g="10")
+    whole = clip_of(path)
+    assert (len(whole.frames), kinds(whole)) == (100, set())
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share) - int(len(data) * share) % 188 - 1])
+    assert failure_of(path)[0] == "truncated"
+
+
+@pytest.mark.parametrize(("first", "num_frames"), [(0, 25), (25, 25), (30, 50), (80, 20)])
+def test_an_mp4_that_was_trimmed_by_its_edit_list_is_whole(tmp_path: Path, first: int, num_frames: int) -> None:
+    path = encode(tmp_path / "a.mp4", numbered(100), "libx264", bf="0", g="10", crf="10")
+    data = bytearray(path.read_bytes())
+    ticks = struct.unpack_from(">I", data, data.index(b"mdhd") + 16)[0] // 25
+    # One edit: its length in milliseconds, and where it begins in the units of the stream.
+    struct.pack_into(">Ii", data, data.index(b"elst") + 12, num_frames * 40, first * ticks)
+    path.write_bytes(data)
+    clip = clip_of(path)
+    assert numbers(clip) == pytest.approx(list(range(first, first + num_frames)), abs=1)
+    assert (clip.fps, kinds(clip)) == (25.0, set())
+
+
+def test_frames_that_an_avi_header_counts_and_that_are_gone_are_noted(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.avi", noise(75), "huffyuv", pixels="yuv422p")
+    data = bytearray(path.read_bytes())
+    first, last = len(data) * 44 // 100, len(data) * 48 // 100
+    data[first:last] = bytes(last - first)
+    path.write_bytes(data)
+    assert "gaps" in kinds(clip_of(path))
+
+
+@needs_ffmpeg
+def test_theora_is_whole_with_empty_packets_and_not_with_lost_ones(tmp_path: Path) -> None:
+    path = tmp_path / "a.ogg"
+    make = ["ffmpeg", "-v", "error", "-nostdin", "-f", "lavfi", "-i", f"testsrc2=s={SIDE}x{SIDE}:r=25:d=4"]
+    subprocess.run([*make, "-c:v", "libtheora", "-q:v", "6", str(path)], check=True)
+    whole = path.read_bytes()
+    read = ["ffmpeg", "-v", "error", "-i", str(path), "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "gray"]
+    num_pixels = len(subprocess.run([*read, "-"], check=True, capture_output=True).stdout)
+    clip = clip_of(path)  # most frames repeat the one before: their packets are empty
+    assert len(clip.frames) * SIDE**2 == num_pixels < 60 * SIDE**2
+    assert "holes" not in kinds(clip)
+    path.write_bytes(whole[: len(whole) * 97 // 100])
+    assert failure_of(path)[0] == "truncated"
+    subprocess.run([*make, "-y", "-vf", "noise=alls=80:allf=t", "-c:v", "libtheora", "-g", "10", str(path)], check=True)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert failure_of(path)[0] == "incomplete"
+
+
+@needs_ffmpeg
+def test_ten_bit_pictures_in_4_2_2_have_the_colours_that_ffmpeg_gives(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    make = ["ffmpeg", "-v", "error", "-nostdin", "-f", "lavfi", "-i", f"testsrc2=s={SIDE}x{SIDE}:r=25:d=0.4"]
+    subprocess.run([*make, "-c:v", "libx264", "-pix_fmt", "yuv422p10le", str(path)], check=True)
+    read = ["ffmpeg", "-v", "error", "-i", str(path), "-fps_mode", "passthrough"]
+    raw = subprocess.run([*read, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], check=True, capture_output=True).stdout
+    expected = np.frombuffer(raw, np.uint8).reshape(-1, SIDE, SIDE, 3).astype(int)
+    assert np.abs(clip_of(path).frames - expected).mean() < 0.5
+
+
+def test_damage_that_a_decoder_reports_without_marking_pictures_is_noted(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mkv", noise(20), "ffv1", level="3", slicecrc="1")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert kinds(clip_of(path)) == {"decoder-errors"}
+
+
+def test_a_few_stamps_that_nearly_repeat_leave_the_rate_alone() -> None:
+    stamps = [*(640 * index for index in range(70)), *(640 * 69 + index for index in range(1, 6))]
+    timing, _ = timing_of(stamps, Fraction(1, 16000), 640, Fraction(25))
+    assert timing.fps == 25.0
 
 
 def test_a_file_is_looked_into_without_holding_a_closed_container(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ NOTE_KINDS = (
     "rate",  # the header's frame rate disagrees with the time stamps
     "gaps",  # a regular video shows no new frame for some time
     "holes",  # frames are missing in the middle; the others are kept
+    "decoder-errors",  # the decoder reported damage without marking pictures
     "undecodable-start",  # pictures before the first one that can be decoded were left out
     "several-streams",  # one of several video streams was chosen
     "short-range",  # the clip's range ends after the video

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -22,6 +23,7 @@ from lvt_pipeline.video.clips import Note
 from lvt_pipeline.video.geometry import UPRIGHT, orientation_of
 from lvt_pipeline.video.settings import MAX_FPS
 from lvt_pipeline.video.timing import Stamp, Timing, gaps_of, is_plausible, timing_of
+from lvt_pipeline.video.wholeness import Ending, ending_of, is_short
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame, VideoStream
@@ -47,14 +49,29 @@ _TEXT_FILES = {
     b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with `git lfs pull`",
 }
 
-# A container may announce a little more than its packets fill; more than this is a file cut short.
-_SHORTFALL_SECONDS = 0.25
-_SHORTFALL_SHARE = 0.01
+# Decoders that mark the pictures in which they conceal damage.
+_MARKING = (
+    "h264",
+    "hevc",
+    "mpeg4",
+    "mpeg1video",
+    "mpeg2video",
+    "h263",
+    "flv",
+    "vp8",
+    "vp9",
+    "av1",
+    "libdav1d",
+    "prores",
+)
+_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+_USUAL_FRAME = 0.04  # seconds, where no rate is known
 # A cut between two key frames leaves this much undecodable at most; more is a video whose beginning is missing.
 _START_SECONDS = 12.0
 _HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
 _BT2020 = 9  # colour primaries
 _SQUARE = 0.01  # pixels whose sides differ by less are square
+_EVERY_FRAME = ("theora",)  # codecs that store a packet, if an empty one, for every frame interval
 _PLACEHOLDER_BYTES = 8  # a packet this small that decodes to nothing says "as before"
 
 
@@ -227,10 +244,13 @@ def packets_of(container: InputContainer, *streams: VideoStream) -> Generator[Pa
         return
 
 
-def decoded_frames(path: str, index: int) -> Generator[VideoFrame]:
+def decoded_frames(path: str, index: int, errors: list[str] | None = None) -> Generator[VideoFrame]:
     """Every frame that FFmpeg decodes from a stream, in order of display, without conversion.
 
     What cannot be decoded before the first key frame is passed over, as every player does.
+
+    Args:
+        errors: for a codec whose decoder conceals damage without marking pictures, its error messages are added here.
 
     Raises:
         DecodeError: damaged, unsupported-codec or out-of-memory.
@@ -245,9 +265,12 @@ def decoded_frames(path: str, index: int) -> Generator[VideoFrame]:
         can_fail = True
         try:
             for packet in packets_of(container, stream):
+                if not packet.size:
+                    continue  # a placeholder: the frame before it is shown for longer
                 can_fail = can_fail and not packet.is_keyframe
                 try:
-                    frames: Any = packet.decode()
+                    with _messages(codec, errors):
+                        frames: Any = packet.decode()
                 except av.InvalidDataError:
                     if not can_fail:
                         raise
@@ -256,6 +279,23 @@ def decoded_frames(path: str, index: int) -> Generator[VideoFrame]:
             yield from stream.codec_context.decode(None)
         except (av.FFmpegError, ValueError) as error:
             raise failure_of(error, path, codec) from error
+
+
+@contextmanager
+def _messages(codec: str, errors: list[str] | None) -> Iterator[None]:
+    """Collect the error messages of a decoder that does not mark damaged pictures."""
+    import av
+
+    if errors is None or codec in _MARKING:
+        yield
+        return
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as lines:
+            yield
+        errors.extend(message.strip() for _, _, message in lines)
+    finally:
+        av.logging.set_level(None)
 
 
 def failure_of(error: Exception, path: str, codec: str) -> DecodeError:
@@ -314,10 +354,13 @@ class _Look:
     num_streams: int
     aspect: Fraction | None = None
     packets: list[_Packet] = field(default_factory=list)
+    placeholders: list[Stamp] = field(default_factory=list)  # of packets that repeat the frame before
     first: _Picture | None = None
     key: Stamp = None  # of the first key frame
     has_failed: bool = False  # a packet after the first key frame could not be decoded before the first picture
     truncated: str = ""
+    ends_corrupt: bool = False  # the last packet is not whole
+    missing: int = 0  # frames that the header counts and that are not there
     lost: tuple[int, ...] = ()
 
     def leading(self) -> list[_Packet]:
@@ -350,26 +393,26 @@ def _read_packets(container: InputContainer, stream: VideoStream, path: str) -> 
     codec = stream.codec_context.name
     look = _Look(container.format.name, codec, stream.index, unit, stream.average_rate, len(_pictures(container)))
     coverage = _Coverage(container.format.name)
-    first = last = 0.0
+    whole, own = _Span(), _Span()
     has_key = False
     try:
         for packet in packets_of(container):
-            shown = packet.pts if packet.pts is not None else packet.dts
-            if shown is not None:
-                seconds = float(packet.time_base or 0)
-                first = min(first, shown * seconds)
-                last = max(last, (shown + (packet.duration or 0)) * seconds)
+            whole.add(packet)
             coverage.add(packet)
             if packet.stream_index != stream.index:
                 continue
+            own.add(packet)
+            look.ends_corrupt = packet.is_corrupt
             if packet.is_keyframe and not has_key:
                 has_key, look.key = True, packet.pts
-            if packet.size and _shows_a_frame(packet, codec):
+            if not packet.size:
+                look.placeholders.append(packet.pts)
+            elif _shows_a_frame(packet, codec):
                 look.packets.append(
                     _Packet(packet.pts, packet.dts, packet.duration or 0, packet.size, has_key, coverage.has_hole)
                 )
                 coverage.has_hole = False
-            if look.first is None:
+            if look.first is None and packet.size:
                 look.first = _first_picture(stream, packet, look, has_key, path)
         if look.first is None:
             look.first = _first_picture(stream, None, look, has_key, path)
@@ -377,7 +420,9 @@ def _read_packets(container: InputContainer, stream: VideoStream, path: str) -> 
         if isinstance(error, MemoryError):
             raise DecodeError("out-of-memory", f"{path}: its packets do not fit into memory") from error
         look.truncated = f"it ends inside a packet, after {_counted(look, stream)}"
-    look.truncated = look.truncated or _shortfall(container, stream, look, last - first)
+    ending = ending_of(path, look.container)
+    look.truncated = look.truncated or _shortfall(container, stream, look, whole, own, ending)
+    look.missing = _missing(stream, look, own)
     look.aspect = stream.sample_aspect_ratio
     return look
 
@@ -469,25 +514,75 @@ def _vp9_shows(frame: bytes) -> bool:
     return bool(bits >> place & 1) or bool(bits >> (place - 2) & 1)
 
 
-def _shortfall(container: InputContainer, stream: VideoStream, look: _Look, there: float) -> str:
-    """What is missing at the end against what the header announces; empty when nothing is."""
-    announced = max((container.duration or 0) / 1_000_000, _counted_seconds(stream))
-    if announced - there <= _SHORTFALL_SECONDS + _SHORTFALL_SHARE * announced:
-        return ""
-    found = f"there are {there:.2f} of the {announced:.2f} s that its header announces"
-    return f"{found}, and {_counted(look, stream)}"
+@dataclass
+class _Span:
+    """Moments between which packets are shown, seconds; from zero or earlier on."""
+
+    first: float = 0.0
+    last: float = 0.0
+
+    def add(self, packet: Packet[Stream]) -> None:
+        shown = packet.pts if packet.pts is not None else packet.dts
+        if shown is not None:
+            seconds = float(packet.time_base or 0)
+            self.first = min(self.first, shown * seconds)
+            self.last = max(self.last, (shown + (packet.duration or 0)) * seconds)
+
+    @property
+    def seconds(self) -> float:
+        return self.last - self.first
+
+
+def _shortfall(
+    container: InputContainer, stream: VideoStream, look: _Look, whole: _Span, own: _Span, ending: Ending
+) -> str:
+    """The part that is missing at the end, against the announcements of the header; empty for a whole file.
+
+    Args:
+        whole: of all streams: sound that outlasts the picture is normal.
+        own: of the chosen stream.
+    """
+    if ending.loses_frames:
+        return f"it ends inside a packet, after {_counted(look, stream)}"
+    frame = 1 / float(look.rate) if look.rate and 0 < look.rate <= MAX_FPS else _USUAL_FRAME
+    spans = [(_announced(stream, look), own.seconds), ((container.duration or 0) / 1_000_000, whole.seconds)]
+    for announced, there in spans:
+        if is_short(announced, there, frame, is_cut=ending.is_cut):
+            found = f"there are {there:.2f} of the {announced:.2f} s that its header announces"
+            return f"{found}, and {_counted(look, stream)}"
+    if ending.is_cut and look.ends_corrupt:
+        return f"its last frame is incomplete, {_counted(look, stream)}"
+    return ""
 
 
 def _counted(look: _Look, stream: VideoStream) -> str:
-    """Frames found, next to what the header counts if it counts."""
+    """Frames found, next to the header's count if it counts."""
     found = len(look.packets)
-    return f"{found} of {stream.frames} frames" if stream.frames else f"{found} frames"
+    return f"{found} of {stream.frames} frames" if stream.frames > found else f"{found} frames"
 
 
-def _counted_seconds(stream: VideoStream) -> float:
-    """How long the frames that the header counts last: AVI files learn their duration from what is left of them."""
-    rate = float(stream.average_rate or 0)
+def _announced(stream: VideoStream, look: _Look) -> float:
+    """Seconds of the stream itself by its header; 0 when it states none.
+
+    MP4 states a length from which edit lists are already taken off. AVI files, whose duration FFmpeg estimates from
+    the bytes that are left, count frames.
+    """
+    if look.container == _MP4:
+        return float((stream.duration or 0) * look.unit)
+    rate = float(look.rate or 0)
     return stream.frames / rate if 0 < rate <= MAX_FPS else 0.0
+
+
+def _missing(stream: VideoStream, look: _Look, own: _Span) -> int:
+    """Frames that an AVI header counts and that are neither there nor replaced by placeholders, one excepted."""
+    if look.container != "avi" or look.truncated:
+        return 0
+    rate = float(look.rate or 0)
+    ticks = stream.frames - round(own.seconds * rate) if 0 < rate <= MAX_FPS else 0
+    stored = [item.dts for item in look.packets if item.dts is not None]
+    usual = float(np.median(np.diff(stored))) if len(stored) > 2 else 1.0  # a clock may be finer than the frames
+    missing = int(ticks / max(1.0, usual))
+    return missing if missing > 1 else 0
 
 
 # The facts ---------------------------------------------------------------------------------------------------------
@@ -537,10 +632,14 @@ def _facts(look: _Look, first: _Picture, stamps: Sequence[Stamp]) -> VideoFacts:
     moments = dict(zip(stamps, timing.times.tolist(), strict=True))
     torn = [moments[stamp] for stamp, item in packets.items() if item.after_hole and stamp in moments]
     slack = 16 / timing.fps
+    origin = stamps[0] or 0
+    repeats = [float((stamp - origin) * look.unit) for stamp in look.placeholders if stamp is not None]
+    is_gapless = look.codec in _EVERY_FRAME
     holes = [
         (begin, end)
         for begin, end in gaps_of(timing.times, min_steps=1.5, min_seconds=0.0)
-        if any(begin - slack <= moment <= end + slack for moment in torn)
+        if (is_gapless and sum(begin < moment < end for moment in repeats) < round((end - begin) * timing.fps) - 1)
+        or any(begin - slack <= moment <= end + slack for moment in torn)
     ]
     orientation, is_followed = orientation_of(first.matrix) if len(first.matrix) == 9 else (UPRIGHT, True)
     notes += _notes(look, first, timing, holes, is_followed=is_followed)
@@ -577,6 +676,8 @@ def _notes(
         notes.append(Note("odd-angle", "the picture should be turned by an angle that is not a multiple of 90 degrees"))
     if look.num_streams > 1:
         notes.append(Note("several-streams", f"stream {look.stream} is read, one of {look.num_streams} video streams"))
+    if look.missing:
+        notes.append(Note("gaps", f"the header counts {look.missing} frames more than there are"))
     leading = len(look.leading())
     if leading:
         notes.append(Note("undecodable-start", f"{leading} pictures before the first that can be decoded are left out"))
@@ -601,7 +702,7 @@ def _no_start(look: _Look) -> str:
 
 
 # decord's result is proven equal for these (`tests/test_exact_frames.py`).
-_DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv")
+_DECORD_CONTAINERS = (_MP4, "matroska,webm", "avi", "flv")
 _DECORD_CODECS = ("h264", "hevc", "mpeg4", "vp8", "vp9", "h263")
 _DECORD_PIXELS = ("yuv420p", "yuvj420p", "yuv444p")
 _DECORD_TURNS = ("clock", "cclock", "hflip,vflip")  # of MP4 and MOV only

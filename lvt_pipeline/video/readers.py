@@ -75,14 +75,18 @@ def pictures_of(
         scaled = partial(scaled_sides, size=geometry.size, fit=geometry.fit)
     if decoder == "decord":
         return _decord_pictures(path, facts, scaled)
-    frames = checked_frames(path, facts, trust=geometry.trust_bitstream, keep=keep)
-    return _pyav_pictures(frames, path, facts, scaled, [] if remarks is None else remarks)
+    remarks = [] if remarks is None else remarks
+    frames = checked_frames(path, facts, remarks, trust=geometry.trust_bitstream, keep=keep)
+    return _pyav_pictures(frames, path, facts, scaled, remarks)
 
 
-def checked_frames(path: str, facts: VideoFacts, *, trust: bool = False, keep: bool = False) -> Generator[VideoFrame]:
+def checked_frames(
+    path: str, facts: VideoFacts, remarks: list[Note] | None = None, *, trust: bool = False, keep: bool = False
+) -> Generator[VideoFrame]:
     """The frames of `facts`, one for one, decoded and not yet converted.
 
     Args:
+        remarks: a note is added here when the decoder reports errors without marking pictures.
         trust: take pictures that FFmpeg marks as damaged.
         keep: end before the first picture that cannot be decoded, without an error.
 
@@ -91,8 +95,13 @@ def checked_frames(path: str, facts: VideoFacts, *, trust: bool = False, keep: b
         UnexpectedFrameError: there are more, fewer or other frames.
     """
     count = 0
+    errors: list[str] = []
     try:
-        for frame in decoded_frames(path, facts.stream):
+        for frame in decoded_frames(path, facts.stream, errors):
+            if errors and remarks is not None and not any(note.kind == "decoder-errors" for note in remarks):
+                moment = facts.timing.times[min(count, facts.num_frames - 1)]
+                text = f"{facts.codec} data near {moment:.2f} s is damaged; pictures from there on may be wrong"
+                remarks.append(Note("decoder-errors", text))
             if count == 0 and frame.pts != facts.stamps[0] and _comes_before(frame.pts, facts.stamps[0]):
                 continue  # left out: the beginning of an open group of pictures
             if frame.is_corrupt and not trust:
@@ -125,8 +134,10 @@ def _pyav_pictures(
         height, width = (width, height) if swaps_sides(facts.orientation) else (height, width)
     # Without a change of size bicubic gives the pixels that the ffmpeg program gives.
     filter = "BICUBIC" if scaled is None else "BILINEAR"
+    has_changed = False
     for frame in frames:
-        if (frame.height, frame.width) != (facts.height, facts.width) and not remarks:
+        if (frame.height, frame.width) != (facts.height, facts.width) and not has_changed:
+            has_changed = True
             sizes = f"{facts.width}x{facts.height} become {frame.width}x{frame.height}"
             remarks.append(Note("size-change", f"frames of {sizes}; all are scaled to the first size"))
         try:
@@ -147,7 +158,7 @@ def _without_hints(frame: VideoFrame) -> VideoFrame:
     """
     import av
 
-    if not frame.interlaced_frame and not frame.format.name.startswith(("yuv420p10", "yuv420p12")):
+    if not frame.interlaced_frame and not frame.format.name.startswith(("yuv420p1", "yuv422p1", "yuv440p1")):
         return frame
     plain = av.VideoFrame(frame.width, frame.height, frame.format.name)
     for target, source in zip(plain.planes, frame.planes, strict=True):

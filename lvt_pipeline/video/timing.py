@@ -32,6 +32,7 @@ _FAR_SECONDS, _FAR_RATIO = (
 _BROADCAST_SECONDS = 10.0
 _COARSE_SECONDS = 0.002  # no clock is coarser, except those whose ticks are the frames
 _REGULAR_SHARE = 0.8  # of the steps that must be alike for a long one to count as a gap
+_MOMENT = 0.25  # of the usual step; frames of a regular video are shown at least that long
 GAP_STEPS, GAP_SECONDS = 5.0, 0.25  # a gap in a regular video is longer than both
 
 Stamp = int | None
@@ -132,15 +133,17 @@ def is_plausible(stamps: Sequence[Stamp], seconds: float) -> bool:
 def gaps_of(times: Times, min_steps: float = GAP_STEPS, min_seconds: float = GAP_SECONDS) -> list[tuple[float, float]]:
     """Moments (begin, end) between which a video that is otherwise regular shows no new frame."""
     steps = np.diff(times)
-    if len(steps) < 3:
-        return []
-    step = float(np.median(steps))
-    if (np.abs(steps - step) <= 0.25 * step).mean() < _REGULAR_SHARE:
+    if not _is_regular(steps):
         return []
     return [
         (float(times[index]), float(times[index + 1]))
         for index in np.flatnonzero(_is_gap(steps, min_steps, min_seconds))
     ]
+
+
+def _is_regular(steps: Times) -> bool:
+    step = float(np.median(steps)) if len(steps) >= 3 else 0.0
+    return step > 0 and bool((np.abs(steps - step) <= 0.25 * step).mean() >= _REGULAR_SHARE)
 
 
 def _is_gap(steps: Times, min_steps: float, min_seconds: float) -> NDArray[np.bool_]:
@@ -247,11 +250,14 @@ def _far_steps(steps: Times, far: float, ratio: float) -> NDArray[np.int64]:
 def _frame_rate(times: Times, stated: float | None, header: Fraction | None) -> tuple[float, tuple[Note, ...]]:
     """Frames per second: the header's when the frames keep it, else that of the frames; and a note if they differ.
 
-    Gaps of a regular video do not count, so a hole does not slow the video down.
+    In a regular video neither gaps count nor frames that are shown for a moment only, so a hole or a wrong stamp does
+    not change its rate.
     """
     steps = np.diff(times)
     if gaps_of(times):
         steps = steps[~_is_gap(steps, GAP_STEPS, GAP_SECONDS)]
+    if _is_regular(steps):
+        steps = steps[steps >= _MOMENT * np.median(steps)]
     span = float(steps.sum())
     if span <= 0:
         return round(stated or UNKNOWN_FPS, 6), ()
