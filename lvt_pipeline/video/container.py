@@ -23,7 +23,7 @@ from lvt_pipeline.video.clips import Note
 from lvt_pipeline.video.geometry import UPRIGHT, orientation_of
 from lvt_pipeline.video.settings import MAX_FPS
 from lvt_pipeline.video.timing import Stamp, Timing, gaps_of, is_plausible, timing_of
-from lvt_pipeline.video.wholeness import Ending, ending_of, is_short
+from lvt_pipeline.video.wholeness import Ending, ending_of
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame, VideoStream
@@ -65,6 +65,9 @@ _MARKING = (
     "prores",
 )
 _MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+# A header may announce a little more than the packets fill, where nothing else proves that the file was cut.
+_SHORTFALL_SECONDS = 0.25
+_SHORTFALL_SHARE = 0.01
 _USUAL_FRAME = 0.04  # seconds, where no rate is known
 # A cut between two key frames leaves this much undecodable at most; more is a video whose beginning is missing.
 _START_SECONDS = 12.0
@@ -143,9 +146,6 @@ def inspect_video(path: str, *, thorough: bool = False) -> VideoFacts:
     if stamps is None:
         stamps = _stamps_of_decoded(path, look)
     return _facts(look, look.first, stamps)
-
-
-# Opening -----------------------------------------------------------------------------------------------------------
 
 
 def require_regular_file(path: str) -> None:
@@ -314,9 +314,6 @@ def _in_one_thread(stream: VideoStream) -> None:
     stream.codec_context.thread_count = 1
 
 
-# The packets -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Packet:
     """A packet of the chosen stream that shows a frame. Times in units of the stream's clock."""
@@ -393,15 +390,18 @@ def _read_packets(container: InputContainer, stream: VideoStream, path: str) -> 
     codec = stream.codec_context.name
     look = _Look(container.format.name, codec, stream.index, unit, stream.average_rate, len(_pictures(container)))
     coverage = _Coverage(container.format.name)
-    whole, own = _Span(), _Span()
+    whole = own = (0.0, 0.0)  # begin and end in seconds, of all streams and of the chosen one
     has_key = False
     try:
         for packet in packets_of(container):
-            whole.add(packet)
+            shown = packet.pts if packet.pts is not None else packet.dts
+            ticks = (0, 0) if shown is None else (shown, shown + (packet.duration or 0))
+            moments = [tick * float(packet.time_base or 0) for tick in ticks]
+            whole = (min(whole[0], *moments), max(whole[1], *moments))
             coverage.add(packet)
             if packet.stream_index != stream.index:
                 continue
-            own.add(packet)
+            own = (min(own[0], *moments), max(own[1], *moments))
             look.ends_corrupt = packet.is_corrupt
             if packet.is_keyframe and not has_key:
                 has_key, look.key = True, packet.pts
@@ -420,9 +420,9 @@ def _read_packets(container: InputContainer, stream: VideoStream, path: str) -> 
         if isinstance(error, MemoryError):
             raise DecodeError("out-of-memory", f"{path}: its packets do not fit into memory") from error
         look.truncated = f"it ends inside a packet, after {_counted(look, stream)}"
-    ending = ending_of(path, look.container)
-    look.truncated = look.truncated or _shortfall(container, stream, look, whole, own, ending)
-    look.missing = _missing(stream, look, own)
+    spans = [(_announced(stream, look), own[1] - own[0]), ((container.duration or 0) / 1e6, whole[1] - whole[0])]
+    look.truncated = look.truncated or _shortfall(stream, look, spans, ending_of(path, look.container))
+    look.missing = _missing(stream, look, own[1] - own[0])
     look.aspect = stream.sample_aspect_ratio
     return look
 
@@ -514,43 +514,21 @@ def _vp9_shows(frame: bytes) -> bool:
     return bool(bits >> place & 1) or bool(bits >> (place - 2) & 1)
 
 
-@dataclass
-class _Span:
-    """Moments between which packets are shown, seconds; from zero or earlier on."""
-
-    first: float = 0.0
-    last: float = 0.0
-
-    def add(self, packet: Packet[Stream]) -> None:
-        shown = packet.pts if packet.pts is not None else packet.dts
-        if shown is not None:
-            seconds = float(packet.time_base or 0)
-            self.first = min(self.first, shown * seconds)
-            self.last = max(self.last, (shown + (packet.duration or 0)) * seconds)
-
-    @property
-    def seconds(self) -> float:
-        return self.last - self.first
-
-
-def _shortfall(
-    container: InputContainer, stream: VideoStream, look: _Look, whole: _Span, own: _Span, ending: Ending
-) -> str:
+def _shortfall(stream: VideoStream, look: _Look, spans: Sequence[tuple[float, float]], ending: Ending) -> str:
     """The part that is missing at the end, against the announcements of the header; empty for a whole file.
 
     Args:
-        whole: of all streams: sound that outlasts the picture is normal.
-        own: of the chosen stream.
+        spans: seconds announced and found.
     """
-    if ending.loses_frames:
+    if ending == "lossy":
         return f"it ends inside a packet, after {_counted(look, stream)}"
     frame = 1 / float(look.rate) if look.rate and 0 < look.rate <= MAX_FPS else _USUAL_FRAME
-    spans = [(_announced(stream, look), own.seconds), ((container.duration or 0) / 1_000_000, whole.seconds)]
-    for announced, there in spans:
-        if is_short(announced, there, frame, is_cut=ending.is_cut):
-            found = f"there are {there:.2f} of the {announced:.2f} s that its header announces"
-            return f"{found}, and {_counted(look, stream)}"
-    if ending.is_cut and look.ends_corrupt:
+    for announced, found in spans:
+        allowed = 0.75 * frame if ending == "cut" else _SHORTFALL_SECONDS + _SHORTFALL_SHARE * announced
+        if announced - found > allowed:
+            part = f"there are {found:.2f} of the {announced:.2f} s that its header announces"
+            return f"{part}, and {_counted(look, stream)}"
+    if ending == "cut" and look.ends_corrupt:
         return f"its last frame is incomplete, {_counted(look, stream)}"
     return ""
 
@@ -573,19 +551,16 @@ def _announced(stream: VideoStream, look: _Look) -> float:
     return stream.frames / rate if 0 < rate <= MAX_FPS else 0.0
 
 
-def _missing(stream: VideoStream, look: _Look, own: _Span) -> int:
+def _missing(stream: VideoStream, look: _Look, seconds: float) -> int:
     """Frames that an AVI header counts and that are neither there nor replaced by placeholders, one excepted."""
     if look.container != "avi" or look.truncated:
         return 0
     rate = float(look.rate or 0)
-    ticks = stream.frames - round(own.seconds * rate) if 0 < rate <= MAX_FPS else 0
+    ticks = stream.frames - round(seconds * rate) if 0 < rate <= MAX_FPS else 0
     stored = [item.dts for item in look.packets if item.dts is not None]
     usual = float(np.median(np.diff(stored))) if len(stored) > 2 else 1.0  # a clock may be finer than the frames
     missing = int(ticks / max(1.0, usual))
     return missing if missing > 1 else 0
-
-
-# The facts ---------------------------------------------------------------------------------------------------------
 
 
 def _stamps_of_decoded(path: str, look: _Look) -> list[Stamp]:
