@@ -150,9 +150,6 @@ def _is_gap(steps: Times, min_steps: float, min_seconds: float) -> NDArray[np.bo
     return (steps > min_steps * np.median(steps)) & (steps > min_seconds)
 
 
-# Repair ------------------------------------------------------------------------------------------------------------
-
-
 def _ascending(stamps: Sequence[Stamp], step: float, far: float, ratio: float) -> tuple[Times, int]:
     """Strictly ascending ticks for stamps in the order of display, and how many stamps were not taken as they are."""
     values = np.array([np.nan if stamp is None else stamp for stamp in stamps], np.float64)
@@ -242,9 +239,6 @@ def _far_steps(steps: Times, far: float, ratio: float) -> NDArray[np.int64]:
     if len(steps) < _SUSTAINED:
         return np.empty(0, np.int64)
     return np.flatnonzero((steps > far) & (steps > ratio * (steps.sum() - steps)))
-
-
-# Rate --------------------------------------------------------------------------------------------------------------
 
 
 def _frame_rate(times: Times, stated: float | None, header: Fraction | None) -> tuple[float, tuple[Note, ...]]:
