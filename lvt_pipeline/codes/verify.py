@@ -1,4 +1,4 @@
-"""Verify that a code store is, byte for byte, what was written, and that its content makes sense.
+"""Verify that a code store has, byte for byte, its original content, and that its content makes sense.
 
 Every file is compared with the digest that the root recorded when it was published, and the root with its own. Then the
 content: clip tables against the array, codes against K. Damage is narrowed down to chunks, and so to clips.
@@ -122,7 +122,7 @@ def verify_store(path: Path, generation: int | None = None, *, progress: Progres
 
 
 def _state(path: Path) -> tuple[bytes | None, bytes | None]:
-    """Everything that says what belongs to a store: the root, and the plan of unfinished work."""
+    """Everything that states which files belong to a store: the root, and the plan of unfinished work."""
     return read_file(path / ZARR_METADATA), read_file(path / PENDING / ZARR_METADATA)
 
 
@@ -133,16 +133,16 @@ def _verify(path: Path, generation: int | None, progress: Progress) -> VerifyRep
         problem = Problem(file=ZARR_METADATA, message=f"cannot be trusted, so nothing else can be checked ({error})")
         return VerifyReport(problems=(problem,), notes=(), generations=(), clips=0, files=1, bytes=0, damaged_shards=())
     if root is None:
-        open_codes(path)  # says what is there instead
+        open_codes(path)  # its error names what it found
         raise AssertionError("a store without a root does not open")
     if generation is not None and generation not in root.numbers:
-        open_codes(path, generation)  # says which there are
+        open_codes(path, generation)  # its error lists the generations
     chosen = root.numbers if generation is None else [generation]
     return _Verification(path, root, chosen, is_whole=generation is None).run(progress)
 
 
 def find_damaged_shards(path: Path) -> tuple[int, ...]:
-    """Indices of the shards of the current generation whose bytes are not what was written.
+    """Indices of the shards of the current generation whose bytes have changed since they were written.
 
     Raises:
         StoreError: there is no store at `path`, or its metadata is damaged.
