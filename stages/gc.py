@@ -1,8 +1,9 @@
-"""lvt gc: show what a code store no longer needs, and delete it."""
+"""lvt gc: show what a code store, or with --frames a work directory, no longer needs, and delete it."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -37,6 +38,12 @@ from stages.values import PATH, Whole
     is_flag=True,
     help="Delete only the copies that `lvt train-prior --cache mmap` made next to the store, of all generations.",
 )
+@click.option(
+    "--frames",
+    "only_frames",
+    is_flag=True,
+    help="Delete only the frames of the work directory STORE, if all are encoded and every byte of the codes verified.",
+)
 @json_option
 def command(
     store: Path,
@@ -46,6 +53,7 @@ def command(
     drop_pending: bool,
     ignore_readers: bool,
     only_cache: bool,
+    only_frames: bool,
     as_json: bool,
 ) -> None:
     """List or delete old generations, shards without a live clip, leftovers of killed runs, and unused caches.
@@ -56,10 +64,10 @@ def command(
 
     Example: lvt gc data.zarr --apply
     """
-    if only_cache:
-        if keep or drop_pending or keep_generations > 1:
-            raise click.UsageError("--cache touches nothing in the store; leave out the options about generations")
-        _collect_cache(store, apply, as_json)
+    if only_cache or only_frames:
+        if keep or drop_pending or keep_generations > 1 or (only_cache and only_frames):
+            raise click.UsageError("--cache and --frames delete nothing else; leave out the other options")
+        (_collect_cache if only_cache else _collect_frames)(store, apply, as_json)
         return
     from lvt_pipeline.codes.maintenance import collect_garbage, find_garbage
 
@@ -90,6 +98,21 @@ def command(
     else:
         lines.append(f"{size} can be given back with --apply")
     echo_facts({**garbage.to_json(), "applied": apply}, as_json, "\n".join(lines))
+
+
+def _collect_frames(work_dir: Path, apply: bool, as_json: bool) -> None:
+    from lvt_pipeline.workspace.pixels import find_spare_frames
+
+    spare = find_spare_frames(work_dir, delete=apply)
+    facts = {"frames": None if spare is None else asdict(spare), "applied": apply}
+    if spare is None:
+        echo_facts(facts, as_json, f"the frames of {work_dir} are deleted already")
+        return
+    line = f"{spare.path}: {spare.clips:,} clips, all encoded and verified; {spare.bytes / 2**20:,.1f} MiB "
+    line += "given back" if apply else "can be given back with --apply"
+    if not spare.can_be_restored:
+        line += "\nthe videos are gone too, so these frames cannot be made again"
+    echo_facts(facts, as_json, line)
 
 
 def _collect_cache(store: Path, apply: bool, as_json: bool) -> None:

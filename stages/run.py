@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from lvt_pipeline.progress import format_seconds
 from lvt_pipeline.workspace.layout import ARTEFACTS
 from stages.console import Console, echo_facts
 from stages.options import (
@@ -25,7 +25,6 @@ from stages.values import PATH, TEXT, Real
 
 if TYPE_CHECKING:
     from lvt_pipeline.codes.loading.cache import Cache
-    from lvt_pipeline.pipeline.running import PlannedStage
 
 
 def _list_settings(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -144,16 +143,8 @@ def command(
     )
     if dry_run:
         plan = Pipeline(settings, making).plan()
-        stages = {"stages": [stage.to_json() for stage in plan]}
-        echo_facts(stages, as_json, "\n".join(map(_planned_line, plan)))
+        stages = {"stages": [asdict(stage) for stage in plan]}
+        echo_facts(stages, as_json, "\n".join(map(str, plan)))
         return
     facts = run_pipeline(settings, console, making, until)
     echo_facts(facts, as_json, closing_lines(facts))
-
-
-def _planned_line(stage: PlannedStage) -> str:
-    """What would be done with a stage, on how many clips, about how long, and why."""
-    size = f"{stage.clips:,} clips" if stage.clips else ""
-    duration = f"about {format_seconds(stage.seconds)}" if stage.seconds else ""
-    facts = ", ".join(filter(None, (size, duration)))
-    return f"{stage.name:15} {stage.action:11} {'; '.join(filter(None, (facts, *stage.reasons)))}".rstrip()

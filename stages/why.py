@@ -33,12 +33,13 @@ def command(
     Example: lvt why work/data.zarr train/clip-003
     """
     from lvt_pipeline.workspace.states import explain
-    from lvt_pipeline.workspace.why import explain_stored_clip
+    from lvt_pipeline.workspace.why import explain_clip
 
     if clip is None and (frames, vqvae, at) != (None, None, None):
         raise click.UsageError("--frames, --vqvae and --at belong to a CLIP")
-    facts = (
-        explain(path) if clip is None else explain_stored_clip(path, clip, frames=frames, vqvae=vqvae, generation=at)
-    )
+    if clip is None:
+        facts = explain(path)
+    else:
+        facts = {clip: explain_clip(path, clip, frames=frames, vqvae=vqvae, generation=at)}
     lines = [f"{name}: {'; '.join(reasons) or 'up to date'}" for name, reasons in facts.items()]
     echo_facts(facts, as_json, "\n".join(lines))

@@ -19,7 +19,7 @@ from lvt_pipeline.storage import read_json
 from lvt_pipeline.video.write import write_mp4
 from lvt_pipeline.workspace.settings import settings_of
 from lvt_pipeline.workspace.states import work_dir_states
-from tests.conftest import moving_square
+from tests.conftest import moving_square, tiny_options
 
 Lvt = Callable[..., tuple[int, str, str]]
 NETWORKS = ("train-vqvae", "train-prior")
@@ -264,9 +264,12 @@ def test_an_expensive_network_is_replaced_only_on_request(
 ) -> None:
     monkeypatch.setattr(networks, "CHEAP_SECONDS", 0)
     before = weights(work_dir, "prior")
+    settings = (work_dir / "pipeline.toml").read_bytes()
     change = ("--set", "prior.training.seed=5")
+    assert plan(lvt, work_dir, *change)["train-prior"]["action"] == "refuse"
     code, _, err = lvt("run", work_dir, *change)
     assert code == 1
+    assert (work_dir / "pipeline.toml").read_bytes() == settings
     assert "setting training.seed: 0 -> 5" in err
     assert "--retrain prior" in err
     assert weights(work_dir, "prior") == before
@@ -319,6 +322,61 @@ def test_deleted_frames_stay_deleted_while_only_codes_are_needed(work_dir: Path,
     assert "frames was deleted; it is made again when a stage needs it" in out
 
 
+def test_gc_deletes_frames_that_are_encoded_and_verified(videos: Path, work_dir: Path, lvt: Lvt) -> None:
+    code, out, _ = lvt("gc", work_dir, "--frames")
+    assert (code, (work_dir / "frames").exists()) == (0, True)
+    assert "10 clips, all encoded and verified" in out
+    assert "can be given back with --apply" in out
+    code, out, _ = lvt("gc", work_dir, "--frames", "--apply", "--json")
+    assert json.loads(out)["frames"]["can_be_restored"]
+    assert not (work_dir / "frames").exists()
+    assert "deleted already" in lvt("gc", work_dir, "--frames", "--apply")[1]
+    assert run(lvt, work_dir)[0] == ["manifest"]  # the videos were moved
+    assert set(states(work_dir).values()) == {"done"}
+
+
+def test_gc_warns_that_frames_without_videos_cannot_be_made_again(videos: Path, work_dir: Path, lvt: Lvt) -> None:
+    shutil.rmtree(videos)
+    assert "cannot be made again" in lvt("gc", work_dir, "--frames")[1]
+
+
+def test_gc_keeps_frames_that_are_needed(videos: Path, work_dir: Path, tmp_path: Path, lvt: Lvt) -> None:
+    shard = work_dir / "data.zarr" / "codes" / "c" / "0" / "0" / "0" / "0"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
+    code, _, err = lvt("gc", work_dir, "--frames", "--apply")
+    assert (code, "are damaged" in err) == (1, True)
+    shard.write_bytes(content)
+    add_videos(videos)
+    run(lvt, work_dir, "--until", "ingest")
+    code, _, err = lvt("gc", work_dir, "--frames", "--apply")
+    assert (code, "encode-dataset is stale" in err) == (1, True)
+    assert (work_dir / "frames").is_dir()
+    code, _, err = lvt("gc", tmp_path / "typo", "--frames", "--apply")
+    assert (code, "is not a work directory" in err, (tmp_path / "typo").exists()) == (1, True, False)
+    assert lvt("gc", work_dir, "--frames", "--cache")[0] == 2
+
+
+def test_a_clip_is_explained_after_its_frames_are_deleted(work_dir: Path, lvt: Lvt) -> None:
+    shutil.rmtree(work_dir / "frames")
+    assert lvt("why", work_dir / "data.zarr", "train/clip0")[:2] == (0, "train/clip0: up to date\n")
+
+
+def test_a_directory_without_a_pipeline_file_has_the_states_that_its_records_give(
+    videos: Path, work_dir: Path, lvt: Lvt
+) -> None:
+    add_videos(videos)
+    run(lvt, work_dir, "--until", "ingest")
+    expected = states(work_dir)
+    (work_dir / "pipeline.toml").unlink()
+    assert states(work_dir) == expected
+    assert (expected["encode-dataset"], expected["train-vqvae"]) == ("stale", "outdated")
+    code, out, _ = lvt("status", work_dir)
+    assert (code, len(out.splitlines())) == (0, 9)
+    assert "3 clips added" in lvt("why", work_dir / "data.zarr")[1]
+    assert lvt("inspect", work_dir / "data.zarr")[0] == 0
+
+
 def test_a_stage_that_needs_pixels_gets_its_frames_back(work_dir: Path, lvt: Lvt) -> None:
     shutil.rmtree(work_dir / "frames")
     shutil.rmtree(work_dir / "data.zarr")
@@ -361,7 +419,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(videos: Path, work
     lines = {line.split()[0]: line for line in out.splitlines()}
     assert code == 0
     assert "3 clips added" in lines["manifest"]
-    assert "make again" in lines["encode-dataset"]
+    assert "update" in lines["encode-dataset"]
     assert "3 clips" in lines["encode-dataset"]
     assert "keep" in lines["train-prior"]
     assert "nothing" not in lines["sample"]
@@ -370,6 +428,94 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(videos: Path, work
     assert plan["train-vqvae"]["action"] == "keep"
     assert plan["ingest"]["clips"] == 3
     assert contents(work_dir) == before
+
+
+def plan(lvt: Lvt, *arguments: object) -> dict[str, dict[str, Any]]:
+    code, out, err = lvt("run", *arguments, "--dry-run", "--json")
+    assert code == 0, err
+    return {stage["name"]: stage for stage in json.loads(out)["stages"]}
+
+
+def test_a_dry_run_in_a_new_directory_counts_clips_and_steps_and_admits_to_have_no_estimate(
+    toy_videos: Path, tmp_path: Path, lvt: Lvt
+) -> None:
+    work = tmp_path / "new"
+    planned = plan(lvt, "--videos", toy_videos, "--work-dir", work, *tiny_options())
+    assert {stage["action"] for stage in planned.values()} == {"make"}
+    assert (planned["ingest"]["clips"], planned["train-vqvae"]["steps"], planned["sample"]["clips"]) == (11, 12, 2)
+    _, out, _ = lvt("run", "--videos", toy_videos, "--work-dir", work, "--dry-run")
+    assert all("no estimate before it has run once" in line for line in out.splitlines())
+    assert not work.exists()
+
+
+def test_a_dry_run_says_that_a_source_has_no_videos(tmp_path: Path, lvt: Lvt) -> None:
+    planned = plan(lvt, "--videos", tmp_path / "nowhere", "--work-dir", tmp_path / "new")
+    assert planned["manifest"]["action"] == "refuse"
+    assert "there are no videos in" in planned["manifest"]["reasons"][0]
+
+
+def test_a_dry_run_knows_that_another_tokenizer_needs_another_prior(videos: Path, work_dir: Path, lvt: Lvt) -> None:
+    for change in ("vqvae.training.max_steps=14", "encode.precision=bfloat16", "ingest.geometry.size=64"):
+        planned = plan(lvt, work_dir, "--set", change)
+        assert planned["train-prior"]["action"] == "make again", change
+    add_videos(videos)
+    assert plan(lvt, work_dir)["train-prior"]["action"] == "keep"
+    planned = plan(lvt, work_dir, "--retrain", "vqvae")
+    assert [planned[name]["action"] for name in NETWORKS] == ["make again", "make again"]
+
+
+def test_one_reason_is_not_repeated_for_every_input(videos: Path, work_dir: Path, lvt: Lvt) -> None:
+    add_videos(videos)
+    for state in work_dir_states(work_dir):
+        assert " ".join(state.reasons).count("3 clips added") == 1, state.name
+
+
+def test_an_interrupted_training_is_planned_as_the_rest_of_its_steps(work_dir: Path, lvt: Lvt) -> None:
+    (work_dir / "runs" / "prior" / "provenance.json").unlink()
+    planned = plan(lvt, work_dir, "--set", "prior.training.max_steps=30")["train-prior"]
+    assert (planned["action"], planned["steps"]) == ("resume", 20)
+
+
+@pytest.mark.parametrize("change", ["encode.precision=bfloat16", "vqvae.training.max_steps=14"])
+def test_a_change_that_needs_lost_pixels_is_refused_before_it_is_saved(
+    videos: Path, work_dir: Path, lvt: Lvt, change: str
+) -> None:
+    run(lvt, work_dir)
+    shutil.rmtree(work_dir / "frames")
+    before = (work_dir / "pipeline.toml").read_bytes()
+    planned = plan(lvt, work_dir, "--set", change)
+    assert planned["ingest"]["action"] == "make"
+    assert "needs pixels" in planned["ingest"]["reasons"][0]
+    shutil.rmtree(videos)
+    assert "refuse" in [stage["action"] for stage in plan(lvt, work_dir, "--set", change).values()]
+    code, _, err = lvt("run", work_dir, "--set", change)
+    assert code == 1
+    assert "needs pixels" in err
+    assert (work_dir / "pipeline.toml").read_bytes() == before
+    assert run(lvt, work_dir)[0] == []
+
+
+def test_deleting_frames_does_not_make_an_outdated_tokenizer_current(videos: Path, work_dir: Path, lvt: Lvt) -> None:
+    add_videos(videos)
+    run(lvt, work_dir)
+    assert states(work_dir)["train-vqvae"] == "outdated"
+    shutil.rmtree(work_dir / "frames")
+    assert states(work_dir)["train-vqvae"] == "outdated"
+    assert states(work_dir)["encode-dataset"] == "done"
+
+
+def test_status_says_how_many_clips_an_outdated_tokenizer_was_trained_on(
+    videos: Path, work_dir: Path, lvt: Lvt
+) -> None:
+    add_videos(videos)
+    run(lvt, work_dir)
+    line = next(line for line in lvt("status", work_dir)[1].splitlines() if "train-vqvae" in line)
+    assert "6 train clips in the training, 9 today" in line
+
+
+def test_status_says_that_the_videos_are_gone(videos: Path, work_dir: Path, lvt: Lvt) -> None:
+    shutil.rmtree(videos)
+    assert f"there are no videos in {videos}" in lvt("status", work_dir)[1].splitlines()[0]
 
 
 def test_until_ends_after_a_stage(work_dir: Path, lvt: Lvt) -> None:

@@ -18,13 +18,14 @@ import pytest
 
 from lvt_pipeline.config import load
 from lvt_pipeline.errors import ConfigError
+from lvt_pipeline.pipeline.making import Maker
 from lvt_pipeline.pipeline.options import Making
 from lvt_pipeline.pipeline.running import StageResult
 from lvt_pipeline.reproduce import running
-from lvt_pipeline.reproduce.counting import count_parameters
 from lvt_pipeline.reproduce.experiments import (
     TARGETS,
     ReproduceSettings,
+    count_parameters,
     find_targets,
     load_settings,
     prior_recipe,
@@ -36,6 +37,7 @@ from lvt_pipeline.reproduce.running import Reproduction
 from lvt_pipeline.reproduce.tables import FilledRow, FilledTable, Measured, in_millions, spoken
 from lvt_pipeline.storage import read_json
 from lvt_pipeline.training.settings import PriorRunSettings, VQVAERunSettings
+from lvt_pipeline.workspace.stages import Stage
 from tests.scripted_networks import ToyFeatures, save_scripted
 
 PAPER = Path(__file__).parents[2] / "shared" / "paper" / "latent_video_transformer.txt"
@@ -412,16 +414,16 @@ def test_a_signal_ends_it_after_the_stage_in_hand(
 ) -> None:
     work_dir = shutil.copytree(tiny_dir, tmp_path / "w")
     ran: list[str] = []
-    original = running.run_step
+    original = running.bring_up_to_date
 
-    def interrupted(step: running.Step, making: Making) -> StageResult:
-        result = original(step, making)
-        ran.append(step.stage.name)
-        if step.stage.name == "ingest":
+    def interrupted(stage: Stage, making: Making, make: Maker | None, *, always: bool) -> StageResult:
+        result = original(stage, making, make, always=always)
+        ran.append(stage.name)
+        if stage.name == "ingest":
             os.kill(os.getpid(), signal.SIGTERM)
         return result
 
-    monkeypatch.setattr(running, "run_step", interrupted)
+    monkeypatch.setattr(running, "bring_up_to_date", interrupted)
     code, _, err = lvt("reproduce", "table1", "--work-dir", work_dir, "--device", "cpu", "--workers", "1")
     assert code == 75
     assert ran == ["manifest", "ingest"]

@@ -100,10 +100,10 @@ def test_what_is_kept_by_an_incremental_encode_is_still_explained(store: Path, t
 def test_tokenizer_renames_losses_and_unknown_clips_are_named(store: Path, tmp_path: Path) -> None:
     root = tmp_path / "frames"
     other = tokenizer_fingerprint(make_tokenizer(tmp_path / "other", seed=1))
-    (reason,) = explain_clip(store, "a", frames=root, tokenizer=other)
+    (reason,) = explain_clip(store, "a", frames=root, vqvae=tmp_path / "other")
     assert reason.startswith("tokenizer: ")
     assert reason.endswith(short(other))
-    assert explain_clip(store, "a", tokenizer=other) == [reason]
+    assert explain_clip(store, "a", vqvae=tmp_path / "other") == [reason]
 
     newer = frames(tmp_path / "newer", [sample("a2", 1), sample("new", 8)])
     newer_a = explain_clip(store, "a2", frames=newer)
@@ -152,7 +152,9 @@ def test_the_command_compares_with_what_is_given(store: Path, tmp_path: Path, lv
     assert (code, out) == (0, "a: decoder: array -> pyav 14\n")
     code, out, _ = lvt("why", store, "a", "--frames", newer, "--json")
     assert json.loads(out) == {"a": ["decoder: array -> pyav 14"]}
-    code, _, err = lvt("why", store, "a")
+    assert lvt("why", store, "a")[:2] == (0, "a: up to date\n")  # the frames next to it count
+    (tmp_path / "frames").rename(tmp_path / "elsewhere")
+    code, _, err = lvt("why", store.rename(tmp_path / "codes.zarr"), "a")
     assert code == 1
     assert "not in a work directory" in err
-    assert lvt("why", store, "--frames", newer)[0] == 2
+    assert lvt("why", tmp_path, "--frames", newer)[0] == 2

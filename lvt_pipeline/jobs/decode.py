@@ -77,7 +77,9 @@ def decode_store(
     inputs = {"codes": store.fingerprint, "vqvae": run_fingerprint(vqvae)}
     clips = _chosen(store, settings)
     wanted = {clip.id: _made_of(clip, inputs["vqvae"], settings) for clip in clips}
-    with JOB.open_folder(out, settings, inputs, overwrite=overwrite, is_ours=_is_ours, clock=clock) as work:
+    with JOB.open_folder(
+        out, settings, inputs, overwrite=overwrite, is_ours=lambda out: (out / FILES_NAME).exists(), clock=clock
+    ) as work:
         if work.is_current:
             return work.record
         done = {} if overwrite else _finished_files(out)
@@ -137,18 +139,12 @@ def _file_name(clip_id: str, suffix: str) -> str:
 
 
 def _write(path: Path, frames: Frames, fps: float, settings: DecodeSettings) -> None:
-    if settings.format == "mp4":
-        write_mp4(path, frames, fps, settings.scale)
-    elif settings.format == "gif":
-        write_gif(path, frames, fps, settings.scale)
+    if settings.format == "npy":
+        write_npy(path, frames)
     elif settings.format == "png":
         write_png_strip(path, frames, settings.scale)
     else:
-        write_npy(path, frames)
-
-
-def _is_ours(out: Path) -> bool:
-    return (out / FILES_NAME).exists()
+        (write_mp4 if settings.format == "mp4" else write_gif)(path, frames, fps, settings.scale)
 
 
 def _finished_files(out: Path) -> dict[str, _File]:
@@ -161,11 +157,8 @@ def _finished_files(out: Path) -> dict[str, _File]:
 
 def _lines(out: Path) -> Iterator[_File]:
     """Lines of the list. One that a crash cut short is as good as none."""
-    try:
-        data = (out / FILES_NAME).read_bytes()
-    except FileNotFoundError:
-        return
-    for line in json_log(data):
+    path = out / FILES_NAME
+    for line in json_log(path.read_bytes()) if path.exists() else ():
         with suppress(TypeError):
             yield _File(**line)
 

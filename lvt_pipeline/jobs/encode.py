@@ -335,21 +335,20 @@ def encode_shards(
 
 @paused_collection()
 def _planned_clips(frames: FrameShards, tokenizer: str) -> list[PlannedClip]:
-    return [_planned(clip, tokenizer) for clip in frames.clips]
-
-
-def _planned(clip: FrameClip, tokenizer: str) -> PlannedClip:
-    return PlannedClip(
-        id=clip.id,
-        split=clip.split,
-        label=clip.label,
-        length=clip.num_frames,
-        fingerprint=codes_fingerprint(clip.fingerprint, tokenizer),
-        fps=clip.fps,
-        source=clip.source,
-        source_digest=clip.digest,
-        decoder=clip.decoder,
-    )
+    return [
+        PlannedClip(
+            id=clip.id,
+            split=clip.split,
+            label=clip.label,
+            length=clip.num_frames,
+            fingerprint=codes_fingerprint(clip.fingerprint, tokenizer),
+            fps=clip.fps,
+            source=clip.source,
+            source_digest=clip.digest,
+            decoder=clip.decoder,
+        )
+        for clip in frames.clips
+    ]
 
 
 def _grid(frames: FrameShards) -> tuple[int, int]:

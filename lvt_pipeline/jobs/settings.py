@@ -41,27 +41,13 @@ class SampleSettings(Settings):
     """The settings of sampling. Defaults are the paper's protocol: 5 priming frames, 11 sampled ones, temperature 1."""
 
     other_names: ClassVar[Mapping[str, str]] = {
-        "num_samples": "samples_per_clip",
-        "num_return_sequences": "samples_per_clip",
-        "samples": "samples_per_clip",
-        "num_videos": "num_clips",
-        "length": "frames",
-        "num_steps": "frames",
-        "max_length": "frames",
-        "max_new_tokens": "frames",
-        "context_frames": "priming_frames",
-        "num_context_frames": "priming_frames",
-        "cond_frames": "priming_frames",
-        "prompt_frames": "priming_frames",
-        "n_prime": "priming_frames",
-        "temp": "temperature",
-        "cfg": "guidance",
-        "cfg_scale": "guidance",
-        "guidance_scale": "guidance",
-        "topk": "top_k",
-        "topp": "top_p",
-        "nucleus": "top_p",
-    }
+        "num_samples": "samples_per_clip", "num_return_sequences": "samples_per_clip", "samples": "samples_per_clip",
+        "num_videos": "num_clips", "length": "frames", "num_steps": "frames", "max_length": "frames",
+        "max_new_tokens": "frames", "context_frames": "priming_frames", "num_context_frames": "priming_frames",
+        "cond_frames": "priming_frames", "prompt_frames": "priming_frames", "n_prime": "priming_frames",
+        "temp": "temperature", "cfg": "guidance", "cfg_scale": "guidance", "guidance_scale": "guidance",
+        "topk": "top_k", "topp": "top_p", "nucleus": "top_p",
+    }  # fmt: skip
 
     split: Split = setting("test", "Split of the clips to continue. If it is empty, the next split with clips is used.")
     num_clips: int | None = setting(8, "Number of clips to continue.", at_least=1, unset="all")

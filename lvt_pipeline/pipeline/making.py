@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from lvt_pipeline.errors import StoreError
@@ -40,29 +41,24 @@ def make_frames(stage: Stage, making: Making, state: StageState) -> Provenance:
 
 def make_tokenizer(stage: Stage, making: Making, state: StageState) -> Provenance:
     """Train a tokenizer, or resume its training."""
-
-    def train(out: Path, init_from: Path | None = None) -> Provenance:
-        return train_vqvae(stage.sources["frames"], out, stage.settings, init_from=init_from, **making.training)
-
-    return train_network(stage, making, state, train)
+    options = making.training_options
+    return train_network(
+        stage, making, state, partial(train_vqvae, stage.sources["frames"], settings=stage.settings, **options)
+    )
 
 
 def make_codes(stage: Stage, making: Making, state: StageState) -> Provenance:
     """Encode new and changed clips."""
-    vqvae = stage.sources["tokenizer"]
-    return encode_up_to_date(
-        stage.sources["frames"], vqvae, stage.output, stage.settings, making.device, making.progress
-    )
+    frames, vqvae = stage.sources["frames"], stage.sources["tokenizer"]
+    return encode_up_to_date(frames, vqvae, stage.output, stage.settings, making.device, making.progress)
 
 
 def make_prior(stage: Stage, making: Making, state: StageState) -> Provenance:
     """Train a prior, or resume its training on the generation of the store that it began with."""
-
-    def train(out: Path, init_from: Path | None = None) -> Provenance:
-        options = {"init_from": init_from, "cache": making.cache, **making.training}
-        return train_prior(stage.sources["codes"], out, stage.settings, **options)
-
-    return train_network(stage, making, state, train)
+    options = {**making.training_options, "cache": making.cache}
+    return train_network(
+        stage, making, state, partial(train_prior, stage.sources["codes"], settings=stage.settings, **options)
+    )
 
 
 def make_samples(stage: Stage, making: Making, state: StageState) -> Provenance:
@@ -138,16 +134,15 @@ def encode_up_to_date(
     frames: Path, vqvae: Path, codes: Path, settings: EncodeSettings, device: str, progress: Progress
 ) -> Provenance:
     """Encode new and changed clips; repair a damaged store, or else make it again, and report it."""
+    encode = partial(encode_dataset, frames, vqvae, codes, settings, device=device, progress=progress)
     try:
-        report = encode_dataset(frames, vqvae, codes, settings, device=device, reencode=True, progress=progress)
+        report = encode(reencode=True)
     except StoreError as error:  # the frames are there, so a damaged store can be repaired, or else made again
         try:
-            report = encode_dataset(
-                frames, vqvae, codes, settings, device=device, reencode=True, repair=True, progress=progress
-            )
+            report = encode(reencode=True, repair=True)
             progress.say(f"{error}; repaired {', '.join(report.repaired)}")
         except StoreError:
             progress.say(f"{error}; encoding everything again")
-            report = encode_dataset(frames, vqvae, codes, settings, device=device, overwrite=True, progress=progress)
+            report = encode(overwrite=True)
     assert report.provenance is not None, "only a dry run has no record"
     return report.provenance

@@ -25,7 +25,7 @@ CHEAP_SECONDS = 600  # a network that took longer to train is replaced only when
 class Train(Protocol):
     """The training of a network on the data and settings of its stage."""
 
-    def __call__(self, out: Path, init_from: Path | None = None) -> Provenance:
+    def __call__(self, out: Path, *, init_from: Path | None = None) -> Provenance:
         """Train or resume in the directory `out`."""
 
 
@@ -78,16 +78,27 @@ def trained_seconds(run: Path) -> float:
     return (ended - began).total_seconds()
 
 
+def why_not_replaced(stage: Stage, making: Making, because: str) -> ChangedRunError | None:
+    """The error for a stale network that took long to train, unless it was asked to be replaced."""
+    seconds = trained_seconds(stage.output)
+    if seconds <= CHEAP_SECONDS or stage.role in making.retrain | making.refine:
+        return None
+    return ChangedRunError(
+        f"{stage.output} trained for {seconds / 60:.0f} minutes and does not fit its settings or data any more "
+        f"({because}); undo the change, or {making.advice(stage)}"
+    )
+
+
 def _refine(stage: Stage, making: Making, train: Train) -> Provenance:
     """Train a new run from the weights of the present one, which stays in use until the new one is finished."""
     run, new, say = stage.output, refinement_of(stage.output), making.progress.say
     try:
         try:
-            record = train(new, run)
+            record = train(new, init_from=run)
         except ChangedRunError:
             aside = set_aside(new, run.name)
             say(f"the refinement in {new} was started with other data or settings: it is kept as {aside}")
-            record = train(new, run)
+            record = train(new, init_from=run)
     except MismatchError as error:
         raise MismatchError(f"{run} cannot be refined: {error}; --retrain {stage.role} starts from nothing") from error
     aside = set_aside(run)
@@ -99,16 +110,13 @@ def _refine(stage: Stage, making: Making, train: Train) -> Provenance:
 def _resume_or_replace(stage: Stage, making: Making, state: StageState, train: Train) -> Provenance:
     """Train or resume. A run with other settings or data is set aside first, if it was cheap or that is asked for."""
     run = stage.output
-    may_replace = stage.role in making.retrain
-    if not (may_replace and state.state in ("stale", "outdated")) and not _is_broken(run):
+    if not (stage.role in making.retrain and state.state in ("stale", "outdated")) and not _is_broken(run):
         try:
             return train(run)
         except ChangedRunError as error:
-            if not may_replace and trained_seconds(run) > CHEAP_SECONDS:
-                raise ChangedRunError(
-                    f"{run} trained for {trained_seconds(run) / 60:.0f} minutes and does not fit its settings or data "
-                    f"any more ({'; '.join(state.reasons) or error}); undo the change, or {making.advice(stage)}"
-                ) from error
+            refusal = why_not_replaced(stage, making, "; ".join(state.reasons) or str(error))
+            if refusal is not None:
+                raise refusal from error
     aside = set_aside(run)
     making.progress.say(f"{run} was trained with other settings or data: it is kept as {aside} and trained again")
     return train(run)

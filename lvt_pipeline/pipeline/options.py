@@ -48,12 +48,7 @@ class Making:
         return self.remedy.format(role=stage.role, run=stage.output)
 
     @property
-    def training(self) -> dict[str, Any]:
-        """Options that both trainings have."""
-        names = ("device", "track", "progress")
-        return {"max_seconds": self.seconds_left, **{name: getattr(self, name) for name in names}}
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Time until the deadline, at least a moment; None without one."""
-        return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.001)
+    def training_options(self) -> dict[str, Any]:
+        """Arguments of `train_vqvae` and `train_prior`: trainings end at the deadline, at least after a moment."""
+        left = None if self.deadline is None else max(self.deadline - time.monotonic(), 0.001)
+        return {"device": self.device, "max_seconds": left, "track": self.track, "progress": self.progress}

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from lvt_pipeline.errors import ArtefactError, OverBudget, Stopped
-from lvt_pipeline.job import finished_record
+from lvt_pipeline.job import Job, finished_record
 from lvt_pipeline.manifest.manifest import build_manifest
 from lvt_pipeline.pipeline.making import MAKERS, Maker
 from lvt_pipeline.pipeline.networks import install_finished_refinement, refinement_of
 from lvt_pipeline.pipeline.options import Making
+from lvt_pipeline.pipeline.planning import PlannedStage, Planner
 from lvt_pipeline.provenance import Provenance, write_record
 from lvt_pipeline.storage import exclusive_lock
-from lvt_pipeline.workspace.clip_changes import has_videos
 from lvt_pipeline.workspace.layout import BY_ROLE, FRAMES_MEMORY, Layout
 from lvt_pipeline.workspace.settings import PipelineSettings, names_same_videos, save_settings
 from lvt_pipeline.workspace.stages import Stage, StageState
-from lvt_pipeline.workspace.states import clip_changes, stages_of, states_of
+from lvt_pipeline.workspace.states import stages_of
 
 
 @dataclass(frozen=True)
@@ -41,27 +40,6 @@ class StageResult:
     reasons: list[str]
     record: Provenance
     seconds: float
-
-
-@dataclass(frozen=True)
-class PlannedStage:
-    """What a run would do with a stage.
-
-    Attributes:
-        action: "nothing", "keep" (an outdated network), "resume", "refine", "make" or "make again".
-        clips: that the work is about; None where that is not known yet.
-        seconds: about how long it would take, from the last time; None where there was none.
-    """
-
-    name: str
-    action: str
-    reasons: list[str]
-    clips: int | None
-    seconds: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
 
 
 def check_failures(frames: StageResult, allowed: float) -> None:
@@ -81,27 +59,27 @@ def check_failures(frames: StageResult, allowed: float) -> None:
         )
 
 
-def bring_up_to_date(stage: Stage, making: Making, make: Maker | None = None) -> StageResult:
+def bring_up_to_date(stage: Stage, making: Making, make: Maker | None = None, *, always: bool = False) -> StageResult:
     """Make the output of a stage, unless it is done or a network that is kept.
 
     Args:
         make: how; by default as `lvt run` does it.
+        always: call `make` even if the stage is done, because only then it looks for new videos.
     """
     started = time.monotonic()
     state = stage.state()
-    record = state.record
-    if record is None or not making.keeps(stage, state):
-        made = (make or MAKERS[stage.role])(stage, making, state)
-        was_made = state.state != "done" or made != record
-        return StageResult(stage.name, stage.output, was_made, state.reasons, made, time.monotonic() - started)
-    if state.state == "outdated":
+    record, was_made = state.record, False
+    if record is None or always or not making.keeps(stage, state):
+        record = (make or MAKERS[stage.role])(stage, making, state)
+        was_made = state.state != "done" or record != state.record
+    elif state.state == "outdated":
         making.progress.say(
             f"{stage.output} is kept and used although its data have changed ({'; '.join(state.reasons)}); to train it "
             f"on the new data, {making.advice(stage)}"
         )
         if refinement_of(stage.output).exists():
             making.progress.say(f"its unfinished refinement is {refinement_of(stage.output)}; --refine resumes it")
-    return StageResult(stage.name, stage.output, False, state.reasons, record, time.monotonic() - started)
+    return StageResult(stage.name, stage.output, was_made, state.reasons, record, time.monotonic() - started)
 
 
 class Pipeline:
@@ -112,13 +90,11 @@ class Pipeline:
         self.work_dir = Path(settings.work_dir)
         self._making = making or Making(max_failures=settings.max_failures)
         self._making_outdated = _with_wishes(self._making, settings)
+        self._planner = Planner(settings, self._making, self._making_outdated)
 
     def plan(self) -> list[PlannedStage]:
         """What `run` would do, in order. Nothing is written."""
-        return [
-            self._planned(stage, state)
-            for stage, state in zip(stages_of(self.settings), states_of(self.settings), strict=True)
-        ]
+        return self._planner.plan()
 
     def run(
         self,
@@ -140,6 +116,7 @@ class Pipeline:
         """
         results: list[StageResult] = []
         with exclusive_lock(self.work_dir):
+            self._planner.require_feasible(until)
             for stage in stages_of(self.settings):
                 self._require_time(stage)
                 on_start(stage.name)
@@ -161,12 +138,12 @@ class Pipeline:
 
     def _bring_up_to_date(self, stage: Stage) -> StageResult:
         if stage.role == "manifest":
-            return self._list_clips(stage)
+            return bring_up_to_date(stage, self._making, self._list_clips, always=True)
         if stage.is_network:
             install_finished_refinement(stage.output)
         state = stage.state()
         making = self._making_outdated if state.state == "outdated" else self._making
-        if stage.role == "frames" and state.state == "missing" and not self._has_videos():
+        if stage.role == "frames" and state.state == "missing" and not self._planner.has_videos:
             return self._without_frames(stage, state)
         if BY_ROLE[stage.role].needs_pixels and not making.keeps(stage, state):
             self._restore_frames(stage)
@@ -175,24 +152,18 @@ class Pipeline:
             self._remember(result.record)
         return result
 
-    def _list_clips(self, stage: Stage) -> StageResult:
+    def _list_clips(self, stage: Stage, making: Making, state: StageState) -> Provenance:
         """Look for videos. When all are gone, the manifest of the time when they were there still counts."""
-        started = time.monotonic()
-        state, say = stage.state(), self._making.progress.say
-        is_same = names_same_videos(self.settings, self.work_dir)
-        if state.record is not None and state.state == "done" and is_same and not self._has_videos():
-            say(f"there are no videos in {self.settings.videos}; the clips of {stage.output} are used as they are")
-            return StageResult(stage.name, stage.output, False, [], state.record, time.monotonic() - started)
         settings = self.settings
-        record = build_manifest(
-            settings.videos, stage.output, settings.manifest, media=settings.media, progress=self._making.progress
+        is_same = state.state == "done" and names_same_videos(settings, self.work_dir)
+        if state.record is not None and is_same and not self._planner.has_videos:
+            making.progress.say(
+                f"there are no videos in {settings.videos}; the clips of {stage.output} are used as they are"
+            )
+            return state.record
+        return build_manifest(
+            settings.videos, stage.output, settings.manifest, media=settings.media, progress=making.progress
         )
-        was_made = state.state != "done" or record != state.record
-        return StageResult(stage.name, stage.output, was_made, state.reasons, record, time.monotonic() - started)
-
-    def _has_videos(self) -> bool:
-        settings = self.settings
-        return has_videos(settings.videos, Layout(self.work_dir)["manifest"], settings.manifest, settings.media)
 
     def _without_frames(self, stage: Stage, state: StageState) -> StageResult:
         """Continue without pixels: stages that need codes only still run."""
@@ -203,8 +174,8 @@ class Pipeline:
             )
         self._making.progress.say(f"{stage.output} is not there and there are no videos: only codes are used")
         counts = {"clips": codes.counts.get("clips", 0), "failures": 0}
-        record = Provenance(kind="frames", stage=stage.name, version=stage.version, settings=stage.plain_settings,
-                            inputs={}, fingerprint="", counts=counts)  # fmt: skip
+        job = Job(stage=stage.name, version=stage.version, kind="frames")
+        record = job.recorder(stage.plain_settings, {}).new_record(counts=counts)
         return StageResult(stage.name, stage.output, False, state.reasons, record, 0.0)
 
     def _restore_frames(self, wanted_by: Stage) -> None:
@@ -216,7 +187,7 @@ class Pipeline:
         stage = next(stage for stage in stages_of(self.settings) if stage.role == "frames")
         if finished_record(stage.output) is not None:
             return
-        if not self._has_videos():
+        if not self._planner.has_videos:
             raise ArtefactError(
                 f"{wanted_by.name} needs pixels, but {stage.output} was deleted and there are no videos in "
                 f"{self.settings.videos}; put one of them back"
@@ -229,26 +200,6 @@ class Pipeline:
         memory = self.work_dir / FRAMES_MEMORY
         if finished_record(memory) != record:
             write_record(memory, record)
-
-    def _planned(self, stage: Stage, state: StageState) -> PlannedStage:
-        making = self._making_outdated if state.state == "outdated" else self._making
-        again = "refine" if stage.role in making.refine else "make again"
-        action = {
-            "done": "nothing",
-            "outdated": "keep" if making.keeps(stage, state) else again,
-            "stale": again,
-            "unfinished": "resume",
-        }.get(state.state, "make")
-        counts = state.record.counts if state.record is not None else {}
-        clips, seconds = counts.get("clips"), None if state.record is None else state.record.seconds
-        if action in ("nothing", "keep"):
-            return PlannedStage(stage.name, action, state.reasons, 0, 0.0)
-        changes = clip_changes(self.settings) if stage.role in ("frames", "codes") else None
-        if isinstance(clips, int) and changes:  # only clips that are new or changed cost time
-            todo = changes.added + changes.changed
-            seconds = None if seconds is None or not clips else seconds * todo / clips
-            clips = todo
-        return PlannedStage(stage.name, action, state.reasons, clips, seconds)
 
 
 def _with_wishes(making: Making, settings: PipelineSettings) -> Making:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +27,6 @@ NUM_SAMPLES = 6  # rows of figures 3 and 4
 PAPER_HOLDING = "218 of 512"  # section 4.5
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """What a figure of samples is drawn from: the first run of an evaluation.
-
-    Attributes:
-        codes, frames, vqvae: what the samples were made of.
-        result: the evaluation.
-    """
-
-    codes: Path
-    frames: Path
-    vqvae: Path
-    result: Path
-    device: str = "auto"
-
-
 def draw_frequencies(codes: Path, out: Path, title: str) -> tuple[FigureFiles, str]:
     """Figure 5: how often each code occurs in the training clips, sorted; and its main number beside the paper's."""
     counts = count_codes(open_codes(codes), "train")
@@ -53,30 +35,49 @@ def draw_frequencies(codes: Path, out: Path, title: str) -> tuple[FigureFiles, s
     return plot_code_frequencies(counts, out, title=title), remark
 
 
-def draw_figure(name: str, sampled: Sampled, out: Path, title: str) -> FigureFiles:
+def draw_figure(name: str, samples: MeasuredSamples, out: Path, title: str) -> FigureFiles:
     """Figures 3 and 4: samples. Figures 6, 7 and 8: a sample with its codes; the first, the best and the worst one.
 
     Best and worst are by LPIPS, SSIM or MSE against what really happened, the first that was measured, as in `lvt
     figures`. A sample is one possible future, so this finds samples that go wrong, and is not a score.
+    """
+    given = samples.priming_frames
+    if name in ("figure3", "figure4"):
+        videos = [SampledVideo(clip.id, samples.video(clip)) for clip in samples.clips[:NUM_SAMPLES]]
+        return plot_samples(videos, given, out, title=title)
+    is_first = name == "figure6"
+    clip, why = (samples.clips[0], "") if is_first else samples.extreme(is_good=name == "figure7")
+    return plot_code_rows(
+        samples.video(clip),
+        samples.samples.read(clip),
+        samples.samples.codebook_size,
+        given,
+        out,
+        real_codes=None if is_first else samples.real_codes(clip),
+        title=", ".join(filter(None, (f"{title}: {clip.id}", why))),
+    )
+
+
+class MeasuredSamples:
+    """The samples of an evaluation's first run, and what is needed to show them.
+
+    Args:
+        codes, frames, vqvae: what the samples were made of.
+        result: the evaluation.
 
     Raises:
         ArtefactError: the samples of the evaluation are not there any more.
     """
-    return _FIGURES[name](_Opened(sampled), out, title)
 
-
-class _Opened:
-    """The samples of an evaluation's first run, and what is needed to show them."""
-
-    def __init__(self, sampled: Sampled) -> None:
-        place = runs_folder(sampled.result) / "run-00"
+    def __init__(self, *, codes: Path, frames: Path, vqvae: Path, result: Path, device: str = "auto") -> None:
+        place = runs_folder(result) / "run-00"
         if not (place / "samples.zarr").exists():
-            raise ArtefactError(f"{place} holds no samples; delete {sampled.result} and run this again")
+            raise ArtefactError(f"{place} holds no samples; delete {result} and run this again")
         self.samples = open_codes(place / "samples.zarr")
-        self.store = open_codes(sampled.codes)
+        self.store = open_codes(codes)
         self.priming_frames = priming_frames_of(self.samples)
-        self._shards = FrameShards(sampled.frames)
-        self._tokenizer = load_vqvae(sampled.vqvae, device=sampled.device)
+        self._shards = FrameShards(frames)
+        self._tokenizer = load_vqvae(vqvae, device=device)
         per_clip: Mapping[str, Any] = read_json(place / "run.json")["per_clip"]
         key = next(key for key in SAMPLE_METRICS if key in per_clip)
         self._metric = METRIC_OF[key]
@@ -106,38 +107,3 @@ class _Opened:
         origin = original_of(clip, self.store)
         assert origin is not None, "the samples were drawn from this store"
         return origin
-
-
-def _draw_samples(opened: _Opened, out: Path, title: str) -> FigureFiles:
-    videos = [SampledVideo(clip.id, opened.video(clip)) for clip in opened.clips[:NUM_SAMPLES]]
-    return plot_samples(videos, opened.priming_frames, out, title=title)
-
-
-def _draw_first(opened: _Opened, out: Path, title: str) -> FigureFiles:
-    return _draw_codes(opened, opened.clips[0], out, f"{title}: {opened.clips[0].id}", with_real=False)
-
-
-def _draw_extreme(opened: _Opened, out: Path, title: str, *, is_good: bool) -> FigureFiles:
-    clip, why = opened.extreme(is_good=is_good)
-    return _draw_codes(opened, clip, out, f"{title}: {clip.id}, {why}", with_real=True)
-
-
-def _draw_codes(opened: _Opened, clip: CodeClip, out: Path, title: str, *, with_real: bool) -> FigureFiles:
-    return plot_code_rows(
-        opened.video(clip),
-        opened.samples.read(clip),
-        opened.samples.codebook_size,
-        opened.priming_frames,
-        out,
-        real_codes=opened.real_codes(clip) if with_real else None,
-        title=title,
-    )
-
-
-_FIGURES: Mapping[str, Callable[[_Opened, Path, str], FigureFiles]] = {
-    "figure3": _draw_samples,
-    "figure4": _draw_samples,
-    "figure6": _draw_first,
-    "figure7": partial(_draw_extreme, is_good=True),
-    "figure8": partial(_draw_extreme, is_good=False),
-}

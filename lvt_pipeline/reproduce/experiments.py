@@ -12,15 +12,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
+
 from lvt_pipeline import config
+from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.demo.videos import DemoSettings
 from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.manifest.sources import location_of
+from lvt_pipeline.models.prior.adaptive import cutoffs_by_mass
+from lvt_pipeline.models.prior.config import uses_clusters
+from lvt_pipeline.models.prior.model import Prior
+from lvt_pipeline.models.vqvae.config import DOWNSAMPLING
 from lvt_pipeline.reproduce.published import COPY, DATASETS, TABLES, Dataset
 from lvt_pipeline.settings import Settings, setting
+from lvt_pipeline.training.dry_run import count_by_part
+from lvt_pipeline.training.prior_settings import resolve_settings
 from lvt_pipeline.training.settings import PriorRunSettings, VQVAERunSettings
 
 SETTINGS_NAME = "reproduce.toml"
@@ -129,12 +139,6 @@ class _Prior:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
-_TOKENIZERS: Mapping[tuple[Dataset, int], str] = {
-    ("bair", 1): "bair-vqvae-nc1",
-    ("bair", 4): "bair-vqvae-nc4",
-    ("kinetics", 1): "kinetics-vqvae-nc1",
-    ("kinetics", 4): "kinetics-vqvae-nc4",
-}
 _PRIORS: Mapping[str, _Prior] = {
     "nc1-single-frame": _Prior(1, "table8-single-frame"),
     "nc1-spatial": _Prior(1, "table8-spatial"),
@@ -233,7 +237,7 @@ def tokenizer_recipe(dataset: Dataset, num_codebooks: int, settings: ReproduceSe
 
     def made(of: Dataset) -> VQVAERunSettings:
         changes = dict(settings.vqvae)
-        preset = changes.pop("preset", _TOKENIZERS[of, num_codebooks])
+        preset = changes.pop("preset", f"{of}-vqvae-nc{num_codebooks}")
         books = {"model": {"num_codebooks": num_codebooks}}
         tables = config.merge(config.read_preset("vqvae", preset), books, changes)
         return config.build(VQVAERunSettings, tables, where=f"settings of the tokenizer nc{num_codebooks} (vqvae)")
@@ -280,3 +284,36 @@ def spoken_targets() -> str:
     """A line for each target: name, title, dataset of the paper."""
     width = max(map(len, TARGETS))
     return "\n".join(f"{name:{width}}  {DATASETS[it.dataset]:18}  {it.title}" for name, it in TARGETS.items())
+
+
+def count_parameters(recipe: PriorRecipe, frame_size: int = 64, codes: Path | None = None) -> int:
+    """Parameters of a prior, without making its weights.
+
+    Args:
+        frame_size: pixels; decides the grid where there are no codes to look at.
+        codes: store that the prior would learn from. While there is none, the cut-offs of adaptive layers are those of
+            codes that are all equally frequent.
+    """
+    settings = recipe.settings
+    if codes is not None and codes.exists():
+        model = resolve_settings(settings, open_codes(codes)).model
+    else:
+        tables = config.merge(config.to_plain(settings), {"model": _unseen(recipe, frame_size)})
+        model = resolve_settings(config.build(PriorRunSettings, tables)).model
+    with torch.device("meta"):
+        return sum(count_by_part(Prior(model)).values())
+
+
+def _unseen(recipe: PriorRecipe, frame_size: int) -> dict[str, Any]:
+    """What codes would decide that do not exist yet."""
+    books, asked = recipe.tokenizer.settings.model, recipe.settings.model
+    side = frame_size // DOWNSAMPLING
+    stated: dict[str, Any] = {
+        "num_codebooks": books.num_codebooks,
+        "codebook_size": books.codebook_size,
+        "grid": [side, side],
+    }
+    if uses_clusters(asked.decoder_input, asked.head) and asked.cutoffs is None:
+        counts = np.zeros((books.num_codebooks, books.codebook_size), np.int64)
+        stated["cutoffs"] = list(cutoffs_by_mass(counts))
+    return stated

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lvt_pipeline.evaluation.protocol_results import Protocol
-from lvt_pipeline.reproduce.counting import count_parameters
 from lvt_pipeline.reproduce.experiments import (
     PriorRecipe,
     ReproduceSettings,
     Target,
     TokenizerRecipe,
+    count_parameters,
     prior_recipe,
     row_variants,
     target_priors,

@@ -24,31 +24,24 @@ from lvt_pipeline.workspace.settings import load_settings as load_pipeline
 DEMO = "the demo's clips"
 
 
-@dataclass(frozen=True)
 class Places:
-    """The paths of a work directory."""
+    """The paths of a work directory.
 
-    work_dir: Path
+    Attributes:
+        settings: the settings that the directory was made with.
+        demo_videos: clips made here, where no videos were named.
+        manifest: the list of clips.
+        frames: frame shards.
+        tables: folder of the tables.
+    """
 
-    @property
-    def settings(self) -> Path:
-        """What the directory was made with."""
-        return self.work_dir / SETTINGS_NAME
-
-    @property
-    def demo_videos(self) -> Path:
-        """Clips made here, where no videos were named."""
-        return self.work_dir / "demo-videos"
-
-    @property
-    def manifest(self) -> Path:
-        """The list of clips."""
-        return self.work_dir / "manifest.jsonl"
-
-    @property
-    def frames(self) -> Path:
-        """Frame shards."""
-        return self.work_dir / "frames"
+    def __init__(self, work_dir: Path) -> None:
+        self.work_dir = work_dir
+        self.settings = work_dir / SETTINGS_NAME
+        self.demo_videos = work_dir / "demo-videos"
+        self.manifest = work_dir / "manifest.jsonl"
+        self.frames = work_dir / "frames"
+        self.tables = work_dir / "tables"
 
     def run(self, recipe: TokenizerRecipe | PriorRecipe) -> Path:
         """Run directory of a tokenizer or prior."""
@@ -65,10 +58,6 @@ class Places:
     def timing(self, recipe: PriorRecipe) -> Path:
         """How long sampling takes."""
         return self.work_dir / "eval" / f"timing-{recipe.name}.json"
-
-    def tables(self) -> Path:
-        """Folder of the tables."""
-        return self.work_dir / "tables"
 
     def figure(self, name: str) -> Path:
         """A figure, without ending."""

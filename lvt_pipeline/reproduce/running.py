@@ -5,7 +5,6 @@ Every output is cached by content like those of `lvt run`, so nothing is made tw
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,18 +22,19 @@ from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.manifest.manifest import build_manifest
 from lvt_pipeline.manifest.sources import recognise
+from lvt_pipeline.models.device import choose_device
 from lvt_pipeline.pipeline.making import Maker
 from lvt_pipeline.pipeline.options import Making
 from lvt_pipeline.pipeline.running import StageResult, bring_up_to_date, check_failures
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, digest_file, read_record, record_path
 from lvt_pipeline.reproduce import drawing, timing
-from lvt_pipeline.reproduce.counting import count_parameters
 from lvt_pipeline.reproduce.experiments import (
     PriorRecipe,
     ReproduceSettings,
     Target,
     TokenizerRecipe,
+    count_parameters,
     target_priors,
     target_tokenizers,
 )
@@ -174,13 +174,15 @@ class Reproduction:
                     if step.stage.output in seen:
                         continue
                     seen.add(step.stage.output)
-                    result = run_step(step, making)
+                    result = bring_up_to_date(step.stage, making, step.make, always=step.always)
                     on_end(result)
                     if result.output == self._places.frames:
                         check_failures(result, self.settings.max_failures)
                     stop.raise_if_set(f"{step.stage.name} is finished")
 
-            self._save_settings()
+            text, path = config.to_toml(self.settings).encode(), self._places.settings
+            if not path.exists() or path.read_bytes() != text:
+                write_bytes(path, text)
             bring_all(self._data_steps())
             self._check_test_clips()
             for target in self.targets:
@@ -201,11 +203,6 @@ class Reproduction:
                 f"{self._places.frames} has no test clip of {PROTOCOL.frames} frames, so there is nothing to measure; "
                 "give more or longer videos, or a larger share with --set manifest.test_share=0.3"
             )
-
-    def _save_settings(self) -> None:
-        text, path = config.to_toml(self.settings).encode(), self._places.settings
-        if not path.exists() or path.read_bytes() != text:
-            write_bytes(path, text)
 
     # What has to be there -------------------------------------------------------------------------------------------
 
@@ -310,7 +307,7 @@ class Reproduction:
             frames=PROTOCOL.frames,
             priming_frames=PROTOCOL.priming_frames,
             repetitions=self.settings.repetitions,
-            device=timing.device_type(self._making.device),
+            device=choose_device(self._making.device).type,
         )
         stage = new_stage("evaluation", out, settings, {"codes": codes, "prior": run})
         stage = replace(stage, name=f"{timing.STAGE} {recipe.name}", version=timing.VERSION)
@@ -338,7 +335,7 @@ class Reproduction:
     def _finish(self, target: Target) -> Outcome:
         if target.is_table:
             table = fill_table(target, self.settings, self._places)
-            return Outcome(target, table.write(self._places.tables()), table)
+            return Outcome(target, table.write(self._places.tables), table)
         out = self._places.figure(target.name)
         title = f"{self.data.name}, scale {self.settings.scale}"
         if not target.priors:
@@ -346,7 +343,7 @@ class Reproduction:
             files, remark = drawing.draw_frequencies(self._places.codes(tokenizer), out, title)
             return Outcome(target, files, remark=remark)
         (prior,) = target_priors(target, self.settings)
-        sampled = drawing.Sampled(
+        sampled = drawing.MeasuredSamples(
             codes=self._places.codes(prior.tokenizer),
             frames=self._places.frames,
             vqvae=self._places.run(prior.tokenizer),
@@ -354,17 +351,6 @@ class Reproduction:
             device=self._making.device,
         )
         return Outcome(target, drawing.draw_figure(target.name, sampled, out, title))
-
-
-def run_step(step: Step, making: Making) -> StageResult:
-    """Bring the output of a step up to date."""
-    if not step.always or step.make is None:
-        return bring_up_to_date(step.stage, making, step.make)
-    state = step.stage.state()
-    began = time.monotonic()
-    record = step.make(step.stage, making, state)
-    was_made = state.state != "done" or record != state.record
-    return StageResult(step.stage.name, step.stage.output, was_made, state.reasons, record, time.monotonic() - began)
 
 
 def _samples_of(out: Path) -> dict[str, str]:

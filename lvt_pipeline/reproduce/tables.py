@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,7 @@ class FilledTable:
             return {"printed": row.published[column], "mean": mean, "std": std}
 
         def measured(row: FilledRow, column: Column) -> dict[str, Any] | None:
-            found = row.ours.get(column)
-            return None if found is None else {"mean": found.mean, "std": found.std}
+            return asdict(row.ours[column]) if column in row.ours else None
 
         return {
             "target": self.name,

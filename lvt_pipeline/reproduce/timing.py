@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ import torch
 
 from lvt_pipeline import lineage
 from lvt_pipeline.codes.store import clips_of_split, open_codes
-from lvt_pipeline.config import to_plain
-from lvt_pipeline.models.device import choose_device
+from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, write_record
@@ -25,6 +23,7 @@ from lvt_pipeline.storage import write_json
 
 STAGE = "time-sampling"
 VERSION = 1
+JOB = Job(stage=STAGE, version=VERSION, kind="evaluation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +34,6 @@ class TimingSettings:
     priming_frames: int = 5
     repetitions: int = 3  # the fastest counts, slower ones waited for other programs; one more comes first
     device: str = "cpu"  # cpu or cuda
-
-
-def device_type(device: str) -> str:
-    """ "cpu" or "cuda": what a name of a device stands for here."""
-    return choose_device(device).type
 
 
 def time_sampling(
@@ -58,7 +52,7 @@ def time_sampling(
         ArtefactError: another command or program wrote `out`.
         LVTError: no clip has enough frames.
     """
-    started = time.monotonic()
+    clock = Clock()
     require_output_file(out, STAGE, (prior, codes), mark=b'"all_seconds"')
     store = open_codes(codes)
     model = load_prior(prior, device=device)
@@ -86,17 +80,10 @@ def time_sampling(
         "priming_frames": settings.priming_frames,
     }
     write_json(out, results)
-    record = Provenance(
-        kind="evaluation",
-        stage=STAGE,
-        version=VERSION,
-        settings=to_plain(settings),
-        inputs={"codes": store.fingerprint, "prior": run_fingerprint(prior)},
-        fingerprint=lineage.results_fingerprint(results),
-        outputs={out.name: out.stat().st_size},
-        counts={"seconds_per_clip": results["seconds"]},
-        seconds=round(time.monotonic() - started, 3),
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    inputs = {"codes": store.fingerprint, "prior": run_fingerprint(prior)}
+    counts = {"seconds_per_clip": results["seconds"]}
+    record = JOB.recorder(settings, inputs, clock).new_record(
+        lineage.results_fingerprint(results), {out.name: out.stat().st_size}, counts
     )
     write_record(out, record)
     return record

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,10 @@ from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.manifest.digests import ContentDigests
 from lvt_pipeline.manifest.manifest import MEMO, ManifestSettings, own_files, read_manifest
 from lvt_pipeline.manifest.sources import list_source, location_of, recognise
+from lvt_pipeline.manifest.sources.draft import Draft
 from lvt_pipeline.manifest.sources.walk import LeftOut
 from lvt_pipeline.provenance import DigestMemo
-from lvt_pipeline.video.locations import exists, is_url
+from lvt_pipeline.video.locations import is_url
 
 HASHED_BYTES = 2**28  # of new or touched videos that are read to compare them; more would no longer be a quick look
 
@@ -115,20 +116,16 @@ def changes_of_videos(
 ) -> ClipChanges | None:
     """How a source of clips differs from the manifest made of it, without reading unchanged files.
 
+    Without a manifest every clip counts as added.
+
     Args:
         source, media: as for `build_manifest`.
 
     Returns:
         None when there is nothing to look at: the source is gone, or at a URL, where a look would not be quick.
     """
-    location = location_of(source)
-    if is_url(location) or (media is not None and is_url(media)) or not _is_there(location):
-        return None
-    try:
-        kind = settings.kind or recognise(location)
-        left_out = LeftOut(ignored=own_files(manifest))
-        drafts = list_source(location, kind, None if media is None else location_of(media), settings, left_out).drafts
-    except LVTError:
+    drafts = None if _is_remote(source, media) else _listed(source, manifest, settings, media)
+    if drafts is None:
         return None
     digests = ContentDigests(_KnownDigests(manifest.absolute().parent / MEMO))
     listed = {clip.id: clip for clip in read_manifest(manifest)} if manifest.exists() else {}
@@ -144,19 +141,24 @@ def changes_of_videos(
     return compare({clip.id: repr((clip.digest, clip.start, clip.end)) for clip in listed.values()}, new)
 
 
-def _is_there(location: str) -> bool:
-    return exists(location) or any(sign in location for sign in "*?[")
-
-
 def has_videos(source: str, manifest: Path, settings: ManifestSettings, media: str | None = None) -> bool:
     """Whether a source still lists a file that exists. One at a URL is taken to; `build_manifest` finds out."""
-    location = location_of(source)
-    if is_url(location) or (media is not None and is_url(media)):
+    if _is_remote(source, media):
         return True
+    drafts = _listed(source, manifest, settings, media) or ()
+    return any(is_url(draft.source) or Path(draft.source).exists() for draft in drafts)
+
+
+def _is_remote(source: str, media: str | None) -> bool:
+    return is_url(location_of(source)) or (media is not None and is_url(media))
+
+
+def _listed(source: str, manifest: Path, settings: ManifestSettings, media: str | None) -> Sequence[Draft] | None:
+    """The clips of a source on this machine; None when it cannot be listed."""
+    location = location_of(source)
     try:
         kind = settings.kind or recognise(location)
-        folder = None if media is None else location_of(media)
-        drafts = list_source(location, kind, folder, settings, LeftOut(ignored=own_files(manifest))).drafts
+        left_out = LeftOut(ignored=own_files(manifest))
+        return list_source(location, kind, None if media is None else location_of(media), settings, left_out).drafts
     except LVTError:
-        return False
-    return any(is_url(draft.source) or Path(draft.source).exists() for draft in drafts)
+        return None

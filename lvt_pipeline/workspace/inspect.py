@@ -40,17 +40,30 @@ def inspect_artefact(path: Path, generation: int | None = None) -> dict[str, Any
     reader = _READERS.get(kind)
     if reader is None:
         raise ArtefactError(f"{path} was not made by lvt; {INSPECTABLE}")
-    if generation is not None:
-        return _facts_at(path, kind, generation)
     problems = [f"{name} is missing or has another size" for name in missing_outputs(path, record)] if record else []
+    if generation is not None:
+        store = _generation(path, kind, generation)
+        record, contents = store.provenance, _facts_of_store(store)
+        found = {index: store.array.problem(index) for index in store.shards()}
+        problems = [f"shard {index} {problem}" for index, problem in found.items() if problem]
+    else:
+        contents = reader(path, record)
     return {
         "kind": kind,
         "path": str(path),
         "is_finished": record is not None or kind == "work-dir",
         "made_by": record.to_json() if record else None,
-        "contents": reader(path, record),
+        "contents": contents,
         "problems": problems,
     }
+
+
+def _generation(path: Path, kind: str, generation: int) -> CodeStore:
+    from lvt_pipeline.codes.store import open_codes
+
+    if kind != "codes":
+        raise ArtefactError(f"{path} is not a code store and has no generation {generation}; leave out --at")
+    return open_codes(path, generation)
 
 
 def kind_of(path: Path) -> str:
@@ -63,24 +76,6 @@ def kind_of(path: Path) -> str:
         raise ArtefactError(f"{path} does not exist; {INSPECTABLE}")
     record = _record(path)
     return record.kind if record else _guess(path)
-
-
-def _facts_at(path: Path, kind: str, generation: int) -> dict[str, Any]:
-    """Facts about one generation of a code store."""
-    from lvt_pipeline.codes.store import open_codes
-
-    if kind != "codes":
-        raise ArtefactError(f"{path} is not a code store and has no generation {generation}; leave out --at")
-    store = open_codes(path, generation)
-    shards = [store.array.problem(index) and f"shard {index} {store.array.problem(index)}" for index in store.shards()]
-    return {
-        "kind": kind,
-        "path": str(path),
-        "is_finished": True,
-        "made_by": store.provenance.to_json(),
-        "contents": _facts_of_store(store),
-        "problems": [problem for problem in shards if problem],
-    }
 
 
 def describe(facts: dict[str, Any]) -> str:

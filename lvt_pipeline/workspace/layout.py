@@ -44,97 +44,38 @@ class Artefact:
     needs_pixels: bool = False
 
 
+# fmt: off
 ARTEFACTS = (
-    Artefact(
-        role="manifest",
-        path="manifest.jsonl",
-        title="Manifest",
-        stage="manifest",
-        tab="data",
-        command="lvt manifest build VIDEOS -o {work}/manifest.jsonl",
-    ),
-    Artefact(
-        role="frames",
-        path="frames",
-        title="Frames",
-        stage="ingest",
-        tab="data",
-        inputs={"manifest": "manifest"},
-        command="lvt ingest --manifest {work}/manifest.jsonl -o {work}/frames",
-    ),
-    Artefact(
-        role="vqvae",
-        path="runs/vqvae",
-        title="Tokenizer",
-        stage="train-vqvae",
-        tab="tokenizer",
-        inputs={"frames": "frames"},
-        command="lvt train-vqvae --frames {work}/frames -o {work}/runs/vqvae",
-        is_network=True,
-        needs_pixels=True,
-    ),
-    Artefact(
-        role="codes",
-        path="data.zarr",
-        title="Codes",
-        stage="encode-dataset",
-        tab="codes",
-        inputs={"frames": "frames", "tokenizer": "vqvae"},
-        command="lvt encode-dataset --frames {work}/frames --vqvae {work}/runs/vqvae -o {work}/data.zarr",
-        needs_pixels=True,
-    ),
-    Artefact(
-        role="prior",
-        path="runs/prior",
-        title="Prior",
-        stage="train-prior",
-        tab="prior",
-        inputs={"codes": "codes"},
-        command="lvt train-prior --codes {work}/data.zarr -o {work}/runs/prior",
-        is_network=True,
-    ),
-    Artefact(
-        role="samples",
-        path="samples.zarr",
-        title="Samples",
-        stage="sample",
-        tab="samples",
-        inputs={"codes": "codes", "prior": "prior"},
-        command="lvt sample --prior {work}/runs/prior --codes {work}/data.zarr -o {work}/samples.zarr",
-    ),
-    Artefact(
-        role="videos",
-        path="videos",
-        title="Videos",
-        stage="decode",
-        tab="samples",
-        inputs={"codes": "samples", "vqvae": "vqvae"},
-        command="lvt decode --codes {work}/samples.zarr --vqvae {work}/runs/vqvae -o {work}/videos",
-    ),
-    Artefact(
-        role="evaluation",
-        path="eval.json",
-        title="Evaluation",
-        stage="evaluate",
-        tab="evaluation",
-        inputs={"codes": "codes", "prior": "prior", "frames": "frames", "vqvae": "vqvae", "samples": "samples"},
-        command=(
-            "lvt evaluate --codes {work}/data.zarr --prior {work}/runs/prior --frames {work}/frames "
-            "--vqvae {work}/runs/vqvae --samples {work}/samples.zarr -o {work}/eval.json"
-        ),
-    ),
-    Artefact(
-        role="report",
-        path="report.html",
-        title="Report",
-        stage="report",
-        tab="",
-        inputs={
-            role: role for role in ("manifest", "frames", "vqvae", "codes", "prior", "samples", "videos", "evaluation")
-        },
-        command="lvt report {work}",
-    ),
+    Artefact(role="manifest", path="manifest.jsonl", title="Manifest", stage="manifest", tab="data",
+             command="lvt manifest build VIDEOS -o {work}/manifest.jsonl"),
+    Artefact(role="frames", path="frames", title="Frames", stage="ingest", tab="data",
+             inputs={"manifest": "manifest"},
+             command="lvt ingest --manifest {work}/manifest.jsonl -o {work}/frames"),
+    Artefact(role="vqvae", path="runs/vqvae", title="Tokenizer", stage="train-vqvae", tab="tokenizer",
+             inputs={"frames": "frames"}, is_network=True, needs_pixels=True,
+             command="lvt train-vqvae --frames {work}/frames -o {work}/runs/vqvae"),
+    Artefact(role="codes", path="data.zarr", title="Codes", stage="encode-dataset", tab="codes",
+             inputs={"frames": "frames", "tokenizer": "vqvae"}, needs_pixels=True,
+             command="lvt encode-dataset --frames {work}/frames --vqvae {work}/runs/vqvae -o {work}/data.zarr"),
+    Artefact(role="prior", path="runs/prior", title="Prior", stage="train-prior", tab="prior",
+             inputs={"codes": "codes"}, is_network=True,
+             command="lvt train-prior --codes {work}/data.zarr -o {work}/runs/prior"),
+    Artefact(role="samples", path="samples.zarr", title="Samples", stage="sample", tab="samples",
+             inputs={"codes": "codes", "prior": "prior"},
+             command="lvt sample --prior {work}/runs/prior --codes {work}/data.zarr -o {work}/samples.zarr"),
+    Artefact(role="videos", path="videos", title="Videos", stage="decode", tab="samples",
+             inputs={"codes": "samples", "vqvae": "vqvae"},
+             command="lvt decode --codes {work}/samples.zarr --vqvae {work}/runs/vqvae -o {work}/videos"),
+    Artefact(role="evaluation", path="eval.json", title="Evaluation", stage="evaluate", tab="evaluation",
+             inputs={"codes": "codes", "prior": "prior", "frames": "frames", "vqvae": "vqvae", "samples": "samples"},
+             command="lvt evaluate --codes {work}/data.zarr --prior {work}/runs/prior --frames {work}/frames "
+                     "--vqvae {work}/runs/vqvae --samples {work}/samples.zarr -o {work}/eval.json"),
+    Artefact(role="report", path="report.html", title="Report", stage="report", tab="",
+             inputs={role: role for role in (
+                 "manifest", "frames", "vqvae", "codes", "prior", "samples", "videos", "evaluation")},
+             command="lvt report {work}"),
 )
+# fmt: on
 BY_ROLE = {artefact.role: artefact for artefact in ARTEFACTS}
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from lvt_pipeline import config
 from lvt_pipeline.errors import ArtefactError, ConfigError
 from lvt_pipeline.evaluation.settings import EvaluateSettings
+from lvt_pipeline.job import finished_record
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.jobs.settings import DecodeSettings, EncodeSettings, SampleSettings
 from lvt_pipeline.manifest.settings import ManifestSettings
@@ -17,7 +18,7 @@ from lvt_pipeline.settings import Settings, required_setting, setting
 from lvt_pipeline.storage import write_bytes
 from lvt_pipeline.training.settings import PriorRunSettings, VQVAERunSettings
 from lvt_pipeline.video.locations import is_url
-from lvt_pipeline.workspace.layout import SETTINGS_NAME
+from lvt_pipeline.workspace.layout import ARTEFACTS, SETTINGS_NAME
 
 WhenDataChanges = Literal["keep", "refine", "retrain"]
 STARTS = ("preset", "recipe")  # in the tables `vqvae` and `prior`: what their settings start from
@@ -140,8 +141,16 @@ def settings_of(work_dir: Path) -> PipelineSettings:
         raise ArtefactError(f"{work_dir} is a file; give the work directory")
     path = work_dir / SETTINGS_NAME
     if not path.is_file():
-        raise ArtefactError(f"{work_dir} is not a work directory (it has no {SETTINGS_NAME}); `lvt run` makes one")
+        raise ArtefactError(
+            f"{work_dir} is not a work directory (it has no {SETTINGS_NAME}, and no stage put its output there); "
+            "`lvt run` makes one"
+        )
     return load_settings(file=path)
+
+
+def has_artefacts(work_dir: Path) -> bool:
+    """Whether a directory holds finished outputs in the places where `lvt run` puts them."""
+    return any(finished_record(work_dir / artefact.path) is not None for artefact in ARTEFACTS)
 
 
 def find_work_dir(path: Path) -> Path:
@@ -152,11 +161,10 @@ def find_work_dir(path: Path) -> Path:
     """
     full = path.absolute()
     for folder in (full, *full.parents):
-        if (folder / SETTINGS_NAME).is_file():
+        if (folder / SETTINGS_NAME).is_file() or has_artefacts(folder):
             return folder
     raise ArtefactError(
-        f"{path} is not in a work directory of `lvt run`, so there is nothing to compare it with; "
-        "`lvt inspect` describes it"
+        f"{path} is not in a work directory, so there is nothing to compare it with; `lvt inspect` describes it"
     )
 
 

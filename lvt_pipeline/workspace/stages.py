@@ -15,6 +15,7 @@ from typing import Any, Literal
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, CheckpointError
 from lvt_pipeline.evaluation import evaluate as evaluation
+from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.job import finished_record
 from lvt_pipeline.jobs import decode, encode, sample
 from lvt_pipeline.jobs.ingest import settings as ingest
@@ -70,6 +71,7 @@ class Stage:
         sources: where its inputs are, by their role in the record.
         extra_inputs: fingerprints of inputs that are not outputs of a stage.
         remembered: record that outlives a deleted output.
+        remembered_sources: the same for inputs, by role.
     """
 
     role: str
@@ -80,6 +82,7 @@ class Stage:
     sources: Mapping[str, Path] = field(default_factory=dict)
     extra_inputs: Callable[[], Mapping[str, str]] = dict
     remembered: Path | None = None
+    remembered_sources: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def is_network(self) -> bool:
@@ -96,6 +99,8 @@ class Stage:
         found: dict[str, str | None] = {}
         for role, path in self.sources.items():
             record = finished_record(path)
+            if record is None and role in self.remembered_sources and not path.exists():
+                record = finished_record(self.remembered_sources[role])
             if record is not None and role == "tokenizer":
                 precision = self.plain_settings.get("precision")
                 found[role] = in_precision(str(record.counts.get("tokenizer")), precision)
@@ -136,7 +141,7 @@ class Stage:
         return record, ""
 
     def _unfinished(self, inputs: Mapping[str, str | None]) -> tuple[State, str]:
-        lacking = [str(self.sources[role]) for role, value in inputs.items() if value is None]
+        lacking = [str(path) for role, path in self.sources.items() if inputs[role] is None]
         if lacking and self.role != "report":
             return "waiting", f"its input is not there: {', '.join(lacking)}"
         if not self.output.exists():
@@ -173,6 +178,10 @@ class Stage:
                 changes = changes_of_frames(path, self.output)
             elif self.role == "codes" and role == "frames":
                 changes = changes_of_codes(path, self.output)
+            elif self.role == "vqvae":
+                trained = record.counts.get("train_clips")
+                now = len(FrameShards(path).split("train"))
+                changes = "" if trained is None else f"{trained:,} train clips in the training, {now:,} today"
             elif self.role == "prior":
                 changes = changes_since_training(path, record.inputs[role])
         except ArtefactError:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.job import finished_record
-from lvt_pipeline.workspace.clip_changes import ClipChanges, changes_of_videos
+from lvt_pipeline.workspace.clip_changes import changes_of_videos, has_videos
 from lvt_pipeline.workspace.layout import ARTEFACTS, BY_ROLE, FRAMES_MEMORY, Layout
-from lvt_pipeline.workspace.settings import PipelineSettings, find_work_dir, settings_of
+from lvt_pipeline.workspace.settings import PipelineSettings, find_work_dir, has_artefacts, settings_of
 from lvt_pipeline.workspace.stages import Stage, StageState, new_stage
 
 
@@ -32,57 +32,94 @@ def stages_of(settings: PipelineSettings) -> list[Stage]:
     for artefact in ARTEFACTS:
         sources = {role: layout[source] for role, source in artefact.inputs.items()}
         stage = new_stage(artefact.role, layout[artefact.role], choices[artefact.role], sources)
-        remembered = layout.work_dir / FRAMES_MEMORY if artefact.role == "frames" else None
-        stages.append(replace(stage, remembered=remembered))
+        memory = layout.work_dir / FRAMES_MEMORY
+        if artefact.role == "frames":
+            stage = replace(stage, remembered=memory)
+        elif artefact.needs_pixels:  # deleting frames does not make an outdated network current
+            stage = replace(stage, remembered_sources={"frames": memory})
+        stages.append(stage)
     return stages
 
 
-def states_of(settings: PipelineSettings) -> list[StageState]:
-    """The state of every stage, in order, without changing anything; the videos are looked at."""
-    return list(_states(settings))
+def states_of(settings: PipelineSettings, *, replaced: Collection[str] = (), look: bool = True) -> list[StageState]:
+    """The state of every stage, in order, without changing anything.
+
+    Args:
+        replaced: roles of networks that will be trained again if they are outdated.
+        look: whether the videos are compared with the manifest.
+    """
+    return list(_states(stages_of(settings), replaced, settings if look else None))
 
 
 def work_dir_states(work_dir: Path) -> list[StageState]:
-    """The state of every stage of an existing work directory.
+    """The state of every stage of an existing directory, whether `lvt run` or single commands made it.
+
+    Without a pipeline file nothing says which settings are wanted, so those of the outputs count as such.
 
     Raises:
         ArtefactError: there is no work directory at this path.
     """
-    return states_of(settings_of(work_dir))
+    if Layout(work_dir).settings.exists() or not has_artefacts(work_dir):
+        return states_of(settings_of(work_dir))
+    return list(_states(_recorded_stages(work_dir), (), None))
 
 
 def states_by_role(work_dir: Path) -> dict[str, StageState]:
-    """The state of every output of a directory, by role, whether `lvt run` or single commands made it.
+    """The state of every output of a directory, by role."""
+    return {artefact.role: state for artefact, state in zip(ARTEFACTS, work_dir_states(work_dir), strict=True)}
 
-    Without a pipeline file nothing says which settings are wanted, so those of the outputs count as such.
-    """
-    layout = Layout(work_dir)
-    if layout.settings.exists():
-        states = work_dir_states(work_dir)
-        return {artefact.role: state for artefact, state in zip(ARTEFACTS, states, strict=True)}
-    found = {}
+
+def _recorded_stages(work_dir: Path) -> list[Stage]:
+    """The stages of a directory without a pipeline file, as their records describe them."""
+    layout, stages = Layout(work_dir), []
     for artefact in ARTEFACTS:
         record = finished_record(layout[artefact.role])
         named = artefact.inputs if record is None else record.inputs
         sources = {role: layout[source] for role, source in artefact.inputs.items() if role in named}
         settings = record.settings if record is not None else {}
-        found[artefact.role] = new_stage(artefact.role, layout[artefact.role], settings, sources).state()
-    return found
+        stages.append(new_stage(artefact.role, layout[artefact.role], settings, sources))
+    return stages
 
 
-def _states(settings: PipelineSettings) -> Iterator[StageState]:
+def _states(
+    stages: Sequence[Stage], replaced: Collection[str], looks_at: PipelineSettings | None
+) -> Iterator[StageState]:
+    """The states of stages, in order; `looks_at` names the videos that are compared with the manifest."""
     changing: dict[str, str] = {}  # outputs that will change, and how
-    for stage in stages_of(settings):
+    unusable: set[str] = set()  # those that no network trained on the present ones can be used with
+    for stage in stages:
         state = stage.state()
-        if stage.role == "manifest":
-            state = _with_videos(state, settings)
+        if stage.role == "manifest" and looks_at is not None:
+            state = _with_videos(state, looks_at)
         following = [role for role in BY_ROLE[stage.role].inputs.values() if role in changing]
-        if state.state == "done" and following:
-            reasons = [f"{BY_ROLE[role].title.lower()} will change: {changing[role]}" for role in following]
-            state = replace(state, state="outdated" if stage.is_network else "stale", reasons=reasons)
-        if state.state == "stale":
+        if following and state.state in ("done", "outdated"):
+            is_outdated = stage.is_network and unusable.isdisjoint(following)
+            reasons = _following({role: changing[role] for role in following})
+            state = replace(state, state="outdated" if is_outdated else "stale", reasons=reasons)
+        if state.state == "stale" or (state.state == "outdated" and stage.role in replaced):
             changing[stage.role] = "; ".join(state.reasons) if not following else changing[following[0]]
+            if _makes_networks_unusable(stage, state, changing):
+                unusable.add(stage.role)
         yield state
+
+
+def _following(changes: Mapping[str, str]) -> list[str]:
+    """How inputs will change; those that change in one way share a line."""
+    by_change: dict[str, list[str]] = {}
+    for role, change in changes.items():
+        by_change.setdefault(change, []).append(BY_ROLE[role].title.lower())
+    return [f"{', '.join(titles)} will change: {change}" for change, titles in by_change.items()]
+
+
+def _makes_networks_unusable(stage: Stage, state: StageState, changing: Mapping[str, str]) -> bool:
+    """Whether the output will be of another geometry or another tokenizer."""
+    record = state.record
+    if stage.role == "frames" and record is not None:
+        return bool(record.settings.get("geometry") != stage.plain_settings.get("geometry"))
+    if stage.role != "codes":
+        return False
+    tokenizer = stage.inputs().get("tokenizer")
+    return "vqvae" in changing or (record is not None and tokenizer not in (None, record.inputs.get("tokenizer")))
 
 
 def _with_videos(state: StageState, settings: PipelineSettings) -> StageState:
@@ -91,14 +128,14 @@ def _with_videos(state: StageState, settings: PipelineSettings) -> StageState:
         return state
     changes = changes_of_videos(settings.videos, state.output, settings.manifest, settings.media)
     if changes is None:
-        return replace(state, note=f"the videos {settings.videos} were not looked at")
+        return replace(state, note=_why_no_look(settings, state.output))
     return replace(state, state="stale", reasons=[str(changes)]) if changes else state
 
 
-def clip_changes(settings: PipelineSettings) -> ClipChanges | None:
-    """How the videos differ from the manifest of a work directory; None where that cannot be seen quickly."""
-    manifest = Layout(Path(settings.work_dir))["manifest"]
-    return changes_of_videos(settings.videos, manifest, settings.manifest, settings.media)
+def _why_no_look(settings: PipelineSettings, manifest: Path) -> str:
+    if has_videos(settings.videos, manifest, settings.manifest, settings.media):
+        return f"{settings.videos} is at a URL, so it was not searched for new videos"
+    return f"there are no videos in {settings.videos}; the clips of {manifest} are used as they are"
 
 
 def explain(path: Path) -> dict[str, list[str]]:

@@ -30,43 +30,49 @@ from lvt_pipeline.video.settings import GeometrySettings
 from lvt_pipeline.workspace.layout import Layout
 from lvt_pipeline.workspace.settings import find_work_dir
 
+CHAIN = ("frames", "vqvae", "manifest")
+
 
 def explain_clip(
     store: Path,
     clip_id: str,
     *,
     frames: Path | None = None,
-    tokenizer: str | None = None,
+    vqvae: Path | None = None,
     manifest: Path | None = None,
     generation: int | None = None,
 ) -> list[str]:
     """What makes the codes of a clip stale, a line for each link of its chain that changed; [] when nothing does.
 
     Args:
-        frames: folder of frames that the store should hold.
-        tokenizer: fingerprint of the tokenizer that should have made it.
-        manifest: what the frames should be made of.
+        frames, vqvae, manifest: what it should be made of; those of the work directory when neither frames nor VQ-VAE
+            are given.
         generation: of the store, the current one by default.
 
     Raises:
+        ArtefactError: nothing was given, and `store` is not the code store of a work directory; or what was given does
+            not exist.
         StoreError: neither the store nor the frames have that clip.
-        ArtefactError: something given is not there.
     """
+    if frames is None and vqvae is None:
+        layout = Layout(find_work_dir(store))
+        if store.absolute() != layout["codes"]:
+            raise ArtefactError(
+                f"{store} is not the code store of {layout.work_dir}; give {layout['codes']}, or --frames and --vqvae"
+            )
+        # Pixels may be deleted once they are encoded; what is left of the chain is compared.
+        frames, vqvae, manifest = (layout[role] if layout[role].exists() else None for role in CHAIN)
+    tokenizer = read_tokenizer(vqvae) if vqvae is not None else None
     codes = open_codes(store, generation)
-    shards = FrameShards(frames) if frames is not None else None
-    wanted = {clip.id: clip for clip in shards.clips}.get(clip_id) if shards is not None else None
-    if shards is None or wanted is None:
-        failure = next((failure for failure in shards.failures if failure.id == clip_id), None) if shards else None
-        if failure is not None:
-            return [f"it has no frames: {failure.reason} ({failure.message})"]
-        row = codes.clip(clip_id)  # names the closest id when the store does not know it either
-        if shards is not None:
-            return ["it is in the store but no longer in the frames"]
-        return [*_tokenizer(codes, tokenizer), *_lost(codes, row)]
+    if frames is None:
+        return [*_tokenizer(codes, tokenizer), *_lost(codes, codes.clip(clip_id))]
+    shards = FrameShards(frames)
+    wanted = {clip.id: clip for clip in shards.clips}.get(clip_id)
+    if wanted is None:
+        return _without_frames(codes, shards, clip_id)
     if clip_id not in codes:
-        reasons = ["it is in the frames but not in the store yet"]
         twin = _renamed(codes, wanted)
-        return [f"it is in the store as {twin}"] if twin else reasons
+        return [f"it is in the store as {twin}" if twin else "it is in the frames but not in the store yet"]
     row = codes.clip(clip_id)
     reasons = list(_tokenizer(codes, tokenizer))
     if row.fingerprint != codes_fingerprint(wanted.fingerprint, codes.tokenizer):
@@ -75,42 +81,15 @@ def explain_clip(
         if getattr(row, name) != getattr(wanted, name):
             reasons.append(f"{name}: {getattr(row, name)} -> {getattr(wanted, name)} (its codes are kept)")
     reasons += _lost(codes, row)
-    if manifest is not None:
-        reasons += _changed_source(manifest, wanted, shards)
-    return reasons
+    return reasons if manifest is None else reasons + _changed_source(manifest, wanted, shards)
 
 
-def explain_stored_clip(
-    store: Path,
-    clip_id: str,
-    *,
-    frames: Path | None = None,
-    vqvae: Path | None = None,
-    generation: int | None = None,
-) -> dict[str, list[str]]:
-    """What makes a clip of a code store stale; an empty list means it is up to date.
-
-    Args:
-        frames, vqvae: what it should be made of; those of the work directory when neither is given.
-        generation: of the store, the current one by default.
-
-    Raises:
-        ArtefactError: nothing was given, and `store` is not the code store of a work directory.
-        StoreError: neither the store nor the frames have that clip.
-    """
-    manifest = None
-    if frames is None and vqvae is None:
-        layout = Layout(find_work_dir(store))
-        if store.absolute() != layout["codes"]:
-            raise ArtefactError(
-                f"{store} is not the code store of {layout.work_dir}; give {layout['codes']}, or --frames and --vqvae"
-            )
-        frames, vqvae, manifest = layout["frames"], layout["vqvae"], layout["manifest"]
-    tokenizer = read_tokenizer(vqvae) if vqvae is not None else None
-    if manifest is not None and not manifest.exists():
-        manifest = None
-    reasons = explain_clip(store, clip_id, frames=frames, tokenizer=tokenizer, manifest=manifest, generation=generation)
-    return {clip_id: reasons}
+def _without_frames(codes: CodeStore, shards: FrameShards, clip_id: str) -> list[str]:
+    failure = next((failure for failure in shards.failures if failure.id == clip_id), None)
+    if failure is not None:
+        return [f"it has no frames: {failure.reason} ({failure.message})"]
+    codes.clip(clip_id)  # names the closest id when the store does not know it either
+    return ["it is in the store but no longer in the frames"]
 
 
 def _tokenizer(codes: CodeStore, tokenizer: str | None) -> Iterator[str]:
