@@ -119,6 +119,10 @@ class CodeClip:
     fps: float
     source: str
 
+    def __repr__(self) -> str:
+        label = "" if self.label is None else f", label {self.label!r}"
+        return f"CodeClip({self.id!r}, {self.length:,} frames, {self.split}{label})"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedClip:

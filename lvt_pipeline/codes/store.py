@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,10 +49,19 @@ from lvt_pipeline.machine import paused_collection
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance
 from lvt_pipeline.storage import parse_json
+from lvt_pipeline.video.notebook import SHOWN_ROWS, Film, clips_html
+from lvt_pipeline.video.pictures import colour_codes
 
 ATTEMPTS = 100  # to open a store that changes at the same time
 WAIT_SECONDS = 0.1  # between two of them
 HELD_OUT_FIRST = ("test", "val", "train")
+
+
+class DecodesCodes(Protocol):
+    """What `CodeStore.show` needs of a VQ-VAE."""
+
+    def decode(self, codes: Any) -> Any:
+        """Integers (T, h, w, n_c) -> a tensor, uint8 (T, H, W, 3)."""
 
 
 class CodeStore:
@@ -95,6 +104,31 @@ class CodeStore:
         # The root knows the sizes of shards that were repaired after this generation was published.
         self.array = CodeArray(path, schema, {**provenance.outputs, **root.provenance["outputs"]}, generation)
         self._hold = hold  # lvt gc leaves this generation alone as long as the store is open
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.schema.frame_shape))
+        return (
+            f"CodeStore({str(self.path)!r}, {len(self.clips):,} clips, {self.num_frames:,} frames of {shape} codes, "
+            f"K={self.codebook_size}, generation {self.generation})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            {"id": clip.id, "split": clip.split, "label": clip.label, "frames": clip.length, "fps": f"{clip.fps:g}"}
+            for clip in self.clips[:SHOWN_ROWS]
+        ]
+        return clips_html(repr(self), rows, len(self.clips))
+
+    def show(self, clip: CodeClip | str, vqvae: DecodesCodes | None = None) -> Film:
+        """A clip as a film that a notebook plays.
+
+        Args:
+            vqvae: decodes the codes, as `load_vqvae` gives it; None: one fixed colour for every code of codebook 0.
+        """
+        row = self.clip(clip) if isinstance(clip, str) else clip
+        codes = self.read(row)
+        frames = colour_codes(codes[..., 0], self.codebook_size) if vqvae is None else vqvae.decode(codes).numpy()
+        return Film(frames, row.fps, row.id)
 
     @cached_property
     def _by_id(self) -> dict[str, CodeClip]:

@@ -143,6 +143,10 @@ class FrameClip:
     truncated: str | None = None
     notes: tuple[Note, ...] | None = None
 
+    def __repr__(self) -> str:
+        label = "" if self.label is None else f", label {self.label!r}"
+        return f"FrameClip({self.id!r}, {self.num_frames:,} frames of {self.width}x{self.height}, {self.split}{label})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFailure:

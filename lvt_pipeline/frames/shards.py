@@ -31,6 +31,7 @@ from lvt_pipeline.provenance import RECORD_NAME, Provenance, missing_outputs, re
 from lvt_pipeline.storage import describe_os_error
 from lvt_pipeline.video.clips import SPLITS
 from lvt_pipeline.video.geometry import Frames as Frames
+from lvt_pipeline.video.notebook import SHOWN_ROWS, Film, clips_html
 from lvt_pipeline.video.relative_paths import opened_sources
 
 
@@ -66,6 +67,22 @@ class FrameShards:
             self.failures += receipt.failures
         if content_fingerprint(self.clips) != self.record.fingerprint:
             raise ArtefactError(f"the receipts in {self.root} do not agree with its {RECORD_NAME}; ingest again")
+
+    def __repr__(self) -> str:
+        failed = f", {len(self.failures):,} failed" if self.failures else ""
+        return f"FrameShards({str(self.root)!r}, {len(self.clips):,} clips, {self.num_frames:,} frames{failed})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            {"id": clip.id, "split": clip.split, "label": clip.label, "frames": clip.num_frames, "fps": f"{clip.fps:g}"}
+            for clip in self.clips[:SHOWN_ROWS]
+        ]
+        return clips_html(repr(self), rows, len(self.clips))
+
+    def show(self, clip: FrameClip | str) -> Film:
+        """A clip as a film that a notebook plays."""
+        row = self[clip] if isinstance(clip, str) else clip
+        return Film(self.read(row), row.fps, row.id)
 
     @cached_property
     def _by_id(self) -> dict[str, FrameClip]:

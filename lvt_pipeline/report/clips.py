@@ -14,8 +14,9 @@ from lvt_pipeline.errors import ArtefactError, LVTError
 from lvt_pipeline.evaluation.compare import METRICS, values_of_clips
 from lvt_pipeline.evaluation.pixels import real_frames
 from lvt_pipeline.report.numbers import format_number
-from lvt_pipeline.report.parts import Part, data_uri
+from lvt_pipeline.report.parts import Part
 from lvt_pipeline.report.work import WorkDir
+from lvt_pipeline.video.notebook import data_uri
 from lvt_pipeline.video.tiles import picture_grid, shrunk
 
 SHOWN_ROWS = 200

@@ -5,7 +5,6 @@ A section is a dictionary, or a `problem` when it cannot be shown.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,8 +60,3 @@ def problems_of(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, st
         names = ", ".join(record["title"].lower() for record in missing)
         found.append((missing[0]["tab"], f"Not made yet: {names}.", missing[0]["command"]))
     return found
-
-
-def data_uri(data: bytes, media_type: str) -> str:
-    """Bytes as text that a page can use in place of an address."""
-    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"

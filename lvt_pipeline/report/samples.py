@@ -16,8 +16,9 @@ from lvt_pipeline.evaluation.samples import first_frame_of, original_of, priming
 from lvt_pipeline.evaluation.summary import count_of
 from lvt_pipeline.report.clips import METRIC_OF, clip_values, evenly_chosen, orders_of, sample_metric
 from lvt_pipeline.report.numbers import format_number
-from lvt_pipeline.report.parts import Part, data_uri
+from lvt_pipeline.report.parts import Part
 from lvt_pipeline.report.work import WorkDir
+from lvt_pipeline.video.notebook import data_uri
 from lvt_pipeline.video.pictures import change_mask, colour_codes, png_bytes
 from lvt_pipeline.video.tiles import shrunk, strip
 from lvt_pipeline.video.write import mp4_bytes

@@ -118,6 +118,9 @@ class CodeWindows(Dataset[Tensor]):
             )
         self._shape = shape
 
+    def __repr__(self) -> str:
+        return f"CodeWindows({str(self.store.path)!r}, {len(self):,} windows of {self.frames} frames, {self.split})"
+
     def __len__(self) -> int:
         return int(self._end_of_clip[-1])
 

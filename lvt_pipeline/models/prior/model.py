@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lvt_pipeline.errors import ShapeError
+from lvt_pipeline.models.parameters import num_parameters
 from lvt_pipeline.models.prior.config import PriorConfig
 from lvt_pipeline.models.prior.network import Codes, Labels, PriorNetwork
 from lvt_pipeline.models.sampling.numbers import RandomNumbers
@@ -68,6 +69,10 @@ class Prior(PriorNetwork):
     Raises:
         ConfigError: see `PriorConfig`.
     """
+
+    def __repr__(self) -> str:
+        subscale = "x".join(map(str, self.config.subscale))
+        return f"Prior({self.config.frames} frames, subscale {subscale}, {num_parameters(self):,} parameters)"
 
     def forward(self, codes: Codes, slice_indices: Tensor, labels: Labels = None) -> SliceLoss:
         """As `slice_loss`; lets a wrapper for data-parallel training call the module."""

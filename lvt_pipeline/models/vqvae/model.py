@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lvt_pipeline import lineage
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ShapeError
+from lvt_pipeline.models.parameters import num_parameters
 from lvt_pipeline.models.vqvae.config import DOWNSAMPLING, VQVAEConfig
 from lvt_pipeline.models.vqvae.fsq import FSQuantizer
 from lvt_pipeline.models.vqvae.quantize import Quantized, SlicedQuantizer, integer_codes
@@ -111,6 +112,9 @@ class VQVAE(nn.Module):
                 assert module.bias is not None
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+
+    def __repr__(self) -> str:
+        return f"VQVAE(K={self.codebook_size}, n_c={self.num_codebooks}, {num_parameters(self):,} parameters)"
 
     @property
     def codebook_size(self) -> int:
