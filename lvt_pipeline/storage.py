@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import stat
 import tomllib
@@ -32,6 +33,7 @@ TEMPORARY_SUFFIX = ".partial"
 MAX_NAME_BYTES = 255  # of a file or folder name, on every file system in use
 
 _LINE_BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _WRONG_PATH = (errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP)  # not refused, but no file to read
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -107,6 +109,60 @@ def write_bytes(path: Path, data: bytes) -> None:
         stream.write(data)
 
 
+def create_bytes(path: Path, data: bytes) -> bool:
+    """Make a file that does not exist yet, whole or not at all. One that exists is never changed.
+
+    Several processes may try at the same time: one of them makes the file.
+
+    Returns:
+        whether this call made it.
+
+    Raises:
+        BusyError: on a file system without hard links, another process is making it at this moment.
+        LVTError: the operating system refused.
+    """
+    # Attempts of one task on several machines may have the same process id.
+    temporary = _temporary(path, f"{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as stream:
+                stream.write(data)
+                stream.flush()
+                flush(stream.fileno())
+            is_made = _name_if_absent(temporary, path)
+            sync_directory(path.parent)
+            return is_made
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise describe_os_error(error, f"writing {path}") from error
+
+
+def _name_if_absent(temporary: Path, path: Path) -> bool:
+    """Give a finished file its name unless that is taken; a hard link does so in one step."""
+    try:
+        os.link(temporary, path)
+        return True
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+    claim = _temporary(path, "claim")  # only who makes it may rename
+    try:
+        claim.touch(exist_ok=False)
+    except FileExistsError:
+        raise BusyError(f"another process is writing {path}; run this again when it has finished") from None
+    try:
+        if path.exists():
+            return False
+        os.replace(temporary, path)
+        return True
+    finally:
+        claim.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as indented JSON, whole or not at all.
 
@@ -154,8 +210,9 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name("." + shortened_name(path.name, f".{os.getpid()}{TEMPORARY_SUFFIX}", MAX_NAME_BYTES - 1))
+def _temporary(path: Path, mark: object = None) -> Path:
+    suffix = f".{mark or os.getpid()}{TEMPORARY_SUFFIX}"
+    return path.with_name("." + shortened_name(path.name, suffix, MAX_NAME_BYTES - 1))
 
 
 # Reading -----------------------------------------------------------------------------------------------------------

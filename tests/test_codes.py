@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import numpy as np
 import pytest
 import zarr
 
+from lvt_pipeline.codes import layout
 from lvt_pipeline.codes import writer as code_writer
+from lvt_pipeline.codes.layout import read_root
 from lvt_pipeline.codes.plan import plan_codes
 from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, shard_name
 from lvt_pipeline.codes.store import open_codes
@@ -240,20 +243,30 @@ def test_shards_of_an_abandoned_plan_are_never_used(tmp_path: Path, changed: str
         assert len(writer.pending_shards()) == 4
     write(path, clips, settings=settings)
     write(tmp_path / "whole", clips)
-    assert shards_of(path) == shards_of(tmp_path / "whole")
+    # The abandoned plan had four shards, which another plan does not use again.
+    shards = {
+        name.replace(f"c/{index + 4}/", f"c/{index}/"): data
+        for index, (name, data) in enumerate(shards_of(path).items())
+    }
+    assert shards == shards_of(tmp_path / "whole")
 
 
 def test_an_abandoned_extension_is_cleaned_up_when_nothing_is_new(store: Path, tmp_path: Path) -> None:
     write(store, [*FIVE, planned("g", 150)], stop_after=2)
     write(store, FIVE)
     write(tmp_path / "whole", FIVE)
-    assert files_of(store) == files_of(tmp_path / "whole")
+    found, expected = files_of(store), files_of(tmp_path / "whole")
+    roots = read_root(store), read_root(tmp_path / "whole")
+    assert found.pop("zarr.json") != expected.pop("zarr.json")
+    assert found == expected
+    assert roots[0] is not None
+    assert (roots[0].used_shards, replace(roots[0], used_shards=0)) == (6, roots[1])
 
 
 def test_an_interrupted_overwrite_goes_on_with_the_same_command(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = code_writer.remove_tree
+    real = layout.remove_tree
 
     def failing(path: Path) -> None:
         if path.name == "codes":
@@ -262,7 +275,7 @@ def test_an_interrupted_overwrite_goes_on_with_the_same_command(
 
     clips = [planned("g", 30), *FIVE]
     with monkeypatch.context() as patch:
-        patch.setattr(code_writer, "remove_tree", failing)
+        patch.setattr(layout, "remove_tree", failing)
         with pytest.raises(KeyboardInterrupt):
             write(store, clips, overwrite=True)
     with pytest.raises(StoreError, match="unfinished"):

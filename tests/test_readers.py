@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lvt_pipeline.codes import layout, verify
-from lvt_pipeline.codes import store as store_module
+from lvt_pipeline.codes import layout
 from lvt_pipeline.codes.loading.windows import CodeWindows
 from lvt_pipeline.codes.maintenance import collect_garbage, find_garbage
 from lvt_pipeline.codes.readers import NO_LOCKS
@@ -143,7 +142,7 @@ def test_a_change_at_any_moment_of_a_verification_is_not_damage(
             return REAL_READ(file)
 
         with monkeypatch.context() as patch:
-            for module in (layout, store_module, verify):
+            for module in (layout,):
                 patch.setattr(module, "read_file", read)
             assert verify_store(path).problems == (), (kind, moment)
         if reads <= moment:
@@ -166,7 +165,7 @@ def test_a_store_that_changes_while_it_is_opened_is_opened(
             change(store, 2)
         return REAL_READ(file)
 
-    monkeypatch.setattr(store_module, "read_file", read)
+    monkeypatch.setattr(layout, "read_file", read)
     found = open_codes(store)
     assert np.array_equal(found["clip11"], codes_of(CLIPS[11]))
     assert len(find_garbage(store).kept) >= 1

@@ -1,12 +1,19 @@
-"""Checks before a code store is written: its clips, its place, and the command that made the store that is there."""
+"""Before a code store is written: checks of its clips, of its place and of the store there, and the plan to write.
+
+The plan of a command that has not published it yet is in the group `pending` of its store. It is written before the
+first shard, so that the same command continues after an interruption, other processes can help, and the numbers of its
+shards are known when another plan takes its place: a late process may still write shards of an abandoned plan, and must
+not meet those of another one.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lvt_pipeline.codes.layout import PENDING, DamagedRootError, StoreRoot, read_attributes, read_root
+from lvt_pipeline.codes.layout import PENDING, DamagedRootError, group_metadata, read_attributes, read_root, write_group
 from lvt_pipeline.codes.schema import PlannedClip
 from lvt_pipeline.codes.store import CodeStore, is_ours, is_unfinished, open_codes
 from lvt_pipeline.errors import ArtefactError, StoreError
@@ -46,14 +53,6 @@ def require_place(path: Path) -> None:
         raise StoreError(f"{path} is a folder with other things in it; choose another path for the code store")
 
 
-def is_unpublished(path: Path, root: StoreRoot) -> bool:
-    """Whether an interrupted command left a plan that this root does not contain yet."""
-    try:
-        return int(read_attributes(path / PENDING)["generation"]) > root.generation
-    except (ArtefactError, KeyError, ValueError, TypeError):
-        return False
-
-
 def require_stage(path: Path, stage: str) -> None:
     """Refuse to change a store, finished or not, that another command made.
 
@@ -65,9 +64,10 @@ def require_stage(path: Path, stage: str) -> None:
     """
     try:
         root = read_root(path)
-        maker = read_attributes(path / PENDING).get("stage", "") if root is None else root.stage
     except ArtefactError:
-        return  # nothing is there, or it is damaged, which is reported when it is opened
+        return  # it is damaged, which is reported when it is opened
+    made_by = root or read_pending(path)
+    maker = made_by.stage if made_by else ""
     if stage and maker and maker != stage:
         raise StoreError(
             f"{path} was made by lvt {maker}, and lvt {stage} does not change it; choose another output, or delete it "
@@ -88,3 +88,49 @@ def open_current(path: Path, overwrite: bool) -> CodeStore | None:
             raise
         return None
     return None if root is None or overwrite else open_codes(path, holds=False)
+
+
+# The pending plan -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingPlan:
+    """What is known about an unpublished plan.
+
+    Attributes:
+        plan: its identity (`CodePlan.identity`).
+        generation: the number that it will be published under.
+        array: SHA-256 of the metadata of the array, as long as the plan needs it.
+        stage: the command that made the plan.
+        first_shard, end_shard: its new shards have numbers in [first_shard, end_shard).
+    """
+
+    plan: str
+    generation: int
+    array: str
+    stage: str
+    first_shard: int
+    end_shard: int
+
+    def __post_init__(self) -> None:
+        if not all(type(number) is int for number in (self.generation, self.first_shard, self.end_shard)):
+            raise TypeError("a number of a plan is not an integer")
+
+    def write(self, store: Path) -> None:
+        """Make this the pending plan of a store."""
+        write_group(store, store / PENDING, group_metadata(asdict(self)))
+
+
+def read_pending(store: Path) -> PendingPlan | None:
+    """The pending plan of a store, None when there is none or it cannot be used."""
+    try:
+        attributes = read_attributes(store / PENDING)
+        return PendingPlan(**{name: value for name, value in attributes.items() if name != "digest"})
+    except (ArtefactError, TypeError):
+        return None
+
+
+def is_unpublished(path: Path, generation: int) -> bool:
+    """Whether an interrupted command left a plan for a later generation than this."""
+    pending = read_pending(path)
+    return pending is not None and pending.generation > generation

@@ -18,7 +18,7 @@ import numpy as np
 
 from lvt_pipeline.codes.layout import SHARDS, GenerationInfo
 from lvt_pipeline.codes.plan import CodeChange, CodePlan, cut_into_shards
-from lvt_pipeline.codes.schema import CodeClip, shard_name
+from lvt_pipeline.codes.schema import CodeClip, index_of, shard_name
 from lvt_pipeline.codes.store import CodeStore, open_codes, read_table
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.interrupts import stop_requested
@@ -116,12 +116,6 @@ def shard_files(store: Path) -> list[str]:
     return names
 
 
-def index_of(name: str) -> int:
-    """The index of a shard from the name of a file, -1 for any other file."""
-    number = name.removeprefix(f"{SHARDS}/").partition("/")[0]
-    return int(number) if number.isdecimal() and name == shard_name(int(number)) else -1
-
-
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files below a folder; 0 when it is gone."""
     if path.is_dir():
@@ -216,7 +210,7 @@ def _plan_moves(current: CodeStore, moved: Sequence[ShardUse]) -> CodePlan:
     """The same clips; those that touch a shard in `moved` are in new shards, in the order of their old places."""
     size = current.schema.shard_frames
     indices = {use.index for use in moved}
-    offset = first_frame = -(-current.array_frames // size) * size
+    offset = first_frame = current.next_shard * size
     places: dict[tuple[int, int], int] = {}
     fresh = []
     for clip in sorted(current.clips, key=lambda clip: clip.offset):

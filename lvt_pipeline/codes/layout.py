@@ -34,7 +34,7 @@ SHARDS = f"{ARRAY}/c"
 _MARKS = (b'"digest": "', b'"short_shards": ')  # of a root; one changed byte leaves one of them
 _SEAL = b'"digest": "'
 _BLANK = b"0" * 64
-_ROOT_NAMES = ("lvt", "generations", "provenance", "short_shards", "files")
+_ROOT_NAMES = ("lvt", "generations", "provenance", "used_shards", "short_shards", "files")
 _TABLE_NAMES = (
     *("lvt", "parent", "stage", "fingerprint", "first_frame", "array_frames", "clips", "made_of", "provenance"),
 )
@@ -81,6 +81,7 @@ class StoreRoot:
         files: SHA-256 of every file that they need, by path relative to the store.
         short_shards: frames in the shards that are not full, by index.
         foreign: attributes that others added; they are kept and mean nothing here.
+        used_shards: an abandoned plan used shards with numbers below this, so no other plan does; 0 when none did.
     """
 
     about: Mapping[str, Any]
@@ -89,6 +90,7 @@ class StoreRoot:
     files: Mapping[str, str]
     short_shards: Mapping[int, int] = field(default_factory=dict)
     foreign: Mapping[str, Any] = field(default_factory=dict)
+    used_shards: int = 0
 
     @property
     def generation(self) -> int:
@@ -112,6 +114,7 @@ class StoreRoot:
                 "lvt": self.about,
                 "generations": [asdict(info) for info in self.generations],
                 "provenance": self.provenance,
+                **({"used_shards": self.used_shards} if self.used_shards else {}),
                 "short_shards": {str(index): frames for index, frames in sorted(self.short_shards.items())},
                 "files": dict(sorted(self.files.items())),
             }
@@ -141,12 +144,16 @@ class StoreRoot:
         short = {int(index): frames for index, frames in attributes["short_shards"].items()}
         if not all(type(frames) is int and frames >= 0 for frames in short.values()):
             raise TypeError("the length of a shard is not an integer")
+        used = attributes.get("used_shards", 0)
+        if type(used) is not int or used < 0:
+            raise TypeError("the number of used shards is not an integer")
         return cls(
             about=about,
             generations=generations,
             provenance=provenance,
             files=files,
             short_shards=short,
+            used_shards=used,
             foreign={name: value for name, value in attributes.items() if name not in (*_ROOT_NAMES, "digest")},
         )
 

@@ -11,30 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lvt_pipeline.codes import layout
 from lvt_pipeline.codes.card import commit_root
-from lvt_pipeline.codes.checks import is_unpublished
-from lvt_pipeline.codes.compaction import ShardUse, index_of, shard_files, shard_uses, size_of
-from lvt_pipeline.codes.layout import (
-    ARRAY,
-    ARRAY_METADATA,
-    GENERATIONS,
-    PENDING,
-    SHARDS,
-    GenerationInfo,
-    StoreRoot,
-    digest_bytes,
-    generation_name,
-    numbers_as_text,
-    os_errors_as_one_line,
-    read_root,
-    remove_group,
-    remove_temporary_files,
-    replace_file,
-    table_name,
-)
+from lvt_pipeline.codes.checks import is_unpublished, read_pending
+from lvt_pipeline.codes.compaction import ShardUse, shard_files, shard_uses, size_of
+from lvt_pipeline.codes.layout import ARRAY, ARRAY_METADATA, GENERATIONS, PENDING, SHARDS, GenerationInfo, StoreRoot
 from lvt_pipeline.codes.loading.cache import cache_files, remove_cache
 from lvt_pipeline.codes.readers import without_readers
-from lvt_pipeline.codes.schema import shard_name
+from lvt_pipeline.codes.schema import index_of, shard_name
 from lvt_pipeline.codes.shard_file import array_metadata
 from lvt_pipeline.codes.store import ATTEMPTS, CodeStore, open_codes
 from lvt_pipeline.errors import BusyError, StoreError
@@ -104,7 +88,7 @@ def find_garbage(
             with without_readers(path, dropped, is_forced=ignore_readers) as in_use:
                 return _garbage(path, root, {*root.numbers} - {*dropped}, in_use, drop_pending)
         except (FileNotFoundError, StoreError):
-            if read_root(path) == root:
+            if layout.read_root(path) == root:
                 raise
     raise BusyError(f"{path} keeps changing; run this again when the commands that write it have finished")
 
@@ -138,7 +122,7 @@ def collect_garbage(
             kept = [info for info in store.root.generations if info.generation in garbage.kept]
             # First, because a training that makes such a file just now is the one thing that may refuse.
             remove_cache(path, {info.fingerprint for info in kept})
-            with os_errors_as_one_line(f"deleting from {path}"):
+            with layout.os_errors_as_one_line(f"deleting from {path}"):
                 _delete(store, garbage, kept)
     return garbage
 
@@ -146,7 +130,9 @@ def collect_garbage(
 def _dropped(path: Path, root: StoreRoot, keep_generations: int, keep: Collection[int]) -> list[int]:
     unknown = sorted(set(keep) - set(root.numbers))
     if unknown:
-        raise StoreError(f"{path} has no generation {unknown[0]} to keep; it has {numbers_as_text(root.numbers)}")
+        raise StoreError(
+            f"{path} has no generation {unknown[0]} to keep; it has {layout.numbers_as_text(root.numbers)}"
+        )
     return sorted({*root.numbers} - {*root.numbers[-keep_generations:], *keep})
 
 
@@ -158,7 +144,7 @@ def _garbage(
     stores = [open_codes(path, number, holds=False) for number in kept]
     clips = [clip for store in stores for clip in store.clips]
     uses = shard_uses(stores[-1], clips)
-    has_pending = is_unpublished(path, root)
+    has_pending = is_unpublished(path, root.generation)
     published = -(-stores[-1].array_frames // stores[-1].schema.shard_frames)  # shards up to the current generation
     shards, pending = _unused_shards(path, uses, published if has_pending and not drop_pending else None)
     leftovers = _leftovers(path, root, has_pending)
@@ -167,7 +153,7 @@ def _garbage(
     fingerprints = {info.fingerprint for info in root.generations if info.generation in kept}
     caches = cache_files(path, fingerprints)
     dropped = [number for number in root.numbers if number not in kept]
-    deleted = [path / name for name in (*shards, *leftovers, *map(generation_name, dropped))] + caches
+    deleted = [path / name for name in (*shards, *leftovers, *map(layout.generation_name, dropped))] + caches
     return Garbage(
         kept=tuple(kept),
         dropped=tuple(dropped),
@@ -211,30 +197,37 @@ def _leftovers(path: Path, root: StoreRoot, has_pending: bool) -> list[str]:
 
 def _delete(store: CodeStore, garbage: Garbage, kept: Sequence[GenerationInfo]) -> None:
     path = store.path
-    if garbage.dropped:
-        gone = {*garbage.shards, *map(table_name, garbage.dropped)}
-        files = {name: digest for name, digest in store.root.files.items() if name not in gone}
-        commit_root(path, replace(store.root, generations=tuple(kept), files=files), store.clips)
+    gone = {*garbage.shards, *map(layout.table_name, garbage.dropped)}
+    root = replace(
+        store.root,
+        generations=tuple(kept),
+        files={name: digest for name, digest in store.root.files.items() if name not in gone},
+    )
+    pending = read_pending(path)
+    if PENDING in garbage.leftovers and pending is not None and pending.generation > root.generation:
+        root = replace(root, used_shards=max(root.used_shards, pending.end_shard))
+    if root != store.root:
+        commit_root(path, root, store.clips)
     if PENDING in garbage.leftovers:
         _restore_length(open_codes(path, holds=False))
     for name in garbage.leftovers:
         if name.startswith(GENERATIONS) or name == PENDING:
-            remove_group(path, path / name)
+            layout.remove_group(path, path / name)
     for number in garbage.dropped:
-        remove_group(path, path / generation_name(number))
+        layout.remove_group(path, path / layout.generation_name(number))
     for name in garbage.shards:
         _unlink(path / name, path / SHARDS)
     for name in garbage.leftovers:
         if name.startswith(f"{SHARDS}/"):
             (path / name).unlink(missing_ok=True)
-    remove_temporary_files(path)
+    layout.remove_temporary_files(path)
 
 
 def _restore_length(store: CodeStore) -> None:
     """Make the array as long as the current generation needs it; an abandoned plan had made it longer."""
     file, metadata = store.path / ARRAY_METADATA, array_metadata(store.array_frames, store.schema)
-    if digest_file(file) not in (store.root.files.get(ARRAY_METADATA), digest_bytes(metadata)):
-        replace_file(store.path, ARRAY_METADATA, metadata)
+    if digest_file(file) not in (store.root.files.get(ARRAY_METADATA), layout.digest_bytes(metadata)):
+        layout.replace_file(store.path, ARRAY_METADATA, metadata)
 
 
 def _is_temporary(file: Path) -> bool:

@@ -102,6 +102,12 @@ class CodePlan:
         """The fingerprint of the generation."""
         return table_fingerprint(self.schema, self.clips)
 
+    @property
+    def new_shards(self) -> range:
+        """Numbers of the new shards."""
+        size = self.schema.shard_frames
+        return range(self.first_frame // size, -(-self.array_frames // size)) if self.shards else range(0)
+
     def identity(self, settings: Mapping[str, Any]) -> str:
         """Hash of everything that decides the bytes of the planned shards: an equal plan may continue with them."""
         return fingerprint(
@@ -184,8 +190,13 @@ def make_plan(
     clips: Sequence[PlannedClip],
     reencode: bool,
     damaged: Collection[int] = (),
+    first_shard: int = 0,
 ) -> CodePlan:
-    """The plan from a store, None for no store, to one that holds exactly `clips`; see `plan_codes`."""
+    """The plan from a store, None for no store, to one that holds exactly `clips`; see `plan_codes`.
+
+    Args:
+        first_shard: new shards have this number or a higher one.
+    """
     repairs: tuple[ShardPlan, ...] = ()
     lost: frozenset[str] = frozenset()
     if current is not None:
@@ -195,7 +206,7 @@ def make_plan(
         repairs, lost = _inspect_shards(current, clips, damaged)
     published = current.clips if current else []
     published_frames = current.array_frames if current else 0
-    first_frame = -(-published_frames // schema.shard_frames) * schema.shard_frames
+    first_frame = max(first_shard, current.next_shard if current else 0) * schema.shard_frames
     rows, fresh = _places(clips, [row for row in published if row.id not in lost], first_frame)
     change = _change(clips, fresh, published)
     array_frames = first_frame + sum(row.length for row in fresh)

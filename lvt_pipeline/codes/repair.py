@@ -11,39 +11,26 @@ Shards are repaired by encoding them again (`writer`). The files around them fol
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from lvt_pipeline.codes import layout
 from lvt_pipeline.codes.card import card_bytes, commit_root
-from lvt_pipeline.codes.layout import (
-    ARRAY,
-    ARRAY_METADATA,
-    CARD,
-    GENERATIONS,
-    PENDING,
-    SHARDS,
-    DamagedRootError,
-    GenerationInfo,
-    StoreRoot,
-    attributes_in,
-    digest_bytes,
-    group_metadata,
-    read_attributes,
-    read_file,
-    read_root,
-    remove_temporary_files,
-    replace_file,
-    short_shards,
-    table_name,
-    table_without_additions,
-    write_group,
-)
+from lvt_pipeline.codes.checks import read_pending
+from lvt_pipeline.codes.layout import ARRAY, ARRAY_METADATA, CARD, GENERATIONS, PENDING, SHARDS, StoreRoot
 from lvt_pipeline.codes.plan import make_plan, table_attributes
-from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, clips_from_columns, require_places, shard_name, shards_of
+from lvt_pipeline.codes.schema import (
+    CodeSchema,
+    PlannedClip,
+    clips_from_columns,
+    index_of,
+    require_places,
+    shard_name,
+    shards_of,
+)
 from lvt_pipeline.codes.shard_file import array_metadata, is_sound
 from lvt_pipeline.codes.store import is_ours, is_published, open_codes, read_table
-from lvt_pipeline.errors import ArtefactError, StoreError
+from lvt_pipeline.errors import StoreError
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance, digest_file
 from lvt_pipeline.storage import exclusive_lock
 
@@ -79,11 +66,11 @@ def repair_metadata(path: Path, schema: CodeSchema | None = None, clips: Sequenc
     if not (path / ZARR_METADATA).exists() and not _tables(path):
         return []
     (path / ARRAY).mkdir(exist_ok=True)
-    remove_temporary_files(path)
+    layout.remove_temporary_files(path)
     repaired = []
     try:
-        root = read_root(path)
-    except DamagedRootError:
+        root = layout.read_root(path)
+    except layout.DamagedRootError:
         root = None
     if root is None:
         if (path / PENDING).exists() and not (path / ZARR_METADATA).exists():
@@ -93,19 +80,19 @@ def repair_metadata(path: Path, schema: CodeSchema | None = None, clips: Sequenc
     repaired += _repair_table(path, root, schema, clips)
     table = read_table(path, root, root.generation)
     rows = clips_from_columns(table["clips"], path)
-    layout = CodeSchema.from_json(root.about)
+    schema_of_root = CodeSchema.from_json(root.about)
     expected = {
-        ARRAY_METADATA: array_metadata(int(table["array_frames"]), layout),
-        f"{GENERATIONS}/{ZARR_METADATA}": group_metadata({}),
+        ARRAY_METADATA: array_metadata(int(table["array_frames"]), schema_of_root),
+        f"{GENERATIONS}/{ZARR_METADATA}": layout.group_metadata({}),
         CARD: card_bytes(root, rows),
     }
     digests = dict(root.files)
     for name, data in expected.items():
         found = digest_file(path / name) if (path / name).exists() else ""
-        if found not in (root.files.get(name), digest_bytes(data)) and not (path / PENDING).exists():
-            replace_file(path, name, data)
+        if found not in (root.files.get(name), layout.digest_bytes(data)) and not (path / PENDING).exists():
+            layout.replace_file(path, name, data)
             repaired.append(name)
-            found = digest_bytes(data)
+            found = layout.digest_bytes(data)
         digests[name] = found
     if digests != root.files:
         commit_root(path, replace(root, files=digests), rows)
@@ -116,7 +103,7 @@ def _tables(path: Path) -> dict[int, bytes]:
     """Clip tables that are whole, as they were written, by generation."""
     found = {}
     for file in sorted((path / GENERATIONS).glob(f"[0-9]*/{ZARR_METADATA}")):
-        data = table_without_additions(read_file(file) or b"")
+        data = layout.table_without_additions(layout.read_file(file) or b"")
         if file.parent.name.isdecimal() and data is not None:
             found[int(file.parent.name)] = data
     return found
@@ -124,8 +111,9 @@ def _tables(path: Path) -> dict[int, bytes]:
 
 def _rebuilt_root(path: Path) -> StoreRoot:
     tables = _tables(path)
-    with suppress(ArtefactError, KeyError, ValueError, TypeError):
-        tables.pop(int(read_attributes(path / PENDING)["generation"]), None)  # it was never published
+    pending = read_pending(path)
+    if pending is not None:
+        tables.pop(pending.generation, None)  # it was never published
     if not tables:
         raise StoreError(
             f"{path / ZARR_METADATA} is damaged and no clip table is left to rebuild it from; restore it from a copy, "
@@ -142,14 +130,16 @@ def _rebuilt_root(path: Path) -> StoreRoot:
 
 def _root_of(path: Path, tables: Mapping[int, bytes]) -> StoreRoot:
     """The root of a store with these clip tables."""
-    files = {table_name(number): digest_bytes(data) for number, data in tables.items()}
-    attributes = {number: attributes_in(data, path / table_name(number)) for number, data in tables.items()}
+    files = {layout.table_name(number): layout.digest_bytes(data) for number, data in tables.items()}
+    attributes = {
+        number: layout.attributes_in(data, path / layout.table_name(number)) for number, data in tables.items()
+    }
     current = max(tables)
     schema = CodeSchema.from_json(attributes[current]["lvt"])
     short: dict[int, int] = {}
     infos = []
     for number, table in attributes.items():
-        short |= short_shards(table["first_frame"], table["array_frames"], schema.shard_frames)
+        short |= layout.short_shards(table["first_frame"], table["array_frames"], schema.shard_frames)
         clips = clips_from_columns(table["clips"], path)
         num_shards = sum(name.startswith(f"{SHARDS}/") for name in table["provenance"]["outputs"])
         require_places(clips, table["array_frames"], num_shards, schema.shard_frames)
@@ -157,7 +147,7 @@ def _root_of(path: Path, tables: Mapping[int, bytes]) -> StoreRoot:
             if name not in files and (path / name).exists() and is_sound(path / name, schema):
                 files[name] = digest_file(path / name)
         infos.append(
-            GenerationInfo(
+            layout.GenerationInfo(
                 generation=number,
                 fingerprint=table["fingerprint"],
                 clips=len(clips),
@@ -165,8 +155,8 @@ def _root_of(path: Path, tables: Mapping[int, bytes]) -> StoreRoot:
                 stage=table["stage"],
             )
         )
-    record = Provenance.from_json(attributes[current]["provenance"], path / table_name(current))
-    outputs = {**record.outputs, table_name(current): len(tables[current])}
+    record = Provenance.from_json(attributes[current]["provenance"], path / layout.table_name(current))
+    outputs = {**record.outputs, layout.table_name(current): len(tables[current])}
     return StoreRoot(
         about=attributes[current]["lvt"],
         generations=tuple(infos),
@@ -182,13 +172,13 @@ def _repair_table(path: Path, root: StoreRoot, schema: CodeSchema | None, clips:
     Raises:
         StoreError: it does not follow from the clips.
     """
-    name = table_name(root.generation)
+    name = layout.table_name(root.generation)
     try:
         read_table(path, root, root.generation)
         return []
     except StoreError as error:
         rebuilt = _first_table(path, root, schema, clips) if root.generation == 1 and schema is not None else None
-        if rebuilt is None or digest_bytes(rebuilt) != root.files[name]:
+        if rebuilt is None or layout.digest_bytes(rebuilt) != root.files[name]:
             others = [number for number in root.numbers if number != root.generation]
             older = f"; older generations can still be read with --at ({', '.join(map(str, others))})" if others else ""
             is_first = root.generation == 1 and schema is None and root.stage == "encode-dataset"
@@ -198,16 +188,17 @@ def _repair_table(path: Path, root: StoreRoot, schema: CodeSchema | None, clips:
                 f"again with --overwrite{older}"
             ) from error
         (path / name).parent.mkdir(exist_ok=True)
-        write_group(path, (path / name).parent, rebuilt)
+        layout.write_group(path, (path / name).parent, rebuilt)
         return [name]
 
 
 def _first_table(path: Path, root: StoreRoot, schema: CodeSchema, clips: Sequence[PlannedClip]) -> bytes:
     """The clip table of a store that was made from these clips at once."""
-    layout = CodeSchema.from_json(root.about)
-    schema = replace(schema, shard_frames=layout.shard_frames, chunk_frames=layout.chunk_frames)
-    plan = make_plan(None, schema, clips, reencode=False)
+    schema_of_root = CodeSchema.from_json(root.about)
+    schema = replace(schema, shard_frames=schema_of_root.shard_frames, chunk_frames=schema_of_root.chunk_frames)
     record = Provenance.from_json(root.provenance, path / ZARR_METADATA)
-    outputs = {file: size for file, size in record.outputs.items() if file != table_name(1)}
+    first = min((index_of(name) for name in record.outputs if index_of(name) >= 0), default=0)
+    plan = make_plan(None, schema, clips, reencode=False, first_shard=first)
+    outputs = {file: size for file, size in record.outputs.items() if file != layout.table_name(1)}
     timeless = replace(record, seconds=0.0, finished="", command=[], outputs=outputs)
-    return group_metadata(table_attributes(path, plan, timeless, root.generations[-1].stage), indent=None)
+    return layout.group_metadata(table_attributes(path, plan, timeless, root.generations[-1].stage), indent=None)

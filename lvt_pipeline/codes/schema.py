@@ -217,6 +217,12 @@ def shard_name(index: int) -> str:
     return f"{SHARDS}/{index}/0/0/0"
 
 
+def index_of(name: str) -> int:
+    """The index of a shard from the name of a file, -1 for any other file."""
+    number = name.removeprefix(f"{SHARDS}/").partition("/")[0]
+    return int(number) if number.isdecimal() and name == shard_name(int(number)) else -1
+
+
 def shards_of(clips: Sequence[CodeClip], shard_frames: int) -> list[int]:
     """Indices of the shards that hold these clips, ascending."""
     return sorted(

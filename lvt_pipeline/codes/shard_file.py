@@ -266,6 +266,19 @@ def damaged_frames(data: bytes, schema: CodeSchema) -> Iterator[tuple[int, int, 
             yield chunk.first_frame, chunk.first_frame + schema.frames_per_chunk, str(error)
 
 
+def require_sound(file: Path, data: bytes, schema: CodeSchema) -> None:
+    """Refuse a shard of an unfinished plan that is damaged.
+
+    Args:
+        data: the content of the file.
+
+    Raises:
+        StoreError: it is; the message gives the remedy.
+    """
+    if any(damaged_frames(data, schema)):
+        raise StoreError(f"{file}, which an interrupted run left, is damaged; delete it and run this again")
+
+
 def is_sound(file: Path, schema: CodeSchema) -> bool:
     """Whether every chunk of a shard matches its checksum."""
     return not any(damaged_frames(file.read_bytes(), schema))

@@ -26,21 +26,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lvt_pipeline.codes import layout
 from lvt_pipeline.codes.array import CodeArray
-from lvt_pipeline.codes.layout import (
-    ARRAY_METADATA,
-    OUR_GROUPS,
-    SHARDS,
-    StoreRoot,
-    as_one_line,
-    attributes_in,
-    digest_bytes,
-    numbers_as_text,
-    parse_root,
-    read_file,
-    table_name,
-    table_without_additions,
-)
+from lvt_pipeline.codes.layout import ARRAY_METADATA, OUR_GROUPS, SHARDS, StoreRoot
 from lvt_pipeline.codes.readers import BeingRemovedError, Hold
 from lvt_pipeline.codes.schema import CodeClip, CodeSchema, clips_from_columns, require_places, shards_of
 from lvt_pipeline.errors import ArtefactError, BusyError, LVTError, StoreError
@@ -215,6 +203,11 @@ class CodeStore:
         """
         return self.array.read(start, stop)
 
+    @property
+    def next_shard(self) -> int:
+        """The number of the first shard of the next plan: no plan has ever used it."""
+        return max(-(-self.array_frames // self.schema.shard_frames), self.root.used_shards)
+
     def shards(self) -> list[int]:
         """Indices of the shards that hold the clips of this generation, ascending."""
         return shards_of(self.clips, self.schema.shard_frames)
@@ -237,30 +230,30 @@ def open_codes(path: Path | str, generation: int | None = None, *, holds: bool =
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(WAIT_SECONDS)
-        data = read_file(path / ZARR_METADATA)
+        data = layout.read_file(path / ZARR_METADATA)
         if data is None:
             raise StoreError(_why_unreadable(path))
-        root = parse_root(path, data)
+        root = layout.parse_root(path, data)
         chosen = root.generation if generation is None else generation
         if not isinstance(chosen, int | np.integer) or isinstance(chosen, bool):
             raise StoreError(f"generation={chosen!r} is not the number of a generation")
         chosen = int(chosen)
         if chosen not in root.numbers:
             gone = "; lvt gc has removed it" if 1 <= chosen < root.generation else ""
-            raise StoreError(f"{path} has no generation {chosen}{gone}; it has {numbers_as_text(root.numbers)}")
+            raise StoreError(f"{path} has no generation {chosen}{gone}; it has {layout.numbers_as_text(root.numbers)}")
         try:
             hold = Hold(path, chosen) if holds else None
             store = _open_generation(path, root, chosen, hold)
         except BeingRemovedError:
             continue
         except (FileNotFoundError, StoreError) as error:
-            if read_file(path / ZARR_METADATA) != data:
+            if layout.read_file(path / ZARR_METADATA) != data:
                 continue  # the store changed meanwhile
             if isinstance(error, StoreError):
                 raise
-            raise StoreError(f"{path / table_name(chosen)} is missing; {_REMEDY.format(path=path)}") from None
+            raise StoreError(f"{path / layout.table_name(chosen)} is missing; {_REMEDY.format(path=path)}") from None
         # Between reading the root and taking the lock, the generation may have been removed.
-        if hold is None or (hold.is_current and read_file(path / ZARR_METADATA) == data):
+        if hold is None or (hold.is_current and layout.read_file(path / ZARR_METADATA) == data):
             return store
     raise BusyError(f"{path} keeps changing; open it when the commands that write it have finished")
 
@@ -269,7 +262,7 @@ _REMEDY = "run lvt verify {path} --repair, or restore it from a copy"
 
 
 def _open_generation(path: Path, root: StoreRoot, generation: int, hold: Hold | None) -> CodeStore:
-    source = path / table_name(generation)
+    source = path / layout.table_name(generation)
     table = read_table(path, root, generation)
     try:
         schema = CodeSchema.from_json(table["lvt"])
@@ -281,7 +274,7 @@ def _open_generation(path: Path, root: StoreRoot, generation: int, hold: Hold | 
         require_places(store.clips, table["array_frames"], num_shards, schema.shard_frames)
     except (ArtefactError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(
-            f"{source} is damaged or not ours ({as_one_line(error)}); {_REMEDY.format(path=path)}"
+            f"{source} is damaged or not ours ({layout.as_one_line(error)}); {_REMEDY.format(path=path)}"
         ) from error
     _require_array(path, root, schema, store.array_frames)
     return store
@@ -293,18 +286,18 @@ def read_table(path: Path, root: StoreRoot, generation: int) -> dict[str, Any]:
     Raises:
         StoreError: it is missing or damaged.
     """
-    file = path / table_name(generation)
-    data = read_file(file)
+    file = path / layout.table_name(generation)
+    data = layout.read_file(file)
     if data is None:
         raise StoreError(f"{file} is missing; {_REMEDY.format(path=path)}")
-    expected = root.files.get(table_name(generation))
-    if digest_bytes(data) != expected:
-        ours = table_without_additions(data)
-        if ours is None or digest_bytes(ours) != expected:
+    expected = root.files.get(layout.table_name(generation))
+    if layout.digest_bytes(data) != expected:
+        ours = layout.table_without_additions(data)
+        if ours is None or layout.digest_bytes(ours) != expected:
             raise StoreError(f"{file} is damaged: it does not match its digest; {_REMEDY.format(path=path)}")
         data = ours
     try:
-        return attributes_in(data, file)
+        return layout.attributes_in(data, file)
     except ArtefactError as error:
         raise StoreError(f"{error}; {_REMEDY.format(path=path)}") from error
 
@@ -312,8 +305,8 @@ def read_table(path: Path, root: StoreRoot, generation: int) -> dict[str, Any]:
 def _require_array(path: Path, root: StoreRoot, schema: CodeSchema, array_frames: int) -> None:
     """Refuse an array that other readers would read in another way than this one."""
     file = path / ARRAY_METADATA
-    data = read_file(file)
-    if data is not None and digest_bytes(data) == root.files.get(ARRAY_METADATA):
+    data = layout.read_file(file)
+    if data is not None and layout.digest_bytes(data) == root.files.get(ARRAY_METADATA):
         return
     try:  # it has grown for a newer generation, or somebody added to it
         metadata = parse_json(data or b"", file)

@@ -17,24 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from lvt_pipeline.codes import layout
+from lvt_pipeline.codes.checks import read_pending
 from lvt_pipeline.codes.compaction import shard_files, size_of
-from lvt_pipeline.codes.layout import (
-    ARRAY,
-    ARRAY_METADATA,
-    CARD,
-    GENERATIONS,
-    PENDING,
-    DamagedRootError,
-    StoreRoot,
-    digest_bytes,
-    is_sealed,
-    read_attributes,
-    read_file,
-    read_root,
-    table_name,
-    table_without_additions,
-    without_additions,
-)
+from lvt_pipeline.codes.layout import ARRAY, ARRAY_METADATA, CARD, GENERATIONS, PENDING, DamagedRootError, StoreRoot
 from lvt_pipeline.codes.loading.cache import cache_folder, is_sound, map_file
 from lvt_pipeline.codes.schema import CodeClip, CodeSchema, shard_name, table_fingerprint
 from lvt_pipeline.codes.shard_file import array_metadata, chunks_of, damaged_frames, decode_chunk
@@ -123,12 +109,12 @@ def verify_store(path: Path, generation: int | None = None, *, progress: Progres
 
 def _state(path: Path) -> tuple[bytes | None, bytes | None]:
     """Everything that states which files belong to a store: the root, and the plan of unfinished work."""
-    return read_file(path / ZARR_METADATA), read_file(path / PENDING / ZARR_METADATA)
+    return layout.read_file(path / ZARR_METADATA), layout.read_file(path / PENDING / ZARR_METADATA)
 
 
 def _verify(path: Path, generation: int | None, progress: Progress) -> VerifyReport:
     try:
-        root = read_root(path)
+        root = layout.read_root(path)
     except DamagedRootError as error:
         problem = Problem(file=ZARR_METADATA, message=f"cannot be trusted, so nothing else can be checked ({error})")
         return VerifyReport(problems=(problem,), notes=(), generations=(), clips=0, files=1, bytes=0, damaged_shards=())
@@ -210,7 +196,7 @@ class _Verification:
             self._report(name, "is missing", self._clips_in(index))
             return
         expected = self.root.files.get(name)
-        is_right = expected is not None and digest_bytes(data) == expected
+        is_right = expected is not None and layout.digest_bytes(data) == expected
         damage = [] if is_right else list(damaged_frames(data, schema))
         if damage:
             clips = [clip for first, stop, _ in damage for clip in self._clips_in(index, first, stop)]
@@ -242,24 +228,25 @@ class _Verification:
             data = self._read(name)
             if data is None:
                 self._report(name, "is missing")
-            elif not self._is_explained(name, data) and read_file(self.path / name) == data:
+            elif not self._is_explained(name, data) and layout.read_file(self.path / name) == data:
                 self._report(name, "is not what was written")  # and was not replaced at this moment
         self._is_pending = (self.path / PENDING).exists()
         if self._is_pending:
             data = self._read(f"{PENDING}/{ZARR_METADATA}")
-            if data is not None and not is_sealed(data):
+            if data is not None and not layout.is_sealed(data):
                 self._report(f"{PENDING}/{ZARR_METADATA}", "does not match its digest")
 
     def _is_explained(self, name: str, data: bytes) -> bool:
         """Whether a file is right, or differs for a good reason: unfinished work, or additions of others."""
-        if digest_bytes(data) == self.root.files.get(name):
+        if layout.digest_bytes(data) == self.root.files.get(name):
             return True
         if name == CARD:
             return (self.path / PENDING).exists()
         if name != ARRAY_METADATA:
-            ours = without_additions(data, ())
-            return ours is not None and digest_bytes(ours) == self.root.files.get(name)
-        if digest_bytes(data) == self._pending_array():
+            ours = layout.without_additions(data, ())
+            return ours is not None and layout.digest_bytes(ours) == self.root.files.get(name)
+        pending = read_pending(self.path)
+        if pending is not None and layout.digest_bytes(data) == pending.array:
             return True  # it has grown already
         if not self.stores:
             return False
@@ -269,23 +256,17 @@ class _Verification:
         except ArtefactError:
             return False
         is_same = isinstance(found, dict) and {**found, "attributes": {}} == parse_json(ours, self.path / name)
-        return is_same and digest_bytes(ours) == self.root.files.get(name)
-
-    def _pending_array(self) -> str | None:
-        try:
-            return str(read_attributes(self.path / PENDING).get("array"))
-        except ArtefactError:
-            return None
+        return is_same and layout.digest_bytes(ours) == self.root.files.get(name)
 
     def _open_generations(self) -> None:
         for number in self.generations:
-            name = table_name(number)
+            name = layout.table_name(number)
             data = self._read(name)
             if data is None:
                 self._report(name, "is missing: its generation cannot be read")
                 continue
-            ours = table_without_additions(data)
-            if ours is None or digest_bytes(ours) != self.root.files.get(name):
+            ours = layout.table_without_additions(data)
+            if ours is None or layout.digest_bytes(ours) != self.root.files.get(name):
                 self._report(name, "is not what was written: its generation cannot be read")
                 continue
             try:
@@ -303,7 +284,7 @@ class _Verification:
                 continue
             others += 1
             data, expected = self._read(name), self.root.files.get(name)
-            if expected is not None and data is not None and digest_bytes(data) != expected:
+            if expected is not None and data is not None and layout.digest_bytes(data) != expected:
                 yield Problem(file=name, message="is not what was written (no clip uses it)")
         if others:
             self.notes.append(f"{others} files in {ARRAY} belong to no generation; lvt gc shows them")
@@ -336,7 +317,7 @@ class _Verification:
         )
 
     def _read(self, name: str) -> bytes | None:
-        data = read_file(self.path / name)
+        data = layout.read_file(self.path / name)
         if data is not None:
             self.num_files += 1
             self.num_bytes += len(data)
@@ -348,7 +329,7 @@ class _Verification:
 
 def _table_problems(store: CodeStore) -> Iterator[Problem]:
     """Problems of a clip table by itself, and against the array."""
-    name = table_name(store.generation)
+    name = layout.table_name(store.generation)
     clips = store.clips
     if store.fingerprint != table_fingerprint(store.schema, clips):
         yield Problem(file=name, message="does not match the fingerprint of its generation")

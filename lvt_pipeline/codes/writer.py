@@ -4,8 +4,8 @@ The order of writes makes every moment safe to be killed at:
 
 1. `pending` lists which clips will be stored where. Nothing published refers to it.
 2. The array's `zarr.json` grows. Published clips keep their place, so no reader notices.
-3. Shards appear, each whole and once. A shard belongs to one plan; a new plan starts at a shard boundary after
-   everything that was ever published.
+3. Shards appear, each whole and once: a file that exists is never changed, except to repair it. A shard belongs to one
+   plan; a new plan starts after every shard that was ever planned, so a late process cannot disturb it.
 4. The clip table of the new generation appears, then the root `zarr.json` is replaced: this is the commit.
 5. The card for people is written again and `pending` is removed.
 
@@ -23,40 +23,26 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from lvt_pipeline.codes import checks, layout
 from lvt_pipeline.codes.array import CodeArray
 from lvt_pipeline.codes.card import card_bytes, commit_root
-from lvt_pipeline.codes.checks import is_unpublished, open_current, require_clips, require_place, require_stage
-from lvt_pipeline.codes.layout import (
-    ARRAY,
-    ARRAY_METADATA,
-    CARD,
-    GENERATIONS,
-    PENDING,
-    SHARDS,
-    GenerationInfo,
-    StoreRoot,
-    digest_bytes,
-    generation_name,
-    group_metadata,
-    os_errors_as_one_line,
-    read_attributes,
-    read_file,
-    remove_group,
-    remove_temporary_files,
-    remove_tree,
-    replace_file,
-    short_shards,
-    table_name,
-    write_group,
-)
+from lvt_pipeline.codes.checks import PendingPlan
+from lvt_pipeline.codes.layout import ARRAY, ARRAY_METADATA, CARD, GENERATIONS, PENDING, SHARDS
 from lvt_pipeline.codes.plan import CodeChange, CodePlan, ShardPlan, make_plan, table_attributes
 from lvt_pipeline.codes.readers import require_no_readers, without_readers
 from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, shard_name, shards_of
-from lvt_pipeline.codes.shard_file import array_metadata, is_sound, shard_bytes
+from lvt_pipeline.codes.shard_file import array_metadata, require_sound, shard_bytes
 from lvt_pipeline.codes.store import CodeStore, open_codes
-from lvt_pipeline.errors import ArtefactError, ShapeError, StoreError
+from lvt_pipeline.errors import ShapeError, StoreError
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance, digest_file
-from lvt_pipeline.storage import exclusive_lock, parse_json, remove_leftovers, sync_directory, write_bytes
+from lvt_pipeline.storage import (
+    create_bytes,
+    exclusive_lock,
+    parse_json,
+    remove_leftovers,
+    sync_directory,
+    write_bytes,
+)
 
 
 class CodeStoreWriter:
@@ -72,6 +58,8 @@ class CodeStoreWriter:
         self._current = current
         self._root = current.root if current is not None else None
         self._planned = {shard.index: shard for shard in (*plan.repairs, *plan.shards)}
+        self._repairs = {shard.index for shard in plan.repairs}
+        self._is_helper = False
         self._digests: dict[str, str] = {}  # of the shards that this writer has written
         self._is_array_rewritten = False  # its metadata is right again, but not the bytes that the root names
 
@@ -104,14 +92,19 @@ class CodeStoreWriter:
         """
         path = path.absolute()
         settings = settings or {}
-        require_clips(clips)
-        require_place(path)
+        checks.require_clips(clips)
+        checks.require_place(path)
         with exclusive_lock(path):
-            require_stage(path, settings.get("stage", ""))
+            checks.require_stage(path, settings.get("stage", ""))
             broken = damaged()
-            current = open_current(path, overwrite)
-            writer = cls(path, make_plan(current, schema, clips, reencode, broken), settings, current)
-            with os_errors_as_one_line(f"preparing {path}"):
+            current = checks.open_current(path, overwrite)
+            pending = None if overwrite and (path / ZARR_METADATA).exists() else checks.read_pending(path)
+            first = pending.first_shard if pending else 0
+            plan = make_plan(current, schema, clips, reencode, broken, first)
+            if pending is not None and pending.plan != plan.identity(settings):
+                plan = make_plan(current, schema, clips, reencode, broken, pending.end_shard)
+            writer = cls(path, plan, settings, current)
+            with layout.os_errors_as_one_line(f"preparing {path}"):
                 if overwrite and (path / ZARR_METADATA).exists():
                     writer._remove_published()
                 writer._prepare()
@@ -133,16 +126,36 @@ class CodeStoreWriter:
         with exclusive_lock(path):
             current = open_codes(path, holds=False)
             writer = cls(path, plan_of(current), settings, current)
-            is_ours = writer._pending_identity() == writer.plan.identity(settings)
-            if is_unpublished(path, current.root) and not is_ours:
+            if checks.is_unpublished(path, current.generation) and not writer._is_pending():
                 raise StoreError(
                     f"an interrupted command left {path} unfinished; run it again, or discard its work with "
                     "lvt gc --drop-pending --apply"
                 )
             if writer.change.publishes or (path / PENDING).exists():
-                with os_errors_as_one_line(f"preparing {path}"):
+                with layout.os_errors_as_one_line(f"preparing {path}"):
                     writer._prepare()
             yield writer
+
+    @classmethod
+    def join(
+        cls, path: Path, schema: CodeSchema, clips: Sequence[PlannedClip], settings: Mapping[str, Any] | None = None
+    ) -> Self:
+        """Help with the plan that another process has begun: write shards without the lock. The owner publishes.
+
+        Args:
+            schema, clips, settings: as the owner gave them to `open`.
+
+        Raises:
+            StoreError: this is not the plan that the store is waiting for.
+        """
+        path, settings = path.absolute(), settings or {}
+        pending = checks.read_pending(path)
+        current = checks.open_current(path, overwrite=False)
+        first = pending.first_shard if pending else 0
+        writer = cls(path, make_plan(current, schema, clips, reencode=True, first_shard=first), settings, current)
+        writer._is_helper = True
+        writer._require_pending()
+        return writer
 
     @property
     def schema(self) -> CodeSchema:
@@ -156,7 +169,7 @@ class CodeStoreWriter:
 
     def pending_shards(self) -> list[ShardPlan]:
         """The shards that are not on disk yet or must be replaced, in order."""
-        repairs = {shard.index for shard in self.plan.repairs if shard_name(shard.index) not in self._digests}
+        repairs = {index for index in self._repairs if shard_name(index) not in self._digests}
         return [
             plan
             for index, plan in sorted(self._planned.items())
@@ -176,14 +189,20 @@ class CodeStoreWriter:
         start = index * self.schema.shard_frames
         return CodeArray(self.path, self.schema, sizes={}).read(start, start + self._planned[index].num_frames)
 
-    def write_shard(self, index: int, codes: NDArray[Any]) -> None:
+    def write_shard(self, index: int, codes: NDArray[Any]) -> str:
         """Put one planned shard on disk, whole. A damaged one stays until its replacement takes its name.
+
+        Where several processes write the same shard, the first one wins.
 
         Args:
             codes: any integers in [0, K), (num_frames, h, w, n_c) in the order of the plan's parts.
 
+        Returns:
+            SHA-256 of the file, which another process may have made.
+
         Raises:
             ShapeError: the codes do not fit the plan.
+            StoreError: a file that is not a shard has its name; or, in a helper, the plan was abandoned.
             LVTError: the disk is full or refuses.
         """
         plan = self._planned[index]
@@ -198,15 +217,21 @@ class CodeStoreWriter:
             )
         data = shard_bytes(codes.astype(self.schema.dtype), self.schema)
         file = self.path / shard_name(index)
-        remove_leftovers(file.parent)
-        write_bytes(file, data)
-        self._digests[shard_name(index)] = digest_bytes(data)
+        if self._is_helper:
+            self._require_pending()
+        if index in self._repairs:
+            write_bytes(file, data)
+        elif not create_bytes(file, data):
+            data = layout.read_file(file) or b""
+            require_sound(file, data, self.schema)
+        self._digests[shard_name(index)] = layout.digest_bytes(data)
         for folder in file.parents:  # new folders must be as durable as the file in them
             if folder == self.path:
                 break
             sync_directory(folder)
+        return self._digests[shard_name(index)]
 
-    def publish(self, record: Provenance, info: GenerationInfo | None = None) -> Provenance:
+    def publish(self, record: Provenance, info: layout.GenerationInfo | None = None) -> Provenance:
         """Make the plan the current generation.
 
         When the tables do not differ nothing is published; the record is renewed if it describes other settings or
@@ -219,6 +244,7 @@ class CodeStoreWriter:
         Returns:
             The record as it is in the store.
         """
+        assert not self._is_helper, "the owner of a store publishes"
         missing = self.pending_shards()
         assert not missing, f"{len(missing)} shards of {self.path} are not written"
         if not self.change.publishes:
@@ -229,9 +255,9 @@ class CodeStoreWriter:
         timeless = replace(record, seconds=0.0, finished="", command=[])
         stage = info.stage if info else record.stage
         table = table_attributes(self.path, self.plan, timeless, stage)
-        self._write_group(self.path / generation_name(number), table, indent=None)
+        self._write_group(self.path / layout.generation_name(number), table, indent=None)
         record = replace(record, outputs=self._outputs())
-        now = GenerationInfo(
+        now = layout.GenerationInfo(
             generation=number,
             fingerprint=self.plan.fingerprint,
             clips=len(self.plan.clips),
@@ -266,55 +292,59 @@ class CodeStoreWriter:
         return {name: (self.path / name).stat().st_size for name in names}
 
     def _outputs(self) -> dict[str, int]:
-        table = table_name(self.plan.generation)
+        table = layout.table_name(self.plan.generation)
         return {**self._shards(), table: (self.path / table).stat().st_size}
 
-    def _write_root(self, record: Provenance, generations: tuple[GenerationInfo, ...]) -> None:
+    def _write_root(self, record: Provenance, generations: tuple[layout.GenerationInfo, ...]) -> None:
         """The commit."""
         about = {**self.schema.to_json(), "generation": self.plan.generation}
         short = dict(self._root.short_shards) if self._root else {}
         if self.plan.shards:
-            short |= short_shards(self.plan.first_frame, self.plan.array_frames, self.schema.shard_frames)
-        root = StoreRoot(
+            short |= layout.short_shards(self.plan.first_frame, self.plan.array_frames, self.schema.shard_frames)
+        root = layout.StoreRoot(
             about=about,
             generations=generations,
             provenance=record.to_json(),
             files=self._files(),
             short_shards=short,
             foreign=self._root.foreign if self._root else {},
+            used_shards=self._used_shards(),
         )
         commit_root(self.path, root, self.plan.clips)
+
+    def _used_shards(self) -> int:
+        """`StoreRoot.used_shards` with the numbers of the pending plan, 0 where the length of the array says enough."""
+        pending = checks.read_pending(self.path)
+        used = max(self._root.used_shards if self._root else 0, pending.end_shard if pending else 0)
+        return used if used > -(-self.plan.array_frames // self.schema.shard_frames) else 0
 
     def _files(self) -> dict[str, str]:
         """Digests of all files that the generations need, but for the root and the card."""
         known = self._root.files if self._root else {}
-        names = [ARRAY_METADATA, f"{GENERATIONS}/{ZARR_METADATA}", table_name(self.plan.generation)]
+        names = [ARRAY_METADATA, f"{GENERATIONS}/{ZARR_METADATA}", layout.table_name(self.plan.generation)]
         fresh = {name: digest_file(self.path / name) for name in names}
         for shard in self._planned.values():
             name = shard_name(shard.index)
-            if name not in self._digests and not is_sound(self.path / name, self.schema):
-                raise StoreError(
-                    f"{self.path / name}, which an interrupted run left, is damaged; delete it and run this again"
-                )
-            fresh[name] = self._digests.get(name) or digest_file(self.path / name)
+            if name not in self._digests:
+                data = layout.read_file(self.path / name) or b""
+                require_sound(self.path / name, data, self.schema)
+                self._digests[name] = layout.digest_bytes(data)
+            fresh[name] = self._digests[name]
         return {**known, **fresh}
 
     def _prepare(self) -> None:
         """Bring the folder to the state in which shards of this plan can be written."""
         (self.path / ARRAY).mkdir(exist_ok=True)
-        remove_temporary_files(self.path)
-        identity = self.plan.identity(self._settings)
+        layout.remove_temporary_files(self.path)
+        for index in self._planned:
+            remove_leftovers((self.path / shard_name(index)).parent)
         if not self.change.publishes:
             self._discard_unpublished()
-        elif self._pending_identity() != identity:
+            self._remember_used_shards()
+            self._remove_group(self.path / PENDING)
+        elif not self._is_pending():
             self._discard_unpublished()
-            pending = {
-                "plan": identity,
-                "generation": self.plan.generation,
-                "array": digest_bytes(self._metadata()),
-                "stage": self._settings.get("stage", ""),
-            }
-            self._write_group(self.path / PENDING, pending)
+            self._begin_plan()
         self._resize_array(self.plan.array_frames)
         self._restore_card()
         if not (self.path / GENERATIONS / ZARR_METADATA).exists():
@@ -328,36 +358,62 @@ class CodeStoreWriter:
         """Make the array that long, unless it is."""
         metadata, file = self._metadata(num_frames), self.path / ARRAY_METADATA
         known = self._root.files.get(ARRAY_METADATA) if self._root else None
-        found = read_file(file)
+        found = layout.read_file(file)
         if found == metadata:
             return
-        if found is not None and digest_bytes(found) == known and parse_json(found, file)["shape"][0] == num_frames:
+        if (
+            found is not None
+            and layout.digest_bytes(found) == known
+            and parse_json(found, file)["shape"][0] == num_frames
+        ):
             return  # as another version of zarr writes it
-        self._is_array_rewritten = known not in (None, digest_bytes(metadata))
+        self._is_array_rewritten = known not in (None, layout.digest_bytes(metadata))
         write_bytes(file, metadata)
 
-    def _pending_identity(self) -> str:
-        try:
-            return str(read_attributes(self.path / PENDING).get("plan"))
-        except ArtefactError:
-            return ""
+    def _is_pending(self) -> bool:
+        """Whether the store waits for this very plan."""
+        pending = checks.read_pending(self.path)
+        return pending is not None and pending.plan == self.plan.identity(self._settings)
+
+    def _require_pending(self) -> None:
+        if not self._is_pending():
+            raise StoreError(f"{self.path} does not wait for this plan: it was finished, or another one took its place")
+
+    def _begin_plan(self) -> None:
+        """Put the plan into the place of an abandoned one, in one step."""
+        abandoned = checks.read_pending(self.path)
+        PendingPlan(
+            plan=self.plan.identity(self._settings),
+            generation=self.plan.generation,
+            array=layout.digest_bytes(self._metadata()),
+            stage=self._settings.get("stage", ""),
+            first_shard=self.plan.new_shards.start,
+            end_shard=max(self.plan.new_shards.stop, abandoned.end_shard if abandoned else 0),
+        ).write(self.path)
+
+    def _remember_used_shards(self) -> None:
+        """Note the numbers of an abandoned plan in the root before the plan is removed."""
+        assert self._current is not None  # otherwise there is a plan to publish
+        root = self._current.root
+        if checks.is_unpublished(self.path, root.generation) and root.used_shards != self._used_shards():
+            self._root = replace(root, used_shards=self._used_shards())
+            commit_root(self.path, self._root, self._current.clips)
 
     def _discard_unpublished(self) -> None:
-        """Remove everything that no published generation needs: shards of an abandoned plan first, then the plan."""
+        """Remove the shards and clip tables of an abandoned plan, and make the array as long as it was before."""
         published = self._current.array_frames if self._current else 0
         first = -(-published // self.schema.shard_frames)
         if self._current is None:
             (self.path / ARRAY_METADATA).unlink(missing_ok=True)
         for folder in (self.path / SHARDS).glob("*"):
             if not folder.name.isdecimal() or int(folder.name) >= first:
-                remove_tree(folder)
+                layout.remove_tree(folder)
         generation = self._current.generation if self._current else 0
         for folder in (self.path / GENERATIONS).glob("*"):
             if folder.is_dir() and folder.name > f"{generation:06d}":
                 self._remove_group(folder)
         if self._current is not None:  # before the plan goes, so that the array is as long as the root or a plan states
             self._resize_array(published)
-        self._remove_group(self.path / PENDING)
 
     def _restore_card(self) -> None:
         """Write the card of the current generation, which a run killed right after its commit did not."""
@@ -366,7 +422,7 @@ class CodeStoreWriter:
         if known is None or self._root is None or self._current is None:
             return
         if not file.exists() or digest_file(file) != known:
-            replace_file(self.path, CARD, card_bytes(self._root, self._current.clips))
+            layout.replace_file(self.path, CARD, card_bytes(self._root, self._current.clips))
 
     def _remove_published(self) -> None:
         """Remove a whole store: first the plan that could be resumed, then the commit point, then the rest."""
@@ -379,10 +435,10 @@ class CodeStoreWriter:
             (self.path / ZARR_METADATA).unlink()
             sync_directory(self.path)
             self._remove_group(self.path / GENERATIONS)
-            remove_tree(self.path / ARRAY)
+            layout.remove_tree(self.path / ARRAY)
 
     def _write_group(self, group: Path, attributes: Mapping[str, Any], indent: int | None = 2) -> None:
-        write_group(self.path, group, group_metadata(attributes, indent))
+        layout.write_group(self.path, group, layout.group_metadata(attributes, indent))
 
     def _remove_group(self, group: Path) -> None:
-        remove_group(self.path, group)
+        layout.remove_group(self.path, group)
