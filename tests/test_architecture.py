@@ -9,20 +9,35 @@ import pytest
 
 from tests import house
 
-# Imports of our own modules inside functions of the library, each with its reason.
-ALLOWED_IN_FUNCTIONS: dict[tuple[str, str], str] = {
-    (importer, imported): "a broken package must fail its own check of `lvt doctor` only"
-    for importer, imported in sorted({(item.importer, item.imported) for item in house.imports_in_functions()})
-    if importer == "lvt_pipeline.workspace.doctor"
+# Modules that import others of ours inside functions, each with its reason.
+TORCH = "torch loads only when a network is used"
+ALLOWED_IN_FUNCTIONS = {
+    "lvt_pipeline.jobs.continue_video": TORCH,
+    "lvt_pipeline.jobs.encode": TORCH,
+    "lvt_pipeline.jobs.import_codes": TORCH,
+    "lvt_pipeline.jobs.sample": TORCH,
+    "lvt_pipeline.runs.compatibility": TORCH,
+    "lvt_pipeline.runs.read": TORCH,
+    "lvt_pipeline.workspace.doctor": "a broken package must fail its own check of `lvt doctor` only",
+    "lvt_pipeline.workspace.inspect": "an artefact loads only the reader of its own kind",
 }
 
-# What is still above the aim of 0. These numbers only fall.
-STILL_AGAINST_THE_ARROWS = 14
-STILL_IN_CYCLES = 3
-STILL_IN_FUNCTIONS = 19
-STILL_LARGE_FILES = 11
-STILL_LONG_FUNCTIONS = 24
-STILL_FULL_FOLDERS = 2
+# Still above the limits. These lists only get shorter.
+STILL_LARGE_FILES = {
+    "lvt_pipeline.codes.writer": 444,
+    "lvt_pipeline.jobs.encode": 490,
+    "lvt_pipeline.storage": 480,
+    "lvt_pipeline.video.container": 701,
+}
+STILL_LONG_FUNCTIONS = {
+    "lvt_pipeline.jobs.decode.decode_store": 66,
+    "lvt_pipeline.jobs.encode.encode_dataset": 65,
+    "lvt_pipeline.jobs.sample.sample_clips": 76,
+    "lvt_pipeline.training.prior.train_prior": 74,
+    "lvt_pipeline.training.session.run_training": 61,
+    "lvt_pipeline.training.vqvae.train_vqvae": 69,
+}
+STILL_FULL_FOLDERS = {"lvt_pipeline/evaluation": 17, "lvt_pipeline/video": 20}
 
 
 def test_every_folder_is_a_room_with_declared_arrows() -> None:
@@ -37,13 +52,11 @@ def test_declared_arrows_point_one_way() -> None:
 
 
 def test_imports_follow_the_arrows() -> None:
-    wrong = house.against_the_arrows()
-    assert len(wrong) <= STILL_AGAINST_THE_ARROWS, "\n".join(wrong)
+    assert house.against_the_arrows() == []
 
 
 def test_no_modules_import_each_other() -> None:
-    found = house.cycles()
-    assert len(found) <= STILL_IN_CYCLES, found
+    assert house.cycles() == []
 
 
 def test_the_library_does_not_know_click() -> None:
@@ -53,38 +66,38 @@ def test_the_library_does_not_know_click() -> None:
 
 
 def test_imports_inside_functions_have_a_reason() -> None:
-    found = {(item.importer, item.imported) for item in house.imports_in_functions()}
-    wrong = sorted(found - {*ALLOWED_IN_FUNCTIONS})
-    assert len(wrong) <= STILL_IN_FUNCTIONS, wrong
-    assert {*ALLOWED_IN_FUNCTIONS} <= found, "a reason for an import that is gone"
+    assert {item.importer for item in house.imports_in_functions()} == {*ALLOWED_IN_FUNCTIONS}
 
 
 def test_files_fit_on_a_few_screens() -> None:
     large = {module: house.num_lines(module) for module in house.modules() if house.num_lines(module) > 400}
-    assert len(large) <= STILL_LARGE_FILES, large
+    assert {*large} == {*STILL_LARGE_FILES}
+    assert all(lines <= STILL_LARGE_FILES[module] for module, lines in large.items()), large
 
 
 def test_functions_fit_on_one_screen() -> None:
-    long = [item for item in house.functions() if item.lines > 60 and not item.is_signature]
-    assert len(long) <= STILL_LONG_FUNCTIONS, long
+    measured = [item for item in house.functions() if item.lines > 60 and not item.is_signature]
+    long = {f"{item.module}.{item.name}": item.lines for item in measured}
+    assert {*long} == {*STILL_LONG_FUNCTIONS}
+    assert all(lines <= STILL_LONG_FUNCTIONS[name] for name, lines in long.items()), long
 
 
 def test_folders_hold_few_modules() -> None:
     full = {str(folder): count for folder, count in house.modules_in_folders().items() if count > 15}
     full.pop("stages", None)  # one file per command
-    assert len(full) <= STILL_FULL_FOLDERS, full
+    assert full == STILL_FULL_FOLDERS
 
 
 @pytest.mark.parametrize(
     ("name", "limit"),
-    [("lines", 41_000), ("median_lines", 8), ("ninetieth_percentile", 27), ("over_40", 64), ("mean_arguments", 2.1)],
+    [("lines", 40_800), ("median_lines", 8), ("ninetieth_percentile", 25), ("over_40", 51), ("mean_arguments", 2)],
 )
 def test_numbers_of_the_house_stay_within_their_limits(name: str, limit: float) -> None:
     assert getattr(house.numbers(), name) <= limit
 
 
 def test_most_public_names_have_a_docstring() -> None:
-    assert house.numbers().documented >= 0.9
+    assert house.numbers().documented >= 0.98
 
 
 def test_the_map_in_the_documentation_names_every_room() -> None:
