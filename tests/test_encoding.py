@@ -177,7 +177,7 @@ def test_the_encoder_is_fed_batches_of_one_size_across_clips_and_shards(
 
     source = FrameShards(frames)
     schema = CodeSchema(codebook_size=32, num_codebooks=2, grid=(4, 4), tokenizer="t", shard_frames=SHARD_FRAMES)
-    planned = [encoding._planned(clip, "t") for clip in source.clips]
+    planned = encoding._planned_clips(source, "t")
     with code_writer.CodeStoreWriter.open(tmp_path / "s", schema, planned) as writer:
         tally = encoding.encode_shards(source, Watched(), writer, batch_size=12)
     assert sizes == [12] * 7 + [1]
