@@ -440,7 +440,7 @@ def test_priming_that_is_not_codes_is_refused(priming: Any, message: str) -> Non
     [
         ([0.5, 1.0], "labels are integers (2,), found torch.float32 (2,)"),
         ([True, False], "labels are integers (2,), found torch.bool (2,)"),
-        (["cat", "dog"], "labels are integers (2,), found ['cat', 'dog']"),
+        (["cat", "dog"], "this prior does not know the label 'cat'"),
         ([0, None], "labels are integers (2,), found [0, None]"),
         ([0, 2**70], "labels are integers (2,), found [0, 1180591620717411303424]"),
         ([0, -1], "labels must be in [0, 2), found -1 to 0"),

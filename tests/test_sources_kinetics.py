@@ -190,7 +190,7 @@ def test_real_annotation_files_parse_row_by_row(
     record = build_manifest(path, tmp_path / "m.jsonl", media=media, progress=listener)
     assert record.counts["missing"] == 389
     assert len(listener.said) == 2
-    assert listener.said[1].startswith("389 of 399 clips have no file, each will be recorded as missing")
+    assert listener.said[1].startswith("389 of 399 clips have no readable file, each will be recorded as missing")
     clips = read_manifest(tmp_path / "m.jsonl")
     assert [clip.label for clip in clips] == [row["label"] for row in rows]
     assert {clip.split for clip in clips} == {"val"}

@@ -13,7 +13,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from einops import rearrange, repeat
 from PIL import Image
@@ -55,6 +54,8 @@ def mp4_bytes(frames: Frames, fps: float, scale: int = 1, *, crf: int = VISUALLY
 
 
 def _encode_h264(path: Path, frames: Frames, rate: Fraction, crf: int) -> None:
+    import av  # here, because opening a code store needs no FFmpeg
+
     _, height, width, _ = frames.shape
     options = {"movflags": "+faststart", "fflags": "+bitexact"}
     with av.open(str(path), "w", format="mp4", options=options) as container:
