@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import click
 
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.jobs.settings import SampleSettings
-from lvt_pipeline.workspace.layout import Layout
+from lvt_pipeline.workspace.layout import SETTINGS_NAME, Layout
+from lvt_pipeline.workspace.settings import settings_of
 from stages.console import Console, echo_facts
-from stages.options import device_option, json_option, out_option, settings_options, stage_command
+from stages.options import device_option, is_given, json_option, out_option, settings_options, stage_command
 from stages.values import PATH, Real, Whole
 
 # These are about clips of a store.
@@ -51,7 +52,8 @@ def command(
 ) -> None:
     """Continue VIDEO: its last frames, and sampled ones after them, in one video.
 
-    Frames of the video have a blue edge, sampled frames an orange one.
+    Frames of the video have a blue edge, sampled frames an orange one. With --work-dir, options that are not given
+    have the values of that directory's table `sample`.
 
     Example: lvt continue my.mp4 -o out.mp4 --work-dir work --num-frames 32
     """
@@ -64,6 +66,8 @@ def command(
         layout = Layout(work_dir)
         codes = layout["codes"] if layout["codes"].is_dir() and vqvae is None and prior is None else None
         vqvae, prior = vqvae or layout["vqvae"], prior or layout["prior"]
+        if (work_dir / SETTINGS_NAME).is_file():
+            settings = _or_those_of(work_dir, settings)
     if vqvae is None or prior is None:
         raise click.UsageError("give --work-dir, or both --vqvae and --prior", click.get_current_context())
     done = continue_video(
@@ -81,3 +85,13 @@ def command(
     sampled = done.frames - done.priming_frames
     summary = f"{done.priming_frames} frames of {video} and {sampled} sampled frames -> {out}"
     echo_facts(done.to_json(), as_json, f"{summary} ({done.samples} samples)" if done.samples > 1 else summary)
+
+
+def _or_those_of(work_dir: Path, settings: SampleSettings) -> SampleSettings:
+    """The settings that were given on the command line, and for the rest those of the work directory."""
+    shown = [item.name for item in fields(SampleSettings) if item.name not in OF_STORES]
+    given = {name: getattr(settings, name) for name in shown if is_given(f"setting__{name}")}
+    if "temperature" in given:
+        given.setdefault("codebook_temperatures", None)  # the two exclude each other
+    theirs = settings_of(work_dir).sample
+    return replace(settings, **{name: getattr(theirs, name) for name in shown} | given)

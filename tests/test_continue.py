@@ -17,10 +17,12 @@ from lvt_pipeline.errors import LVTError, MismatchError
 from lvt_pipeline.jobs.continue_video import EDGE, GAP, continue_video
 from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.models.prior.model import Prior
+from lvt_pipeline.provenance import RECORD_NAME, read_record
 from lvt_pipeline.runs.directory import save_model_run
 from lvt_pipeline.runs.layout import RUN_NAME, SEAL, read_sealed, write_sealed
 from lvt_pipeline.runs.read import load_prior, load_vqvae
 from lvt_pipeline.video.tiles import PRIMING_EDGE, SAMPLED_EDGE
+from lvt_pipeline.workspace.settings import PipelineSettings, save_settings
 from tests.toy_work import SIZE, PriorSettings, ToyWork, make_tokenizer, make_toy_work, moving_square
 
 Lvt = Callable[..., tuple[int, str, str]]
@@ -172,3 +174,56 @@ def test_the_recorded_geometry_is_used_without_its_limits_on_length(
     assert done.fps == 2.5
     frames, _ = lvt_package.read_video(video, size=SIZE, fps=2.5)
     assert np.array_equal(tiles_of(tmp_path / "out.png")[:3, EDGE:-EDGE, EDGE:-EDGE], frames[-3:])
+
+
+def test_the_same_call_keeps_the_video_and_its_record(work: ToyWork, video: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gif"
+    first = continue_video(video, out, work.vqvae, work.prior, SETTINGS, device="cpu")
+    record = read_record(out)
+    assert (record.stage, set(record.inputs), record.counts["frames"]) == ("continue", {"video", "vqvae", "prior"}, 9)
+    written = out.stat().st_mtime_ns
+    assert continue_video(video, out, work.vqvae, work.prior, SETTINGS, device="cpu") == first
+    assert out.stat().st_mtime_ns == written
+    continue_video(video, out, work.vqvae, work.prior, replace(SETTINGS, seed=1), device="cpu")
+    assert read_record(out).fingerprint != record.fingerprint
+
+
+def test_what_is_not_given_is_as_in_the_work_directory(
+    work: ToyWork, video: Path, tmp_path: Path, lvt: Lvt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[SampleSettings] = []
+
+    def remember(video: Path, out: Path, vqvae: Path, prior: Path, settings: SampleSettings, **_: object) -> None:
+        asked.append(settings)
+        raise LVTError("seen")
+
+    monkeypatch.setattr("lvt_pipeline.jobs.continue_video.continue_video", remember)
+    theirs = SampleSettings(frames=16, priming_frames=3, top_p=0.8, codebook_temperatures=(0.9,))
+    save_settings(PipelineSettings(videos="videos", sample=theirs), tmp_path / "work")
+    call = ("continue", video, "-o", tmp_path / "out.mp4", "--work-dir", tmp_path / "work")
+    lvt(*call)
+    lvt(*call, "--temperature", "0.5", "--priming-frames", "2")
+    assert asked[0] == theirs
+    assert asked[1] == replace(theirs, temperature=0.5, codebook_temperatures=None, priming_frames=2)
+
+
+def test_an_unfinished_prior_is_reported(work: ToyWork, video: Path, tmp_path: Path, lvt: Lvt) -> None:
+    prior = tmp_path / "prior"
+    shutil.copytree(work.prior, prior)
+    (prior / RECORD_NAME).unlink()
+    code, _, err = lvt(
+        "continue",
+        video,
+        "-o",
+        tmp_path / "out.mp4",
+        "--vqvae",
+        work.vqvae,
+        "--prior",
+        prior,
+        "--num-frames",
+        "9",
+        "--priming-frames",
+        "3",
+    )
+    assert code == 0, err
+    assert f"{prior} is unfinished: sampling with the weights saved at step" in err

@@ -17,16 +17,19 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes.store import open_codes
-from lvt_pipeline.config import build
+from lvt_pipeline.config import build, to_plain
 from lvt_pipeline.errors import ConfigError, LVTError
+from lvt_pipeline.job import Job
 from lvt_pipeline.jobs.encode import use_precision
+from lvt_pipeline.jobs.sample import report_unfinished
 from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.models.sampling.rule import SamplingRule
 from lvt_pipeline.models.vqvae.config import DOWNSAMPLING
 from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.provenance import digest_file
 from lvt_pipeline.runs.compatibility import check_runs, require_label
-from lvt_pipeline.runs.read import load_prior, load_vqvae, read_run
+from lvt_pipeline.runs.read import load_prior, load_vqvae, read_run, run_fingerprint
 from lvt_pipeline.storage import write_bytes
 from lvt_pipeline.video.container import inspect_video
 from lvt_pipeline.video.decode import clip_fps, decode_clip
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from lvt_pipeline.models.prior.model import Prior
 
 STAGE = "continue"
+JOB = Job(stage=STAGE, version=1, kind="video")
 FILE_MARK = b"written by lvt continue"
 SUFFIXES = (".mp4", ".gif", ".png")
 CLIP_ID = "video"  # of the random numbers, so that a sample does not depend on the name of the file
@@ -90,7 +94,8 @@ def continue_video(
     """Write a video that begins with frames of `video` and continues with sampled ones, each kind with its own edge.
 
     Args:
-        out: `.mp4` or `.gif`; `.png` is a strip of all frames. An older output of this function is replaced.
+        out: `.mp4` or `.gif`; `.png` is a strip of all frames. An older output of this function is replaced; one of
+            the same video, runs and settings is kept.
         vqvae, prior: run directories that belong together.
         settings: length, priming frames, label, seed and rule; `samples_per_clip` continuations are shown as a grid.
         codes: code store whose geometry the video is read with; unset: that of the frames the VQ-VAE was trained on.
@@ -109,21 +114,30 @@ def continue_video(
     tokenizer, model = load_vqvae(vqvae, device=device), load_prior(prior, device=device)
     precision = check_runs(vqvae, tokenizer, prior, model)
     _check(model, prior, settings)
+    report_unfinished(prior, progress)
     geometry = _geometry(vqvae, codes, model.config.grid)
-    frames, fps, begins = _priming_frames(video, geometry, settings.priming_frames, start_seconds)
-    use_precision(tokenizer, precision)
-    sampled = _sample(model, tokenizer.encode(frames).numpy(), settings, progress)
-    videos = [np.concatenate([frames, tokenizer.decode(one[len(frames) :]).numpy()]) for one in sampled]
-    shown = _grid(videos, settings.priming_frames, scale)
-    write_bytes(out, with_note(_bytes_of(shown, fps, suffix), suffix, FILE_MARK))
-    return Continuation(
-        out=str(out),
-        samples=len(videos),
-        frames=len(shown),
-        priming_frames=settings.priming_frames,
-        fps=fps,
-        start_seconds=round(begins, 3),
-    )
+    _require_file(video)
+    choices = {"sample": to_plain(settings), "geometry": to_plain(geometry), "start": start_seconds, "scale": scale}
+    inputs = {"video": digest_file(video), "vqvae": run_fingerprint(vqvae), "prior": run_fingerprint(prior)}
+    with JOB.open_file(out, choices, inputs) as work:
+        if work.is_current:
+            return Continuation(out=str(out), **work.record.counts)
+        frames, fps, begins = _priming_frames(video, geometry, settings.priming_frames, start_seconds)
+        use_precision(tokenizer, precision)
+        sampled = _sample(model, tokenizer.encode(frames).numpy(), settings, progress)
+        videos = [np.concatenate([frames, tokenizer.decode(one[len(frames) :]).numpy()]) for one in sampled]
+        shown = _grid(videos, settings.priming_frames, scale)
+        write_bytes(out, with_note(_bytes_of(shown, fps, suffix), suffix, FILE_MARK))
+        done = Continuation(
+            out=str(out),
+            samples=len(videos),
+            frames=len(shown),
+            priming_frames=settings.priming_frames,
+            fps=fps,
+            start_seconds=round(begins, 3),
+        )
+        work.finish(digest_file(out), counts={name: value for name, value in asdict(done).items() if name != "out"})
+        return done
 
 
 def _check(model: Prior, prior: Path, settings: SampleSettings) -> None:
@@ -174,12 +188,15 @@ def _geometry(vqvae: Path, codes: Path | None, grid: tuple[int, int]) -> Geometr
     return replace(geometry, size=grid[0] * DOWNSAMPLING, max_frames=None, clip_seconds=None, split_scenes=None)
 
 
+def _require_file(video: Path) -> None:
+    if not video.is_file():
+        raise LVTError(f"{video} is {'a folder' if video.is_dir() else 'not there'}; give a video file")
+
+
 def _priming_frames(
     video: Path, geometry: GeometrySettings, count: int, start: float | None
 ) -> tuple[Frames, float, float]:
     """The last frames of a video, or those from a moment on; their rate, and when the first is shown in seconds."""
-    if not video.is_file():
-        raise LVTError(f"{video} is {'a folder' if video.is_dir() else 'not there'}; give a video file")
     timing = inspect_video(str(video)).timing
     span = 2 * (count + 1) / clip_fps(timing, geometry)  # rates vary, so more than enough is read
     first = max(0.0, timing.seconds - span) if start is None else start

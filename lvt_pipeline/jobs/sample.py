@@ -87,8 +87,7 @@ def sample_clips(
     store = open_codes(codes, generation)
     model = load_prior(prior, device=device)
     _check(store, prior, model, settings)
-    if read_run_record(prior) is None:
-        progress.say(f"{prior} is unfinished: sampling with the weights saved at step {find_checkpoint(prior).step}")
+    report_unfinished(prior, progress)
     inputs = {"codes": store.fingerprint, "prior": run_fingerprint(prior)}
     clips, num_short = _chosen_clips(
         store, settings, lambda clips: _labelled(clips, settings.label, prior, model, progress), progress
@@ -127,6 +126,12 @@ def sample_clips(
             **_start(settings),
         }
         return writer.publish(JOB.recorder(settings, inputs, clock).new_record(counts=counts))
+
+
+def report_unfinished(prior: Path, progress: Progress) -> None:
+    """Report with which weights an unfinished prior is sampled from."""
+    if read_run_record(prior) is None:
+        progress.say(f"{prior} is unfinished: sampling with the weights saved at step {find_checkpoint(prior).step}")
 
 
 def _chosen_clips(
