@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lvt_pipeline.codes import checks
 from lvt_pipeline.codes.checks import read_pending
 from lvt_pipeline.codes.layout import read_root
 from lvt_pipeline.codes.maintenance import collect_garbage
@@ -96,7 +97,7 @@ def test_an_attempt_that_wakes_up_after_the_commit_changes_no_byte(
     before = files_of(path)
     with pytest.raises(StoreError, match="does not wait for this plan: it was finished, or another one took its place"):
         write_all(late, FIVE, shift=1)
-    monkeypatch.setattr(late, "_require_pending", lambda: None)  # it had looked just before the commit
+    monkeypatch.setattr(checks, "require_pending", lambda path, plan: None)  # it had looked just before the commit
     assert write_all(late, FIVE, shift=1) == written == write_all(owner, FIVE, shift=1)
     assert files_of(path) == before
 
@@ -116,7 +117,7 @@ def test_a_late_attempt_of_an_abandoned_plan_meets_no_shard_of_another_plan(
             write_all(late, clips, shift=1)
         with pytest.raises(StoreError, match="does not wait for this plan"):
             CodeStoreWriter.join(path, SCHEMA, clips, {"batch_size": 1})
-        monkeypatch.setattr(late, "_require_pending", lambda: None)
+        monkeypatch.setattr(checks, "require_pending", lambda path, plan: None)
         write_all(late, clips, shift=1)
         assert owner.pending_shards() == list(owner.plan.shards)
         write_all(owner, clips)

@@ -12,13 +12,27 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from lvt_pipeline.codes.layout import PENDING, DamagedRootError, group_metadata, read_attributes, read_root, write_group
-from lvt_pipeline.codes.schema import PlannedClip
+import numpy as np
+from numpy.typing import NDArray
+
+from lvt_pipeline.codes.layout import (
+    PENDING,
+    DamagedRootError,
+    digest_bytes,
+    group_metadata,
+    read_attributes,
+    read_file,
+    read_root,
+    write_group,
+)
+from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, shard_name
+from lvt_pipeline.codes.shard_file import require_sound, shard_bytes
 from lvt_pipeline.codes.store import CodeStore, is_ours, is_unfinished, open_codes
-from lvt_pipeline.errors import ArtefactError, StoreError
+from lvt_pipeline.errors import ArtefactError, ShapeError, StoreError
 from lvt_pipeline.provenance import ZARR_METADATA
-from lvt_pipeline.storage import has_line_break
+from lvt_pipeline.storage import create_bytes, has_line_break, sync_directory, write_bytes
 
 
 def require_clips(clips: Sequence[PlannedClip]) -> None:
@@ -134,3 +148,71 @@ def is_unpublished(path: Path, generation: int) -> bool:
     """Whether an interrupted command left a plan for a later generation than this."""
     pending = read_pending(path)
     return pending is not None and pending.generation > generation
+
+
+def require_pending(path: Path, plan: str) -> None:
+    """Refuse to write for a plan that a store does not wait for.
+
+    Raises:
+        StoreError: it does not.
+    """
+    pending = read_pending(path)
+    if pending is None or pending.plan != plan:
+        raise StoreError(f"{path} does not wait for this plan: it was finished, or another one took its place")
+
+
+@dataclass(frozen=True)
+class ShardWriter:
+    """Writes shards of one plan. It can be pickled, and any process on any machine may use it.
+
+    Attributes:
+        plan: identity of the plan that the store must wait for; None for the owner of the store.
+    """
+
+    path: Path
+    schema: CodeSchema
+    plan: str | None
+
+    def create(self, index: int, codes: NDArray[Any]) -> str:
+        """Put a shard on disk, whole. Where several processes write the same one, the first one wins.
+
+        Args:
+            codes: any integers in [0, K), (N, h, w, n_c), all frames of the shard.
+
+        Returns:
+            SHA-256 of the file, which another process may have made.
+
+        Raises:
+            ShapeError: these are not codes of the store.
+            StoreError: a file that is not a shard has its name; or the plan was abandoned.
+            LVTError: the disk is full or refuses.
+        """
+        data, file = self._bytes(codes), self.path / shard_name(index)
+        if self.plan is not None:
+            require_pending(self.path, self.plan)
+        if not create_bytes(file, data):
+            data = read_file(file) or b""
+            require_sound(file, data, self.schema)
+        return self._finish(file, data)
+
+    def replace(self, index: int, codes: NDArray[Any]) -> str:
+        """Put a shard in the place of a damaged one, which stays until then. Arguments and errors as in `create`."""
+        data, file = self._bytes(codes), self.path / shard_name(index)
+        write_bytes(file, data)
+        return self._finish(file, data)
+
+    def _bytes(self, codes: NDArray[Any]) -> bytes:
+        if not np.issubdtype(codes.dtype, np.integer):
+            raise ShapeError(f"codes are integers, found {codes.dtype}")
+        if codes.min() < 0 or codes.max() >= self.schema.codebook_size:
+            raise ShapeError(
+                f"codes are in [0, {self.schema.codebook_size}), found {int(codes.min())} to {int(codes.max())}"
+            )
+        return shard_bytes(codes.astype(self.schema.dtype), self.schema)
+
+    def _finish(self, file: Path, data: bytes) -> str:
+        for folder in file.parents:  # new folders must be as durable as the file in them
+            if folder == self.path:
+                break
+            sync_directory(folder)
+        return digest_bytes(data)

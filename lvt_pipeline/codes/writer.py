@@ -26,17 +26,16 @@ from numpy.typing import NDArray
 from lvt_pipeline.codes import checks, layout
 from lvt_pipeline.codes.array import CodeArray
 from lvt_pipeline.codes.card import card_bytes, commit_root
-from lvt_pipeline.codes.checks import PendingPlan
+from lvt_pipeline.codes.checks import PendingPlan, ShardWriter
 from lvt_pipeline.codes.layout import ARRAY, ARRAY_METADATA, CARD, GENERATIONS, PENDING, SHARDS
 from lvt_pipeline.codes.plan import CodeChange, CodePlan, ShardPlan, make_plan, table_attributes
 from lvt_pipeline.codes.readers import require_no_readers, without_readers
 from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, shard_name, shards_of
-from lvt_pipeline.codes.shard_file import array_metadata, require_sound, shard_bytes
+from lvt_pipeline.codes.shard_file import array_metadata, require_sound
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ShapeError, StoreError
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance, digest_file
 from lvt_pipeline.storage import (
-    create_bytes,
     exclusive_lock,
     parse_json,
     remove_leftovers,
@@ -59,7 +58,7 @@ class CodeStoreWriter:
         self._root = current.root if current is not None else None
         self._planned = {shard.index: shard for shard in (*plan.repairs, *plan.shards)}
         self._repairs = {shard.index for shard in plan.repairs}
-        self._is_helper = False
+        self.shards = ShardWriter(path, plan.schema, plan=None)
         self._digests: dict[str, str] = {}  # of the shards that this writer has written
         self._is_array_rewritten = False  # its metadata is right again, but not the bytes that the root names
 
@@ -153,8 +152,8 @@ class CodeStoreWriter:
         current = checks.open_current(path, overwrite=False)
         first = pending.first_shard if pending else 0
         writer = cls(path, make_plan(current, schema, clips, reencode=True, first_shard=first), settings, current)
-        writer._is_helper = True
-        writer._require_pending()
+        writer.shards = writer.helper()
+        checks.require_pending(path, writer.shards.plan or "")
         return writer
 
     @property
@@ -205,31 +204,20 @@ class CodeStoreWriter:
             StoreError: a file that is not a shard has its name; or, in a helper, the plan was abandoned.
             LVTError: the disk is full or refuses.
         """
-        plan = self._planned[index]
-        expected = (plan.num_frames, *self.schema.frame_shape)
+        expected = (self._planned[index].num_frames, *self.schema.frame_shape)
         if codes.shape != expected:
             raise ShapeError(f"shard {index} of {self.path} has shape {expected}, the codes have {codes.shape}")
-        if not np.issubdtype(codes.dtype, np.integer):
-            raise ShapeError(f"codes are integers, found {codes.dtype}")
-        if codes.min() < 0 or codes.max() >= self.schema.codebook_size:
-            raise ShapeError(
-                f"codes are in [0, {self.schema.codebook_size}), found {int(codes.min())} to {int(codes.max())}"
-            )
-        data = shard_bytes(codes.astype(self.schema.dtype), self.schema)
-        file = self.path / shard_name(index)
-        if self._is_helper:
-            self._require_pending()
-        if index in self._repairs:
-            write_bytes(file, data)
-        elif not create_bytes(file, data):
-            data = layout.read_file(file) or b""
-            require_sound(file, data, self.schema)
-        self._digests[shard_name(index)] = layout.digest_bytes(data)
-        for folder in file.parents:  # new folders must be as durable as the file in them
-            if folder == self.path:
-                break
-            sync_directory(folder)
+        write = self.shards.replace if index in self._repairs else self.shards.create
+        self._digests[shard_name(index)] = write(index, codes)
         return self._digests[shard_name(index)]
+
+    def helper(self) -> ShardWriter:
+        """What other processes and machines write the new shards of this plan with."""
+        return replace(self.shards, plan=self.plan.identity(self._settings))
+
+    def accept(self, index: int, digest: str) -> None:
+        """Note that a helper has written a shard; `digest` is its receipt."""
+        self._digests[shard_name(index)] = digest
 
     def publish(self, record: Provenance, info: layout.GenerationInfo | None = None) -> Provenance:
         """Make the plan the current generation.
@@ -244,7 +232,7 @@ class CodeStoreWriter:
         Returns:
             The record as it is in the store.
         """
-        assert not self._is_helper, "the owner of a store publishes"
+        assert self.shards.plan is None, "the owner of a store publishes"
         missing = self.pending_shards()
         assert not missing, f"{len(missing)} shards of {self.path} are not written"
         if not self.change.publishes:
@@ -374,10 +362,6 @@ class CodeStoreWriter:
         """Whether the store waits for this very plan."""
         pending = checks.read_pending(self.path)
         return pending is not None and pending.plan == self.plan.identity(self._settings)
-
-    def _require_pending(self) -> None:
-        if not self._is_pending():
-            raise StoreError(f"{self.path} does not wait for this plan: it was finished, or another one took its place")
 
     def _begin_plan(self) -> None:
         """Put the plan into the place of an abandoned one, in one step."""
