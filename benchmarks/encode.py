@@ -13,7 +13,8 @@ from benchmarks.measuring import table, time_in_turn
 from lvt_pipeline.frames.records import FrameSample
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.frames.writer import write_frames
-from lvt_pipeline.jobs.encode import encode_dataset, use_precision
+from lvt_pipeline.jobs.encode import encode_dataset
+from lvt_pipeline.jobs.encode_shards import use_precision
 from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.models.vqvae.config import VQVAEConfig
 from lvt_pipeline.models.vqvae.model import VQVAE, tokenizer_fingerprint

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from lvt_pipeline.jobs.runner import ArrayStep
 from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.progress import format_seconds
 from stages.console import Console, echo_facts
 from stages.options import device_option, json_option, out_option, overwrite_option, settings_options, stage_command
+from stages.running import array_options
 from stages.values import PATH
 
 
@@ -22,6 +24,7 @@ from stages.values import PATH
 @click.option("--dry-run", is_flag=True, help="Print which clips would be kept, added, changed and removed, and stop.")
 @click.option("--reencode", is_flag=True, help="Allow a store of another tokenizer to be encoded again.")
 @click.option("--repair", is_flag=True, help="Check every byte of the store first, and encode damaged parts again.")
+@array_options
 @overwrite_option
 @json_option
 def command(
@@ -33,6 +36,7 @@ def command(
     dry_run: bool,
     reencode: bool,
     repair: bool,
+    step: ArrayStep,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -52,10 +56,13 @@ def command(
         dry_run=dry_run,
         overwrite=overwrite,
         repair=repair,
+        step=step,
         progress=Console(),
     )
     repaired = f", repaired {len(report.repaired)} files ({', '.join(report.repaired[:3])})" if report.repaired else ""
     line = f"{report.change.summary()}{repaired} -> {out} in {format_seconds(report.seconds)}"
     if dry_run and report.table is not None:
         line = "\n".join(report.table.lines())
+    elif step.kind in ("plan", "shards"):
+        line = f"{report.change.summary()}; {report.num_missing} of {report.num_shards} shards are missing in {out}"
     echo_facts(report.to_json() if as_json else {}, as_json, line)

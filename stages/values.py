@@ -87,6 +87,19 @@ class NumberList(ParamType):
         return numbers
 
 
+class Share(ParamType):
+    """One part of several, such as 3/8."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number of the part, from 1, and of all parts."""
+        number, slash, count = str(value).partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count) <= 1_000_000):
+            self.fail(f"{shown(str(value))} is not a part such as 1/8, 2/8, ... or 8/8", param, ctx)
+        return int(number), int(count)
+
+
 def _short(value: Any) -> Any:
     """A number's text, without the thousands of digits that no message should repeat."""
     return shown(value) if isinstance(value, str) and len(value) > 400 else value
@@ -94,3 +107,4 @@ def _short(value: Any) -> Any:
 
 PATH = PathType()
 TEXT = TextType()
+SHARE = Share()

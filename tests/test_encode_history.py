@@ -33,6 +33,7 @@ from lvt_pipeline.codes.verify import verify_store
 from lvt_pipeline.errors import StoreError
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs import encode as encoding
+from lvt_pipeline.jobs import encode_shards
 from lvt_pipeline.jobs.change_table import change_table
 from lvt_pipeline.jobs.encode import EncodeReport, encode_dataset
 from lvt_pipeline.jobs.settings import EncodeSettings
@@ -208,7 +209,7 @@ class History(RuleBasedStateMachine):
 
 def live_histories(monkeypatch: pytest.MonkeyPatch, *, num_histories: int, num_steps: int, **options: Any) -> None:
     monkeypatch.setattr(encoding, "SHARD_FRAMES", SHARD_FRAMES)
-    monkeypatch.setattr(encoding, "PIECE_BYTES", 5 * SIZE * SIZE * 3)
+    monkeypatch.setattr(encode_shards, "PIECE_BYTES", 5 * SIZE * SIZE * 3)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # no power is cut here, and it is what takes time
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         History,

@@ -28,6 +28,7 @@ from lvt_pipeline.frames.records import FrameSample
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.frames.writer import write_frames
 from lvt_pipeline.jobs import encode as encoding
+from lvt_pipeline.jobs import encode_shards
 from lvt_pipeline.jobs.decode import decode_store
 from lvt_pipeline.jobs.encode import EncodeReport, encode_dataset
 from lvt_pipeline.jobs.settings import EncodeSettings
@@ -104,7 +105,7 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards and pieces so small that every border there can be is met."""
     monkeypatch.setattr(encoding, "SHARD_FRAMES", SHARD_FRAMES)
-    monkeypatch.setattr(encoding, "PIECE_BYTES", 5 * SIZE * SIZE * 3)
+    monkeypatch.setattr(encode_shards, "PIECE_BYTES", 5 * SIZE * SIZE * 3)
 
 
 def encode(frames: Path, run: Path, out: Path, batch_size: int = 8, **options: Any) -> EncodeReport:
@@ -155,10 +156,10 @@ def test_codes_do_not_depend_on_what_is_around_a_clip(
     elif variation == "png":
         frames = make_frames(tmp_path / "frames", codec="png")
     elif variation == "pieces":
-        monkeypatch.setattr(encoding, "PIECE_BYTES", 1)
+        monkeypatch.setattr(encode_shards, "PIECE_BYTES", 1)
     elif variation == "threads":
-        monkeypatch.setattr(encoding, "READERS", 4)
-        monkeypatch.setattr(encoding, "PIECES_AHEAD", 20)
+        monkeypatch.setattr(encode_shards, "READERS", 4)
+        monkeypatch.setattr(encode_shards, "PIECES_AHEAD", 20)
     encode(frames, run, tmp_path / "s", batch_size)
     store = open_codes(tmp_path / "s")
     for name, length in lengths.items():
@@ -179,9 +180,13 @@ def test_the_encoder_is_fed_batches_of_one_size_across_clips_and_shards(
     schema = CodeSchema(codebook_size=32, num_codebooks=2, grid=(4, 4), tokenizer="t", shard_frames=SHARD_FRAMES)
     planned = encoding._planned_clips(source, "t")
     with code_writer.CodeStoreWriter.open(tmp_path / "s", schema, planned) as writer:
-        tally = encoding.encode_shards(source, Watched(), writer, batch_size=12)
+        plans = [
+            encode_shards.EncodePlan(shard, {clip.id: clip for clip in source.clips}) for shard in writer.plan.shards
+        ]
+        encoder = encode_shards.ShardEncoder(source, Watched(), schema, writer.write_shard, batch_size=12)
+        receipts = list(encoder(plans, StopAfter(1000, None), lambda: False))
     assert sizes == [12] * 7 + [1]
-    assert tally.num_frames == 85
+    assert sum(receipt.tally.num_frames for receipt in receipts) == 85
 
 
 def test_perplexity_and_usage_are_those_of_the_new_codes(frames: Path, run: Path, tmp_path: Path) -> None:
@@ -416,7 +421,7 @@ def test_the_report_says_which_phase_limits(
         return real(*arguments, **options)
 
     monkeypatch.setattr(owner, name, slowly)
-    monkeypatch.setattr(encoding, "READERS", 1)
+    monkeypatch.setattr(encode_shards, "READERS", 1)
     report = encode(frames, run, tmp_path / "s")
     assert report.limited_by == slow
     assert report.phases[slow] > 0.25

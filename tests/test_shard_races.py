@@ -95,7 +95,7 @@ def test_an_attempt_that_wakes_up_after_the_commit_changes_no_byte(
         written = write_all(owner, FIVE)
         owner.publish(record())
     before = files_of(path)
-    with pytest.raises(StoreError, match="does not wait for this plan: it was finished, or another one took its place"):
+    with pytest.raises(StoreError, match="does not wait for this plan: it was finished, another one took its place"):
         write_all(late, FIVE, shift=1)
     monkeypatch.setattr(checks, "require_pending", lambda path, plan: None)  # it had looked just before the commit
     assert write_all(late, FIVE, shift=1) == written == write_all(owner, FIVE, shift=1)

@@ -158,7 +158,10 @@ def require_pending(path: Path, plan: str) -> None:
     """
     pending = read_pending(path)
     if pending is None or pending.plan != plan:
-        raise StoreError(f"{path} does not wait for this plan: it was finished, or another one took its place")
+        raise StoreError(
+            f"{path} does not wait for this plan: it was finished, another one took its place, or --plan-only did not "
+            "run with these settings"
+        )
 
 
 @dataclass(frozen=True)

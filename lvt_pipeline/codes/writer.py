@@ -153,7 +153,8 @@ class CodeStoreWriter:
         first = pending.first_shard if pending else 0
         writer = cls(path, make_plan(current, schema, clips, reencode=True, first_shard=first), settings, current)
         writer.shards = writer.helper()
-        checks.require_pending(path, writer.shards.plan or "")
+        if writer.change.publishes:
+            checks.require_pending(path, writer.shards.plan or "")
         return writer
 
     @property
@@ -208,8 +209,8 @@ class CodeStoreWriter:
         if codes.shape != expected:
             raise ShapeError(f"shard {index} of {self.path} has shape {expected}, the codes have {codes.shape}")
         write = self.shards.replace if index in self._repairs else self.shards.create
-        self._digests[shard_name(index)] = write(index, codes)
-        return self._digests[shard_name(index)]
+        digest = self._digests[shard_name(index)] = write(index, codes)
+        return digest
 
     def helper(self) -> ShardWriter:
         """What other processes and machines write the new shards of this plan with."""

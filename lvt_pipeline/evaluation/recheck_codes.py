@@ -21,7 +21,7 @@ from lvt_pipeline.errors import ArtefactError, ConfigError
 from lvt_pipeline.evaluation.metrics import mean_squared_error, psnr
 from lvt_pipeline.evaluation.pixels import Pixels
 from lvt_pipeline.frames.shards import FrameShards
-from lvt_pipeline.jobs.encode import use_precision
+from lvt_pipeline.jobs.encode_shards import use_precision
 from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.runs.compatibility import check_tokenizer

@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import io
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from lvt_pipeline.errors import ArtefactError, ShapeError
 from lvt_pipeline.frames.codecs import decode_frames
 from lvt_pipeline.frames.receipts import read_receipt
-from lvt_pipeline.frames.records import ClipFailure, FrameClip, content_fingerprint
+from lvt_pipeline.frames.records import ClipFailure, FrameClip, content_fingerprint, receipt_path
 from lvt_pipeline.frames.verify import require_sound
 from lvt_pipeline.machine import paused_collection
 from lvt_pipeline.provenance import RECORD_NAME, Provenance, missing_outputs, read_record
@@ -35,7 +36,55 @@ from lvt_pipeline.video.notebook import SHOWN_ROWS, Film, clips_html
 from lvt_pipeline.video.relative_paths import opened_sources
 
 
-class FrameShards:
+class FrameReader:
+    """Reads frames of known clips, opening no more than the receipts of their shards. Threads may share it."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).absolute()  # frames are read later, perhaps from another working directory
+        self._opened: dict[str, tuple[str, Sequence[FrameClip]]] = {}
+
+    def read(self, clip: FrameClip, start: int = 0, stop: int | None = None) -> Frames:
+        """Frames `start` to `stop` (excluded, like a slice) of a clip.
+
+        Returns:
+            uint8 (T, H, W, 3), a fresh array.
+
+        Raises:
+            ArtefactError: the shard cannot be read.
+        """
+        start, stop, _ = slice(start, stop).indices(clip.num_frames)
+        count = max(0, stop - start)
+        if clip.codec != "raw":
+            return pixels_of(clip, self.payload(clip))[start : start + count].copy()
+        frame_bytes = clip.height * clip.width * 3
+        pixels = self._read_bytes(clip.shard, clip.offset + start * frame_bytes, count * frame_bytes)
+        return np.frombuffer(pixels, np.uint8).reshape(count, clip.height, clip.width, 3)
+
+    def arrays(self, clip: FrameClip) -> dict[str, NDArray[Any]]:
+        """Arrays that the source holds next to a clip's frames, one row per frame, by name; empty for videos."""
+        self._require_sound(clip.shard)
+        return read_arrays(clip, self.root / clip.shard)
+
+    def payload(self, clip: FrameClip) -> bytes | bytearray:
+        """The clip's bytes as stored in the shard: plain pixels (raw) or a picture (other codecs)."""
+        return self._read_bytes(clip.shard, clip.offset, clip.nbytes)
+
+    def _contents(self, shard: str) -> tuple[str, Sequence[FrameClip]]:
+        """The digest of a shard and its clips."""
+        if shard not in self._opened:
+            receipt = read_receipt(receipt_path(self.root / shard))
+            self._opened[shard] = receipt.digest or "", receipt.clips
+        return self._opened[shard]
+
+    def _require_sound(self, shard: str) -> None:
+        require_sound(self.root / shard, *self._contents(shard))
+
+    def _read_bytes(self, shard: str, offset: int, count: int) -> bytearray:
+        self._require_sound(shard)
+        return read_range(self.root / shard, offset, count)
+
+
+class FrameShards(FrameReader):
     """A finished folder of frames, read-only. Threads may share it; it can be pickled and holds no open file.
 
     Attributes:
@@ -52,7 +101,7 @@ class FrameShards:
         Raises:
             ArtefactError: it is another folder, is unfinished, or a shard is missing or of the wrong size.
         """
-        self.root = Path(root).absolute()  # frames are read later, perhaps from another working directory
+        super().__init__(root)
         self.record = _finished_record(self.root)
         self.clips: list[FrameClip] = []
         self.failures: list[ClipFailure] = []
@@ -124,41 +173,16 @@ class FrameShards:
         return [clip for clip in self.clips if clip.split == name]
 
     def read(self, clip: FrameClip | str, start: int = 0, stop: int | None = None) -> Frames:
-        """Frames `start` to `stop` (excluded, like a slice) of a clip.
-
-        Returns:
-            uint8 (T, H, W, 3), a fresh array.
-
-        Raises:
-            ArtefactError: unknown clip, or the shard cannot be read.
-        """
-        if isinstance(clip, str):
-            clip = self[clip]
-        start, stop, _ = slice(start, stop).indices(clip.num_frames)
-        count = max(0, stop - start)
-        if clip.codec != "raw":
-            return pixels_of(clip, self.payload(clip))[start : start + count].copy()
-        frame_bytes = clip.height * clip.width * 3
-        pixels = self._read_bytes(clip.shard, clip.offset + start * frame_bytes, count * frame_bytes)
-        return np.frombuffer(pixels, np.uint8).reshape(count, clip.height, clip.width, 3)
+        """Frames `start` to `stop` of a clip or of the clip with an id; see `FrameReader.read`."""
+        return super().read(self[clip] if isinstance(clip, str) else clip, start, stop)
 
     def arrays(self, clip: FrameClip | str) -> dict[str, NDArray[Any]]:
-        """Arrays that the source holds next to a clip's frames, one row per frame, by name; empty for videos."""
-        clip = self[clip] if isinstance(clip, str) else clip
-        self._require_sound(clip.shard)
-        return read_arrays(clip, self.root / clip.shard)
+        """Arrays of a clip or of the clip with an id; see `FrameReader.arrays`."""
+        return super().arrays(self[clip] if isinstance(clip, str) else clip)
 
-    def payload(self, clip: FrameClip) -> bytes | bytearray:
-        """The clip's bytes as stored in the shard: plain pixels (raw) or a picture (other codecs)."""
-        return self._read_bytes(clip.shard, clip.offset, clip.nbytes)
-
-    def _require_sound(self, shard: str) -> None:
+    def _contents(self, shard: str) -> tuple[str, Sequence[FrameClip]]:
         digest, first, stop = self._shards[shard]
-        require_sound(self.root / shard, digest, self.clips[first:stop])
-
-    def _read_bytes(self, shard: str, offset: int, count: int) -> bytearray:
-        self._require_sound(shard)
-        return read_range(self.root / shard, offset, count)
+        return digest, self.clips[first:stop]
 
 
 def pixels_of(clip: FrameClip, payload: bytes | bytearray) -> Frames:

@@ -20,7 +20,7 @@ from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.config import build, to_plain
 from lvt_pipeline.errors import ConfigError, LVTError
 from lvt_pipeline.job import Job
-from lvt_pipeline.jobs.encode import use_precision
+from lvt_pipeline.jobs.encode_shards import use_precision
 from lvt_pipeline.jobs.sample import report_unfinished
 from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.models.sampling.rule import SamplingRule
