@@ -89,7 +89,7 @@ class SampleSettings(Settings):
     )
     guidance: float | None = setting(
         None,
-        "Classifier-free guidance scale, such as 2, for a prior trained with classes and class_dropout.",
+        "Classifier-free guidance scale, such as 2, for a prior trained with class_dropout or with actions.",
         at_least=0,
         unset="off",
     )

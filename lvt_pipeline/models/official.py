@@ -219,6 +219,7 @@ def prior_to_official(config: PriorConfig, state: State) -> dict[str, Tensor]:
         "kernel_reach": "centred",
         "decoder_input": "embedding",
         "class_dropout": 0.0,
+        "actions": None,
     }
     foreign = [name for name, value in extras.items() if getattr(config, name) != value]
     if config.head not in ("separate", "shared", "tied"):

@@ -70,6 +70,23 @@ class PriorModelSettings(Settings):
     class_dropout: float = setting(
         0.0, "Fraction of training windows that lose their class; needed for guidance.", at_least=0, below=1
     )
+    actions: tuple[str, ...] | None = setting(
+        None,
+        "Side arrays of the code store that the prior is conditioned on, such as action; the row of a frame acts on "
+        "the step to the next frame.",
+        example="NAME,...",
+        unset="not conditioned on actions",
+    )
+    action_width: int | None = setting(
+        None, "Numbers in a row of all these arrays together.", at_least=1, unset="those of the codes"
+    )
+    action_dropout: float | None = setting(
+        None,
+        "Fraction of training windows that lose their actions; needed for guidance.",
+        at_least=0,
+        below=1,
+        unset="0.1 with actions",
+    )
     encoder_position: bool = setting(False, "Sinusoidal positions in the encoder too; the released model has none.")
     qkv_init: Literal["reference", "standard"] = setting("reference", "Initialization of the attention projections.")
     priming_frames: int = setting(
@@ -92,6 +109,8 @@ class PriorConfig(PriorModelSettings):
             raise ConfigError(f"priming_frames={self.priming_frames} leaves nothing to learn in {self.frames} frames")
         if self.class_dropout and not self.num_classes:
             raise ConfigError("class_dropout needs num_classes; this prior is not conditioned on a class")
+        if (self.action_width is None) != (not self.actions) or (self.action_dropout is not None and not self.actions):
+            raise ConfigError("action_width and action_dropout go with actions; this prior is not conditioned on any")
         self._check_clusters()
         slice_shape = require_slices((self.frames, *self.grid), self.subscale, self.kernel, self.kernel_reach)
         if any(size < 1 or length % size for size, length in zip(self.block_shape, slice_shape, strict=True)):
@@ -114,6 +133,23 @@ class PriorConfig(PriorModelSettings):
     def label_rows(self) -> int:
         """Rows of the class embedding: the classes, and one for "no class" where training drops classes."""
         return self.num_classes + (1 if self.class_dropout else 0)
+
+    @property
+    def drops_actions(self) -> float:
+        """Fraction of training windows without their actions; 0 for a prior that is not conditioned on any."""
+        dropout = 0.1 if self.action_dropout is None else self.action_dropout
+        return dropout if self.actions else 0.0
+
+    @property
+    def is_frame_by_frame(self) -> bool:
+        """Whether every slice belongs to one frame, so that frames are sampled one after another."""
+        return self.subscale[0] == self.frames > 1
+
+    @property
+    def action_steps(self) -> int:
+        """How many actions before a frame are read: all since the earliest frame that its context or slice shows."""
+        reach = self.kernel[0] if self.kernel_reach == "past" else self.kernel[0] // 2
+        return max(1, min(reach, self.frames - 1)) if self.is_frame_by_frame else max(self.subscale[0], reach)
 
     @property
     def block_options(self) -> dict[str, Any]:

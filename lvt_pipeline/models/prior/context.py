@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from lvt_pipeline.models.prior.attention import BlockStack, linear, sinusoidal_positions
+from lvt_pipeline.models.prior.conditions import ActionEmbedding
 from lvt_pipeline.models.prior.config import PriorConfig, Triple
 from lvt_pipeline.models.prior.subscale import PAD
 
@@ -72,11 +73,26 @@ class ContextEncoder(nn.Module):
         self.project = linear(width * (2 if config.num_classes else 1), config.width, bias=False)
         self.blocks = BlockStack(config.encoder_layers, config.block_shape, causal=False, **config.block_options)
         self.has_position = config.encoder_position
+        self.actions = (
+            ActionEmbedding(config.action_width, config.action_steps, config.width) if config.action_width else None
+        )
+        self.acts_first = config.is_frame_by_frame
 
     def forward(
-        self, rows: Tensor, table: Tensor, slice_indices: Tensor, labels: Tensor | None, slice_shape: Triple
+        self,
+        rows: Tensor,
+        table: Tensor,
+        slice_indices: Tensor,
+        labels: Tensor | None,
+        slice_shape: Triple,
+        acting: Tensor | None = None,
     ) -> Tensor:
-        """(B, P, d) from the context rows (B, P, used*n_c), slice numbers (B,) and labels (B,)."""
+        """(B, P, d) from the context rows (B, P, used*n_c), slice numbers (B,), labels (B,) and what acts (B, P, d).
+
+        What acts is added before the blocks where a slice is one frame. Otherwise their attention, which is not causal,
+        would show a frame what acts on later frames of the slice: there it is added behind them, and the decoder,
+        which is causal, passes it on.
+        """
         x = self.context(rows, table) + self.slice_embedding(slice_indices)[:, None]
         if self.class_embedding is not None:
             assert labels is not None
@@ -84,5 +100,7 @@ class ContextEncoder(nn.Module):
         x = self.project(x)
         if self.has_position:
             x = x + sinusoidal_positions(slice_shape, x.shape[-1]).to(x.device)
+        if acting is not None and self.acts_first:
+            x = x + acting
         output: Tensor = self.blocks(x, slice_shape)
-        return output
+        return output if acting is None or self.acts_first else output + acting

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lvt_pipeline.errors import ShapeError
 from lvt_pipeline.models.parameters import num_parameters
+from lvt_pipeline.models.prior.conditions import Actions, Conditions, Labels
 from lvt_pipeline.models.prior.config import PriorConfig
-from lvt_pipeline.models.prior.network import Codes, Labels, PriorNetwork
+from lvt_pipeline.models.prior.network import Codes, PriorNetwork
 from lvt_pipeline.models.sampling.numbers import RandomNumbers
 from lvt_pipeline.models.sampling.rule import SamplingRule
 from lvt_pipeline.models.sampling.sampler import sample
@@ -74,22 +75,24 @@ class Prior(PriorNetwork):
         subscale = "x".join(map(str, self.config.subscale))
         return f"Prior({self.config.frames} frames, subscale {subscale}, {num_parameters(self):,} parameters)"
 
-    def forward(self, codes: Codes, slice_indices: Tensor, labels: Labels = None) -> SliceLoss:
+    def forward(self, codes: Codes, slice_indices: Tensor, labels: Labels = None, actions: Actions = None) -> SliceLoss:
         """As `slice_loss`; lets a wrapper for data-parallel training call the module."""
-        return self.slice_loss(codes, slice_indices, labels)
+        return self.slice_loss(codes, slice_indices, labels, actions)
 
-    def slice_loss(self, codes: Codes, slice_indices: Tensor, labels: Labels = None) -> SliceLoss:
+    def slice_loss(
+        self, codes: Codes, slice_indices: Tensor, labels: Labels = None, actions: Actions = None
+    ) -> SliceLoss:
         """Loss of one training step: one slice of every clip, teacher-forced, priming frames not counted.
 
         Args:
             codes: integers (B, T, h, w, n_c).
             slice_indices: int (B,), the slice chosen for each clip; see `trainable_slices`.
-            labels: int (B,) for a class-conditional prior.
+            labels, actions: see `checked_conditions`.
 
         Raises:
             ShapeError: shapes, dtypes or ranges do not fit the model.
         """
-        codes, labels = self._checked(codes, labels)
+        codes, conditions = self._checked(codes, labels, actions)
         geometry = self.geometry(codes.shape[1])
         slice_indices = torch.as_tensor(slice_indices)
         if slice_indices.shape != codes.shape[:1] or slice_indices.is_floating_point():
@@ -101,7 +104,7 @@ class Prior(PriorNetwork):
         num_targets = int((geometry.num_pixels - num_primed).sum()) * self.config.num_codebooks
         if not num_targets:
             return SliceLoss(None, 0, None)
-        nats = self._slice_nats(codes.to(self.device), chosen.to(self.device), labels)
+        nats = self._slice_nats(codes.to(self.device), chosen.to(self.device), conditions)
         is_target = torch.arange(geometry.num_pixels) >= num_primed[:, None]
         if bool(is_target.all()):
             per_codebook = nats.mean((0, 1))
@@ -110,19 +113,20 @@ class Prior(PriorNetwork):
             per_codebook = torch.einsum("bpj,bp->j", nats, weights)
         return SliceLoss(per_codebook.mean(), num_targets, per_codebook.detach())
 
-    def logits(self, codes: Codes, labels: Labels = None) -> Tensor:
+    def logits(self, codes: Codes, labels: Labels = None, actions: Actions = None) -> Tensor:
         """Teacher-forced logits of every code of every slice, float32 (B, T, h, w, n_c, K).
 
-        The logits of a code depend only on codes before it in generation order.
+        The logits of a code depend only on codes before it in generation order, and on actions of frames before its
+        own.
 
         Args:
             codes: integers (B, T, h, w, n_c).
-            labels: int (B,) for a class-conditional prior.
+            labels, actions: see `checked_conditions`.
 
         Raises:
             ShapeError: shapes, dtypes or ranges do not fit the model.
         """
-        codes, labels = self._checked(codes, labels)
+        codes, conditions = self._checked(codes, labels, actions)
         codes = codes.to(self.device)
         batch = len(codes)
         geometry = self.geometry(codes.shape[1])
@@ -130,12 +134,19 @@ class Prior(PriorNetwork):
         slices = []
         for index in range(geometry.num_slices):
             slice_indices = torch.full((batch,), index, device=self.device)
-            parts = self._slice_logits(codes, slice_indices, labels)
+            parts = self._slice_logits(codes, slice_indices, conditions)
             slices.append(torch.stack(parts, dim=1).float().reshape(batch, geometry.num_pixels, len(parts), -1))
         in_video_order = torch.cat(slices, dim=1)[:, positions.flatten().argsort()]
         return in_video_order.reshape(*codes.shape, self.config.codebook_size)
 
-    def bits_per_dim(self, codes: Codes, priming_frames: int = 1, labels: Labels = None, batch_size: int = 16) -> float:
+    def bits_per_dim(
+        self,
+        codes: Codes,
+        priming_frames: int = 1,
+        labels: Labels = None,
+        batch_size: int = 16,
+        actions: Actions = None,
+    ) -> float:
         """Mean bits per code of the frames after the first `priming_frames`, teacher-forced.
 
         A code is one latent pixel of one codebook, so models with different n_c are not comparable.
@@ -143,12 +154,18 @@ class Prior(PriorNetwork):
         Args:
             codes: integers (B, T, h, w, n_c).
             batch_size: slices per pass.
+            labels, actions: see `checked_conditions`.
         """
-        return self.nats_by_code(codes, priming_frames, labels, batch_size).bits_per_dim
+        return self.nats_by_code(codes, priming_frames, labels, batch_size, actions).bits_per_dim
 
     @torch.no_grad()
     def nats_by_code(
-        self, codes: Codes, priming_frames: int = 1, labels: Labels = None, batch_size: int = 16
+        self,
+        codes: Codes,
+        priming_frames: int = 1,
+        labels: Labels = None,
+        batch_size: int = 16,
+        actions: Actions = None,
     ) -> CodeNats:
         """-ln p of every code after the priming frames.
 
@@ -159,7 +176,7 @@ class Prior(PriorNetwork):
         Raises:
             ShapeError: shapes do not fit the model, or no frame is left to predict.
         """
-        codes, labels = self._checked(codes, labels)
+        codes, conditions = self._checked(codes, labels, actions)
         frames = codes.shape[1]
         if not 0 <= priming_frames < frames:
             raise ShapeError(f"priming_frames={priming_frames} leaves nothing to predict in clips of {frames} frames")
@@ -173,8 +190,8 @@ class Prior(PriorNetwork):
         codes = codes.to(self.device)
         for start in range(0, len(clips), batch_size):
             clip, index = clips[start : start + batch_size], slices[start : start + batch_size]
-            some_labels = labels[clip.to(labels.device)] if labels is not None else None
-            nats = self._slice_nats(codes[clip.to(self.device)], index.to(self.device), some_labels).cpu().double()
+            chosen = clip.to(self.device)
+            nats = self._slice_nats(codes[chosen], index.to(self.device), conditions.of(chosen)).cpu().double()
             is_target = torch.arange(geometry.num_pixels) >= num_primed[index][:, None]
             result[clip[:, None], geometry.positions[index]] = torch.where(is_target[..., None], nats, 0.0)
         count = len(codes) * (frames - priming_frames) * math.prod(self.config.grid) * self.config.num_codebooks
@@ -194,6 +211,7 @@ class Prior(PriorNetwork):
         top_p: float | None = None,
         guidance: float | None = None,
         lookahead: int = 1,
+        actions: Actions = None,
         progress: Progress = SILENT,
     ) -> Tensor:
         """Continue clips: sample the codes of the frames after the priming ones.
@@ -204,7 +222,7 @@ class Prior(PriorNetwork):
                 windows, see `sampling/windows.py`.
             temperature, top_k, top_p, guidance: see `SamplingRule`; unset: the model's own distribution.
             seed, clip_ids, sample_ids, uniforms: see `RandomNumbers`.
-            labels, lookahead: see `sampler.sample`, which also names the errors.
+            labels, actions, lookahead: see `sampler.sample`, which also names the errors.
 
         Returns:
             int64 (B, T, h, w, n_c) on the CPU, the first T0 frames as given.
@@ -212,33 +230,41 @@ class Prior(PriorNetwork):
         rule = SamplingRule(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
         numbers = RandomNumbers(seed=seed, clip_ids=clip_ids, sample_ids=sample_ids, uniforms=uniforms)
         return sample(
-            self, priming, rule, numbers, frames=frames, labels=labels, lookahead=lookahead, progress=progress
+            self,
+            priming,
+            rule,
+            numbers,
+            frames=frames,
+            labels=labels,
+            actions=actions,
+            lookahead=lookahead,
+            progress=progress,
         )
 
-    def _slice_logits(self, codes: Tensor, slice_indices: Tensor, labels: Tensor | None) -> list[Tensor]:
+    def _slice_logits(self, codes: Tensor, slice_indices: Tensor, conditions: Conditions) -> list[Tensor]:
         """Logits (B*P, K) of each codebook, for one slice of each clip."""
         geometry = self.geometry(codes.shape[1])
         positions, _, _ = self.device_tables(geometry)
         flat = codes.flatten(1, 3)
-        encoded = self.encode_context(flat, slice_indices, labels, geometry, self.context_table(geometry))
+        encoded = self.encode_context(flat, slice_indices, conditions, geometry, self.context_table(geometry))
         own = _rows_of(flat, positions[slice_indices])
         y = self.predictor.norm(self.decoder(own, encoded, geometry.slice_shape)).flatten(0, 1)
         pixels = own.flatten(0, 1)
         embeddings = self.decoder.embeddings
         return [self.predictor.logits(y, pixels, j, embeddings) for j in range(self.config.num_codebooks)]
 
-    def _slice_nats(self, codes: Tensor, slice_indices: Tensor, labels: Tensor | None) -> Tensor:
+    def _slice_nats(self, codes: Tensor, slice_indices: Tensor, conditions: Conditions) -> Tensor:
         """-ln p of every code of one slice of each clip, float32 (B, P, n_c)."""
         positions, _, _ = self.device_tables(self.geometry(codes.shape[1]))
         targets = _rows_of(codes.flatten(1, 3), positions[slice_indices])
-        parts = self._slice_logits(codes, slice_indices, labels)
+        parts = self._slice_logits(codes, slice_indices, conditions)
         nats = [
             F.cross_entropy(logits.float(), targets[..., j].flatten(), reduction="none")
             for j, logits in enumerate(parts)
         ]
         return torch.stack(nats, dim=-1).reshape(targets.shape)
 
-    def _checked(self, codes: Codes, labels: Labels) -> tuple[Tensor, Tensor | None]:
+    def _checked(self, codes: Codes, labels: Labels, actions: Actions) -> tuple[Tensor, Conditions]:
         config = self.config
         layout = "(B, T, h, w, n_c)"
         # Reading the range of codes that already are on an accelerator would make every training step wait for it.
@@ -246,7 +272,7 @@ class Prior(PriorNetwork):
         tensor = integer_codes(codes, layout, 5, config.num_codebooks, size)
         if tuple(tensor.shape[2:4]) != tuple(config.grid):
             raise ShapeError(f"this prior has a {config.grid} grid, found codes {tuple(tensor.shape)} as {layout}")
-        return tensor, self.checked_labels(labels, len(tensor))
+        return tensor, self.checked_conditions(labels, actions, *tensor.shape[:2])
 
 
 def _rows_of(flat: Tensor, positions: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ ever made: a convolution of one-hot codes is a sum of rows of its weight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from lvt_pipeline.errors import ShapeError
 from lvt_pipeline.models.arguments import shown
 from lvt_pipeline.models.prior.channels import ChannelPredictor
+from lvt_pipeline.models.prior.conditions import Actions, Conditions, Labels, checked_actions
 from lvt_pipeline.models.prior.config import PriorConfig, Triple
 from lvt_pipeline.models.prior.context import ContextEncoder
 from lvt_pipeline.models.prior.decoder import SliceDecoder
 from lvt_pipeline.models.prior.subscale import Subscale, ordinary_tensors, subscale
 
 Codes = Tensor | np.ndarray[Any, Any]
-Labels = Tensor | np.ndarray[Any, Any] | Sequence[int] | Sequence[str] | None
 
 
 class PriorNetwork(nn.Module):
@@ -74,14 +74,27 @@ class PriorNetwork(nn.Module):
             )
         return subscale((frames, *config.grid), config.subscale, config.kernel, config.kernel_reach)
 
-    def checked_labels(self, labels: Labels, batch: int) -> Tensor | None:
-        """Labels as int64 (B,) on the model's device, None for a model without classes. Names are `class_names`.
+    def checked_conditions(self, labels: Labels, actions: Actions, batch: int, frames: int) -> Conditions:
+        """Labels and actions of clips, checked and on the model's device.
 
         A model trained with `class_dropout` also knows "no class": the number `num_classes`, or no labels at all.
+        Without actions, every action of a model that takes some is unknown.
+
+        Args:
+            labels: int (B,), or names of `class_names`; None for a model without classes.
+            actions: numbers (B, T, d) in the units of the code store, NaN where unknown. Row t acts on the step from
+                frame t to t + 1, so the last one may be left out.
 
         Raises:
-            ShapeError: they are missing, not wanted, or not (B,) numbers of classes.
+            ShapeError: they are missing, not wanted, or of other shapes or ranges.
         """
+        some_labels = self._checked_labels(labels, batch)
+        if actions is None:
+            return Conditions(some_labels)
+        checked = checked_actions(actions, self.config.action_width or 0, batch, frames)
+        return Conditions(some_labels, checked.to(self.device))
+
+    def _checked_labels(self, labels: Labels, batch: int) -> Tensor | None:
         num_classes, num_rows = self.config.num_classes, self.config.label_rows
         if labels is None:
             if num_rows > num_classes:
@@ -111,17 +124,23 @@ class PriorNetwork(nn.Module):
         return self.encoder.context.table(self.device_tables(geometry)[2])
 
     def encode_context(
-        self, codes: Tensor, slice_indices: Tensor, labels: Tensor | None, geometry: Subscale, table: Tensor
+        self, codes: Tensor, slice_indices: Tensor, conditions: Conditions, geometry: Subscale, table: Tensor
     ) -> Tensor:
         """Encoder output (B, P, d) for one slice of each video.
 
         Args:
             codes: int64 (B, T*h*w, n_c) on the model's device; only slices before the given ones are read.
             slice_indices: int64 (B,).
+            conditions: of these videos, with the actions of their T frames.
         """
-        _, context, _ = self.device_tables(geometry)
+        positions, context, _ = self.device_tables(geometry)
         rows = self.encoder.context.rows(codes, context[slice_indices])
-        encoded: Tensor = self.encoder(rows, table, slice_indices, labels, geometry.slice_shape)
+        labels, actions = conditions
+        acting = None
+        if self.encoder.actions is not None and actions is not None:
+            frame = positions[slice_indices] // math.prod(geometry.shape[1:])
+            acting = self.encoder.actions(actions).take_along_dim(frame[..., None], dim=1)
+        encoded: Tensor = self.encoder(rows, table, slice_indices, labels, geometry.slice_shape, acting)
         return encoded
 
     def device_tables(self, geometry: Subscale) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lvt_pipeline.errors import NotFiniteError, ShapeError
 from lvt_pipeline.models.arguments import whole_number
-from lvt_pipeline.models.prior.network import Codes, Labels, PriorNetwork
+from lvt_pipeline.models.prior.conditions import Actions, Conditions, Labels
+from lvt_pipeline.models.prior.network import Codes, PriorNetwork
 from lvt_pipeline.models.prior.subscale import Subscale
 from lvt_pipeline.models.sampling.cached_decoder import CachedDecoder, SampledSlice
 from lvt_pipeline.models.sampling.lookahead import LookaheadDecoder
@@ -45,6 +47,7 @@ def sample(
     *,
     frames: int | None = None,
     labels: Labels = None,
+    actions: Actions = None,
     clips_per_pass: int | None = None,
     lookahead: int = 1,
     progress: Progress = SILENT,
@@ -55,6 +58,8 @@ def sample(
         priming: integers (B, T0, h, w, n_c), the first frames of every clip.
         frames: length T of the result, any; unset: what the model was made for.
         labels: int (B,) for a class-conditional prior.
+        actions: numbers (B, T, d) for a prior that takes them, NaN where unknown; unset: all unknown. Row t acts on the
+            step from frame t to t + 1, so those of the priming frames belong to them, and the last may be left out.
         clips_per_pass: group size. Unset: as many as make `ROWS_PER_PASS` with the lookahead. Another size may change
             a code by rounding.
         lookahead: pixels of a clip that are sampled per pass where guesses come true (see `lookahead.py`); 1 samples
@@ -72,7 +77,7 @@ def sample(
     if clips_per_pass is None:
         clips_per_pass = max(1, ROWS_PER_PASS // lookahead)
     clips_per_pass = whole_number("clips_per_pass", clips_per_pass, minimum=1, maximum=MAX_CLIPS_PER_PASS)
-    request = _Request(model, priming, rule, numbers, frames=frames, labels=labels)
+    request = _Request(model, priming, rule, numbers, frames=frames, labels=labels, actions=actions)
     window = max(1, min(lookahead, request.geometry.num_pixels))
     total = request.rollout.num_open_pixels * math.ceil(len(request.codes) / clips_per_pass)
     results = []
@@ -92,18 +97,19 @@ def sample_by_recomputing(
     *,
     frames: int | None = None,
     labels: Labels = None,
+    actions: Actions = None,
 ) -> Tensor:
     """As `sample`, with the whole decoder run again for every pixel: slow and plain, to check `sample` against."""
-    request = _Request(model, priming, rule, numbers, frames=frames, labels=labels)
+    request = _Request(model, priming, rule, numbers, frames=frames, labels=labels, actions=actions)
     geometry = request.geometry
     with torch.no_grad():
-        codes, uniforms, group_labels = request.group(list(range(len(request.codes))))
+        codes, uniforms, conditions = request.group(list(range(len(request.codes))))
         table = model.context_table(geometry)
         rows = iter(uniforms)
         for window in request.rollout.windows:
             shown = request.shown(codes, window)
             for index, num_primed in window.open_slices:
-                encoded = request.encode(shown, index, group_labels, table)
+                encoded = request.encode(shown, index, conditions.window(window.start, geometry.shape[0]), table)
                 positions = geometry.positions[index].to(model.device)
                 for pixel in range(num_primed, geometry.num_pixels):
                     own = shown[:, positions].repeat(rule.streams, 1, 1)
@@ -127,6 +133,7 @@ class _Request:
         *,
         frames: int | None,
         labels: Labels,
+        actions: Actions,
     ) -> None:
         config = model.config
         require_rule(model, rule)
@@ -140,9 +147,9 @@ class _Request:
         self.frames = frames
         self.rollout = plan_rollout(model, num_given, frames)
         self.geometry = model.geometry(self.rollout.window_frames)  # of every window
-        self.labels = model.checked_labels(labels, batch)
         self.uniforms = numbers.of_shape((self.rollout.num_open_pixels, config.num_codebooks, batch))
         self.names = numbers.names(batch)
+        self.conditions = model.checked_conditions(labels, actions, batch, frames)
         length = max(frames, self.rollout.num_frames)
         self.codes = torch.zeros(batch, length, *config.grid, config.num_codebooks, dtype=torch.int64)
         self.codes[:, :num_given] = priming
@@ -152,16 +159,18 @@ class _Request:
         frame_pixels = math.prod(self.geometry.shape[1:])
         return codes.narrow(1, window.start * frame_pixels, math.prod(self.geometry.shape))
 
-    def group(self, members: list[int]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(codes (B, T*h*w, n_c), numbers (pixels, n_c, B), labels) of some clips, on the model's device."""
-        device = self.model.device
-        labels = self.labels[members] if self.labels is not None else None
-        return self.codes[members].flatten(1, 3).to(device), self.uniforms[..., members].to(device), labels
+    def group(self, members: list[int]) -> tuple[Tensor, Tensor, Conditions]:
+        """(codes (B, T*h*w, n_c), numbers (pixels, n_c, B), conditions) of some clips, on the model's device."""
+        device, conditions = self.model.device, self.conditions.of(members)
+        if conditions.actions is not None:  # the last window may reach beyond the clip
+            unknown = (0, 0, 0, self.codes.shape[1] - conditions.actions.shape[1])
+            conditions = conditions._replace(actions=F.pad(conditions.actions, unknown, value=math.nan))
+        return self.codes[members].flatten(1, 3).to(device), self.uniforms[..., members].to(device), conditions
 
     def sample_group(self, members: list[int], clips_per_pass: int, lookahead: int, bar: Any) -> Tensor:
         """Codes (B, T*h*w, n_c) of some clips with everything sampled."""
         model, geometry, rule = self.model, self.geometry, self.rule
-        codes, uniforms, labels = self.group(members)
+        codes, uniforms, conditions = self.group(members)
         rows = clips_per_pass * rule.streams * lookahead
         decoder = (
             LookaheadDecoder(model, geometry, len(members), rule, rows, lookahead)
@@ -173,7 +182,7 @@ class _Request:
         for window in self.rollout.windows:
             shown = self.shown(codes, window)
             for index, num_primed in window.open_slices:
-                encoded = self.encode(shown, index, labels, table)
+                encoded = self.encode(shown, index, conditions.window(window.start, geometry.shape[0]), table)
                 positions = geometry.positions[index].to(model.device)
                 num_open = geometry.num_pixels - num_primed
                 own = shown[:, positions]
@@ -186,17 +195,16 @@ class _Request:
                 bar.advance(num_open)
         return codes
 
-    def encode(self, codes: Tensor, index: int, labels: Tensor | None, table: Tensor) -> Tensor:
-        """Encoder output (streams * B, P, d) for one slice of clips (B, T*h*w, n_c), those without class last."""
+    def encode(self, codes: Tensor, index: int, conditions: Conditions, table: Tensor) -> Tensor:
+        """Encoder output (streams * B, P, d) for one slice of clips (B, T*h*w, n_c), those for guidance last."""
         streams = self.rule.streams
         if streams > 1:
-            assert labels is not None
-            labels = torch.cat([labels, torch.full_like(labels, self.model.config.num_classes)])
+            conditions = conditions.with_dropped(self.model.config)
         slice_index = torch.full((1,), index, device=self.model.device)
         parts = []
         for row, clip in enumerate(codes.repeat(streams, 1, 1)):  # one by one: its numbers depend on no other clip
-            label = labels[row, None] if labels is not None else None
-            parts.append(self.model.encode_context(clip[None], slice_index, label, self.geometry, table))
+            own = conditions.of([row])
+            parts.append(self.model.encode_context(clip[None], slice_index, own, self.geometry, table))
         return torch.cat(parts)
 
     def finish(self, results: list[Tensor]) -> Tensor:
@@ -223,13 +231,13 @@ def require_rule(model: PriorNetwork, rule: SamplingRule) -> None:
 
     Raises:
         ConfigError: the rule has another number of temperatures than the prior has codebooks.
-        ShapeError: guidance, from a prior that was not trained without classes.
+        ShapeError: guidance, from a prior that was not trained without classes or actions.
     """
     rule.require_codebooks(model.config.num_codebooks)
-    if rule.guidance is not None and not model.config.class_dropout:
+    if rule.guidance is not None and not (model.config.class_dropout or model.config.drops_actions):
         raise ShapeError(
-            "guidance needs a prior that was also trained without classes; train one with model.num_classes and "
-            "model.class_dropout=0.1"
+            "guidance needs a prior that was also trained without classes, or without actions; train one with "
+            "model.num_classes and model.class_dropout=0.1, or with model.actions"
         )
 
 

@@ -61,11 +61,6 @@ class Rollout:
         return sum(window.num_open_pixels for window in self.windows)
 
 
-def is_frame_by_frame(config: PriorConfig) -> bool:
-    """Whether every slice belongs to one frame, so that frames are sampled one after another."""
-    return config.subscale[0] == config.frames > 1
-
-
 def window_frames(config: PriorConfig, frames: int) -> int:
     """Length of the windows in which a clip of `frames` frames is sampled.
 
@@ -92,7 +87,7 @@ def plan_rollout(model: PriorNetwork, num_given: int, frames: int) -> Rollout:
     if num_given > frames:
         raise ShapeError(f"{num_given} priming frames are more than the {frames} frames asked for")
     config, length = model.config, window_frames(model.config, frames)
-    moves_by_frame = is_frame_by_frame(config)
+    moves_by_frame = config.is_frame_by_frame
     # Frames that a window after the first begins with.
     carried = length - 1 if moves_by_frame else _carried(config, num_given, length)
     windows = []
