@@ -47,6 +47,7 @@ for _room, _below in {
 ROOMS["stages"] = frozenset({*ROOMS})
 ROOMS["entry"] = frozenset({*ROOMS})
 GROUND = "ground"
+GROUND_FOLDERS = ("storage",)
 ENTRY = ("lvt_pipeline", "lvt_pipeline.cli", "lvt_pipeline.__main__")
 
 
@@ -84,7 +85,8 @@ def room_of(module: str) -> str:
     parts = module.split(".")
     if parts[0] == "stages":
         return "stages"
-    return parts[1] if len(parts) > 2 or parts[1] in ROOMS else GROUND
+    is_folder = len(parts) > 2 and parts[1] not in GROUND_FOLDERS
+    return parts[1] if is_folder or parts[1] in ROOMS else GROUND
 
 
 @cache

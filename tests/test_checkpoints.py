@@ -167,7 +167,7 @@ def test_failure_while_saving_leaves_the_last_checkpoint_in_use(
         calls += 1
         replace(source, target)
 
-    monkeypatch.setattr("lvt_pipeline.storage.os.replace", failing_replace)
+    monkeypatch.setattr("os.replace", failing_replace)
     # files.json, the directory, best.json, latest.json: four renames in this order.
     if failing_call < 4:
         with pytest.raises(LVTError, match="disk is full"):

@@ -1,0 +1,37 @@
+"""Where outputs are: a path of this machine, or a URL of an object store."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import TypeAlias
+
+_URL = re.compile(r"(s3|gs|az):/{1,2}[^/]")  # pathlib makes one slash of two
+
+
+class StoreURL(PurePosixPath):
+    """A folder or file in a bucket, such as s3://bucket/data.zarr: as a path, but nothing of it is on this machine."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return re.sub(r"^(s3|gs|az):/", r"\1://", super().__str__())
+
+    def absolute(self) -> StoreURL:
+        """Itself: a URL depends on no working directory."""
+        return self
+
+    @property
+    def bucket(self) -> str:
+        """Name of the bucket, or of the container."""
+        return self.parts[1]
+
+
+Place: TypeAlias = Path | StoreURL
+
+
+def as_place(place: Place | str) -> Place:
+    """A text or a path as the place that it names; a `Path` made from a URL is that URL."""
+    if isinstance(place, StoreURL):
+        return place
+    return StoreURL(place) if _URL.match(str(place)) else Path(place)
