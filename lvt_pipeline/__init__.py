@@ -53,8 +53,9 @@ if TYPE_CHECKING:
     from lvt_pipeline.training.prior import train_prior
     from lvt_pipeline.training.settings import PriorRunSettings, PriorTraining, VQVAERunSettings, VQVAETraining
     from lvt_pipeline.training.vqvae import train_vqvae
-    from lvt_pipeline.video.files import read_video, write_video
+    from lvt_pipeline.video.decode import read_video
     from lvt_pipeline.video.settings import GeometrySettings
+    from lvt_pipeline.video.write import write_video
 
 # Module -> the public names it defines. A test compares them with the imports above and with docs/python.md.
 _HOMES = {
@@ -86,7 +87,8 @@ _HOMES = {
     "training.prior": ("train_prior",),
     "training.settings": ("PriorRunSettings", "PriorTraining", "VQVAERunSettings", "VQVAETraining"),
     "training.vqvae": ("train_vqvae",),
-    "video.files": ("read_video", "write_video"),
+    "video.decode": ("read_video",),
+    "video.write": ("write_video",),
     "video.settings": ("GeometrySettings",),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lvt_pipeline.video.container import VideoFacts, inspect_video
+from lvt_pipeline.video.container.facts import VideoFacts, inspect_video
 from lvt_pipeline.video.readers import UnexpectedFrameError, checked_frames, pictures_of, readers_for
 from lvt_pipeline.video.settings import GeometrySettings
 

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 from lvt_pipeline.errors import DecodeError
-from lvt_pipeline.video import container as containers
 from lvt_pipeline.video.clips import NOTE_KINDS
-from lvt_pipeline.video.container import inspect_video, packets_of
+from lvt_pipeline.video.container import hidden_frames
+from lvt_pipeline.video.container.facts import inspect_video
+from lvt_pipeline.video.container.streams import packets_of
+from lvt_pipeline.video.container.timing import Stamp, timing_of
 from lvt_pipeline.video.decode import FAILURE_REASONS, DecodedClip, decode_clip
 from lvt_pipeline.video.geometry import orientation_of, turned
 from lvt_pipeline.video.settings import GeometrySettings
-from lvt_pipeline.video.timing import Stamp, timing_of
 
 SIDE = 32
 DECODERS = ("auto", "decord", "pyav")
@@ -536,7 +537,7 @@ def test_a_video_whose_beginning_is_gone_for_long_is_a_failure_of_its_own(tmp_pa
     ],
 )
 def test_hidden_frames_of_vp9_are_told_by_their_headers(packet: bytes, is_shown: bool) -> None:
-    assert any(map(containers._vp9_shows, containers._vp9_frames(packet))) == is_shown
+    assert any(map(hidden_frames._vp9_shows, hidden_frames._vp9_frames(packet))) == is_shown
 
 
 @needs_ffmpeg

@@ -19,7 +19,9 @@ from PIL import Image
 
 from lvt_pipeline.config import build, to_plain
 from lvt_pipeline.errors import ConfigError, DecodeError
-from lvt_pipeline.video.container import inspect_video, open_container
+from lvt_pipeline.video.container.facts import inspect_video
+from lvt_pipeline.video.container.streams import open_container
+from lvt_pipeline.video.container.timing import Timing
 from lvt_pipeline.video.decode import (
     FAILURE_REASONS,
     choose_frames,
@@ -28,7 +30,6 @@ from lvt_pipeline.video.decode import (
 )
 from lvt_pipeline.video.geometry import centre_square, lanczos_square, scaled_sides, square_of_scaled
 from lvt_pipeline.video.settings import GeometrySettings
-from lvt_pipeline.video.timing import Timing
 from lvt_pipeline.video.write import write_gif, write_mp4
 
 CLIPS = Path(__file__).parents[2] / "shared" / "videos"

@@ -15,7 +15,7 @@ from lvt_pipeline import lineage
 from lvt_pipeline.codes.layout import SCHEMA_VERSION, SHARDS
 from lvt_pipeline.errors import StoreError
 from lvt_pipeline.storage import has_line_break
-from lvt_pipeline.video.relative_paths import kept_sources, opened_sources
+from lvt_pipeline.video.locations import kept_sources, opened_sources
 
 CHUNK_FRAMES = 64  # frames that are compressed together: the least that a read decompresses
 SHARD_FRAMES = 4096  # frames in one file: the unit of writing and of resume

@@ -16,7 +16,7 @@ from lvt_pipeline.frames.codecs import CODECS
 from lvt_pipeline.frames.records import FORMAT_VERSION, ClipFailure, FrameClip, Part, Receipt
 from lvt_pipeline.storage import read_json
 from lvt_pipeline.video.clips import SPLITS, Note
-from lvt_pipeline.video.relative_paths import Translation, opened_sources
+from lvt_pipeline.video.locations import Translation, opened_sources
 
 _TEXTS = ("id", "key", "source", "digest", "fingerprint", "decoder")
 _SIZES = ("num_frames", "height", "width", "nbytes")

@@ -32,8 +32,8 @@ from lvt_pipeline.provenance import RECORD_NAME, Provenance, missing_outputs, re
 from lvt_pipeline.storage import describe_os_error
 from lvt_pipeline.video.clips import SPLITS
 from lvt_pipeline.video.geometry import Frames as Frames
+from lvt_pipeline.video.locations import opened_sources
 from lvt_pipeline.video.notebook import SHOWN_ROWS, Film, clips_html
-from lvt_pipeline.video.relative_paths import opened_sources
 
 
 class FrameReader:

@@ -31,7 +31,7 @@ from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.provenance import Provenance, write_record
 from lvt_pipeline.storage import atomic_writer, exclusive_lock, write_bytes, write_json
 from lvt_pipeline.video.clips import SPLITS
-from lvt_pipeline.video.relative_paths import Translation, kept_sources
+from lvt_pipeline.video.locations import Translation, kept_sources
 
 CLIPS_PER_SHARD = 64
 

@@ -31,7 +31,7 @@ from lvt_pipeline.provenance import digest_file
 from lvt_pipeline.runs.compatibility import check_runs, require_label
 from lvt_pipeline.runs.read import load_prior, load_vqvae, read_run, run_fingerprint
 from lvt_pipeline.storage import write_bytes
-from lvt_pipeline.video.container import inspect_video
+from lvt_pipeline.video.container.facts import inspect_video
 from lvt_pipeline.video.decode import clip_fps, decode_clip
 from lvt_pipeline.video.geometry import Frames
 from lvt_pipeline.video.pictures import png_bytes

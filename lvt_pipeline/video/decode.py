@@ -1,7 +1,7 @@
 """One video to the frames of a clip. It runs inside a worker process that can be killed.
 
-The container decides (`video.container`): which frames there are, when each is shown, how pictures are turned, what
-is missing. The readers (`video.readers`) are held to it, so the verdict does not depend on which of them reads.
+The container decides (`video.container`): which frames there are, when each is shown, how pictures are turned, which
+are missing. The readers (`video.readers`) are held to it, so the verdict does not depend on which of them reads.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,11 @@ from numpy.typing import NDArray
 
 from lvt_pipeline.errors import ConfigError, DecodeError
 from lvt_pipeline.video.clips import Note
-from lvt_pipeline.video.container import VideoFacts, inspect_video
+from lvt_pipeline.video.container.facts import VideoFacts, inspect_video
+from lvt_pipeline.video.container.timing import Times, Timing
 from lvt_pipeline.video.geometry import Fit, Frames, lanczos_square, square_of_scaled
 from lvt_pipeline.video.readers import UnexpectedFrameError, pictures_of, readers_for
 from lvt_pipeline.video.settings import GeometrySettings
-from lvt_pipeline.video.timing import Times, Timing
 
 FAILURE_REASONS = (
     "missing",
@@ -113,6 +114,27 @@ def decode_clip(path: str, start: float | None, end: float | None, geometry: Geo
         return _decode(path, facts, start, end, geometry)
     except UnexpectedFrameError as error:
         raise DecodeError("damaged", f"{path} holds {facts.codec} data that decodes differently each time") from error
+
+
+def read_video(
+    path: Path | str, size: int = 64, *, start: float | None = None, end: float | None = None, fps: float | None = None
+) -> tuple[Frames, float]:
+    """The frames of a video file as `lvt ingest` would store them, and their rate.
+
+    Args:
+        size: height and width of a frame, a multiple of 4.
+        start, end: seconds from the first frame; None: the whole video.
+        fps: rate to resample to; None: the native rate.
+
+    Returns:
+        uint8 (T, size, size, 3), RGB, and frames per second.
+
+    Raises:
+        DecodeError: the video cannot be decoded.
+        ConfigError: the size or the rate cannot be used.
+    """
+    clip = decode_clip(str(path), start, end, GeometrySettings(size=size, fps=fps))
+    return clip.frames, clip.fps
 
 
 def _decode(

@@ -12,7 +12,7 @@ import os
 import posixpath
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -44,6 +44,8 @@ _MARKS = (
     "updated",
     "created",
 )
+
+Translation = Callable[[str], str]  # of one location to another
 
 
 def is_url(location: str) -> bool:
@@ -81,6 +83,36 @@ def parent_of(location: str) -> str:
 def relative_to(location: str, folder: Path) -> str:
     """The location as it is written into a file in `folder`: paths relative to it, URLs as they are."""
     return location if is_url(location) or not location else Path(os.path.relpath(location, folder)).as_posix()
+
+
+# Artefacts keep locations relative to their own folder, so that both can move together. A dataset has a million clips
+# in a few folders, so the results are remembered by folder.
+
+
+def kept_sources(artefact: Path) -> Translation:
+    """What turns the path of a video into the one that the artefact at `artefact` keeps. Empty stays empty."""
+    base = os.path.abspath(artefact)
+    return _by_folder(lambda source: relative_to(source, Path(base)))
+
+
+def opened_sources(artefact: Path) -> Translation:
+    """The way back: what turns a kept path into one that can be opened. Empty stays empty."""
+    base = os.path.abspath(artefact)
+    return _by_folder(lambda source: absolute(base, source))
+
+
+def _by_folder(translate: Translation) -> Translation:
+    known: dict[str, str] = {}
+
+    def translated(source: str) -> str:
+        folder, slash, name = source.rpartition("/")
+        if not slash or not folder or name in ("", ".", "..") or is_url(source):
+            return translate(source) if source else ""
+        if folder not in known:
+            known[folder] = translate(folder)
+        return name if known[folder] == "." else f"{known[folder]}/{name}"
+
+    return translated
 
 
 def as_path(location: str) -> PurePosixPath:

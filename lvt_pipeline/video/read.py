@@ -20,12 +20,12 @@ from lvt_pipeline.video import decode as videos
 from lvt_pipeline.video import picture_folders
 from lvt_pipeline.video.bair import parse_trajectory
 from lvt_pipeline.video.clips import Clip
+from lvt_pipeline.video.container.timing import Timing
 from lvt_pipeline.video.decode import DecodedClip, choose_frames, clip_fps, decode_clip, shown_times, take_frames
 from lvt_pipeline.video.geometry import Frames
 from lvt_pipeline.video.locations import is_lfs_pointer, local_copy
 from lvt_pipeline.video.settings import GeometrySettings
 from lvt_pipeline.video.tfrecords import RecordIndex, index_records, read_record
-from lvt_pipeline.video.timing import Timing
 
 
 def readers_of(clip: Clip, geometry: GeometrySettings) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ import numpy as np
 
 from lvt_pipeline.errors import DecodeError
 from lvt_pipeline.video.clips import Note
-from lvt_pipeline.video.container import VideoFacts, decoded_frames
+from lvt_pipeline.video.container.facts import VideoFacts
+from lvt_pipeline.video.container.streams import decoded_frames
 from lvt_pipeline.video.geometry import Frames, scaled_sides, swaps_sides, turned
 from lvt_pipeline.video.settings import GeometrySettings
 

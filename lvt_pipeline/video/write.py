@@ -17,16 +17,41 @@ import numpy as np
 from einops import rearrange, repeat
 from PIL import Image
 
-from lvt_pipeline.errors import ShapeError
+from lvt_pipeline.errors import ConfigError, ShapeError
 from lvt_pipeline.storage import write_bytes
 from lvt_pipeline.video.geometry import Frames, check_frames
 from lvt_pipeline.video.pictures import png_bytes
 
+ENDINGS = (".mp4", ".gif", ".png", ".npy")
 VISUALLY_LOSSLESS_CRF = 18  # x264's constant rate factor; 0 is lossless, 23 is x264's default
 
 # Without it x264 chooses bits by arithmetic that depends on the processor and, at sizes that are no multiple of 16, on
 # uninitialised memory: equal frames gave different files.
 _SAME_EVERYWHERE = "cpu-independent=1"
+
+
+def write_video(path: Path | str, frames: Frames, fps: float, scale: int = 1) -> None:
+    """Write frames in the format of the file's ending: .mp4, .gif, .png (a strip of frames) or .npy.
+
+    Args:
+        frames: uint8 (T, H, W, 3), RGB.
+        scale: factor by which pixels are enlarged; .npy keeps the size.
+
+    Raises:
+        ConfigError: the file has another ending.
+    """
+    path = Path(path)
+    ending = path.suffix.lower()
+    if ending == ".mp4":
+        write_mp4(path, frames, fps, scale)
+    elif ending == ".gif":
+        write_gif(path, frames, fps, scale)
+    elif ending == ".png":
+        write_png_strip(path, frames, scale)
+    elif ending == ".npy":
+        write_npy(path, frames)
+    else:
+        raise ConfigError(f"{path} has the ending {ending or 'none'!r}; give one of {', '.join(ENDINGS)}")
 
 
 def write_mp4(path: Path, frames: Frames, fps: float, scale: int = 1, *, crf: int = VISUALLY_LOSSLESS_CRF) -> None:

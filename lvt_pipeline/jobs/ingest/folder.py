@@ -29,7 +29,7 @@ from lvt_pipeline.manifest.splits import Earlier
 from lvt_pipeline.outputs import record_of
 from lvt_pipeline.provenance import RECORD_NAME, Provenance, missing_outputs, record_path, write_record
 from lvt_pipeline.storage import read_json, sync_directory, write_json
-from lvt_pipeline.video.relative_paths import opened_sources
+from lvt_pipeline.video.locations import opened_sources
 
 NEXT_NAME = "next"
 MOVED_NAME = "moved_into_empty_splits"

@@ -17,7 +17,7 @@ from lvt_pipeline.interrupts import StopRequest
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.jobs.ingest.workers import run_isolated
 from lvt_pipeline.video.clips import Clip
-from lvt_pipeline.video.container import inspect_video
+from lvt_pipeline.video.container.facts import inspect_video
 from lvt_pipeline.video.decode import choose_frames
 from lvt_pipeline.video.locations import is_url
 from lvt_pipeline.video.picture_folders import pictures_in

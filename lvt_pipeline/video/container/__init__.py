@@ -1,0 +1,1 @@
+"""What a video file holds: its streams, its packets, the times of its frames, and whether it is whole."""
