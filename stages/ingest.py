@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
+from lvt_pipeline.jobs.runner import ArrayStep
 from lvt_pipeline.progress import format_seconds
 from lvt_pipeline.provenance import Provenance
 from stages.console import Console, echo_facts
 from stages.options import json_option, out_option, overwrite_option, settings_options, stage_command, workers_option
+from stages.running import array_options
 from stages.values import PATH, Real
 
 
@@ -36,6 +40,7 @@ from stages.values import PATH, Real
 )
 @click.option("--no-space-check", is_flag=True, help="Start even if the disk seems too small for the frames.")
 @click.option("--retry-failed", is_flag=True, help="Try clips again that failed before.")
+@array_options
 @overwrite_option
 @json_option
 def command(
@@ -47,6 +52,7 @@ def command(
     max_failures: float,
     no_space_check: bool,
     retry_failed: bool,
+    step: ArrayStep,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -58,19 +64,28 @@ def command(
 
     Example: lvt ingest --manifest films.jsonl -o frames --fps 10 --split-scenes --clip-seconds 10 --min-frames 16
     """
-    from lvt_pipeline.jobs.ingest.ingest import ingest
+    from lvt_pipeline.jobs.ingest.ingest import ingest, ingest_step
 
+    options: dict[str, Any] = {
+        "num_workers": workers,
+        "worker_memory": None if worker_memory is None else int(worker_memory * 1e9),
+        "check_space": not no_space_check,
+        "overwrite": overwrite,
+        "progress": Console(),
+    }
+    if step.kind in ("plan", "shards"):
+        shards = ingest_step(manifest, out, settings, step, **options)
+        line = f"{shards.num_missing} of {shards.num_shards} shards are missing in {out}"
+        echo_facts(asdict(shards), as_json, line)
+        return
     record = ingest(
         manifest,
         out,
         settings,
-        num_workers=workers,
         max_failures=max_failures,
         retry_failed=retry_failed,
-        worker_memory=None if worker_memory is None else int(worker_memory * 1e9),
-        check_space=not no_space_check,
-        overwrite=overwrite,
-        progress=Console(),
+        publish_only=step.kind == "publish",
+        **options,
     )
     lines = [summary(record, out), *reason_table(record.counts["failures_by_reason"])]
     if record.counts.get("notes"):

@@ -24,8 +24,9 @@ def array_options(function: Function) -> Function:
             raise click.UsageError("--plan-only, --shards and --publish are steps of their own; give one of them")
         step = ArrayStep("plan") if plan_only else ArrayStep("publish") if publish else ALL
         step = step if shards is None else ArrayStep("shards", *shards)
-        if kwargs.get("repair") and step != ALL:
-            raise click.UsageError("--repair is not a step of a job array; run it alone")
+        for option in ("repair", "retry_failed"):
+            if kwargs.get(option) and step != ALL:
+                raise click.UsageError(f"--{option.replace('_', '-')} is not for job arrays; run it alone")
         if kwargs["overwrite"] and step.kind in ("shards", "publish"):
             raise click.UsageError(f"--overwrite belongs to --plan-only, not to --{step.kind}")
         return function(*args, step=step, **kwargs)

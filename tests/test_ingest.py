@@ -21,11 +21,12 @@ import numpy as np
 import pytest
 
 from lvt_pipeline.errors import ArtefactError, BusyError, LVTError, OverBudget
+from lvt_pipeline.frames.records import receipts_in
 from lvt_pipeline.frames.shards import FrameShards
-from lvt_pipeline.jobs.ingest import job as ingest_job
+from lvt_pipeline.jobs.ingest import shards as ingest_shards
 from lvt_pipeline.jobs.ingest.ingest import ingest
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
-from lvt_pipeline.jobs.ingest.tasks import DecodedPayload, DecodeTask, decode_task
+from lvt_pipeline.jobs.ingest.shards import DecodedPayload, DecodeTask, decode_task
 from lvt_pipeline.manifest.manifest import build_manifest
 from lvt_pipeline.storage import exclusive_lock
 from lvt_pipeline.video.clips import Note
@@ -80,13 +81,13 @@ class Decodes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.names: list[str] = []
-        original = ingest_job.decode_task
+        original = ingest_shards.decode_task
 
         def remember(task: Any) -> Any:
             self.names.append(Path(task.clip.source).stem)
             return original(task)
 
-        monkeypatch.setattr(ingest_job, "decode_task", remember)
+        monkeypatch.setattr(ingest_shards, "decode_task", remember)
 
 
 @pytest.fixture
@@ -203,7 +204,7 @@ def test_an_interrupted_update_leaves_the_old_frames_readable_and_can_be_finishe
     for index in range(5):
         video(videos / "train" / f"{index}.mp4", 30 + index)
     listed(videos)
-    original, calls = ingest_job.write_shard, []
+    original, calls = ingest_shards.stage_shard, []
 
     def breaks(*arguments: Any, **options: Any) -> Any:
         calls.append(arguments)
@@ -212,10 +213,10 @@ def test_an_interrupted_update_leaves_the_old_frames_readable_and_can_be_finishe
         return original(*arguments, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ingest_job, "write_shard", breaks)
+        patch.setattr(ingest_shards, "stage_shard", breaks)
         ingest(manifest, out, SETTINGS, num_workers=0)
     assert FrameShards(out).fingerprint == before.fingerprint
-    assert len(list((out / "next").glob("*.tar"))) == 2
+    assert len(list((out / "next").rglob("*.tar"))) == 2
 
     decodes = Decodes(monkeypatch)
     ingest(manifest, out, SETTINGS, num_workers=0)
@@ -314,7 +315,7 @@ def test_clips_that_hang_or_crash_are_recorded_and_can_be_retried(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(ingest_job, "decode_task", hangs_or_crashes_on_some)
+        patch.setattr(ingest_shards, "decode_task", hangs_or_crashes_on_some)
         record = ingest(manifest, tmp_path / "frames", SETTINGS, num_workers=2, clip_seconds=2.0, worker_memory=4 << 30)
     assert record.counts["clips"] == 4
     failures = {failure.id: failure for failure in FrameShards(tmp_path / "frames").failures}
@@ -392,7 +393,7 @@ from pathlib import Path
 from lvt_pipeline.video.settings import GeometrySettings
 from lvt_pipeline.jobs.ingest.ingest import ingest
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
-from lvt_pipeline.jobs.ingest.tasks import DecodedPayload, DecodeTask, decode_task
+from lvt_pipeline.jobs.ingest.shards import DecodedPayload, DecodeTask, decode_task
 from lvt_pipeline.errors import LVTError
 try:
     settings = IngestSettings(geometry=GeometrySettings(size=16), clips_per_shard=1)
@@ -413,16 +414,16 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(tmp_path: Path, number: signa
     settings = IngestSettings(geometry=GEOMETRY, clips_per_shard=1)
     command = [sys.executable, "-c", RUN, str(manifest), str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        while not list(out.glob("*-000001.json")):
+        while not list(out.glob("next/*/*-000001.json")):
             assert process.poll() is None, process.communicate()[1].decode()
             time.sleep(0.002)
         process.send_signal(number)
         process.communicate()
     assert process.returncode == (EXIT_STOPPED if number == signal.SIGTERM else -signal.SIGKILL)
-    finished = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}
+    finished = {path.name: path.stat().st_mtime_ns for path in receipts_in(out)}
     assert 2 <= len(finished) < 40
     ingest(manifest, out, settings, num_workers=0)
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished
     ingest(manifest, tmp_path / "fresh", settings, num_workers=0)
     assert contents(out) == contents(tmp_path / "fresh")
 

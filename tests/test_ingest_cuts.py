@@ -13,7 +13,7 @@ import pytest
 
 from lvt_pipeline.errors import ConfigError, LVTError
 from lvt_pipeline.frames.shards import FrameShards
-from lvt_pipeline.jobs.ingest import job as ingest_job
+from lvt_pipeline.jobs.ingest import shards as ingest_shards
 from lvt_pipeline.jobs.ingest import space as disk_space
 from lvt_pipeline.jobs.ingest.ingest import ingest
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
@@ -121,7 +121,7 @@ def test_an_update_that_was_broken_off_is_finished_to_the_same_bytes(
     before = ingest(listed(videos), out, settings, num_workers=0)
     for index in range(5):
         video(videos / "train" / f"{index}.mp4", 30 + index, 8 + 2 * index)
-    original, calls = ingest_job.write_shard, []
+    original, calls = ingest_shards.stage_shard, []
 
     def breaks(*arguments: Any, **options: Any) -> Any:
         calls.append(arguments)
@@ -130,10 +130,10 @@ def test_an_update_that_was_broken_off_is_finished_to_the_same_bytes(
         return original(*arguments, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ingest_job, "write_shard", breaks)
+        patch.setattr(ingest_shards, "stage_shard", breaks)
         ingest(listed(videos), out, settings, num_workers=0)
     assert FrameShards(out).fingerprint == before.fingerprint
-    waiting = len(list((out / "next").glob("*.tar")))
+    waiting = len(list((out / "next").rglob("*.tar")))
     assert waiting == broken_off
     video(videos / "train" / "3.mp4", 50, 9)  # and the plan changes once more
     decodes.names.clear()

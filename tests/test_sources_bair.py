@@ -13,7 +13,7 @@ import webdataset
 
 from lvt_pipeline.errors import ManifestError
 from lvt_pipeline.frames.shards import FrameShards
-from lvt_pipeline.jobs.ingest import job as ingest_job
+from lvt_pipeline.jobs.ingest import shards as ingest_shards
 from lvt_pipeline.jobs.ingest.ingest import ingest
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.manifest.manifest import Clip, build_manifest, read_manifest
@@ -165,8 +165,8 @@ def test_an_update_reads_new_records_only_and_keeps_the_arrays(
     (dataset / "train" / "traj_3_to_3.tfrecords").unlink()
     write_records(dataset / "train" / "all.tfrecords", [trajectory(seed) for seed in (3, 4, 0, 1, 2)])
     read: list[str] = []
-    original = ingest_job.decode_task
-    monkeypatch.setattr(ingest_job, "decode_task", lambda task: read.append(task.clip.id) or original(task))
+    original = ingest_shards.decode_task
+    monkeypatch.setattr(ingest_shards, "decode_task", lambda task: read.append(task.clip.id) or original(task))
     listed(dataset, tmp_path / "m.jsonl")
     ingest(tmp_path / "m.jsonl", tmp_path / "frames", SETTINGS, num_workers=0)
     assert read == ["train/all/001"]

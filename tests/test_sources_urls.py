@@ -13,8 +13,8 @@ import pytest
 from lvt_pipeline.errors import DecodeError, LVTError, ManifestError
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs.ingest.ingest import ingest
-from lvt_pipeline.jobs.ingest.job import DOWNLOADS_NAME
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
+from lvt_pipeline.jobs.ingest.shards import DOWNLOADS_NAME
 from lvt_pipeline.manifest.manifest import Clip, build_manifest, manifest_fingerprint, read_manifest
 from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.provenance import digest_file

@@ -22,11 +22,17 @@ _TEXTS = ("id", "key", "source", "digest", "fingerprint", "decoder")
 _SIZES = ("num_frames", "height", "width", "nbytes")
 
 
-def read_receipt(path: Path, *, opened: Translation | None = None) -> Receipt:
+def staged_tar(folder: Path, name: str, digest: str) -> Path:
+    """The tar of a shard that waits to be published: `train-000012.0123456789abcdef.tar`."""
+    return folder / f"{Path(name).stem}.{digest[:16]}.tar"
+
+
+def read_receipt(path: Path, *, opened: Translation | None = None, is_staged: bool = False) -> Receipt:
     """Parse a receipt; sources come back as paths that can be opened.
 
     Args:
         opened: translation of its sources (`relative_paths`); by default they count from the receipt's folder.
+        is_staged: whether the shard waits to be published (`staged_tar`).
 
     Raises:
         ArtefactError: it is missing, damaged, or of a format this version does not know.
@@ -48,7 +54,8 @@ def read_receipt(path: Path, *, opened: Translation | None = None) -> Receipt:
         cause = str(error) if type(error) is ValueError else "a value is missing or of another type"
         raise ArtefactError(f"{path} is not a receipt of a frame shard: {cause}; ingest again") from None
     if clips:
-        _check_size(path.with_name(content["shard"]), content["size"])
+        name, digest = content["shard"], content["digest"]
+        _check_size(staged_tar(path.parent, name, digest) if is_staged else path.with_name(name), content["size"])
     return receipt
 
 

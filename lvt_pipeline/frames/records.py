@@ -17,6 +17,8 @@ from lvt_pipeline.video.geometry import Frames, check_frames
 
 FORMAT_VERSION = 1  # raised when the bytes of a shard change for the same frames
 FAILURES_NAME = "failures.jsonl"
+NEXT_NAME = "next"  # the folder of shards that wait to be published
+SHARD_PATTERN = "*-[0-9][0-9][0-9][0-9][0-9][0-9]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +186,11 @@ def shard_name(split: str, index: int) -> str:
 def receipt_path(shard: Path) -> Path:
     """The receipt of a shard: `train-000012.json`."""
     return shard.with_suffix(".json")
+
+
+def receipts_in(root: Path) -> list[Path]:
+    """Receipts of a folder of frames, also of shards that wait to be published."""
+    return [*root.glob(f"{SHARD_PATTERN}.json"), *root.glob(f"{NEXT_NAME}/*/{SHARD_PATTERN}.json")]
 
 
 def failures_of(receipts: Iterable[Receipt]) -> list[ClipFailure]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from lvt_pipeline.errors import ArtefactError, ShapeError
 from lvt_pipeline.frames.codecs import decode_frames
 from lvt_pipeline.frames.receipts import read_receipt
-from lvt_pipeline.frames.records import ClipFailure, FrameClip, content_fingerprint, receipt_path
+from lvt_pipeline.frames.records import ClipFailure, FrameClip, content_fingerprint, receipt_path, receipts_in
 from lvt_pipeline.frames.verify import require_sound
 from lvt_pipeline.machine import paused_collection
 from lvt_pipeline.provenance import RECORD_NAME, Provenance, missing_outputs, read_record
@@ -250,7 +250,7 @@ def _finished_record(root: Path) -> Provenance:
     if not root.is_dir():
         raise ArtefactError(f"{root} does not exist; `lvt ingest` makes a folder of frames")
     if not (root / RECORD_NAME).exists():
-        if any(root.glob("*-[0-9]*.json")):
+        if receipts_in(root):
             raise ArtefactError(f"{root} is not finished; run the same `lvt ingest` command again to complete it")
         raise ArtefactError(f"{root} is not a folder of frames: it has no {RECORD_NAME}; `lvt ingest` makes one")
     record = read_record(root)

@@ -17,7 +17,7 @@ from typing import Any
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.frames.codecs import SUFFIXES
 from lvt_pipeline.frames.receipts import read_receipt
-from lvt_pipeline.frames.records import FrameClip
+from lvt_pipeline.frames.records import FrameClip, receipts_in
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import digest_file, read_record, status_of
 from lvt_pipeline.storage import describe_os_error
@@ -112,7 +112,7 @@ def _disagreements(
 
 def is_frames_folder(root: Path) -> bool:
     """Whether a folder holds frame shards, by the names of its files."""
-    return any(root.glob("*-[0-9][0-9][0-9][0-9][0-9][0-9].json"))
+    return bool(receipts_in(root))
 
 
 @dataclass(frozen=True)

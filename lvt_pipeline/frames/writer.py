@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.file_systems import is_lock_file
 from lvt_pipeline.frames.codecs import SUFFIXES, write_npy
+from lvt_pipeline.frames.receipts import read_receipt, staged_tar
 from lvt_pipeline.frames.records import (
     FAILURES_NAME,
     FORMAT_VERSION,
@@ -29,9 +32,9 @@ from lvt_pipeline.frames.records import (
 from lvt_pipeline.frames.tar import TarWriter, tar_key
 from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.provenance import Provenance, write_record
-from lvt_pipeline.storage import atomic_writer, exclusive_lock, write_bytes, write_json
+from lvt_pipeline.storage import atomic_writer, create_bytes, exclusive_lock, sync_directory, write_bytes
 from lvt_pipeline.video.clips import SPLITS
-from lvt_pipeline.video.locations import Translation, kept_sources
+from lvt_pipeline.video.locations import Translation, kept_sources, opened_sources
 
 CLIPS_PER_SHARD = 64
 
@@ -47,29 +50,73 @@ def write_shard(
         shard: path of the tar; the receipt is next to it.
         root: the folder that paths of sources are kept relative to; the shard's own folder by default.
     """
-    root = root or shard.parent
-    clips: list[FrameClip] = []
-    digest = size = None
-    if samples:
-        with atomic_writer(shard) as stream:
-            tar = TarWriter(stream)
-            for sample in samples:
-                clips.append(_write_sample(tar, sample, shard.name))
-            tar.close()
-            digest, size = tar.digest, tar.size
-    else:
+    tar = _write_tar(shard, shard.name, samples)
+    if not samples:
         shard.unlink(missing_ok=True)
+    content = _receipt(shard.name, tar, failures, root or shard.parent)
+    write_bytes(receipt_path(shard), content)
+    return Receipt(tar.clips, list(failures), tar.digest)
+
+
+def stage_shard(
+    folder: Path, name: str, samples: Sequence[FrameSample], failures: Sequence[ClipFailure], *, root: Path
+) -> Receipt:
+    """Put a shard among those that wait to be published, unless another process has put it there.
+
+    The receipt is created if absent, and names the tar by its content (`staged_tar`): whoever comes second changes
+    nothing, however late.
+
+    Args:
+        folder: where shards of one plan wait.
+        name: the shard's name once it is published.
+
+    Returns:
+        the receipt that is there.
+    """
+    attempt = folder / f"{secrets.token_hex(8)}.tar"
+    tar = _write_tar(attempt, name, samples)
+    staged = staged_tar(folder, name, tar.digest or "")
+    if samples:
+        os.replace(attempt, staged)
+        sync_directory(folder)
+    if create_bytes(receipt_path(folder / name), _receipt(name, tar, failures, root)):
+        return Receipt(tar.clips, list(failures), tar.digest)
+    first = read_receipt(receipt_path(folder / name), opened=opened_sources(root), is_staged=True)
+    if first.digest != tar.digest:
+        staged.unlink(missing_ok=True)
+    return first
+
+
+@dataclass
+class _Tar:
+    """A tar that was written: its clips, SHA-256 and size; without clips there is no tar."""
+
+    clips: list[FrameClip] = field(default_factory=list)
+    digest: str | None = None
+    size: int | None = None
+
+
+def _write_tar(path: Path, name: str, samples: Sequence[FrameSample]) -> _Tar:
+    if not samples:
+        return _Tar()
+    with atomic_writer(path) as stream:
+        tar = TarWriter(stream)
+        clips = [_write_sample(tar, sample, name) for sample in samples]
+        tar.close()
+    return _Tar(clips, tar.digest, tar.size)
+
+
+def _receipt(name: str, tar: _Tar, failures: Sequence[ClipFailure], root: Path) -> bytes:
     kept = kept_sources(root)
     content = {
         "format": FORMAT_VERSION,
-        "shard": shard.name,
-        "digest": digest,
-        "size": size,
-        "clips": [_kept(_without_shard(clip), kept) for clip in clips],
+        "shard": name,
+        "digest": tar.digest,
+        "size": tar.size,
+        "clips": [_kept(_without_shard(clip), kept) for clip in tar.clips],
         "failures": [_kept(asdict(failure), kept) for failure in failures],
     }
-    write_json(receipt_path(shard), content)
-    return Receipt(clips, list(failures), digest)
+    return f"{json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)}\n".encode()
 
 
 def _write_sample(tar: TarWriter, sample: FrameSample, shard: str) -> FrameClip:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lvt_pipeline.codes.layout import read_root
 from lvt_pipeline.codes.store import is_unfinished
 from lvt_pipeline.errors import ArtefactError
+from lvt_pipeline.frames.records import receipts_in
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance, missing_outputs, read_record, record_path, short
 from lvt_pipeline.runs.layout import METRICS_NAME, RUN_NAME
 from lvt_pipeline.runs.read import read_run, read_run_record
@@ -122,7 +123,7 @@ def _guess(path: Path) -> str:
         return "codes"
     if (path / RUN_NAME).exists():
         return str(read_run(path)["kind"])
-    if any(path.glob("*-[0-9][0-9][0-9][0-9][0-9][0-9].json")):
+    if receipts_in(path):
         return "frames"
     return "unknown"
 
@@ -143,7 +144,7 @@ def _frames(path: Path, record: Provenance | None) -> dict[str, Any]:
     from lvt_pipeline.frames.shards import FrameShards
 
     if record is None:
-        return {"finished_shards": len(list(path.glob("*-[0-9][0-9][0-9][0-9][0-9][0-9].json")))}
+        return {"finished_shards": len(receipts_in(path))}
     shards = FrameShards(path)
     first = shards.clips[0] if shards.clips else None
     return {

@@ -1,22 +1,26 @@
 """The folder of frame shards: which shards are finished, and how new ones take the place of old ones.
 
-While an existing output is brought up to date its new shards wait in `next/`; the old ones stay readable until all new
-ones are complete. The record is written last: a folder without one is unfinished.
+New shards wait in `next/`, in a folder of their plan, and older ones stay readable until all new ones are complete.
+Several processes of a plan may write the same shard: the first one wins. A late process of an abandoned plan finds the
+folder of that plan, or none. The record is written last: a folder without one is unfinished.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lvt_pipeline.errors import ArtefactError
-from lvt_pipeline.frames.receipts import read_receipt
+from lvt_pipeline.frames.receipts import read_receipt, staged_tar
 from lvt_pipeline.frames.records import (
     FAILURES_NAME,
+    NEXT_NAME,
+    SHARD_PATTERN,
     Receipt,
     content_fingerprint,
     failures_of,
@@ -31,38 +35,75 @@ from lvt_pipeline.provenance import RECORD_NAME, Provenance, missing_outputs, re
 from lvt_pipeline.storage import read_json, sync_directory, write_json
 from lvt_pipeline.video.locations import opened_sources
 
-NEXT_NAME = "next"
+PLAN_NAME = "plan.json"  # in `next/`: the plan whose shards are being made
 MOVED_NAME = "moved_into_empty_splits"
 PUBLISHING_NAME = ".publishing.json"  # while there is no record: the contents that were moved into empty splits
-SHARD_PATTERN = "*-[0-9][0-9][0-9][0-9][0-9][0-9]"
 
 
-def receipts_in(folder: Path, out: Path) -> Iterator[tuple[str, Receipt]]:
-    """Finished shards of a folder by name. One cut short, or without its tar, is not finished."""
+@dataclass(frozen=True)
+class FinishedShard:
+    """A frame shard with its receipt: in its place, or in a folder of `next/` (`is_staged`)."""
+
+    name: str
+    folder: Path
+    receipt: Receipt
+    is_staged: bool
+
+    @property
+    def tar(self) -> Path:
+        """Its frames, if it has any."""
+        digest = self.receipt.digest or ""
+        return staged_tar(self.folder, self.name, digest) if self.is_staged else self.folder / self.name
+
+
+def finished_shards(out: Path) -> Iterator[FinishedShard]:
+    """Finished shards, those that wait last. One cut short, or without its tar, is not finished."""
     opened = opened_sources(out)
-    for path in sorted(folder.glob(f"{SHARD_PATTERN}.json")):
-        with suppress(ArtefactError):
-            yield path.with_suffix(".tar").name, read_receipt(path, opened=opened)
+    for folder in (out, *sorted((out / NEXT_NAME).glob("*/"))):
+        for path in sorted(folder.glob(f"{SHARD_PATTERN}.json")):
+            with suppress(ArtefactError):
+                receipt = read_receipt(path, opened=opened, is_staged=folder != out)
+                yield FinishedShard(path.with_suffix(".tar").name, folder, receipt, folder != out)
+
+
+def begin_plan(out: Path, plan: str, moved: Mapping[str, str]) -> None:
+    """Let the shards of a plan be made.
+
+    Args:
+        plan: its identity, and the name of the folder that its shards wait in.
+        moved: contents that the plan moves into another split than the manifest, with that split.
+    """
+    (out / NEXT_NAME / plan).mkdir(parents=True, exist_ok=True)
+    if read_plan(out) != (plan, moved):
+        write_json(out / NEXT_NAME / PLAN_NAME, {"plan": plan, MOVED_NAME: dict(moved)})
+
+
+def read_plan(out: Path) -> tuple[str, dict[str, str]]:
+    """The plan whose shards are being made and the contents that it moves; an empty text when there is none."""
+    content = _read_object(out / NEXT_NAME / PLAN_NAME)
+    moved = content.get(MOVED_NAME)
+    return str(content.get("plan", "")), dict(moved) if isinstance(moved, dict) else {}
 
 
 def publish(
     out: Path,
-    receipts: Mapping[str, Receipt],
+    shards: Sequence[FinishedShard],
     recorder: Recorder,
     moved: Mapping[str, str],
 ) -> Provenance:
     """Put new shards in place of the old ones, remove the shards that have no receipt here, and write the record.
 
     Args:
-        receipts: receipts of all shards, by name of the shard.
+        shards: all of them, in order.
         moved: contents that were moved into a split that would have stayed empty, with that split.
     """
-    names = list(receipts)
-    clips = [clip for receipt in receipts.values() for clip in receipt.clips]
-    failures = failures_of(receipts.values())
+    receipts = [shard.receipt for shard in shards]
+    clips = [clip for receipt in receipts for clip in receipt.clips]
+    failures = failures_of(receipts)
     content = content_fingerprint(clips)
-    waiting = [name for name in names if receipt_path(out / NEXT_NAME / name).exists()]
-    obsolete = set(_shards_in(out)) - set(names)
+    names = [shard.name for shard in shards]
+    waiting = [shard for shard in shards if shard.is_staged]
+    obsolete = {path.name for path in out.glob(f"{SHARD_PATTERN}.tar")} - set(names)
     old = record_of(out)
     if (
         old is not None
@@ -73,14 +114,13 @@ def publish(
         and old.fingerprint == content
     ):
         (out / PUBLISHING_NAME).unlink(missing_ok=True)
+        _remove_waiting(out)
         return old
     # From here to the new record the folder is unfinished, and has no record.
     write_json(out / PUBLISHING_NAME, {MOVED_NAME: dict(moved)})
     record_path(out).unlink(missing_ok=True)
-    for name in waiting:
-        _move_shard(out / NEXT_NAME / name, out / name)
-    if (out / NEXT_NAME).is_dir():
-        shutil.rmtree(out / NEXT_NAME)
+    for shard in waiting:
+        _move_shard(shard, out)
     remove_shards(out, keep=names)
     write_failures(out, failures)
     counts = frame_counts(clips, failures) | ({MOVED_NAME: dict(moved)} if moved else {})
@@ -100,60 +140,61 @@ def splits_in(out: Path) -> Earlier:
         return Earlier()
     contents = {
         clip.digest
-        for name, receipt in receipts_in(out, out)
-        if record is None or name in record.outputs
-        for clip in receipt.clips
+        for shard in finished_shards(out)
+        if record is None or (shard.name in record.outputs and not shard.is_staged)
+        for clip in shard.receipt.clips
     }
-    moved = _interrupted(out).get(MOVED_NAME) if record is None else record.counts.get(MOVED_NAME)
+    moved = _read_object(out / PUBLISHING_NAME).get(MOVED_NAME) if record is None else record.counts.get(MOVED_NAME)
     return Earlier(frozenset(contents), dict(moved) if isinstance(moved, dict) else {})
 
 
-def _interrupted(out: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     with suppress(ArtefactError):
-        content = read_json(out / PUBLISHING_NAME)
+        content = read_json(path)
         return content if isinstance(content, dict) else {}
     return {}
 
 
-def _move_shard(new: Path, old: Path) -> None:
-    """Replace a shard. At no moment is a receipt next to the tar of another."""
-    receipt_path(old).unlink(missing_ok=True)
-    sync_directory(old.parent)
-    if new.exists():
-        os.replace(new, old)
-    else:
+def _move_shard(shard: FinishedShard, out: Path) -> None:
+    """Publish a shard. At no moment is a receipt next to the tar of another."""
+    new, old = shard.folder / receipt_path(Path(shard.name)), out / shard.name
+    if receipt_path(old).exists():
+        receipt_path(old).unlink()
+        sync_directory(out)
+    if shard.receipt.digest is None:
         old.unlink(missing_ok=True)
-    os.replace(receipt_path(new), receipt_path(old))
-    sync_directory(old.parent)
+    else:
+        os.replace(shard.tar, old)
+    os.replace(new, receipt_path(old))
+    sync_directory(out)
 
 
-def _shards_in(folder: Path) -> list[str]:
-    return [path.name for path in folder.glob(f"{SHARD_PATTERN}.tar")]
-
-
-def remove_shards(folder: Path, keep: Iterable[str]) -> None:
-    """Delete all shards of a folder but these, receipts first; with `keep` empty, the record and failures too."""
+def remove_shards(out: Path, keep: Collection[str]) -> None:
+    """Delete all shards but these, receipts first, and all that wait; without `keep` the record and failures too."""
     kept = {Path(name).stem for name in keep}
     if not kept:
         for name in (RECORD_NAME, FAILURES_NAME, PUBLISHING_NAME):
-            (folder / name).unlink(missing_ok=True)
+            (out / name).unlink(missing_ok=True)
     for suffix in (".json", ".tar"):
-        for path in folder.glob(f"{SHARD_PATTERN}{suffix}"):
+        for path in out.glob(f"{SHARD_PATTERN}{suffix}"):
             if path.stem not in kept:
                 path.unlink()
+    _remove_waiting(out)
 
 
-def refuse_foreign(out: Path) -> None:
-    """Never write among files that are not ours.
+def _remove_waiting(out: Path) -> None:
+    shutil.rmtree(out / NEXT_NAME, ignore_errors=True)  # a late process may be writing into it
+
+
+def holds_only_ours(out: Path) -> bool:
+    """Whether frames may be written here: never among files that are not ours.
 
     Raises:
-        ArtefactError: the folder holds something else.
+        ArtefactError: the folder holds something else, which is named.
     """
-    record = record_of(out)
-    if record is not None and record.kind != "frames":
-        raise ArtefactError(f"{out} holds {record.kind}, not frames; choose another output folder")
     ours = {RECORD_NAME, FAILURES_NAME, NEXT_NAME}
     for path in out.iterdir():
         is_shard = path.suffix in (".tar", ".json") and path.match(f"{SHARD_PATTERN}{path.suffix}")
         if path.name not in ours and not is_shard and not path.name.startswith("."):
             raise ArtefactError(f"{out} is not empty and {path.name} is not ours; choose another output folder")
+    return True

@@ -7,27 +7,36 @@ one that was never killed. A line of the manifest gives one clip, or several whe
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lvt_pipeline.errors import LVTError, OverBudget
-from lvt_pipeline.frames.records import FAILURES_NAME, ClipFailure, Receipt, failures_of, frame_counts
+from lvt_pipeline.frames.records import FAILURES_NAME, ClipFailure, failures_of, frame_counts
 from lvt_pipeline.frames.writer import write_failures
 from lvt_pipeline.interrupts import StopRequest, stop_requested
 from lvt_pipeline.job import Clock
-from lvt_pipeline.jobs.ingest.folder import NEXT_NAME, publish, refuse_foreign, remove_shards, splits_in
-from lvt_pipeline.jobs.ingest.job import DOWNLOADS_NAME, IngestJob
+from lvt_pipeline.jobs.ingest.folder import (
+    FinishedShard,
+    begin_plan,
+    holds_only_ours,
+    publish,
+    read_plan,
+    remove_shards,
+    splits_in,
+)
+from lvt_pipeline.jobs.ingest.job import IngestJob
+from lvt_pipeline.jobs.ingest.plan import PlannedShard
 from lvt_pipeline.jobs.ingest.settings import JOB, STAGE, IngestSettings
+from lvt_pipeline.jobs.ingest.shards import Decoding, IngestElsewhere, ShardMaker
 from lvt_pipeline.jobs.ingest.space import require_space
+from lvt_pipeline.jobs.runner import LOCAL, ArrayStep, Runner, require_none_missing
 from lvt_pipeline.machine import num_cores, total_memory
 from lvt_pipeline.manifest.manifest import manifest_fingerprint, read_manifest
-from lvt_pipeline.manifest.splits import content_key, fill_empty_splits
+from lvt_pipeline.manifest.splits import Earlier, content_key, fill_empty_splits
 from lvt_pipeline.outputs import record_of, require_output_folder
-from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.progress import SILENT, Bar, Progress
 from lvt_pipeline.provenance import Provenance
-from lvt_pipeline.storage import exclusive_lock, remove_leftovers
 from lvt_pipeline.video.clips import Clip
 
 CLIP_SECONDS = 120.0  # for opening and decoding a small clip on a busy machine
@@ -48,12 +57,13 @@ def ingest(
     worker_memory: int | None = None,
     check_space: bool = True,
     damaged: Collection[str] = (),
+    publish_only: bool = False,
+    runner: Runner = LOCAL,
     progress: Progress = SILENT,
 ) -> Provenance:
-    """Decode every clip of a manifest into frame shards; resume or update an existing folder.
+    """Decode every clip of a manifest into frame shards in a folder `out` that is created, finished or updated.
 
     Args:
-        out: folder to create, to finish, or to bring up to date.
         num_workers: decoding processes; None is one per core, 0 decodes in this process without protection.
         max_failures: share of clips that may fail.
         retry_failed: try clips again that failed before and have not changed.
@@ -62,6 +72,7 @@ def ingest(
         worker_memory: bytes that a worker may use for one clip; None is its share of the machine's memory.
         check_space: refuse to begin when the disk has no room for the frames.
         damaged: names of shards that differ from their receipts; they are made again.
+        publish_only: refuse to decode: the last step of a job array.
 
     Returns:
         The record; its counts are clips, frames, failures, failures_by_reason and, when there are some,
@@ -77,19 +88,67 @@ def ingest(
     clock = Clock()
     require_output_folder(out, STAGE, (manifest,))
     clips = read_manifest(manifest)
-    workers = num_cores() if num_workers is None else num_workers
-    with exclusive_lock(out), stop_requested() as stop:
-        _prepare(out, overwrite)
-        run = _Run(out, settings, workers, clip_seconds, worker_memory or _memory_share(workers), stop, progress)
-        lines, moved, receipts = run.fill_splits(clips, retry_failed, check_space, damaged)
-        failures = failures_of(receipts.values())
+    decoding = _decoding(num_workers, clip_seconds, worker_memory)
+    inputs = {"manifest": manifest_fingerprint(clips)}
+    with JOB.open_folder(out, settings, inputs, is_ours=holds_only_ours, clock=clock) as work:
+        if overwrite:
+            remove_shards(out, keep=())
+        run = _Run(out, settings, decoding, runner, work.stop, progress, (manifest, out))
+        if publish_only:
+            run.require_shards(clips)
+        lines, moved, shards = run.fill_splits(clips, retry_failed, check_space, damaged)
+        failures = failures_of(shard.receipt for shard in shards)
         if len(failures) == len(clips):
             raise _nothing_decoded(out, failures)
         _report_moved(lines, moved, {failure.id for failure in failures}, progress)
-        recorder = JOB.recorder(settings, {"manifest": manifest_fingerprint(clips)}, clock)
-        record = publish(out, receipts, recorder, moved)
+        record = publish(out, shards, work, moved)
     _require_few_failures(out, failures, len(clips), max_failures)
     return record
+
+
+@dataclass(frozen=True)
+class ShardCounts:
+    """The shards of a plan, and how many of them are not there."""
+
+    num_shards: int
+    num_missing: int
+
+
+def ingest_step(
+    manifest: Path,
+    out: Path,
+    settings: IngestSettings,
+    step: ArrayStep,
+    *,
+    num_workers: int | None = None,
+    worker_memory: int | None = None,
+    overwrite: bool = False,
+    check_space: bool = True,
+    progress: Progress = SILENT,
+) -> ShardCounts:
+    """One process of a job array: decide which shard holds which clips, or make some of them.
+
+    Arguments and errors as in `ingest`, which publishes with `publish_only`.
+    """
+    require_output_folder(out, STAGE, (manifest,))
+    clips = read_manifest(manifest)
+    if settings.shard_mb is not None:
+        raise _sized_elsewhere()
+    decoding = _decoding(num_workers, CLIP_SECONDS, worker_memory)
+    if step.kind == "shards":
+        with stop_requested() as stop:
+            run = _Run(out, settings, decoding, LOCAL, stop, progress, ())
+            return run.help_with(step, clips)
+    with JOB.open_folder(out, settings, {}, is_ours=holds_only_ours) as work:
+        if overwrite:
+            remove_shards(out, keep=())
+        run = _Run(out, settings, decoding, LOCAL, work.stop, progress, ())
+        return run.begin(clips, check_space)
+
+
+def _decoding(num_workers: int | None, clip_seconds: float, worker_memory: int | None) -> Decoding:
+    workers = num_cores() if num_workers is None else num_workers
+    return Decoding(workers, clip_seconds, worker_memory or _memory_share(workers))
 
 
 @dataclass(frozen=True)
@@ -98,50 +157,135 @@ class _Run:
 
     out: Path
     settings: IngestSettings
-    num_workers: int
-    clip_seconds: float
-    worker_memory: int | None
+    decoding: Decoding
+    runner: Runner
     stop: StopRequest
     progress: Progress
+    paths: Sequence[Path]  # that every machine must see
 
     def fill_splits(
         self, clips: Sequence[Clip], retry_failed: bool, check_space: bool, damaged: Collection[str]
-    ) -> tuple[Sequence[Clip], Mapping[str, str], dict[str, Receipt]]:
+    ) -> tuple[Sequence[Clip], Mapping[str, str], list[FinishedShard]]:
         """Decode all clips, and move some into splits of which no clip could be decoded.
 
         Returns:
-            the clips with their splits, the contents that were moved with their split, and the receipts of all shards.
+            the clips with their splits, the contents that were moved with their split, and all shards.
         """
         earlier = splits_in(self.out)
         failed = IngestJob(self.out, clips, self.settings, retry_failed).known_failures()
         lines, moved = fill_empty_splits(clips, failed, earlier)
-        receipts = self.receipts(lines, retry_failed, check_space, damaged)
+        shards = self.shards(self._job(lines, retry_failed, damaged), moved, check_space)
         while True:
-            failed |= {failure.id for failure in failures_of(receipts.values())}
+            failed |= {failure.id for failure in failures_of(shard.receipt for shard in shards)}
             filled, moved = fill_empty_splits(clips, failed, earlier)
             if filled == lines:
-                return lines, moved, receipts
+                return lines, moved, shards
             # A clip that was alone in its split failed: another one takes its place, copied and not decoded again.
             lines = filled
-            receipts = self.receipts(lines)
+            shards = self.shards(self._job(lines), moved)
 
-    def receipts(
-        self,
-        lines: Sequence[Clip],
-        retry_failed: bool = False,
-        check_space: bool = False,
-        damaged: Collection[str] = (),
-    ) -> dict[str, Receipt]:
-        """The receipts of all shards of these lines, by name; missing shards are written."""
+    def begin(self, clips: Sequence[Clip], check_space: bool) -> ShardCounts:
+        """Let the processes of a job array make the shards."""
+        failed = IngestJob(self.out, clips, self.settings, False).known_failures()
+        lines, moved = fill_empty_splits(clips, failed, splits_in(self.out))
+        job = self._job(lines)
+        missing = job.missing()
+        if missing:
+            self._begin(job, moved, check_space)
+            for shard in missing:
+                job.discard(shard)
+        return ShardCounts(len(missing) + len(job.shards), len(missing))
+
+    def help_with(self, step: ArrayStep, clips: Sequence[Clip]) -> ShardCounts:
+        """Make some shards of a plan that another process has begun."""
+        job = self._begun_job(clips)
+        names = {shard.name for shard in job.missing()}
+        mine = [shard for shard in step.share(list(job.plan(job.known_weight))) if shard.name in names]
+        maker = ShardMaker(self.out, job.identity, self.settings, self.decoding)
+        tasks = [job.task(shard, self.decoding) for shard in mine]
+        with self.progress.bar("decoding", sum(len(task.shard.lines) for task in tasks), "clip") as bar:
+            made = list(maker(tasks, bar, lambda: self.stop))
+        if len(made) < len(tasks):
+            self.stop.raise_if_set(f"{len(made)} of {len(tasks)} shards are saved in {self.out}")
+        return ShardCounts(len(names) + len(job.shards), len(names) - len(made))
+
+    def require_shards(self, clips: Sequence[Clip]) -> None:
+        """Refuse to publish while shards of the plan that was begun are missing.
+
+        Raises:
+            LVTError: some are.
+        """
+        job = self._begun_job(clips)
+        missing = [shard.name for shard in job.missing()]
+        require_none_missing(self.out, missing, len(missing) + len(job.shards))
+
+    def _begun_job(self, clips: Sequence[Clip]) -> IngestJob:
+        """The plan that was begun. It names the contents that it moves: failures that came later move no more."""
+        plan, moved = read_plan(self.out)
+        earlier = Earlier(moved=moved) if plan else splits_in(self.out)
+        return self._job(fill_empty_splits(clips, set(), earlier)[0])
+
+    def _job(self, lines: Sequence[Clip], retry_failed: bool = False, damaged: Collection[str] = ()) -> IngestJob:
         job = IngestJob(self.out, lines, self.settings, retry_failed)
         job.look_around(damaged)
+        return job
+
+    def _begin(self, job: IngestJob, moved: Mapping[str, str], check_space: bool) -> None:
         if check_space:
-            require_space(self.out, job.to_decode, self.settings, self.num_workers, self.stop)
-        with self.progress.bar("decoding", len(lines), "clip", done=job.num_kept) as bar:
-            plan = job.make(self.num_workers, self.clip_seconds, self.worker_memory, self.stop, bar)
-        shutil.rmtree(self.out / DOWNLOADS_NAME, ignore_errors=True)
-        self.stop.raise_if_set(f"{job.num_saved} shards are saved in {self.out}")
-        return {shard.name: job.receipt(shard) for shard in plan}
+            require_space(self.out, job.to_decode, self.settings, self.decoding.num_workers, self.stop)
+        begin_plan(self.out, job.identity, moved)
+
+    def shards(self, job: IngestJob, moved: Mapping[str, str], check_space: bool = False) -> list[FinishedShard]:
+        """All shards of a plan, in order; missing ones are made."""
+        self._begin(job, moved, check_space)
+        make = self._make_by_size if job.is_by_size else self._make
+        with self.progress.bar("decoding", job.num_lines, "clip", done=job.num_kept) as bar:
+            plan = make(job, bar)
+        if plan is None:
+            self.stop.raise_if_set(f"{len(job.shards)} shards are saved in {self.out}")
+        assert plan is not None, "only a stop ends the work early"
+        return [job.shards[shard.name] for shard in plan]
+
+    def _make(self, job: IngestJob, bar: Bar) -> list[PlannedShard] | None:
+        """Make the missing shards and return the plan; None after a stop."""
+        missing = job.missing()
+        for shard in missing:
+            job.discard(shard)
+        here = ShardMaker(self.out, job.identity, self.settings, self.decoding)
+        decoding = replace(self.decoding, num_workers=1)
+        elsewhere = IngestElsewhere(self.out.absolute(), job.identity, self.settings, decoding, self.paths)
+        tasks = [job.task(shard, self.decoding) for shard in missing]
+        made = {one.name: one for one in self.runner.run(here, elsewhere, tasks, bar, lambda: self.stop)}
+        job.shards |= made
+        return list(job.plan(job.known_weight)) if len(made) == len(tasks) else None
+
+    def _make_by_size(self, job: IngestJob, bar: Bar) -> list[PlannedShard] | None:
+        """The same for shards whose plan is known as far as their lines are decoded."""
+        if not self.runner.is_local:
+            raise _sized_elsewhere()
+        maker = ShardMaker(self.out, job.identity, self.settings, self.decoding)
+
+        def weigh(line: Clip) -> float:
+            known = job.known_weight(line)
+            return maker.weigh(line, job.known) if known is None else known
+
+        plan = []
+        with maker.decoding(job.to_decode, bar, lambda: self.stop):
+            for shard in job.plan(weigh):
+                if not job.is_finished(shard):
+                    job.discard(shard)
+                    job.shards[shard.name] = maker.make(job.task(shard, self.decoding))
+                plan.append(shard)
+                if self.stop:
+                    break
+        return None if self.stop else plan
+
+
+def _sized_elsewhere() -> LVTError:
+    return LVTError(
+        "shards of a given size (--shard-mb) are cut while they are decoded, by one process on one machine; use "
+        "--clips-per-shard, or leave out the options for several processes or machines"
+    )
 
 
 def _report_moved(lines: Sequence[Clip], moved: Collection[str], failed: Collection[str], progress: Progress) -> None:
@@ -156,15 +300,6 @@ def _require_few_failures(out: Path, failures: Sequence[ClipFailure], num_clips:
             f"{len(failures)} of {num_clips} clips failed ({_format_reasons(failures)}), more than --max-failures "
             f"{max_failures:g} allows; the others are in {out}, the reasons in {out / FAILURES_NAME}"
         )
-
-
-def _prepare(out: Path, overwrite: bool) -> None:
-    """Remove what a killed run left half-written, and everything if it is to be made again."""
-    refuse_foreign(out)
-    for folder in (out, out / NEXT_NAME):
-        remove_leftovers(folder)
-        if overwrite:
-            remove_shards(folder, keep=())
 
 
 def _memory_share(num_workers: int) -> int | None:
