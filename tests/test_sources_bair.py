@@ -18,9 +18,9 @@ from lvt_pipeline.jobs.ingest.ingest import ingest
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.manifest.manifest import Clip, build_manifest, read_manifest
 from lvt_pipeline.manifest.settings import ManifestSettings
-from lvt_pipeline.video.bair import parse_trajectory
+from lvt_pipeline.video.episodes.bair import parse_trajectory
+from lvt_pipeline.video.episodes.tfrecords import index_records, read_record
 from lvt_pipeline.video.settings import GeometrySettings
-from lvt_pipeline.video.tfrecords import index_records, read_record
 from tests.listener import Listener
 from tests.record_files import example, feature, flip, solid, trajectory, write_records
 

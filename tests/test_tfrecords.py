@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvt_pipeline.errors import DecodeError
-from lvt_pipeline.video.bair import parse_trajectory
-from lvt_pipeline.video.tfrecords import index_records, masked_crc, parse_example, read_record
+from lvt_pipeline.video.episodes.bair import parse_trajectory
+from lvt_pipeline.video.episodes.tfrecords import index_records, masked_crc, parse_example, read_record
 from tests.record_files import crc32c, example, feature, flip, masked, message, solid, trajectory, write_records
 
 PAYLOADS = [b"first", b"", b"the third record", bytes(range(256))]

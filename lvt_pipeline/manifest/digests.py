@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from lvt_pipeline.errors import DecodeError, ManifestError
 from lvt_pipeline.manifest.sources.draft import Draft
 from lvt_pipeline.progress import Progress
 from lvt_pipeline.provenance import DigestMemo, digest_file, status_of
 from lvt_pipeline.storage import open_regular
+from lvt_pipeline.video.episodes.rlds import episode_label, read_features
+from lvt_pipeline.video.episodes.tfrecords import index_records, read_record
 from lvt_pipeline.video.locations import digest_of_url, is_lfs_pointer, is_url
 from lvt_pipeline.video.picture_folders import folder_digest, pictures_in
-from lvt_pipeline.video.tfrecords import index_records
 
 URLS_AT_ONCE = 16  # reading one object after another would mean waiting for the network most of the time
 
@@ -30,6 +33,7 @@ class ContentDigests:
         self._memo = memo
         self._files: dict[str, str] = {}  # by source
         self._records: dict[str, list[str]] = {}  # by source
+        self._instructions: dict[str, list[str]] = {}  # by source
         self.problems: dict[str, str] = {}
 
     def of_all(self, drafts: Sequence[Draft], progress: Progress) -> list[str]:
@@ -54,9 +58,9 @@ class ContentDigests:
         if source in self.problems:
             return ""
         try:
-            if draft.kind == "bair":
+            if draft.kind in ("bair", "rlds"):
                 if source not in self._records:
-                    self._records[source] = self._digests_of_records(Path(source))
+                    self._records[source] = self._recalled(Path(source), "records", _digests_in).split()
                 records = self._records[source]
                 return records[draft.record] if draft.record is not None and draft.record < len(records) else ""
             if source not in self._files:
@@ -72,6 +76,18 @@ class ContentDigests:
             self.problems.setdefault(source, f"is a folder without pictures; {remedy}")
         return self._files[source]
 
+    def instruction(self, draft: Draft) -> str | None:
+        """What the record of an RLDS dataset says about its task; None when it says nothing or cannot be read."""
+        source = draft.source
+        if source not in self._instructions:
+            path = Path(source)
+            try:
+                self._instructions[source] = json.loads(self._recalled(path, "instructions", _instructions_in))
+            except (OSError, ManifestError):  # reading the records reports it
+                self._instructions[source] = []
+        found = self._instructions[source]
+        return found[draft.record] or None if draft.record is not None and draft.record < len(found) else None
+
     def _digest_of(self, draft: Draft) -> str:
         of_file: Callable[[Path], str] = self._memo.digest if self._memo else digest_file
         if draft.kind == "frames":
@@ -83,11 +99,23 @@ class ContentDigests:
             return ""
         return of_file(Path(draft.source))
 
-    def _digests_of_records(self, path: Path) -> list[str]:
+    def _recalled(self, path: Path, what: str, compute: Callable[[Path], str]) -> str:
+        """What a file holds, as text, from memory while the file is the same."""
         if self._memo is None:
-            return _digests_in(path)
-        name = f"{path.resolve()}#records"
-        return self._memo.recall(name, status_of(path), lambda: " ".join(_digests_in(path))).split()
+            return compute(path)
+        return self._memo.recall(f"{path.resolve()}#{what}", status_of(path), lambda: compute(path))
+
+
+def _instructions_in(path: Path) -> str:
+    """The instruction of every record, as JSON."""
+    index, features = index_records(str(path)), read_features(path.parent)
+    found = []
+    for record in range(len(index.places)):
+        try:
+            found.append(episode_label(features, read_record(str(path), record, index), str(path)))
+        except DecodeError:
+            found.append("")
+    return json.dumps(found)
 
 
 def _problem_of(source: str, error: OSError) -> str:
@@ -102,7 +130,7 @@ def _problem_of(source: str, error: OSError) -> str:
     return f"cannot be read: {cause[:1].lower()}{cause[1:]}"
 
 
-def _digests_in(path: Path) -> list[str]:
+def _digests_in(path: Path) -> str:
     """SHA-256 of each record's payload, and of whatever follows the last one that can be found."""
     index = index_records(str(path))
     digests = []
@@ -113,4 +141,4 @@ def _digests_in(path: Path) -> list[str]:
         if index.problem is not None:
             stream.seek(index.end)
             digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return digests
+    return " ".join(digests)

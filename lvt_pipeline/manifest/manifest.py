@@ -133,7 +133,7 @@ def build_manifest(
     require_output_file(out, STAGE, (Path(source), Path(media) if media else None), mark=b'"digest": "')
     left_out = LeftOut(ignored=own_files(out))
     kind, drafts = _drafts(source, settings, media, left_out, progress)
-    clips, problems = _with_content(drafts, out, progress)
+    clips, problems = _with_content(drafts, out, settings, progress)
     clips = _report_missing(clips, problems, settings, progress)
     clips, moved = assign_splits(clips, settings, _earlier(out, settings))
     clips, num_copies = _report_copies(clips, progress)
@@ -168,7 +168,9 @@ def _clip(draft: Draft, digest: str) -> Clip:
     return Clip(**{**vars(draft), "split": draft.split or ""}, digest=digest)
 
 
-def _with_content(drafts: Sequence[Draft], out: Path, progress: Progress) -> tuple[list[Clip], dict[str, str]]:
+def _with_content(
+    drafts: Sequence[Draft], out: Path, settings: ManifestSettings, progress: Progress
+) -> tuple[list[Clip], dict[str, str]]:
     """The clips with the digests of their contents, and why a source has none."""
     seen: set[str] = set()
     for draft in drafts:
@@ -180,6 +182,11 @@ def _with_content(drafts: Sequence[Draft], out: Path, progress: Progress) -> tup
     digests = ContentDigests(memo)
     try:
         found = digests.of_all(drafts, progress)
+        if settings.label != "none":
+            drafts = [
+                replace(draft, label=draft.label or digests.instruction(draft)) if draft.kind == "rlds" else draft
+                for draft in drafts
+            ]
     finally:
         memo.close()
     return [_clip(draft, digest) for draft, digest in zip(drafts, found, strict=True)], digests.problems

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.settings import Settings, setting
 
-SourceKind = Literal["folder", "csv", "jsonl", "kinetics", "bair", "ucf101", "frames"]
+SourceKind = Literal["folder", "csv", "jsonl", "kinetics", "bair", "rlds", "ucf101", "frames"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +50,17 @@ class ManifestSettings(Settings):
     )
     label_column: str | None = setting(None, "Column that names the class.", unset="label")
     split_column: str | None = setting(None, "Column that names the split.", unset="split")
-    camera: Literal["image_aux1", "image_main", "both"] | None = setting(
-        None, "Camera of the BAIR data set.", unset="image_aux1"
+    camera: str | None = setting(
+        None,
+        "Camera of recordings that have several; or several, with commas, or all: then each camera is a clip.",
+        unset="BAIR image_aux1, others the first by name",
     )
     fold: int | None = setting(None, "Number of the UCF101 split, 1 to 3.", at_least=1, at_most=3, unset="1")
     fps: float | None = setting(
         None,
         "Frame rate of sources that hold no times.",
         above=0,
-        unset="BAIR 10, folders of pictures 25",
+        unset="BAIR and RLDS 10, folders of pictures 25",
     )
     missing: Literal["list", "drop"] | None = setting(
         None,

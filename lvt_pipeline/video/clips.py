@@ -11,8 +11,8 @@ from lvt_pipeline import lineage
 from lvt_pipeline.errors import ManifestError
 from lvt_pipeline.storage import has_line_break
 
-# What holds the frames: a video file, one record of a BAIR tfrecord file, or a folder with a picture per frame.
-ClipKind = Literal["video", "bair", "frames"]
+# What holds the frames: a video file, a record of a tfrecord file, or a folder with a picture per frame.
+ClipKind = Literal["video", "bair", "rlds", "frames"]
 SPLITS = ("train", "val", "test")
 CLIP_KINDS: tuple[ClipKind, ...] = get_args(ClipKind)
 
@@ -56,7 +56,7 @@ class Clip:
         kind: what the source is.
         record: which record of a tfrecord file, counted from 0.
         camera: which of a record's cameras.
-        fps: frames per second of a source that holds no times (kinds "bair" and "frames").
+        fps: frames per second of a source that holds no times (all kinds but "video").
         split_by: "content" when nothing but the content decided the split, so that another clip may take its place in
             a split that would stay empty; None when the source or its user decided.
     """
@@ -110,13 +110,13 @@ def _check_kind(clip: Clip, where: str) -> None:
     if clip.kind == "video":
         given = [name for name in ("record", "camera", "fps") if getattr(clip, name) is not None]
         if given:
-            raise ManifestError(f"{where}: {given[0]} belongs to the kinds bair and frames, this clip is a video")
+            raise ManifestError(f"{where}: {given[0]} does not belong to a video; name the kind of the clip")
         return
     if clip.fps is None or not (_is_number(clip.fps) and 0 < clip.fps < math.inf):
         raise ManifestError(f"{where}: a clip of kind {clip.kind} needs fps, its frames per second, found {clip.fps!r}")
     is_record = isinstance(clip.record, int) and not isinstance(clip.record, bool) and clip.record >= 0
-    if clip.kind == "bair" and not (is_record and isinstance(clip.camera, str)):
-        raise ManifestError(f"{where}: a clip of kind bair needs a record (a number from 0 on) and a camera")
+    if clip.kind != "frames" and not (is_record and isinstance(clip.camera, str)):
+        raise ManifestError(f"{where}: a clip of kind {clip.kind} needs a record (a number from 0 on) and a camera")
 
 
 def _is_number(value: object) -> bool:

@@ -40,6 +40,7 @@ FAILURE_REASONS = (
     "crashed",
     "out-of-memory",
     "too-short",
+    "row-count",  # an array does not have a row per frame
     "unknown",
 )
 DECODERS = ("decord", "pyav")

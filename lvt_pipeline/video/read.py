@@ -1,4 +1,4 @@
-"""A clip to frames, whatever holds it: a video, a record of a tfrecord file, a folder of pictures, here or at a URL.
+"""A clip to frames, whatever holds it: a video, an episode, a folder of pictures, here or at a URL.
 
 It runs inside a worker process. Every kind gives the same thing, with the same settings: frames chosen by presentation
 time, cropped and resized as for videos, and arrays with one row per frame where the source has some.
@@ -12,27 +12,27 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-
-from lvt_pipeline.errors import DecodeError
+from lvt_pipeline.errors import DecodeError, LVTError
 from lvt_pipeline.provenance import digest_file, status_of
 from lvt_pipeline.video import decode as videos
 from lvt_pipeline.video import picture_folders
-from lvt_pipeline.video.bair import parse_trajectory
 from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.container.timing import Timing
 from lvt_pipeline.video.decode import DecodedClip, choose_frames, clip_fps, decode_clip, shown_times, take_frames
+from lvt_pipeline.video.episodes.bair import parse_trajectory
+from lvt_pipeline.video.episodes.rlds import FEATURES_NAME, EpisodeFeatures, parse_episode, read_features
+from lvt_pipeline.video.episodes.tfrecords import RecordIndex, index_records, read_record
+from lvt_pipeline.video.episodes.trajectory import Arrays
 from lvt_pipeline.video.geometry import Frames
 from lvt_pipeline.video.locations import is_lfs_pointer, local_copy
 from lvt_pipeline.video.settings import GeometrySettings
-from lvt_pipeline.video.tfrecords import RecordIndex, index_records, read_record
 
 
 def readers_of(clip: Clip, geometry: GeometrySettings) -> tuple[str, ...]:
     """What may read a clip, in the order it is tried."""
     if clip.kind == "bair":
         return ("records",)
-    if clip.kind == "frames":
+    if clip.kind in ("rlds", "frames"):
         return ("pillow",)
     return videos.DECODERS if geometry.decoder == "decord" else ("pyav",)
 
@@ -53,7 +53,7 @@ def read_clip(clip: Clip, geometry: GeometrySettings, downloads: Path) -> Decode
     Raises:
         DecodeError: with one of `FAILURE_REASONS`; "changed" when the content differs from the manifest.
     """
-    if clip.kind == "bair":
+    if clip.kind in ("bair", "rlds"):
         return _read_trajectory(clip, geometry)
     if clip.kind == "frames":
         return _read_folder(clip, geometry)
@@ -90,8 +90,12 @@ def _read_trajectory(clip: Clip, geometry: GeometrySettings) -> DecodedClip:
         raise DecodeError("unreadable", f"{clip.source} cannot be read: {error.strerror}") from error
     _refuse_change(clip, hashlib.sha256(payload).hexdigest())
     where = f"{clip.source}: record {clip.record}"
-    trajectory = parse_trajectory(payload, clip.camera, where)
-    return _chosen(clip, geometry, "records", len(trajectory.frames), iter(trajectory.frames), trajectory.arrays)
+    if clip.kind == "bair":
+        trajectory = parse_trajectory(payload, clip.camera, where)
+    else:
+        trajectory = parse_episode(_features(clip.source), payload, clip.camera, where)
+    reader = readers_of(clip, geometry)[0]
+    return _chosen(clip, geometry, reader, len(trajectory.frames), iter(trajectory.frames), trajectory.arrays)
 
 
 def _read_folder(clip: Clip, geometry: GeometrySettings) -> DecodedClip:
@@ -114,7 +118,7 @@ def _chosen(
     reader: str,
     num_frames: int,
     pictures: Iterator[Frames],
-    arrays: dict[str, np.ndarray],
+    arrays: Arrays,
 ) -> DecodedClip:
     """The frames that the clip's range and the geometry ask for, and the same rows of the arrays."""
     assert clip.fps is not None, "checked with the manifest"
@@ -143,6 +147,22 @@ def _refuse_change(clip: Clip, digest: str) -> None:
 def _digest(path: str, status: tuple[int, int, int]) -> str:
     """Digest of a file's bytes; many clips of one video hash it once."""
     return digest_file(Path(path))
+
+
+def _features(source: str) -> EpisodeFeatures:
+    path = Path(source).with_name(FEATURES_NAME)
+    try:
+        return _read_features(path.parent, status_of(path))
+    except OSError:
+        raise DecodeError("missing", f"{path} does not exist") from None
+    except LVTError as error:
+        raise DecodeError("unreadable", str(error)) from error
+
+
+@lru_cache(maxsize=8)
+def _read_features(folder: Path, status: tuple[int, int, int]) -> EpisodeFeatures:
+    """What a dataset says about its records; its many clips look once."""
+    return read_features(folder)
 
 
 @lru_cache(maxsize=8)

@@ -262,7 +262,7 @@ def _reading_seconds(clip: Clip) -> float:
     """How much longer than a small clip this one may take."""
     if is_url(clip.source):
         return DOWNLOAD_SECONDS
-    if clip.kind == "bair":  # records are small, however large the file
+    if clip.kind in ("bair", "rlds"):  # records are small, however large the file
         return 0.0
     try:
         files = pictures_in(clip.source) if clip.kind == "frames" else [Path(clip.source)]

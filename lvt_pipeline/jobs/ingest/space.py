@@ -21,13 +21,13 @@ from lvt_pipeline.video.container.facts import inspect_video
 from lvt_pipeline.video.decode import choose_frames
 from lvt_pipeline.video.locations import is_url
 from lvt_pipeline.video.picture_folders import pictures_in
+from lvt_pipeline.video.read import read_clip
 from lvt_pipeline.video.settings import GeometrySettings
 
 NUM_PROBES = 64
 PROBE_SECONDS = 20.0  # for looking into one clip
 # A run over less than this ends within seconds and needs little room; looking into its clips would not pay.
 MANY_LINES, MANY_BYTES = 1000, 100_000_000
-_BAIR_FRAMES = 30  # of a trajectory
 _GIGABYTE = 1e9
 
 
@@ -46,8 +46,8 @@ def count_frames(probe: Probe) -> int:
         DecodeError: it will give none.
     """
     clip, geometry = probe.clip, probe.geometry
-    if clip.kind == "bair":
-        return _BAIR_FRAMES
+    if clip.kind in ("bair", "rlds"):
+        return len(read_clip(clip, geometry, Path()).frames)
     if clip.kind == "frames":
         return len(pictures_in(clip.source)) // geometry.stride
     return len(choose_frames(inspect_video(clip.source).timing, clip.start, clip.end, geometry))

@@ -1,7 +1,8 @@
 """The clips of a dataset: recognise the kind of a source, and pass it to the module for that kind.
 
 Each kind has a file: `folders` (videos in a folder, at a URL, or matching a pattern), `tables` (CSV and JSON Lines),
-`kinetics`, `ucf101`, `bair` and `frame_folders`. All give drafts: clips whose content is not known yet.
+`kinetics`, `ucf101`, `records` (BAIR and RLDS) and `frame_folders`. All give drafts: clips whose content is not yet
+known.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from pathlib import PurePosixPath
 
 from lvt_pipeline.errors import ManifestError
 from lvt_pipeline.manifest.settings import ManifestSettings, SourceKind
-from lvt_pipeline.manifest.sources.bair import list_bair
 from lvt_pipeline.manifest.sources.draft import Listing, is_record_file
 from lvt_pipeline.manifest.sources.folders import is_pattern, is_video, list_folder, list_pattern
 from lvt_pipeline.manifest.sources.frame_folders import list_frame_folders
 from lvt_pipeline.manifest.sources.kinetics import COLUMNS, find_annotations, list_kinetics
+from lvt_pipeline.manifest.sources.records import list_bair, list_rlds
 from lvt_pipeline.manifest.sources.tables import PATH_COLUMNS, csv_columns, list_table
 from lvt_pipeline.manifest.sources.ucf101 import find_lists, list_ucf101
 from lvt_pipeline.manifest.sources.walk import LeftOut, is_playlist, walk
+from lvt_pipeline.video.episodes.rlds import FEATURES_NAME
 from lvt_pipeline.video.locations import absolute, as_written, exists, is_folder, is_url, parent_of
 from lvt_pipeline.video.picture_folders import is_picture
 
@@ -28,6 +30,7 @@ KIND_NAMES: dict[SourceKind, str] = {
     "jsonl": "JSON Lines that list videos",
     "kinetics": "Kinetics annotations",
     "bair": "BAIR tfrecords",
+    "rlds": "an RLDS dataset",
     "ucf101": "class folders with UCF101's split files",
     "frames": "folders of pictures",
 }
@@ -46,7 +49,7 @@ def list_source(
         ManifestError: it lists no clip, or something that cannot be used.
     """
     _require_source(source)
-    if is_url(source) and kind in ("bair", "frames", "ucf101"):
+    if is_url(source) and kind in ("bair", "rlds", "frames", "ucf101"):
         raise ManifestError(f"{source}: {KIND_NAMES[kind]} are read from a local folder; copy it to this machine first")
     match kind:
         case "folder":
@@ -64,6 +67,8 @@ def list_source(
             return list_ucf101(folder, media or source, settings, left_out)
         case "bair":
             return list_bair(source, settings, left_out)
+        case "rlds":
+            return list_rlds(source, settings, left_out)
         case "frames":
             return list_frame_folders(source, settings, left_out)
 
@@ -86,7 +91,7 @@ def recognise(source: str) -> SourceKind:
     if suffix == ".jsonl":
         return "jsonl"
     if is_record_file(PurePosixPath(source).name):
-        return "bair"
+        return "rlds" if exists(f"{parent_of(source)}/{FEATURES_NAME}") else "bair"
     if is_playlist(source):
         raise ManifestError(f"{source} is a playlist or a script, which names other files; give the videos themselves")
     raise ManifestError(
@@ -106,10 +111,10 @@ def _recognise_folder(folder: str) -> SourceKind:
         if any(is_video(PurePosixPath(name)) for name in found.files):
             return "folder"
         if any(map(is_record_file, found.files)):
-            holds.add("bair")
+            holds.add("rlds" if FEATURES_NAME in found.files else "bair")
         if any(map(is_picture, found.files)):
             holds.add("frames")
-    return next((kind for kind in ("bair", "frames") if kind in holds), "folder")
+    return next((kind for kind in ("rlds", "bair", "frames") if kind in holds), "folder")
 
 
 def _require_source(source: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +13,12 @@ from lvt_pipeline.errors import ManifestError
 from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.video.clips import SPLITS, ClipKind
 
-# Of BAIR and of folders of pictures, which hold no times; only `lvt ingest --fps` and players look at it.
-BAIR_FPS = 10.0
+# Of records and of folders of pictures, which hold no times; only `lvt ingest --fps` and players look at it.
+RECORD_FPS = 10.0
 PICTURE_FPS = 25.0
 
 LONGEST_SHOWN = 80  # characters of a name in a message
-RECORD_EXTENSIONS = frozenset({".tfrecord", ".tfrecords"})
+_RECORD_FILE = re.compile(r"[^.].*\.tfrecords?(-\d+-of-\d+)?", re.IGNORECASE)
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -71,7 +72,7 @@ def unique_ids(names: Sequence[PurePosixPath]) -> list[str]:
 
 def is_record_file(name: str) -> bool:
     """Whether a file holds records, by its ending; hidden files do not count."""
-    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in RECORD_EXTENSIONS
+    return _RECORD_FILE.fullmatch(name) is not None
 
 
 def refuse_odd_name(name: str) -> None:
@@ -91,6 +92,29 @@ def split_of_folder(name: PurePosixPath, settings: ManifestSettings) -> str | No
     if settings.split != "auto":
         return None
     return next((SPLIT_FOLDERS[part.lower()] for part in name.parts[:-1][:2] if part.lower() in SPLIT_FOLDERS), None)
+
+
+def splits_by_name(names: Sequence[str], settings: ManifestSettings) -> list[str | None]:
+    """The splits that a dataset itself names. One that names a single split leaves the choice to the content."""
+    splits = [SPLIT_FOLDERS.get(name.lower()) for name in names]
+    return splits if settings.split == "auto" and len(set(splits)) > 1 else [None] * len(splits)
+
+
+def chosen_cameras(known: Sequence[str], settings: ManifestSettings) -> tuple[list[str], str]:
+    """The cameras of a dataset that become clips, and a remark that names those that do not.
+
+    Raises:
+        ManifestError: there is no such camera.
+    """
+    wanted = settings.camera or known[0]
+    chosen = [*known] if wanted in ("all", "both") else [name.strip() for name in wanted.split(",")]
+    for name in chosen:
+        if name not in known:
+            raise ManifestError(f"there is no camera {name!r}; the dataset has {some(known, 20)}, or all for all")
+    others = [name for name in known if name not in chosen]
+    if settings.camera is not None or not others:
+        return chosen, ""
+    return chosen, f"camera {chosen[0]}; --camera NAME or all takes others: {some(others, 20)}"
 
 
 def label_of_folder(name: PurePosixPath, settings: ManifestSettings) -> str | None:

@@ -21,7 +21,7 @@ SHOWN_CHARACTERS = 60  # of the end of a long path
 REASONS: dict[str, tuple[str, str, str]] = {
     "pictures": ("folder of pictures", "folders of pictures", "list them with --kind frames"),
     "videos": ("video", "videos", "list them with --kind folder"),
-    "records": ("record file", "record files", "list them with --kind bair"),
+    "records": ("record file", "record files", "list them with --kind bair or rlds"),
     "animated": (
         "animated picture",
         "animated pictures",

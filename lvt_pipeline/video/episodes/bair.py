@@ -1,41 +1,28 @@
 """One BAIR robot pushing trajectory (Ebert et al. 2017) from its record: frames of a camera, actions, positions.
 
 A record holds, for every step i: `{i}/image_main/encoded` and `{i}/image_aux1/encoded`, raw RGB of 64 x 64 pixels in
-spite of the name; `{i}/action`, 4 numbers; `{i}/endeffector_pos`, 3 numbers.
+spite of the name; `{i}/action`, 4 numbers; `{i}/endeffector_pos`, 3 numbers. The action of step i leads to step i + 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.errors import DecodeError
+from lvt_pipeline.video.episodes.tfrecords import Feature, parse_example
+from lvt_pipeline.video.episodes.trajectory import Trajectory
 from lvt_pipeline.video.geometry import Frames
-from lvt_pipeline.video.tfrecords import Feature, parse_example
 
 CAMERAS = ("image_aux1", "image_main")  # video prediction uses the first
 ARRAYS = ("action", "endeffector_pos")
 SIDE = 64
 
 
-@dataclass(frozen=True)
-class Trajectory:
-    """The content of a record.
-
-    Attributes:
-        frames: uint8 (T, 64, 64, 3), RGB, of one camera.
-        arrays: "action" float32 (T, 4) and "endeffector_pos" float32 (T, 3), as far as the record has them.
-    """
-
-    frames: Frames
-    arrays: dict[str, NDArray[np.float32]]
-
-
 def parse_trajectory(payload: bytes, camera: str, where: str) -> Trajectory:
-    """Read one record.
+    """Read one record: frames (T, 64, 64, 3), "action" (T, 4) and "endeffector_pos" (T, 3) as far as it has them.
 
     Args:
         where: file and record, named in errors.

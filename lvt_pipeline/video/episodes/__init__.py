@@ -1,0 +1,1 @@
+"""Recordings that hold numbers next to their pictures: records of BAIR and RLDS, LeRobot folders, files of rows."""
