@@ -70,7 +70,7 @@ def array_fingerprint(digest: str, shape: Sequence[int]) -> str:
 
 
 def frames_fingerprint(rows: Iterable[Row]) -> str:
-    """id, split, label and frames of every clip, in order."""
+    """id, split, label, frames and side arrays of every clip, in order."""
     return fingerprint_text(canonical_rows(rows))
 
 
@@ -109,6 +109,15 @@ def run_fingerprint(weights: Mapping[str, Mapping[str, Row]]) -> str:
 def clip_codes_fingerprint(frames: str, tokenizer: str) -> str:
     """its frames, the tokenizer."""
     return fingerprint({"frames": frames, "tokenizer": tokenizer})
+
+
+def clip_with_arrays_fingerprint(codes: str, arrays: Mapping[str, str | None]) -> str:
+    """the codes of the clip; SHA-256 of each of its side arrays, with their names.
+
+    Args:
+        arrays: every side array of the store; None where the clip has none.
+    """
+    return fingerprint({"codes": codes, "arrays": arrays})
 
 
 def foreign_codes_fingerprint(codes: str, tokenizer: str) -> str:
@@ -167,6 +176,7 @@ TABLE: dict[str, Callable[..., str]] = {
     "tokenizer of imported codes": foreign_tokenizer_fingerprint,
     "run": run_fingerprint,
     "codes of a clip": clip_codes_fingerprint,
+    "codes of a clip with side arrays": clip_with_arrays_fingerprint,
     "imported codes of a clip": foreign_codes_fingerprint,
     "code store generation": store_fingerprint,
     "sample": sample_fingerprint,

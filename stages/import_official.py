@@ -8,7 +8,7 @@ import click
 
 from stages.console import echo_facts
 from stages.options import Command, Option, json_option, out_option, overwrite_option
-from stages.values import PATH, NumberList, Whole
+from stages.values import PATH, ValueList, Whole
 
 
 @click.group("import-official")
@@ -45,7 +45,7 @@ def vqvae(encoder: Path, decoder: Path, codebook: Path, out: Path, overwrite: bo
 )
 @click.option(
     "--subscale",
-    type=NumberList(Whole(1), 3),
+    type=ValueList(Whole(1), 3),
     metavar="T,H,W",
     show_default="from the shapes",
     help="Subscale factor.",
@@ -60,7 +60,7 @@ def vqvae(encoder: Path, decoder: Path, codebook: Path, out: Path, overwrite: bo
 )
 @click.option(
     "--grid",
-    type=NumberList(Whole(1), 2),
+    type=ValueList(Whole(1), 2),
     metavar="H,W",
     show_default="from the shapes",
     help="Height and width of the codes.",

@@ -21,7 +21,7 @@ from click.core import ParameterSource
 from lvt_pipeline.config import build
 from lvt_pipeline.settings import About, abouts, choices, list_settings, other_names, type_hints
 from lvt_pipeline.streams import require_working_directory
-from stages.values import PATH, TEXT, NumberList, ParamType, Real, Whole
+from stages.values import PATH, TEXT, ParamType, Real, ValueList, Whole
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -365,9 +365,7 @@ def _click_type(hint: Any, about: About) -> ParamType:
     if typing.get_origin(hint) is tuple:
         kind, *rest = typing.get_args(hint)
         count = None if rest == [Ellipsis] else 1 + len(rest)
-        number = _click_type(kind, about)
-        assert isinstance(number, (Whole, Real))
-        return NumberList(number, count)
+        return ValueList(_click_type(kind, about), count)
     low = about.at_least if about.above is None else about.above
     high = about.at_most if about.below is None else about.below
     if hint is int:

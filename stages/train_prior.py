@@ -13,7 +13,7 @@ from lvt_pipeline.training.settings import PriorRunSettings
 from stages.console import Console, echo_facts
 from stages.options import at_option, stage_command
 from stages.training import TrainingOptions, dry_run_line, training_options
-from stages.values import PATH, NumberList, Real
+from stages.values import PATH, Real, ValueList
 
 if TYPE_CHECKING:
     from lvt_pipeline.codes.loading.cache import Cache
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--mix",
-    type=NumberList(Real(0, min_open=True)),
+    type=ValueList(Real(0, min_open=True)),
     metavar="A,B,...",
     help="Weights of several code stores, such as 0.7,0.3. Same as --set training.mix=[A,B].",
 )

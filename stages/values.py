@@ -69,18 +69,18 @@ class Real(click.FloatRange):
         return number
 
 
-class NumberList(ParamType):
-    """Numbers separated by commas, such as 0.9,1,1."""
+class ValueList(ParamType):
+    """Values separated by commas, such as 0.9,1,1."""
 
-    name = "numbers"
+    name = "values"
 
-    def __init__(self, of: Whole | Real, count: int | None = None) -> None:
+    def __init__(self, of: ParamType, count: int | None = None) -> None:
         self._of, self._count = of, count
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The numbers as a tuple."""
-        if isinstance(value, tuple):
-            return value
+        """The values as a tuple; of an empty text an empty one."""
+        if isinstance(value, tuple) or (value == "" and self._of is TEXT):
+            return tuple(value)
         numbers = tuple(self._of.convert(part, param, ctx) for part in str(value).split(","))
         if self._count is not None and len(numbers) != self._count:
             self.fail(f"{shown(value)} is not {self._count} numbers separated by commas", param, ctx)

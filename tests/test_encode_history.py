@@ -334,7 +334,7 @@ def test_the_table_of_changes_has_clips_frames_time_and_bytes(dataset: Dataset, 
 def test_the_estimate_is_that_of_the_batches_to_come(tmp_path: Path) -> None:
     frames = FrameShards(make_frames(tmp_path / "frames", {"a": 100, "b": 300}))
     schema = CodeSchema(codebook_size=256, num_codebooks=2, grid=(4, 4), tokenizer="t" * 64)
-    plan = plan_codes(tmp_path / "s", schema, encoding._planned_clips(frames, "t" * 64))
+    plan = plan_codes(tmp_path / "s", schema, encoding._planned_clips(frames, schema))
     sizes = []
 
     def encode(pixels: np.ndarray) -> np.ndarray:

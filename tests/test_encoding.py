@@ -178,12 +178,12 @@ def test_the_encoder_is_fed_batches_of_one_size_across_clips_and_shards(
 
     source = FrameShards(frames)
     schema = CodeSchema(codebook_size=32, num_codebooks=2, grid=(4, 4), tokenizer="t", shard_frames=SHARD_FRAMES)
-    planned = encoding._planned_clips(source, "t")
+    planned = encoding._planned_clips(source, schema)
     with code_writer.CodeStoreWriter.open(tmp_path / "s", schema, planned) as writer:
         plans = [
             encode_shards.EncodePlan(shard, {clip.id: clip for clip in source.clips}) for shard in writer.plan.shards
         ]
-        encoder = encode_shards.ShardEncoder(source, Watched(), schema, writer.write_shard, batch_size=12)
+        encoder = encode_shards.ShardEncoder(source, Watched(), writer.shards, writer.write_shard, batch_size=12)
         receipts = list(encoder(plans, StopAfter(1000, None), lambda: False))
     assert sizes == [12] * 7 + [1]
     assert sum(receipt.tally.num_frames for receipt in receipts) == 85

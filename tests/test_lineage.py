@@ -34,6 +34,7 @@ VALUES = {
     "tokenizer of imported codes": (lineage.foreign_tokenizer_fingerprint(8, (4, 4, 1)), "daafb399a3b2152d"),
     "run": (lineage.run_fingerprint({"model": {"w": ["float32", [2], B]}}), "9d08239dadb740d1"),
     "codes": (lineage.clip_codes_fingerprint(A, B), "c00637190c701b3c"),
+    "codes with arrays": (lineage.clip_with_arrays_fingerprint(A, {"action": B, "state": None}), "c4eab62ebb200a79"),
     "imported codes": (lineage.foreign_codes_fingerprint(A, B), "fc87112f2b53ff11"),
     "store": (
         lineage.store_fingerprint(

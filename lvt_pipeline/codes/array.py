@@ -1,48 +1,61 @@
-"""The frames of a code array on disk: missing and damaged shards are named, and never read as codes."""
+"""The frames of the codes and side arrays on disk: missing and damaged shards are named, and never read as values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.codes.layout import as_one_line, numbers_as_text, read_root
-from lvt_pipeline.codes.schema import CodeSchema, shard_name
-from lvt_pipeline.codes.shard_file import read_chunks, read_frames
-from lvt_pipeline.errors import LVTError, StoreError
-from lvt_pipeline.storage import describe_os_error
+from lvt_pipeline.codes.layout import (
+    ARRAY,
+    ARRAYS,
+    StoreRoot,
+    as_one_line,
+    digest_bytes,
+    group_metadata,
+    numbers_as_text,
+    read_file,
+    read_root,
+    remove_group,
+    remove_tree,
+    write_group,
+)
+from lvt_pipeline.codes.schema import CodeClip, CodeSchema, FrameArray, SideArray, metadata_name, shard_name
+from lvt_pipeline.codes.shard_file import array_metadata, read_chunks, read_frames
+from lvt_pipeline.errors import ArtefactError, LVTError, StoreError
+from lvt_pipeline.storage import describe_os_error, parse_json
 
 
 class CodeArray:
-    """The frames of a store's code array; damage is never read as codes. Reading is thread-safe.
+    """The frames of the codes of a store, or of a side array. Reading is thread-safe.
 
     Args:
         path: the store.
-        schema: what its codes look like.
+        array: which of its arrays: the schema for the codes.
         sizes: bytes of each shard by name, where known.
         generation: that is read, None while it is being written.
     """
 
-    def __init__(self, path: Path, schema: CodeSchema, sizes: Mapping[str, int], generation: int | None = None) -> None:
+    def __init__(self, path: Path, array: FrameArray, sizes: Mapping[str, int], generation: int | None = None) -> None:
         self.path = path
-        self._schema = schema
+        self._array = array
         self._sizes = sizes
         self._generation = generation
         self._checked: set[int] = set()
 
-    def read(self, start: int, stop: int) -> NDArray[np.unsignedinteger[Any]]:
-        """Frames [start, stop), (stop - start, h, w, n_c).
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Frames [start, stop), (stop - start, h, w, n_c) or (stop - start, d).
 
         Raises:
             StoreError: a shard is missing or damaged; it is named.
             LVTError: the operating system refused, or there is not enough memory.
         """
         if start == stop:
-            return np.empty((0, *self._schema.frame_shape), self._schema.dtype)
-        size = self._schema.shard_frames
+            return np.empty((0, *self._array.frame_shape), self._array.dtype)
+        size = self._array.shard_frames
         shards = range(start // size, (stop - 1) // size + 1)
         for index in shards:
             self._require_shard(index)
@@ -60,7 +73,7 @@ class CodeArray:
                     raise self._error(index, error) from error
             raise
 
-    def read_chunks(self, index: int, numbers: Sequence[int]) -> Iterator[NDArray[np.unsignedinteger[Any]]]:
+    def read_chunks(self, index: int, numbers: Sequence[int]) -> Iterator[NDArray[Any]]:
         """Some chunks of a shard, each in the memory of the one before. See `shard_file.read_chunks`.
 
         Raises:
@@ -69,7 +82,7 @@ class CodeArray:
         """
         self._require_shard(index)
         try:
-            yield from read_chunks(self.path / shard_name(index), self._schema, numbers)
+            yield from read_chunks(self.path / shard_name(index, self._array), self._array, numbers)
         except (StoreError, OSError) as error:
             raise self._error(index, error) from error
 
@@ -79,7 +92,7 @@ class CodeArray:
         Raises:
             LVTError: the operating system refused.
         """
-        name = shard_name(index)
+        name = shard_name(index, self._array)
         try:
             size = (self.path / name).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
@@ -90,14 +103,15 @@ class CodeArray:
         return "" if size == expected else f"is damaged ({size} bytes where {expected} were written)"
 
     def _require_shard(self, index: int) -> None:
-        # A missing shard is an error here, not zeros as for zarr: zeros are codes like any other.
+        # A missing shard is an error here, not fill values as for zarr: zeros are codes like any other.
         if index in self._checked:
             return
         problem = self.problem(index)
         if problem:
             self._require_generation()
             raise StoreError(
-                f"{self.path / shard_name(index)} {problem}; run the command that made the store again to restore it"
+                f"{self.path / shard_name(index, self._array)} {problem}; run the command that made the store again to "
+                "restore it"
             )
         self._checked.add(index)
 
@@ -111,7 +125,7 @@ class CodeArray:
             )
 
     def _error(self, index: int, error: Exception) -> LVTError:
-        file = self.path / shard_name(index)
+        file = self.path / shard_name(index, self._array)
         if isinstance(error, FileNotFoundError):
             self._require_generation()
             return StoreError(f"{file} is missing; run the command that made the store again to restore it")
@@ -121,5 +135,126 @@ class CodeArray:
             f"{file} is damaged ({as_one_line(error)}); delete this file and run the command that made the store again"
         )
 
-    def _read(self, start: int, stop: int) -> NDArray[np.unsignedinteger[Any]]:
-        return read_frames(lambda index: self.path / shard_name(index), self._schema, start, stop)
+    def _read(self, start: int, stop: int) -> NDArray[Any]:
+        return read_frames(lambda index: self.path / shard_name(index, self._array), self._array, start, stop)
+
+
+class ClipArray:
+    """A side array of one generation by clip: `actions[clip_id]` is (T, d), a row for each frame of the clip.
+
+    A clip that has none has rows of NaN; see `SideArray.fill_value` for integers.
+
+    Attributes:
+        layout: its name, dtype and dimension.
+        array: its frames, by position.
+    """
+
+    def __init__(self, layout: SideArray, array: CodeArray, clip: Callable[[str], CodeClip]) -> None:
+        """Clips are found by id with `clip`."""
+        self.layout, self.array, self._clip = layout, array, clip
+
+    def __repr__(self) -> str:
+        return f"ClipArray({self.layout})"
+
+    def __getitem__(self, clip_id: str) -> NDArray[Any]:
+        """All rows of a clip, (T, d)."""
+        return self.read(clip_id)
+
+    def read(self, clip: CodeClip | str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Rows of frames [start, stop) of a clip, (stop - start, d). Errors as in `CodeStore.read`."""
+        row = self._clip(clip) if isinstance(clip, str) else clip
+        return self.array.read(*row.place(start, stop))
+
+
+def require_metadata(path: Path, root: StoreRoot, array: FrameArray, array_frames: int) -> None:
+    """Refuse an array that other readers would read in another way than this one.
+
+    Raises:
+        StoreError: its metadata are missing or damaged.
+    """
+    name = metadata_name(array)
+    file = path / name
+    data = read_file(file)
+    if data is not None and digest_bytes(data) == root.files.get(name):
+        return
+    try:  # it has grown for a newer generation, or somebody added to it
+        metadata = parse_json(data or b"", file)
+        shape = metadata["shape"]
+        shards = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+        chunks = metadata["codecs"][0]["configuration"]["chunk_shape"]
+        is_right = (
+            metadata["node_type"] == "array"
+            and metadata["data_type"] == str(array.dtype)
+            and type(shape[0]) is int
+            and shape[0] >= array_frames
+            and shape[1:] == list(array.frame_shape)
+            and shards == [array.shard_frames, *array.frame_shape]
+            and chunks == [array.frames_per_chunk, *array.frame_shape]
+        )
+    except (ArtefactError, KeyError, TypeError, IndexError):
+        is_right = False
+    if not is_right:
+        problem = "is missing" if data is None else "is damaged"
+        raise StoreError(f"{file} {problem}; run lvt verify {path} --repair, or restore it from a copy")
+
+
+def require_places(clips: Sequence[CodeClip], array_frames: Any, num_shards: int, shard_frames: int) -> None:
+    """Refuse a table whose clips are not where the shards of its generation can hold them.
+
+    Args:
+        array_frames: length of the array up to the generation.
+        num_shards: files that the generation consists of.
+
+    Raises:
+        ValueError: a clip is outside of the array, or longer than all shards together.
+    """
+    if type(array_frames) is not int:
+        raise ValueError("the length of the array is not an integer")
+    longest = num_shards * shard_frames
+    for clip in clips:
+        if clip.offset < 0 or not 1 <= clip.length <= longest or clip.offset + clip.length > array_frames:
+            raise ValueError(
+                f"clip {clip.id} has frames {clip.offset} to {clip.offset + clip.length - 1}, which are not in the "
+                f"array of {array_frames} frames"
+            )
+
+
+def resize_arrays(path: Path, schema: CodeSchema, num_frames: int, root: StoreRoot | None) -> bool:
+    """Make all arrays of a store that long, unless they are.
+
+    Returns:
+        whether an array that the root names now has other metadata than it names.
+    """
+    is_rewritten = False
+    if schema.arrays and not (path / ARRAYS).exists():
+        write_group(path, path / ARRAYS, group_metadata({}))
+    for array in schema.every_array:
+        name, metadata = metadata_name(array), array_metadata(num_frames, array)
+        known = root.files.get(name) if root else None
+        found = read_file(path / name)
+        if found == metadata:
+            continue
+        is_known = found is not None and digest_bytes(found) == known
+        if is_known and parse_json(found or b"", path / name)["shape"][0] == num_frames:
+            continue  # as another version of zarr writes it
+        is_rewritten |= known not in (None, digest_bytes(metadata))
+        write_group(path, (path / name).parent, metadata)
+    return is_rewritten
+
+
+def remove_unpublished(path: Path, schema: CodeSchema | None, first: int) -> None:
+    """Remove what an abandoned plan left in the arrays of a store.
+
+    Args:
+        schema: of the current generation; None when there is none, so that no side array is kept.
+        first: shards from this index on are removed.
+    """
+    kept = {array.folder for array in schema.every_array} if schema else {ARRAY}
+    for array in [path / ARRAY, *(path / ARRAYS).glob("*/")]:
+        if array.relative_to(path).as_posix() not in kept:
+            remove_group(path, array)
+    if kept == {ARRAY}:
+        remove_group(path, path / ARRAYS)
+    for folder in [folder for name in kept for folder in (path / name / "c").glob("*")]:
+        if not folder.name.isdecimal() or int(folder.name) >= first:
+            remove_tree(folder)

@@ -9,12 +9,11 @@ not meet those of another one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes.layout import (
@@ -27,10 +26,10 @@ from lvt_pipeline.codes.layout import (
     read_root,
     write_group,
 )
-from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, shard_name
-from lvt_pipeline.codes.shard_file import require_sound, shard_bytes
+from lvt_pipeline.codes.schema import CodeSchema, FrameArray, PlannedClip, shard_name
+from lvt_pipeline.codes.shard_file import checked_values, require_sound, shard_bytes
 from lvt_pipeline.codes.store import CodeStore, is_ours, is_unfinished, open_codes
-from lvt_pipeline.errors import ArtefactError, ShapeError, StoreError
+from lvt_pipeline.errors import ArtefactError, StoreError
 from lvt_pipeline.provenance import ZARR_METADATA
 from lvt_pipeline.storage import create_bytes, has_line_break, sync_directory, write_bytes
 
@@ -176,42 +175,46 @@ class ShardWriter:
     schema: CodeSchema
     plan: str | None
 
-    def create(self, index: int, codes: NDArray[Any]) -> str:
-        """Put a shard on disk, whole. Where several processes write the same one, the first one wins.
+    def create(self, index: int, codes: NDArray[Any], arrays: Mapping[str, NDArray[Any]]) -> str:
+        """Put the files of a shard on disk, each whole. Where several processes write the same one, the first one wins.
 
         Args:
             codes: any integers in [0, K), (N, h, w, n_c), all frames of the shard.
+            arrays: rows of every side array for the same frames, (N, d), by name.
 
         Returns:
-            SHA-256 of the file, which another process may have made.
+            SHA-256 of the file of the codes, which another process may have made.
 
         Raises:
-            ShapeError: these are not codes of the store.
+            ShapeError: these are not codes and rows of the store.
             StoreError: a file that is not a shard has its name; or the plan was abandoned.
             LVTError: the disk is full or refuses.
         """
-        data, file = self._bytes(codes), self.path / shard_name(index)
-        if self.plan is not None:
-            require_pending(self.path, self.plan)
-        if not create_bytes(file, data):
-            data = read_file(file) or b""
-            require_sound(file, data, self.schema)
-        return self._finish(file, data)
+        digest = ""
+        for array, data in self._files(codes, arrays):
+            file = self.path / shard_name(index, array)
+            if self.plan is not None:
+                require_pending(self.path, self.plan)
+            if not create_bytes(file, data):
+                data = read_file(file) or b""
+                require_sound(file, data, array)
+            digest = self._finish(file, data)
+        return digest
 
-    def replace(self, index: int, codes: NDArray[Any]) -> str:
+    def replace(self, index: int, codes: NDArray[Any], arrays: Mapping[str, NDArray[Any]]) -> str:
         """Put a shard in the place of a damaged one, which stays until then. Arguments and errors as in `create`."""
-        data, file = self._bytes(codes), self.path / shard_name(index)
-        write_bytes(file, data)
-        return self._finish(file, data)
+        digest = ""
+        for array, data in self._files(codes, arrays):
+            write_bytes(self.path / shard_name(index, array), data)
+            digest = self._finish(self.path / shard_name(index, array), data)
+        return digest
 
-    def _bytes(self, codes: NDArray[Any]) -> bytes:
-        if not np.issubdtype(codes.dtype, np.integer):
-            raise ShapeError(f"codes are integers, found {codes.dtype}")
-        if codes.min() < 0 or codes.max() >= self.schema.codebook_size:
-            raise ShapeError(
-                f"codes are in [0, {self.schema.codebook_size}), found {int(codes.min())} to {int(codes.max())}"
-            )
-        return shard_bytes(codes.astype(self.schema.dtype), self.schema)
+    def _files(self, codes: NDArray[Any], arrays: Mapping[str, NDArray[Any]]) -> Iterator[tuple[FrameArray, bytes]]:
+        """The files of a shard. That of the codes comes last: it declares the shard finished."""
+        for array in reversed(self.schema.every_array):
+            values = codes if array.name == self.schema.name else arrays.get(array.name)
+            where = str(self.path / array.folder)
+            yield array, shard_bytes(checked_values(values, array, len(codes), where), array)
 
     def _finish(self, file: Path, data: bytes) -> str:
         for folder in file.parents:  # new folders must be as durable as the file in them

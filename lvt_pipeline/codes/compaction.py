@@ -8,17 +8,18 @@ No other shard is touched, and the older generations stay readable until `mainte
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lvt_pipeline.codes.layout import SHARDS, GenerationInfo
-from lvt_pipeline.codes.plan import CodeChange, CodePlan, cut_into_shards
-from lvt_pipeline.codes.schema import CodeClip, index_of, shard_name
+from lvt_pipeline.codes.layout import ARRAYS, SHARDS, GenerationInfo
+from lvt_pipeline.codes.plan import CodeChange, CodePlan, ShardPlan, cut_into_shards
+from lvt_pipeline.codes.schema import CodeClip, index_of, shard_names
 from lvt_pipeline.codes.store import CodeStore, open_codes, read_table
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.interrupts import stop_requested
@@ -81,7 +82,7 @@ def shard_uses(store: CodeStore, clips: Sequence[CodeClip]) -> list[ShardUse]:
                 frames=frames,
                 dead_frames=frames - alive,
                 edge_frames=edges,
-                bytes=size_of(store.path / shard_name(index)),
+                bytes=sum(size_of(store.path / name) for name in shard_names(index, store.schema)),
             )
         )
     return uses
@@ -103,16 +104,17 @@ def _used_runs(clips: Sequence[CodeClip], shard_frames: int) -> dict[int, list[t
 
 
 def shard_files(store: Path) -> list[str]:
-    """All files below the shards of a store, hidden ones too, by path relative to the store. Some may go meanwhile."""
+    """All files of shards, hidden ones too, by path relative to the store. Some may go meanwhile."""
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
             raise describe_os_error(error, f"reading {error.filename}")
 
     names = []
-    for folder, folders, files in os.walk(store / SHARDS, onerror=refuse):
-        folders.sort()
-        names += [Path(folder, name).relative_to(store).as_posix() for name in sorted(files)]
+    for shards in (store / SHARDS, *sorted((store / ARRAYS).glob("*/c"))):
+        for folder, folders, files in os.walk(shards, onerror=refuse):
+            folders.sort()
+            names += [Path(folder, name).relative_to(store).as_posix() for name in sorted(files)]
     return names
 
 
@@ -185,8 +187,7 @@ def compact_store(
         done = sum(shard.num_frames for shard in plan.shards) - sum(shard.num_frames for shard in shards)
         with progress.bar("compact", report.frames, "frames", done=done) as bar:
             for number, shard in enumerate(shards):
-                parts = [source.read(part.clip_id, part.start, part.stop) for part in shard.parts]
-                writer.write_shard(shard.index, np.concatenate(parts))
+                writer.write_shard(shard.index, *_content(source, shard))
                 bar.advance(shard.num_frames)
                 if number + 1 < len(shards):
                     finished = len(plan.shards) - len(shards) + number + 1
@@ -195,6 +196,15 @@ def compact_store(
         info = GenerationInfo(generation=plan.generation, finished=finished_at, stage=COMPACT)
         writer.publish(source.provenance, info)  # the record of what made the codes stays the same
     return report
+
+
+def _content(source: CodeStore, shard: ShardPlan) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    """Codes and rows of side arrays for a shard."""
+
+    def joined(read: Callable[[str, int, int], NDArray[Any]]) -> NDArray[Any]:
+        return np.concatenate([read(part.clip_id, part.start, part.stop) for part in shard.parts])
+
+    return joined(source.read), {name: joined(source.array(name).read) for name in source.arrays}
 
 
 def _moved_shards(current: CodeStore, min_dead: float) -> list[ShardUse]:

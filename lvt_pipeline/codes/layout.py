@@ -25,8 +25,8 @@ from lvt_pipeline.provenance import ZARR_METADATA
 from lvt_pipeline.storage import describe_os_error, parse_json, remove_leftovers, sync_directory, write_bytes
 
 SCHEMA_VERSION = 2
-ARRAY, GENERATIONS, PENDING = "codes", "generations", "pending"
-OUR_GROUPS = {ARRAY, GENERATIONS, PENDING}
+ARRAY, ARRAYS, GENERATIONS, PENDING = "codes", "arrays", "generations", "pending"
+OUR_GROUPS = {ARRAY, ARRAYS, GENERATIONS, PENDING}
 CARD = f"{ARRAY}/README.md"  # not in the root: zarr warns about a file there whenever the group's members are listed
 ARRAY_METADATA = f"{ARRAY}/{ZARR_METADATA}"
 SHARDS = f"{ARRAY}/c"

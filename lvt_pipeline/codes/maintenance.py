@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from lvt_pipeline.codes import layout
+from lvt_pipeline.codes.array import remove_unpublished, resize_arrays
 from lvt_pipeline.codes.card import commit_root
 from lvt_pipeline.codes.checks import is_unpublished, read_pending
 from lvt_pipeline.codes.compaction import ShardUse, shard_files, shard_uses, size_of
-from lvt_pipeline.codes.layout import ARRAY, ARRAY_METADATA, GENERATIONS, PENDING, SHARDS, GenerationInfo, StoreRoot
+from lvt_pipeline.codes.layout import ARRAY, ARRAYS, GENERATIONS, PENDING, SHARDS, GenerationInfo, StoreRoot
 from lvt_pipeline.codes.loading.cache import cache_files, remove_cache
 from lvt_pipeline.codes.readers import without_readers
-from lvt_pipeline.codes.schema import index_of, shard_name
-from lvt_pipeline.codes.shard_file import array_metadata
+from lvt_pipeline.codes.schema import index_of
 from lvt_pipeline.codes.store import ATTEMPTS, CodeStore, open_codes
 from lvt_pipeline.errors import BusyError, StoreError
-from lvt_pipeline.provenance import digest_file
 from lvt_pipeline.storage import TEMPORARY_SUFFIX, exclusive_lock
 
 
@@ -173,11 +172,11 @@ def _unused_shards(path: Path, uses: Sequence[ShardUse], first_pending: int | No
     Args:
         first_pending: index of the first shard of the interrupted command, None when there is none to respect.
     """
-    alive = {shard_name(use.index) for use in uses if not use.is_dead}
+    alive = {use.index for use in uses if not use.is_dead}
     shards: list[str] = []
     pending: list[str] = []
     for name in shard_files(path):
-        if name in alive or _is_temporary(Path(name)):
+        if index_of(name) in alive or _is_temporary(Path(name)):
             continue
         is_pending = first_pending is not None and index_of(name) >= first_pending
         (pending if is_pending else shards).append(name)
@@ -186,7 +185,10 @@ def _unused_shards(path: Path, uses: Sequence[ShardUse], first_pending: int | No
 
 def _leftovers(path: Path, root: StoreRoot, has_pending: bool) -> list[str]:
     """Half-written files, and clip tables that nothing refers to."""
-    hidden = [f"{ARRAY}/{item.name}" for item in sorted((path / ARRAY).iterdir()) if _is_temporary(item)]
+    folders = [ARRAY, *(f"{ARRAYS}/{folder.name}" for folder in sorted((path / ARRAYS).glob("*/")))]
+    hidden = [
+        f"{name}/{item.name}" for name in folders for item in sorted((path / name).iterdir()) if _is_temporary(item)
+    ]
     found = [*hidden, *(name for name in shard_files(path) if _is_temporary(Path(name)))]
     for group in sorted((path / GENERATIONS).glob("[0-9]*")):
         number = int(group.name) if group.name.isdecimal() else 0
@@ -209,25 +211,20 @@ def _delete(store: CodeStore, garbage: Garbage, kept: Sequence[GenerationInfo]) 
     if root != store.root:
         commit_root(path, root, store.clips)
     if PENDING in garbage.leftovers:
-        _restore_length(open_codes(path, holds=False))
+        resize_arrays(path, store.schema, store.array_frames, root)
     for name in garbage.leftovers:
         if name.startswith(GENERATIONS) or name == PENDING:
             layout.remove_group(path, path / name)
     for number in garbage.dropped:
         layout.remove_group(path, path / layout.generation_name(number))
     for name in garbage.shards:
-        _unlink(path / name, path / SHARDS)
+        _unlink(path / name, path / name.partition("/c/")[0] / "c")
     for name in garbage.leftovers:
-        if name.startswith(f"{SHARDS}/"):
+        if name.startswith((f"{SHARDS}/", f"{ARRAYS}/")):
             (path / name).unlink(missing_ok=True)
+    if PENDING in garbage.leftovers:
+        remove_unpublished(path, store.schema, -(-store.array_frames // store.schema.shard_frames))
     layout.remove_temporary_files(path)
-
-
-def _restore_length(store: CodeStore) -> None:
-    """Make the array as long as the current generation needs it; an abandoned plan had made it longer."""
-    file, metadata = store.path / ARRAY_METADATA, array_metadata(store.array_frames, store.schema)
-    if digest_file(file) not in (store.root.files.get(ARRAY_METADATA), layout.digest_bytes(metadata)):
-        layout.replace_file(store.path, ARRAY_METADATA, metadata)
 
 
 def _is_temporary(file: Path) -> bool:

@@ -31,6 +31,8 @@ class CodeChange:
         added: not in the store.
         changed: in the store under this id with other codes, or its codes are lost.
         removed: in the store and no longer wanted. Their codes stay readable in older generations.
+        copied: those of the added and changed whose codes are in the store, at a place where other side arrays are.
+            Their codes are copied and no frame of them is encoded.
         frames: frames to encode.
         publishes: whether the tables differ at all, so that a generation will be published.
         num_frames: frames of the clips of each of the four kinds.
@@ -43,6 +45,7 @@ class CodeChange:
     frames: int
     publishes: bool
     num_frames: Mapping[str, int] = field(default_factory=dict)
+    copied: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Such as "120 clips kept, 3 added, 1 changed, 0 removed"."""
@@ -85,6 +88,7 @@ class CodePlan:
         repairs: published shards that are gone and can be written again in place.
         first_frame, array_frames: the part of the array that this generation adds, and the array's length with it.
         made_of: further columns of the clip table that describe the origin of clips; empty when nothing is known.
+        copies: clips whose codes are copied, and their rows in the current generation, by id.
     """
 
     schema: CodeSchema
@@ -96,6 +100,7 @@ class CodePlan:
     first_frame: int
     array_frames: int
     made_of: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    copies: Mapping[str, CodeClip] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -181,6 +186,14 @@ def _check_schema(current: CodeStore, schema: CodeSchema, reencode: bool) -> Non
             f"{current.path} holds {old.dtype} codes of shape {old.frame_shape} a frame, these are {schema.dtype} of "
             f"{schema.frame_shape}; choose a new store, or replace this one with --overwrite"
         )
+    for array in old.arrays:
+        new = next((each for each in schema.arrays if each.name == array.name), None)
+        if new is None or (new.dtype, new.dimension) != (array.dtype, array.dimension):
+            found = "these clips are to have none" if new is None else f"this one is {new}"
+            raise StoreError(
+                f"{current.path} has the array {array}, {found}; choose a new store, or replace this one with "
+                "--overwrite"
+            )
 
 
 @paused_collection()
@@ -207,8 +220,12 @@ def make_plan(
     published = current.clips if current else []
     published_frames = current.array_frames if current else 0
     first_frame = max(first_shard, current.next_shard if current else 0) * schema.shard_frames
-    rows, fresh = _places(clips, [row for row in published if row.id not in lost], first_frame)
+    sound = [row for row in published if row.id not in lost]
+    # Shards hold the arrays that the store had when they were written: with a further array, every clip moves.
+    is_wider = current is not None and len(schema.arrays) > len(current.schema.arrays)
+    rows, fresh = _places(clips, [] if is_wider else sound, first_frame)
     change = _change(clips, fresh, published)
+    copies = _copies(fresh, sound)
     array_frames = first_frame + sum(row.length for row in fresh)
     publishes = current is None or bool(fresh) or current.fingerprint != table_fingerprint(schema, rows)
     return CodePlan(
@@ -217,15 +234,20 @@ def make_plan(
         clips=tuple(rows),
         change=CodeChange(
             **{kind: tuple(ids) for kind, ids in change.items()},
-            frames=array_frames - first_frame + sum(plan.num_frames for plan in repairs),
+            frames=sum(row.length for row in fresh if row.id not in copies) + sum(plan.num_frames for plan in repairs),
             publishes=publishes,
-            num_frames=_frames_by_kind(change, rows, published),
+            num_frames={
+                **_frames_by_kind(change, rows, published),
+                **({"copied": sum(row.length for row in fresh if row.id in copies)} if copies else {}),
+            },
+            copied=tuple(copies),
         ),
         shards=tuple(cut_into_shards(fresh, schema.shard_frames)),
         repairs=repairs,
         first_frame=first_frame if fresh else published_frames,
         array_frames=array_frames if fresh else published_frames,
         made_of=_made_of(clips) if publishes else {},
+        copies=copies,
     )
 
 
@@ -252,6 +274,12 @@ def _places(
         fresh.append(rows[-1])
         offset += clip.length
     return rows, fresh
+
+
+def _copies(fresh: Sequence[CodeClip], published: Sequence[CodeClip]) -> dict[str, CodeClip]:
+    """The published rows with the codes of new rows, by id of the new ones."""
+    found = {row.codes_fingerprint: row for row in published}
+    return {row.id: found[row.codes_fingerprint] for row in fresh if row.codes_fingerprint in found}
 
 
 def _change(
@@ -309,6 +337,7 @@ def _row(clip: PlannedClip, offset: int) -> CodeClip:
         fingerprint=clip.fingerprint,
         fps=clip.fps,
         source=clip.source,
+        codes=clip.codes,
     )
 
 
@@ -337,7 +366,7 @@ def _inspect_shards(
     Args:
         damaged: shards that are known to be wrong although their size is right.
     """
-    broken = [index for index in current.shards() if index in damaged or current.array.problem(index)]
+    broken = [index for index in current.shards() if index in damaged or current.problem(index)]
     at_hand = {clip.fingerprint: clip.id for clip in clips} if broken else {}
     size = current.schema.shard_frames
     repairs, lost = [], set()

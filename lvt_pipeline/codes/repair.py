@@ -12,19 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from lvt_pipeline.codes import layout
+from lvt_pipeline.codes.array import require_places
 from lvt_pipeline.codes.card import card_bytes, commit_root
 from lvt_pipeline.codes.checks import read_pending
-from lvt_pipeline.codes.layout import ARRAY, ARRAY_METADATA, CARD, GENERATIONS, PENDING, SHARDS, StoreRoot
+from lvt_pipeline.codes.layout import ARRAY, ARRAYS, CARD, GENERATIONS, PENDING, SHARDS, StoreRoot
 from lvt_pipeline.codes.plan import make_plan, table_attributes
 from lvt_pipeline.codes.schema import (
     CodeSchema,
     PlannedClip,
     clips_from_columns,
     index_of,
-    require_places,
+    metadata_name,
     shard_name,
     shards_of,
 )
@@ -82,7 +84,8 @@ def repair_metadata(path: Path, schema: CodeSchema | None = None, clips: Sequenc
     rows = clips_from_columns(table["clips"], path)
     schema_of_root = CodeSchema.from_json(root.about)
     expected = {
-        ARRAY_METADATA: array_metadata(int(table["array_frames"]), schema_of_root),
+        **({f"{ARRAYS}/{ZARR_METADATA}": layout.group_metadata({})} if schema_of_root.arrays else {}),
+        **{metadata_name(a): array_metadata(int(table["array_frames"]), a) for a in schema_of_root.every_array},
         f"{GENERATIONS}/{ZARR_METADATA}": layout.group_metadata({}),
         CARD: card_bytes(root, rows),
     }
@@ -90,6 +93,7 @@ def repair_metadata(path: Path, schema: CodeSchema | None = None, clips: Sequenc
     for name, data in expected.items():
         found = digest_file(path / name) if (path / name).exists() else ""
         if found not in (root.files.get(name), layout.digest_bytes(data)) and not (path / PENDING).exists():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
             layout.replace_file(path, name, data)
             repaired.append(name)
             found = layout.digest_bytes(data)
@@ -143,8 +147,10 @@ def _root_of(path: Path, tables: Mapping[int, bytes]) -> StoreRoot:
         clips = clips_from_columns(table["clips"], path)
         num_shards = sum(name.startswith(f"{SHARDS}/") for name in table["provenance"]["outputs"])
         require_places(clips, table["array_frames"], num_shards, schema.shard_frames)
-        for name in map(shard_name, shards_of(clips, schema.shard_frames)):
-            if name not in files and (path / name).exists() and is_sound(path / name, schema):
+        arrays = CodeSchema.from_json(table["lvt"]).every_array
+        for index, array in product(shards_of(clips, schema.shard_frames), arrays):
+            name = shard_name(index, array)
+            if name not in files and (path / name).exists() and is_sound(path / name, array):
                 files[name] = digest_file(path / name)
         infos.append(
             layout.GenerationInfo(

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import operator
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lvt_pipeline import lineage
-from lvt_pipeline.codes.layout import SCHEMA_VERSION, SHARDS
+from lvt_pipeline.codes.layout import ARRAY, ARRAYS, SCHEMA_VERSION
 from lvt_pipeline.errors import StoreError
+from lvt_pipeline.frames.records import ArrayFacts, FrameClip
+from lvt_pipeline.provenance import ZARR_METADATA
 from lvt_pipeline.storage import has_line_break
 from lvt_pipeline.video.locations import kept_sources, opened_sources
 
@@ -21,6 +26,98 @@ CHUNK_FRAMES = 64  # frames that are compressed together: the least that a read 
 SHARD_FRAMES = 4096  # frames in one file: the unit of writing and of resume
 MAX_CODEBOOK_SIZE = 2**16  # codes are uint16 at most
 MAX_CHUNK_BYTES = 2**31  # more than any real chunk; larger sizes in metadata are refused before memory is allocated
+
+
+class FrameArray(Protocol):
+    """What decides the bytes of an array of a store: `codes`, or one of `arrays/`. Its first axis counts frames."""
+
+    @property
+    def name(self) -> str:
+        """`codes`, or that of the side array."""
+
+    @property
+    def folder(self) -> str:
+        """Where it is, relative to the store."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its values."""
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Of the values of one frame."""
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """Names of its axes."""
+
+    @property
+    def fill_value(self) -> float:
+        """The value of frames that have none."""
+
+    @property
+    def shard_frames(self) -> int:
+        """Frames in one file."""
+
+    @property
+    def frames_per_chunk(self) -> int:
+        """Frames that are compressed together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideArray:
+    """An array with a row of numbers for every frame, such as actions: `arrays/<name>`, aligned with the codes.
+
+    Attributes:
+        name: letters, digits, `_`, `-` and `.`.
+        dtype: float32, or any integers.
+        dimension: numbers per frame.
+        shard_frames, frames_per_chunk: those of the codes.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    dimension: int
+    shard_frames: int = SHARD_FRAMES
+    frames_per_chunk: int = CHUNK_FRAMES
+    dimensions: ClassVar[tuple[str, ...]] = ("frame", "value")
+
+    def __post_init__(self) -> None:
+        if not _ARRAY_NAME.fullmatch(self.name) or self.name == ARRAY:
+            raise StoreError(f"array name {self.name!r} is not one of letters, digits, _, - and ., or is taken")
+        if self.dtype != np.float32 and self.dtype.kind not in "iu":
+            raise StoreError(f"array {self.name} holds {self.dtype}; a store holds float32 or integers")
+        if not 1 <= self.dimension * self.dtype.itemsize * self.frames_per_chunk <= MAX_CHUNK_BYTES:
+            raise StoreError(f"array {self.name} with {self.dimension} values per frame does not fit into chunks")
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.dimension} x {self.dtype})"
+
+    @property
+    def folder(self) -> str:
+        """Where it is, relative to the store."""
+        return f"{ARRAYS}/{self.name}"
+
+    @property
+    def frame_shape(self) -> tuple[int]:
+        """(d,)."""
+        return (self.dimension,)
+
+    @property
+    def fill_value(self) -> float:
+        """The value where a clip has none: NaN, the smallest signed or the largest unsigned integer."""
+        if self.dtype.kind == "f":
+            return float("nan")
+        limits = np.iinfo(self.dtype)
+        return int(limits.min if self.dtype.kind == "i" else limits.max)
+
+    def to_json(self) -> dict[str, Any]:
+        """Its facts in the attributes of a store."""
+        return {"dtype": str(self.dtype), "dimension": self.dimension}
+
+    def empty_rows(self, num_frames: int) -> NDArray[Any]:
+        """The rows of a clip that has none, (num_frames, d)."""
+        return np.full((num_frames, self.dimension), self.fill_value, self.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +132,7 @@ class CodeSchema:
         shard_frames: frames in one shard of a new store; an existing store keeps its own.
         chunk_frames: frames that are compressed together, likewise; None: a length that suits the shard (`chunk_size`).
         geometry: how the frames were cropped and scaled, as plain data.
+        arrays: side arrays next to the codes.
     """
 
     codebook_size: int
@@ -44,6 +142,11 @@ class CodeSchema:
     shard_frames: int = SHARD_FRAMES
     chunk_frames: int | None = None
     geometry: Mapping[str, Any] = field(default_factory=dict)
+    arrays: tuple[SideArray, ...] = ()
+    name: ClassVar[str] = ARRAY
+    folder: ClassVar[str] = ARRAY
+    dimensions: ClassVar[tuple[str, ...]] = ("frame", "row", "column", "codebook")
+    fill_value: ClassVar[float] = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.codebook_size <= MAX_CODEBOOK_SIZE:
@@ -55,6 +158,15 @@ class CodeSchema:
         chunk_bytes = self.frames_per_chunk * self.dtype.itemsize * int(np.prod(self.frame_shape, dtype=object))
         if chunk_bytes > MAX_CHUNK_BYTES:
             raise StoreError(f"a chunk of {chunk_bytes} bytes is larger than {MAX_CHUNK_BYTES}")
+        shard, chunk = self.shard_frames, self.frames_per_chunk
+        arrays = sorted(self.arrays, key=lambda array: array.name)
+        arrays = [replace(array, shard_frames=shard, frames_per_chunk=chunk) for array in arrays]
+        object.__setattr__(self, "arrays", tuple(arrays))
+
+    @property
+    def every_array(self) -> tuple[FrameArray, ...]:
+        """The codes, then the side arrays."""
+        return (self, *self.arrays)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -82,6 +194,7 @@ class CodeSchema:
             "frames_geometry": dict(self.geometry),
             "shard_frames": self.shard_frames,
             "chunk_frames": self.frames_per_chunk,
+            **({"arrays": {array.name: array.to_json() for array in self.arrays}} if self.arrays else {}),
         }
 
     @classmethod
@@ -98,7 +211,12 @@ class CodeSchema:
             raise TypeError("a size is not an integer")
         if not isinstance(data["tokenizer"], str) or not isinstance(data["frames_geometry"], dict):
             raise TypeError("the tokenizer or the geometry has a wrong type")
+        arrays = [
+            SideArray(name=name, dtype=np.dtype(facts["dtype"]), dimension=operator.index(facts["dimension"]))
+            for name, facts in data.get("arrays", {}).items()
+        ]
         return cls(
+            arrays=tuple(arrays),
             grid=(height, width),
             tokenizer=data["tokenizer"],
             geometry=data["frames_geometry"],
@@ -108,7 +226,10 @@ class CodeSchema:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeClip:
-    """One row of a clip table: the codes of clip `id` are frames [offset, offset + length) of the array."""
+    """One row of a clip table: the codes of clip `id` are frames [offset, offset + length) of the array.
+
+    `fingerprint` covers its codes and its side arrays, `codes` the codes alone; it is empty where both are the same.
+    """
 
     id: str
     split: str
@@ -118,15 +239,32 @@ class CodeClip:
     fingerprint: str
     fps: float
     source: str
+    codes: str = ""
 
     def __repr__(self) -> str:
         label = "" if self.label is None else f", label {self.label!r}"
         return f"CodeClip({self.id!r}, {self.length:,} frames, {self.split}{label})"
 
+    @property
+    def codes_fingerprint(self) -> str:
+        """That of its codes alone."""
+        return self.codes or self.fingerprint
+
+    def place(self, start: int = 0, stop: int | None = None) -> tuple[int, int]:
+        """Where frames [start, stop) of the clip are in the arrays of its store.
+
+        Raises:
+            IndexError: the range is not within the clip.
+        """
+        start, end = operator.index(start), self.length if stop is None else operator.index(stop)
+        if not 0 <= start <= end <= self.length:
+            raise IndexError(f"frames [{start}, {end}) are not within clip {self.id} of {self.length} frames")
+        return self.offset + start, self.offset + end
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedClip:
-    """A clip that the next generation will hold. `fingerprint` is that of its codes (`codes_fingerprint`).
+    """A clip that the next generation will hold. `fingerprint` and `codes` are as in `CodeClip`.
 
     `source_digest` and `decoder` describe the origin of its frames; they decide nothing, `lvt why` names them.
     """
@@ -140,9 +278,12 @@ class PlannedClip:
     source: str
     source_digest: str = ""
     decoder: str = ""
+    codes: str = ""
 
 
 CLIP_COLUMNS = ("id", "split", "label", "offset", "length", "fingerprint", "fps", "source")
+_ARRAY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_SHARD_NAME = re.compile(rf"{ARRAY}/c/(?P<codes>0|[1-9]\d*)/0/0/0|{ARRAYS}/[^/]+/c/(?P<side>0|[1-9]\d*)/0")
 _TYPES: dict[str, set[type]] = {"label": {str, type(None)}, "offset": {int}, "length": {int}, "fps": {int, float}}
 
 
@@ -152,7 +293,7 @@ def clips_from_columns(columns: Mapping[str, Sequence[Any]], path: Path) -> list
     Raises:
         KeyError, TypeError, ValueError: a column is missing, or holds something else.
     """
-    for name in CLIP_COLUMNS:
+    for name in (*CLIP_COLUMNS, *({"codes"} & {*columns})):
         if not isinstance(columns[name], list) or not set(map(type, columns[name])) <= _TYPES.get(name, {str}):
             raise TypeError(f"column {name} of the clip table has a wrong type")
     if has_line_break("".join(columns["id"])) or not all(columns["id"]):
@@ -163,8 +304,9 @@ def clips_from_columns(columns: Mapping[str, Sequence[Any]], path: Path) -> list
     # Of a million clips most share these texts, so each text is kept once.
     shared = {name: [text and sys.intern(text) for text in columns[name]] for name in ("split", "label")}
     columns = {**columns, **shared, "source": [opened(source) for source in columns["source"]]}
-    rows = zip(*(columns[name] for name in CLIP_COLUMNS), strict=True)
-    return [CodeClip(**dict(zip(CLIP_COLUMNS, row, strict=True))) for row in rows]
+    names = [name for name in (*CLIP_COLUMNS, "codes") if name in columns]
+    rows = zip(*(columns[name] for name in names), strict=True)
+    return [CodeClip(**dict(zip(names, row, strict=True))) for row in rows]
 
 
 def clips_to_columns(clips: Sequence[CodeClip], path: Path) -> dict[str, list[Any]]:
@@ -172,28 +314,9 @@ def clips_to_columns(clips: Sequence[CodeClip], path: Path) -> dict[str, list[An
     kept = kept_sources(path)
     columns = {name: [getattr(clip, name) for clip in clips] for name in CLIP_COLUMNS}
     columns["source"] = [kept(clip.source) for clip in clips]
+    if any(clip.codes for clip in clips):
+        columns["codes"] = [clip.codes for clip in clips]
     return columns
-
-
-def require_places(clips: Sequence[CodeClip], array_frames: Any, num_shards: int, shard_frames: int) -> None:
-    """Refuse a table whose clips are not where the shards of its generation can hold them.
-
-    Args:
-        array_frames: length of the array up to the generation.
-        num_shards: files that the generation consists of.
-
-    Raises:
-        ValueError: a clip is outside of the array, or longer than all shards together.
-    """
-    if type(array_frames) is not int:
-        raise ValueError("the length of the array is not an integer")
-    longest = num_shards * shard_frames
-    for clip in clips:
-        if clip.offset < 0 or not 1 <= clip.length <= longest or clip.offset + clip.length > array_frames:
-            raise ValueError(
-                f"clip {clip.id} has frames {clip.offset} to {clip.offset + clip.length - 1}, which are not in the "
-                f"array of {array_frames} frames"
-            )
 
 
 def table_fingerprint(schema: CodeSchema, clips: Sequence[CodeClip]) -> str:
@@ -212,15 +335,46 @@ def codes_fingerprint(frames: str, tokenizer: str) -> str:
     return lineage.clip_codes_fingerprint(frames, tokenizer)
 
 
-def shard_name(index: int) -> str:
-    """The file of a shard, relative to the store."""
-    return f"{SHARDS}/{index}/0/0/0"
+def codes_of_frames(frames: FrameClip, tokenizer: str) -> str:
+    """Fingerprint of the codes that a tokenizer makes of the frames of a clip, whatever its arrays are."""
+    return codes_fingerprint(frames.pixels or frames.fingerprint, tokenizer)
+
+
+def clip_fingerprints(frames: FrameClip, facts: Mapping[str, ArrayFacts], schema: CodeSchema) -> dict[str, str]:
+    """`fingerprint` and `codes` of the clip of a store that is made from these frames and the arrays next to them."""
+    codes = codes_of_frames(frames, schema.tokenizer)
+    if not schema.arrays:
+        return {"fingerprint": codes}
+    digests = {array.name: facts[array.name].digest if array.name in facts else None for array in schema.arrays}
+    return {"fingerprint": lineage.clip_with_arrays_fingerprint(codes, digests), "codes": codes}
+
+
+def shard_name(index: int, array: FrameArray | None = None) -> str:
+    """The file of a shard of an array, by default of the codes, relative to the store."""
+    folder, axes = (ARRAY, 3) if array is None else (array.folder, len(array.frame_shape))
+    return f"{folder}/c/{index}{'/0' * axes}"
+
+
+def metadata_name(array: FrameArray) -> str:
+    """The `zarr.json` of an array, relative to the store."""
+    return f"{array.folder}/{ZARR_METADATA}"
+
+
+def metadata_names(schema: CodeSchema) -> list[str]:
+    """The `zarr.json` of every array, and of the group of the side arrays if there are any."""
+    names = [metadata_name(array) for array in schema.every_array]
+    return [*names, f"{ARRAYS}/{ZARR_METADATA}"] if schema.arrays else names
+
+
+def shard_names(index: int, schema: CodeSchema) -> list[str]:
+    """The files of a shard: that of the codes, then those of the side arrays."""
+    return [shard_name(index, array) for array in schema.every_array]
 
 
 def index_of(name: str) -> int:
-    """The index of a shard from the name of a file, -1 for any other file."""
-    number = name.removeprefix(f"{SHARDS}/").partition("/")[0]
-    return int(number) if number.isdecimal() and name == shard_name(int(number)) else -1
+    """The index of a shard from the name of one of its files, -1 for any other file."""
+    found = _SHARD_NAME.fullmatch(name)
+    return int(found["codes"] or found["side"]) if found else -1
 
 
 def shards_of(clips: Sequence[CodeClip], shard_frames: int) -> list[int]:

@@ -1,10 +1,10 @@
-"""One shard file of a code store, byte by byte: inner chunks, each compressed and with its checksum, and an index.
+"""One shard file of the codes or of a side array, byte by byte: inner chunks, compressed and checksummed, and an index.
 
 zarr writes shards; they are read here without its layers in between. That is the fast way to read many frames or a few,
 and it gives damage a place: which frames are lost, and so which clips. The index at the end of a shard gives the
 position of each chunk. Chunks are fetched with one read and decompressed straight into the array that is returned, by
 several threads when there is much to do, since decompression does not hold Python's lock. Every size in a file is
-compared with what the schema allows before memory is allocated.
+compared with what the array allows before memory is allocated.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
-from lvt_pipeline.codes.schema import CodeSchema
-from lvt_pipeline.errors import StoreError
+from lvt_pipeline.codes.schema import CodeSchema, FrameArray
+from lvt_pipeline.errors import ShapeError, StoreError
 from lvt_pipeline.machine import num_cores
 from lvt_pipeline.provenance import ZARR_METADATA
 
 CHECKSUM_BYTES = 4
 # `python -m benchmarks store_size` shows what other lengths and levels would give.
 ZSTD_LEVEL = 5
-DIMENSIONS = ("frame", "row", "column", "codebook")
 MAX_THREADS = 8
 BYTES_PER_THREAD = 2**21  # of codes; for less a thread is not worth its start
 
@@ -59,23 +58,24 @@ class Chunk:
 
 
 def read_frames(
-    shard_file: Callable[[int], Path], schema: CodeSchema, start: int, stop: int, *, threads: int | None = None
+    shard_file: Callable[[int], Path], array: FrameArray, start: int, stop: int, *, threads: int | None = None
 ) -> NDArray[Any]:
-    """Frames [start, stop) of a code array.
+    """Frames [start, stop) of the codes or of a side array.
 
     Args:
         shard_file: the path of the shard with an index.
         threads: how many decompress; None: as many cores as this process may use, 1 for small reads.
 
     Returns:
-        (stop - start, h, w, n_c) in the schema's dtype. Frames that nobody wrote are 0.
+        (stop - start, h, w, n_c) in the array's dtype, (stop - start, d) of a side array. Frames that nobody wrote have
+        its fill value.
 
     Raises:
-        StoreError: a checksum does not match, or the bytes are not codes of this schema.
+        StoreError: a checksum does not match, or the bytes are not values of this array.
         OSError: a shard cannot be read.
     """
-    codes = np.empty((stop - start, *schema.frame_shape), schema.dtype)
-    size = schema.shard_frames
+    codes = np.empty((stop - start, *array.frame_shape), array.dtype)
+    size = array.shard_frames
     parts = [
         (shard_file(index), max(start - index * size, 0), min(stop - index * size, size), max(index * size - start, 0))
         for index in range(start // size, -(-stop // size))
@@ -85,7 +85,7 @@ def read_frames(
 
     def read(part: tuple[Path, int, int, int]) -> None:
         file, first, last, position = part
-        _read_from_shard(file, schema, first, last, codes[position : position + last - first])
+        _read_from_shard(file, array, first, last, codes[position : position + last - first])
 
     if threads <= 1:
         for part in parts:
@@ -93,7 +93,7 @@ def read_frames(
         return codes
     # The threads end with the read: none is left behind for a process that forks later to inherit.
     with ThreadPoolExecutor(threads, "read-codes") as pool:
-        for _ in pool.map(read, _split(parts, schema.frames_per_chunk, threads)):
+        for _ in pool.map(read, _split(parts, array.frames_per_chunk, threads)):
             pass
     return codes
 
@@ -112,58 +112,58 @@ def _split(parts: list[tuple[Path, int, int, int]], chunk: int, threads: int) ->
     return pieces
 
 
-def _read_from_shard(file: Path, schema: CodeSchema, first: int, stop: int, out: NDArray[Any]) -> None:
+def _read_from_shard(file: Path, array: FrameArray, first: int, stop: int, out: NDArray[Any]) -> None:
     """Put frames [first, stop) of one shard into `out`."""
-    per_chunk = schema.frames_per_chunk
-    chunks = _fetch(file, schema, first, stop)
+    per_chunk = array.frames_per_chunk
+    chunks = _fetch(file, array, first, stop)
     if len(chunks) < -(-stop // per_chunk) - first // per_chunk:
-        out[:] = 0  # some chunks hold nothing
+        out[:] = array.fill_value  # some chunks hold nothing
     for chunk, data in chunks:
         start = chunk.first_frame
         if first <= start and start + per_chunk <= stop:
-            decode_chunk(data, chunk, schema, out[start - first : start - first + per_chunk])
+            decode_chunk(data, chunk, array, out[start - first : start - first + per_chunk])
         else:
             begin, end = max(first, start), min(stop, start + per_chunk)
-            out[begin - first : end - first] = decode_chunk(data, chunk, schema)[begin - start : end - start]
+            out[begin - first : end - first] = decode_chunk(data, chunk, array)[begin - start : end - start]
 
 
-def read_chunks(file: Path, schema: CodeSchema, numbers: Sequence[int]) -> Iterator[NDArray[Any]]:
+def read_chunks(file: Path, array: FrameArray, numbers: Sequence[int]) -> Iterator[NDArray[Any]]:
     """The codes of some chunks of a shard, one after another in the same memory: each is gone when the next comes.
 
     Args:
         numbers: which chunks of the shard, ascending. They are fetched with one read, so they should be neighbours.
 
     Yields:
-        (frames_per_chunk, h, w, n_c) in the schema's dtype. Frames that nobody wrote are 0.
+        (frames_per_chunk, h, w, n_c) in the array's dtype. Frames that nobody wrote have its fill value.
 
     Raises:
-        StoreError: a checksum does not match, or the bytes are not codes of this schema.
+        StoreError: a checksum does not match, or the bytes are not values of this array.
         OSError: the shard cannot be read.
     """
-    per_chunk = schema.frames_per_chunk
-    codes = np.empty((per_chunk, *schema.frame_shape), schema.dtype)
+    per_chunk = array.frames_per_chunk
+    codes = np.empty((per_chunk, *array.frame_shape), array.dtype)
     first, stop = numbers[0] * per_chunk, (numbers[-1] + 1) * per_chunk
-    found = {chunk.first_frame // per_chunk: (chunk, data) for chunk, data in _fetch(file, schema, first, stop)}
+    found = {chunk.first_frame // per_chunk: (chunk, data) for chunk, data in _fetch(file, array, first, stop)}
     for number in numbers:
         if number in found:
             chunk, data = found[number]
-            decode_chunk(data, chunk, schema, codes)
+            decode_chunk(data, chunk, array, codes)
         else:
-            codes[:] = 0
+            codes[:] = array.fill_value
         yield codes
 
 
-def _fetch(file: Path, schema: CodeSchema, first: int, stop: int) -> list[tuple[Chunk, memoryview]]:
+def _fetch(file: Path, array: FrameArray, first: int, stop: int) -> list[tuple[Chunk, memoryview]]:
     """The chunks of a shard that hold some of the frames [first, stop), as they are compressed."""
     descriptor = os.open(file, os.O_RDONLY)
     try:
         num_bytes = os.fstat(descriptor).st_size
-        tail = min(index_bytes(schema), num_bytes)
+        tail = min(index_bytes(array), num_bytes)
         index = os.pread(descriptor, tail, num_bytes - tail)
         chunks = [
             chunk
-            for chunk in chunks_of(index, schema, num_bytes)
-            if chunk.first_frame < stop and chunk.first_frame + schema.frames_per_chunk > first
+            for chunk in chunks_of(index, array, num_bytes)
+            if chunk.first_frame < stop and chunk.first_frame + array.frames_per_chunk > first
         ]
         if not chunks:
             return []
@@ -178,12 +178,12 @@ def _fetch(file: Path, schema: CodeSchema, first: int, stop: int) -> list[tuple[
 # Chunks ---------------------------------------------------------------------------------------------------------------
 
 
-def index_bytes(schema: CodeSchema) -> int:
+def index_bytes(array: FrameArray) -> int:
     """Bytes at the end of a shard that hold the positions of its chunks."""
-    return 16 * (schema.shard_frames // schema.frames_per_chunk) + CHECKSUM_BYTES
+    return 16 * (array.shard_frames // array.frames_per_chunk) + CHECKSUM_BYTES
 
 
-def chunks_of(data: bytes, schema: CodeSchema, num_bytes: int | None = None) -> list[Chunk]:
+def chunks_of(data: bytes, array: FrameArray, num_bytes: int | None = None) -> list[Chunk]:
     """The inner chunks of a shard that hold something, in order of their frames.
 
     Args:
@@ -193,9 +193,9 @@ def chunks_of(data: bytes, schema: CodeSchema, num_bytes: int | None = None) -> 
     Raises:
         StoreError: the index is damaged.
     """
-    per_chunk = schema.frames_per_chunk
-    count = schema.shard_frames // per_chunk
-    size = index_bytes(schema)
+    per_chunk = array.frames_per_chunk
+    count = array.shard_frames // per_chunk
+    size = index_bytes(array)
     index = data[-size:]
     if len(index) < size or not _is_checked(index):
         raise StoreError("the index of its chunks does not match its checksum")
@@ -212,7 +212,7 @@ def chunks_of(data: bytes, schema: CodeSchema, num_bytes: int | None = None) -> 
 
 
 def decode_chunk(
-    data: memoryview, chunk: Chunk, schema: CodeSchema, out: NDArray[Any] | None = None, *, is_trusted: bool = False
+    data: memoryview, chunk: Chunk, array: FrameArray, out: NDArray[Any] | None = None, *, is_trusted: bool = False
 ) -> NDArray[Any]:
     """The codes of a chunk, (frames_per_chunk, h, w, n_c); frames that do not exist are 0.
 
@@ -222,10 +222,10 @@ def decode_chunk(
         is_trusted: the bytes are known to be right, so the checksum need not be compared.
 
     Raises:
-        StoreError: its bytes do not match their checksum, or are not codes of this schema.
+        StoreError: its bytes do not match their checksum, or are not values of this array.
     """
-    codes = np.empty((schema.frames_per_chunk, *schema.frame_shape), schema.dtype) if out is None else out
-    name = f"the chunk of its frames {chunk.first_frame} to {chunk.first_frame + schema.frames_per_chunk - 1}"
+    codes = np.empty((array.frames_per_chunk, *array.frame_shape), array.dtype) if out is None else out
+    name = f"the chunk of its frames {chunk.first_frame} to {chunk.first_frame + array.frames_per_chunk - 1}"
     if not is_trusted and not _is_checked(data):
         raise StoreError(f"{name} does not match its checksum")
     body = data[:-CHECKSUM_BYTES]
@@ -251,22 +251,22 @@ def _content_size(head: bytes) -> int | None:
     return int.from_bytes(head[start : start + size], "little") + (256 if size == 2 else 0)
 
 
-def damaged_frames(data: bytes, schema: CodeSchema) -> Iterator[tuple[int, int, str]]:
+def damaged_frames(data: bytes, array: FrameArray) -> Iterator[tuple[int, int, str]]:
     """Runs of frames [first, stop) within a shard that cannot be trusted by its own checksums, and why."""
     try:
-        chunks = chunks_of(data, schema)
+        chunks = chunks_of(data, array)
     except StoreError as error:
-        yield 0, schema.shard_frames, str(error)
+        yield 0, array.shard_frames, str(error)
         return
     view = memoryview(data)
     for chunk in chunks:
         try:
-            decode_chunk(view[chunk.offset : chunk.offset + chunk.size], chunk, schema)
+            decode_chunk(view[chunk.offset : chunk.offset + chunk.size], chunk, array)
         except StoreError as error:
-            yield chunk.first_frame, chunk.first_frame + schema.frames_per_chunk, str(error)
+            yield chunk.first_frame, chunk.first_frame + array.frames_per_chunk, str(error)
 
 
-def require_sound(file: Path, data: bytes, schema: CodeSchema) -> None:
+def require_sound(file: Path, data: bytes, array: FrameArray) -> None:
     """Refuse a shard of an unfinished plan that is damaged.
 
     Args:
@@ -275,13 +275,13 @@ def require_sound(file: Path, data: bytes, schema: CodeSchema) -> None:
     Raises:
         StoreError: it is; the message gives the remedy.
     """
-    if any(damaged_frames(data, schema)):
+    if any(damaged_frames(data, array)):
         raise StoreError(f"{file}, which an interrupted run left, is damaged; delete it and run this again")
 
 
-def is_sound(file: Path, schema: CodeSchema) -> bool:
+def is_sound(file: Path, array: FrameArray) -> bool:
     """Whether every chunk of a shard matches its checksum."""
-    return not any(damaged_frames(file.read_bytes(), schema))
+    return not any(damaged_frames(file.read_bytes(), array))
 
 
 def _is_checked(data: bytes | memoryview) -> bool:
@@ -293,41 +293,65 @@ def _is_checked(data: bytes | memoryview) -> bool:
 # Writing --------------------------------------------------------------------------------------------------------------
 
 
-def create_array(num_frames: int, schema: CodeSchema, chunk_frames: int) -> tuple[dict[str, Any], zarr.Array[Any]]:
-    """An empty code array in memory: the dictionary that holds its files by name, and the array.
+def checked_values(values: NDArray[Any] | None, array: FrameArray, num_frames: int, where: str) -> NDArray[Any]:
+    """Values for a shard in the dtype of its array.
+
+    Args:
+        where: the shard and the array, named in errors.
+
+    Raises:
+        ShapeError: they are not what the array holds.
+    """
+    expected = (num_frames, *array.frame_shape)
+    if values is None or values.shape != expected:
+        noun, found = ("codes" if isinstance(array, CodeSchema) else "rows"), None if values is None else values.shape
+        raise ShapeError(f"{where} has shape {expected}, the {noun} have {found}")
+    if not isinstance(array, CodeSchema):
+        if values.dtype != array.dtype:
+            raise ShapeError(f"{where} holds {array.dtype}, found {values.dtype}")
+        return values
+    if not np.issubdtype(values.dtype, np.integer):
+        raise ShapeError(f"codes are integers, found {values.dtype}")
+    if values.min() < 0 or values.max() >= array.codebook_size:
+        raise ShapeError(f"codes are in [0, {array.codebook_size}), found {int(values.min())} to {int(values.max())}")
+    return values.astype(array.dtype)
+
+
+def create_array(num_frames: int, layout: FrameArray, chunk_frames: int) -> tuple[dict[str, Any], zarr.Array[Any]]:
+    """An empty array of a store in memory: the dictionary that holds its files by name, and the array.
 
     A shard made in memory reaches the disk as one whole file, and never through two writers.
     """
     files: dict[str, Any] = {}
     array = zarr.create_array(
         MemoryStore(store_dict=files),
-        shape=(num_frames, *schema.frame_shape),
-        dtype=schema.dtype,
-        chunks=(chunk_frames, *schema.frame_shape),
-        shards=(schema.shard_frames, *schema.frame_shape),
-        serializer=BytesCodec(endian="little") if schema.dtype.itemsize > 1 else BytesCodec(endian=None),
+        shape=(num_frames, *layout.frame_shape),
+        dtype=layout.dtype,
+        chunks=(chunk_frames, *layout.frame_shape),
+        shards=(layout.shard_frames, *layout.frame_shape),
+        serializer=BytesCodec(endian="little") if layout.dtype.itemsize > 1 else BytesCodec(endian=None),
         compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
-        fill_value=0,
-        dimension_names=DIMENSIONS,
+        fill_value=layout.fill_value,
+        dimension_names=layout.dimensions,
         # A chunk of zeros is a chunk of codes; leaving it out would make a shard of zeros no file at all.
         config={"write_empty_chunks": True},
     )
     return files, array
 
 
-def array_metadata(num_frames: int, schema: CodeSchema) -> bytes:
-    """The `zarr.json` of a code array of that many frames."""
-    files, _ = create_array(num_frames, schema, schema.frames_per_chunk)
+def array_metadata(num_frames: int, layout: FrameArray) -> bytes:
+    """The `zarr.json` of an array of that many frames."""
+    files, _ = create_array(num_frames, layout, layout.frames_per_chunk)
     return cast("bytes", files[ZARR_METADATA].to_bytes())
 
 
-def shard_bytes(codes: NDArray[Any], schema: CodeSchema) -> bytes:
+def shard_bytes(codes: NDArray[Any], layout: FrameArray) -> bytes:
     """One shard's file. Same codes, same bytes.
 
     Args:
-        codes: (frames, h, w, n_c), at most `schema.shard_frames` frames; the rest of the shard stays empty.
+        codes: (frames, h, w, n_c), at most `layout.shard_frames` frames; the rest of the shard stays empty.
     """
-    files, array = create_array(schema.shard_frames, schema, schema.frames_per_chunk)
+    files, array = create_array(layout.shard_frames, layout, layout.frames_per_chunk)
     array[: len(codes)] = codes
     data = [value for name, value in files.items() if name != ZARR_METADATA]
     assert len(data) == 1, "a shard is one file"

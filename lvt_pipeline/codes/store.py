@@ -4,6 +4,7 @@ Stage 1 of the paper (section 3.1) turns frames into codes once; everything afte
 
     data.zarr/zarr.json                     which generation is current, and its provenance: the commit point
     data.zarr/codes/                        array (frames, h, w, n_c), sharded; all clips one after another
+    data.zarr/arrays/action/                side array (frames, d), such as actions; aligned with the codes
     data.zarr/generations/000001/zarr.json  a clip table, never changed once it is there
     data.zarr/pending/zarr.json             what an unfinished encode is going to publish
     data.zarr/codes/README.md               a description of the store for people
@@ -16,7 +17,6 @@ a lock on that generation, so `lvt gc` leaves it in place.
 from __future__ import annotations
 
 import difflib
-import operator
 import time
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -27,16 +27,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes import layout
-from lvt_pipeline.codes.array import CodeArray
-from lvt_pipeline.codes.layout import ARRAY_METADATA, OUR_GROUPS, SHARDS, StoreRoot
+from lvt_pipeline.codes.array import ClipArray, CodeArray, require_metadata, require_places
+from lvt_pipeline.codes.layout import OUR_GROUPS, SHARDS, StoreRoot
 from lvt_pipeline.codes.readers import BeingRemovedError, Hold
-from lvt_pipeline.codes.schema import CodeClip, CodeSchema, clips_from_columns, require_places, shards_of
+from lvt_pipeline.codes.schema import (
+    CodeClip,
+    CodeSchema,
+    SideArray,
+    clips_from_columns,
+    shards_of,
+)
 from lvt_pipeline.errors import ArtefactError, BusyError, LVTError, StoreError
 from lvt_pipeline.file_systems import is_lock_file
 from lvt_pipeline.machine import paused_collection
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance
-from lvt_pipeline.storage import parse_json
 from lvt_pipeline.video.notebook import SHOWN_ROWS, Film, clips_html
 from lvt_pipeline.video.pictures import colour_codes
 
@@ -66,7 +71,7 @@ class CodeStore:
         clips: the clip table, in manifest order.
         fingerprint: hash of the content of this generation.
         provenance: the record of what made it.
-        array: the frames of all generations, by position.
+        codes: the frames of all generations, by position.
         array_frames: length of the array up to this generation, gaps and dead ranges included.
     """
 
@@ -90,7 +95,9 @@ class CodeStore:
         self.array_frames = int(table["array_frames"])
         self.provenance = provenance
         # The root knows the sizes of shards that were repaired after this generation was published.
-        self.array = CodeArray(path, schema, {**provenance.outputs, **root.provenance["outputs"]}, generation)
+        sizes = {**provenance.outputs, **root.provenance["outputs"]}
+        self.codes = CodeArray(path, schema, sizes, generation)
+        self._side = {array.name: CodeArray(path, array, sizes, generation) for array in schema.arrays}
         self._hold = hold  # lvt gc leaves this generation alone as long as the store is open
 
     def __repr__(self) -> str:
@@ -190,10 +197,27 @@ class CodeStore:
             IndexError: the range is not within the clip.
         """
         row = self.clip(clip) if isinstance(clip, str) else clip
-        start, end = operator.index(start), row.length if stop is None else operator.index(stop)
-        if not 0 <= start <= end <= row.length:
-            raise IndexError(f"frames [{start}, {end}) are not within clip {row.id} of {row.length} frames")
-        return self.read_range(row.offset + start, row.offset + end)
+        return self.read_range(*row.place(start, stop))
+
+    @property
+    def arrays(self) -> dict[str, SideArray]:
+        """Side arrays by name, such as actions; each states its `dtype` and `dimension`."""
+        return {array.name: array for array in self.schema.arrays}
+
+    def array(self, name: str) -> ClipArray:
+        """A side array: `store.array("action")[clip_id]` is (T, d), float32 or integers.
+
+        Raises:
+            StoreError: the store has no such array; those that it has are named.
+        """
+        if name not in self._side:
+            has = ", ".join(self._side) or "none; lvt encode-dataset takes those of the frames"
+            raise StoreError(f"{self.path} has no array {name!r}; it has {has}")
+        return ClipArray(self.arrays[name], self._side[name], self.clip)
+
+    def problem(self, index: int) -> str:
+        """The problem of the files of a shard as far as their sizes show, empty when there is none."""
+        return next(filter(None, (each.problem(index) for each in (self.codes, *self._side.values()))), "")
 
     def read_range(self, start: int, stop: int) -> NDArray[np.unsignedinteger[Any]]:
         """Frames [start, stop) of the code array, of any clips.
@@ -201,7 +225,7 @@ class CodeStore:
         Raises:
             StoreError: a shard is missing or damaged; it is named.
         """
-        return self.array.read(start, stop)
+        return self.codes.read(start, stop)
 
     @property
     def next_shard(self) -> int:
@@ -276,7 +300,8 @@ def _open_generation(path: Path, root: StoreRoot, generation: int, hold: Hold | 
         raise StoreError(
             f"{source} is damaged or not ours ({layout.as_one_line(error)}); {_REMEDY.format(path=path)}"
         ) from error
-    _require_array(path, root, schema, store.array_frames)
+    for array in schema.every_array:
+        require_metadata(path, root, array, store.array_frames)
     return store
 
 
@@ -302,31 +327,13 @@ def read_table(path: Path, root: StoreRoot, generation: int) -> dict[str, Any]:
         raise StoreError(f"{error}; {_REMEDY.format(path=path)}") from error
 
 
-def _require_array(path: Path, root: StoreRoot, schema: CodeSchema, array_frames: int) -> None:
-    """Refuse an array that other readers would read in another way than this one."""
-    file = path / ARRAY_METADATA
-    data = layout.read_file(file)
-    if data is not None and layout.digest_bytes(data) == root.files.get(ARRAY_METADATA):
-        return
-    try:  # it has grown for a newer generation, or somebody added to it
-        metadata = parse_json(data or b"", file)
-        shape = metadata["shape"]
-        shards = metadata["chunk_grid"]["configuration"]["chunk_shape"]
-        chunks = metadata["codecs"][0]["configuration"]["chunk_shape"]
-        is_right = (
-            metadata["node_type"] == "array"
-            and metadata["data_type"] == str(schema.dtype)
-            and type(shape[0]) is int
-            and shape[0] >= array_frames
-            and shape[1:] == list(schema.frame_shape)
-            and shards == [schema.shard_frames, *schema.frame_shape]
-            and chunks == [schema.frames_per_chunk, *schema.frame_shape]
-        )
-    except (ArtefactError, KeyError, TypeError, IndexError):
-        is_right = False
-    if not is_right:
-        problem = "is missing" if data is None else "is damaged"
-        raise StoreError(f"{file} {problem}; {_REMEDY.format(path=path)}")
+def published_arrays(path: Path) -> tuple[SideArray, ...]:
+    """The side arrays of the current generation of a store; () when there is none, or its root is damaged."""
+    try:
+        root = layout.read_root(path)
+    except ArtefactError:
+        return ()
+    return CodeSchema.from_json(root.about).arrays if root is not None else ()
 
 
 def is_published(path: Path) -> bool:

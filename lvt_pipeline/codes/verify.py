@@ -9,7 +9,7 @@ problems that may be changes in between are looked at again before they are repo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,9 +20,17 @@ import numpy as np
 from lvt_pipeline.codes import layout
 from lvt_pipeline.codes.checks import read_pending
 from lvt_pipeline.codes.compaction import shard_files, size_of
-from lvt_pipeline.codes.layout import ARRAY, ARRAY_METADATA, CARD, GENERATIONS, PENDING, DamagedRootError, StoreRoot
+from lvt_pipeline.codes.layout import ARRAY_METADATA, ARRAYS, CARD, GENERATIONS, PENDING, DamagedRootError, StoreRoot
 from lvt_pipeline.codes.loading.cache import cache_folder, is_sound, map_file
-from lvt_pipeline.codes.schema import CodeClip, CodeSchema, shard_name, table_fingerprint
+from lvt_pipeline.codes.schema import (
+    CodeClip,
+    CodeSchema,
+    FrameArray,
+    index_of,
+    metadata_name,
+    shard_name,
+    table_fingerprint,
+)
 from lvt_pipeline.codes.shard_file import array_metadata, chunks_of, damaged_frames, decode_chunk
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ArtefactError, StoreError
@@ -137,7 +145,7 @@ def find_damaged_shards(path: Path) -> tuple[int, ...]:
     check = _Verification(path, store.root, [store.generation], is_whole=False)
     check.stores = [store]
     with ThreadPoolExecutor(WORKERS, "verify") as workers:
-        list(workers.map(check.check_shard, store.shards()))
+        list(workers.map(check.check_file, check.shard_files))
     return tuple(sorted(check.damaged))
 
 
@@ -161,14 +169,14 @@ class _Verification:
         self.num_files, self.num_bytes = 1, size_of(self.path / ZARR_METADATA)  # the root has been checked
         self._open_generations()
         self._check_metadata()
-        shards = sorted({index for store in self.stores for index in store.shards()})
-        with ThreadPoolExecutor(WORKERS, "verify") as workers, progress.bar("verify", len(shards), "shards") as bar:
-            for _ in workers.map(self.check_shard, shards):
+        files = self.shard_files
+        with ThreadPoolExecutor(WORKERS, "verify") as workers, progress.bar("verify", len(files), "shards") as bar:
+            for _ in workers.map(self.check_file, files):
                 bar.advance()
         for store in self.stores:
             self.problems += _table_problems(store)
         if self.is_whole:
-            self.problems += self._unclaimed(shards)
+            self.problems += self._unclaimed({shard_name(*file) for file in files})
             self._check_caches()
         if not self.stores:
             self.notes.append("no clip table can be used, so no shard was checked")
@@ -186,10 +194,21 @@ class _Verification:
             damaged_shards=tuple(sorted(self.damaged)),
         )
 
-    def check_shard(self, index: int) -> None:
-        """Compare a shard with its digest, decode it, and compare its codes with K."""
-        name = shard_name(index)
-        schema = self.stores[0].schema
+    @property
+    def shard_files(self) -> list[tuple[int, FrameArray]]:
+        """Index and array of every file of a shard that a generation needs, in order of the indices."""
+        found = {
+            (index, array.folder): (index, array)
+            for store in self.stores
+            for index in store.shards()
+            for array in store.schema.every_array
+        }
+        return [found[key] for key in sorted(found)]
+
+    def check_file(self, file: tuple[int, FrameArray]) -> None:
+        """Compare a file of a shard with its digest, decode it, and compare its codes with K."""
+        index, array = file
+        name = shard_name(index, array)
         data = self._read(name)
         if data is None:
             self.damaged.add(index)
@@ -197,7 +216,7 @@ class _Verification:
             return
         expected = self.root.files.get(name)
         is_right = expected is not None and layout.digest_bytes(data) == expected
-        damage = [] if is_right else list(damaged_frames(data, schema))
+        damage = [] if is_right else list(damaged_frames(data, array))
         if damage:
             clips = [clip for first, stop, _ in damage for clip in self._clips_in(index, first, stop)]
             self._report(name, "; ".join(message for _, _, message in damage), dict.fromkeys(clips))
@@ -206,7 +225,8 @@ class _Verification:
         elif expected is None:
             self._report(name, "has no digest in the root", self._clips_in(index))
         else:
-            self._check_codes(index, data, schema)
+            if isinstance(array, CodeSchema):
+                self._check_codes(index, data, array)
             return
         self.damaged.add(index)
 
@@ -224,7 +244,8 @@ class _Verification:
                 )
 
     def _check_metadata(self) -> None:
-        for name in (ARRAY_METADATA, f"{GENERATIONS}/{ZARR_METADATA}", CARD):
+        tables = {layout.table_name(number) for number in self.root.numbers}
+        for name in [name for name in self.root.files if index_of(name) < 0 and name not in tables]:
             data = self._read(name)
             if data is None:
                 self._report(name, "is missing")
@@ -242,19 +263,24 @@ class _Verification:
             return True
         if name == CARD:
             return (self.path / PENDING).exists()
-        if name != ARRAY_METADATA:
+        if name in (f"{GENERATIONS}/{ZARR_METADATA}", f"{ARRAYS}/{ZARR_METADATA}"):
             ours = layout.without_additions(data, ())
             return ours is not None and layout.digest_bytes(ours) == self.root.files.get(name)
         pending = read_pending(self.path)
         if pending is not None and layout.digest_bytes(data) == pending.array:
             return True  # it has grown already
-        if not self.stores:
+        arrays = self.stores[-1].schema.every_array if self.stores else ()
+        array = next((array for array in arrays if metadata_name(array) == name), None)
+        if array is None:
             return False
-        ours = array_metadata(self.stores[-1].array_frames, self.stores[-1].schema)
         try:
             found = parse_json(data, self.path / name)
-        except ArtefactError:
+            grown = found["shape"][0] if pending is not None else 0
+        except (ArtefactError, KeyError, TypeError, IndexError):
             return False
+        if type(grown) is int and grown > 0 and data == array_metadata(grown, array):
+            return True
+        ours = array_metadata(self.stores[-1].array_frames, array)
         is_same = isinstance(found, dict) and {**found, "attributes": {}} == parse_json(ours, self.path / name)
         return is_same and layout.digest_bytes(ours) == self.root.files.get(name)
 
@@ -275,9 +301,8 @@ class _Verification:
                 if str(self.path / ARRAY_METADATA) not in str(error):  # that is reported by itself
                     self._report(name, f"cannot be used ({error})")
 
-    def _unclaimed(self, shards: Iterable[int]) -> Iterator[Problem]:
+    def _unclaimed(self, used: Collection[str]) -> Iterator[Problem]:
         """Files that the root names but no generation uses, and files that nothing names."""
-        used = {shard_name(index) for index in shards}
         others = 0
         for name in shard_files(self.path):
             if name in used:
@@ -287,7 +312,7 @@ class _Verification:
             if expected is not None and data is not None and layout.digest_bytes(data) != expected:
                 yield Problem(file=name, message="is not what was written (no clip uses it)")
         if others:
-            self.notes.append(f"{others} files in {ARRAY} belong to no generation; lvt gc shows them")
+            self.notes.append(f"{others} shard files belong to no generation; lvt gc shows them")
 
     def _check_caches(self) -> None:
         """Memory-mapped copies of a split must hold the codes they are named after."""

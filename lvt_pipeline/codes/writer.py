@@ -3,9 +3,10 @@
 The order of writes makes every moment safe to be killed at:
 
 1. `pending` lists which clips will be stored where. Nothing published refers to it.
-2. The array's `zarr.json` grows. Published clips keep their place, so no reader notices.
-3. Shards appear, each whole and once: a file that exists is never changed, except to repair it. A shard belongs to one
-   plan; a new plan starts after every shard that was ever planned, so a late process cannot disturb it.
+2. The `zarr.json` of every array grows. Published clips keep their place, so no reader notices.
+3. Shards appear, those of the side arrays before that of the codes. Each is whole and written once: a file that exists
+   is never changed, except to repair it. A shard belongs to one plan; a new plan starts after every shard that was ever
+   planned, so a late process cannot disturb it.
 4. The clip table of the new generation appears, then the root `zarr.json` is replaced: this is the commit.
 5. The card for people is written again and `pending` is removed.
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,23 +26,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes import checks, layout
-from lvt_pipeline.codes.array import CodeArray
+from lvt_pipeline.codes.array import CodeArray, remove_unpublished, resize_arrays
 from lvt_pipeline.codes.card import card_bytes, commit_root
 from lvt_pipeline.codes.checks import PendingPlan, ShardWriter
-from lvt_pipeline.codes.layout import ARRAY, ARRAY_METADATA, CARD, GENERATIONS, PENDING, SHARDS
+from lvt_pipeline.codes.layout import ARRAY, ARRAY_METADATA, ARRAYS, CARD, GENERATIONS, PENDING
 from lvt_pipeline.codes.plan import CodeChange, CodePlan, ShardPlan, make_plan, table_attributes
 from lvt_pipeline.codes.readers import require_no_readers, without_readers
-from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, shard_name, shards_of
+from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, metadata_names, shard_name, shard_names, shards_of
 from lvt_pipeline.codes.shard_file import array_metadata, require_sound
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ShapeError, StoreError
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance, digest_file
 from lvt_pipeline.storage import (
     exclusive_lock,
-    parse_json,
     remove_leftovers,
     sync_directory,
-    write_bytes,
 )
 
 
@@ -171,14 +171,15 @@ class CodeStoreWriter:
         """The shards that are not on disk yet or must be replaced, in order."""
         repairs = {index for index in self._repairs if shard_name(index) not in self._digests}
         return [
-            plan
-            for index, plan in sorted(self._planned.items())
-            if index in repairs or not (self.path / shard_name(index)).exists()
+            plan for index, plan in sorted(self._planned.items()) if index in repairs or not self._is_finished(index)
         ]
 
     def finished_shards(self) -> list[ShardPlan]:
         """The new shards of this plan that are on disk, in order, including those of an interrupted run."""
-        return [plan for plan in self.plan.shards if (self.path / shard_name(plan.index)).exists()]
+        return [plan for plan in self.plan.shards if self._is_finished(plan.index)]
+
+    def _is_finished(self, index: int) -> bool:
+        return all((self.path / name).exists() for name in shard_names(index, self.schema))
 
     def read_shard(self, index: int) -> NDArray[np.unsignedinteger[Any]]:
         """Codes of a finished new shard of this plan, (num_frames, h, w, n_c).
@@ -189,19 +190,20 @@ class CodeStoreWriter:
         start = index * self.schema.shard_frames
         return CodeArray(self.path, self.schema, sizes={}).read(start, start + self._planned[index].num_frames)
 
-    def write_shard(self, index: int, codes: NDArray[Any]) -> str:
-        """Put one planned shard on disk, whole. A damaged one stays until its replacement takes its name.
+    def write_shard(self, index: int, codes: NDArray[Any], arrays: Mapping[str, NDArray[Any]] | None = None) -> str:
+        """Put one planned shard on disk, each file whole. A damaged one stays until its replacement takes its name.
 
         Where several processes write the same shard, the first one wins.
 
         Args:
             codes: any integers in [0, K), (num_frames, h, w, n_c) in the order of the plan's parts.
+            arrays: rows of every side array of the schema in the same order, (num_frames, d), by name.
 
         Returns:
-            SHA-256 of the file, which another process may have made.
+            SHA-256 of the file of the codes, which another process may have made.
 
         Raises:
-            ShapeError: the codes do not fit the plan.
+            ShapeError: the codes or rows do not fit the plan.
             StoreError: a file that is not a shard has its name; or, in a helper, the plan was abandoned.
             LVTError: the disk is full or refuses.
         """
@@ -209,7 +211,7 @@ class CodeStoreWriter:
         if codes.shape != expected:
             raise ShapeError(f"shard {index} of {self.path} has shape {expected}, the codes have {codes.shape}")
         write = self.shards.replace if index in self._repairs else self.shards.create
-        digest = self._digests[shard_name(index)] = write(index, codes)
+        digest = self._digests[shard_name(index)] = write(index, codes, arrays or {})
         return digest
 
     def helper(self) -> ShardWriter:
@@ -277,7 +279,8 @@ class CodeStoreWriter:
         return renewed
 
     def _shards(self) -> dict[str, int]:
-        names = [shard_name(index) for index in shards_of(self.plan.clips, self.schema.shard_frames)]
+        shards = shards_of(self.plan.clips, self.schema.shard_frames)
+        names = [name for index in shards for name in shard_names(index, self.schema)]
         return {name: (self.path / name).stat().st_size for name in names}
 
     def _outputs(self) -> dict[str, int]:
@@ -310,13 +313,14 @@ class CodeStoreWriter:
     def _files(self) -> dict[str, str]:
         """Digests of all files that the generations need, but for the root and the card."""
         known = self._root.files if self._root else {}
-        names = [ARRAY_METADATA, f"{GENERATIONS}/{ZARR_METADATA}", layout.table_name(self.plan.generation)]
+        names = [*metadata_names(self.schema), f"{GENERATIONS}/{ZARR_METADATA}"]
+        names.append(layout.table_name(self.plan.generation))
         fresh = {name: digest_file(self.path / name) for name in names}
-        for shard in self._planned.values():
-            name = shard_name(shard.index)
+        for index, array in product(self._planned, self.schema.every_array):
+            name = shard_name(index, array)
             if name not in self._digests:
                 data = layout.read_file(self.path / name) or b""
-                require_sound(self.path / name, data, self.schema)
+                require_sound(self.path / name, data, array)
                 self._digests[name] = layout.digest_bytes(data)
             fresh[name] = self._digests[name]
         return {**known, **fresh}
@@ -326,7 +330,8 @@ class CodeStoreWriter:
         (self.path / ARRAY).mkdir(exist_ok=True)
         layout.remove_temporary_files(self.path)
         for index in self._planned:
-            remove_leftovers((self.path / shard_name(index)).parent)
+            for name in shard_names(index, self.schema):
+                remove_leftovers((self.path / name).parent)
         if not self.change.publishes:
             self._discard_unpublished()
             self._remember_used_shards()
@@ -334,30 +339,13 @@ class CodeStoreWriter:
         elif not self._is_pending():
             self._discard_unpublished()
             self._begin_plan()
-        self._resize_array(self.plan.array_frames)
+        self._resize_arrays(self.schema, self.plan.array_frames)
         self._restore_card()
         if not (self.path / GENERATIONS / ZARR_METADATA).exists():
             self._write_group(self.path / GENERATIONS, {})
 
-    def _metadata(self, num_frames: int | None = None) -> bytes:
-        frames = self.plan.array_frames if num_frames is None else num_frames
-        return array_metadata(frames, self.schema)
-
-    def _resize_array(self, num_frames: int) -> None:
-        """Make the array that long, unless it is."""
-        metadata, file = self._metadata(num_frames), self.path / ARRAY_METADATA
-        known = self._root.files.get(ARRAY_METADATA) if self._root else None
-        found = layout.read_file(file)
-        if found == metadata:
-            return
-        if (
-            found is not None
-            and layout.digest_bytes(found) == known
-            and parse_json(found, file)["shape"][0] == num_frames
-        ):
-            return  # as another version of zarr writes it
-        self._is_array_rewritten = known not in (None, layout.digest_bytes(metadata))
-        write_bytes(file, metadata)
+    def _resize_arrays(self, schema: CodeSchema, num_frames: int) -> None:
+        self._is_array_rewritten |= resize_arrays(self.path, schema, num_frames, self._root)
 
     def _is_pending(self) -> bool:
         """Whether the store waits for this very plan."""
@@ -370,7 +358,7 @@ class CodeStoreWriter:
         PendingPlan(
             plan=self.plan.identity(self._settings),
             generation=self.plan.generation,
-            array=layout.digest_bytes(self._metadata()),
+            array=layout.digest_bytes(array_metadata(self.plan.array_frames, self.schema)),
             stage=self._settings.get("stage", ""),
             first_shard=self.plan.new_shards.start,
             end_shard=max(self.plan.new_shards.stop, abandoned.end_shard if abandoned else 0),
@@ -390,15 +378,13 @@ class CodeStoreWriter:
         first = -(-published // self.schema.shard_frames)
         if self._current is None:
             (self.path / ARRAY_METADATA).unlink(missing_ok=True)
-        for folder in (self.path / SHARDS).glob("*"):
-            if not folder.name.isdecimal() or int(folder.name) >= first:
-                layout.remove_tree(folder)
+        remove_unpublished(self.path, self._current.schema if self._current else None, first)
         generation = self._current.generation if self._current else 0
         for folder in (self.path / GENERATIONS).glob("*"):
             if folder.is_dir() and folder.name > f"{generation:06d}":
                 self._remove_group(folder)
         if self._current is not None:  # before the plan goes, so that the array is as long as the root or a plan states
-            self._resize_array(published)
+            self._resize_arrays(self._current.schema, published)
 
     def _restore_card(self) -> None:
         """Write the card of the current generation, which a run killed right after its commit did not."""
@@ -420,6 +406,7 @@ class CodeStoreWriter:
             (self.path / ZARR_METADATA).unlink()
             sync_directory(self.path)
             self._remove_group(self.path / GENERATIONS)
+            self._remove_group(self.path / ARRAYS)
             layout.remove_tree(self.path / ARRAY)
 
     def _write_group(self, group: Path, attributes: Mapping[str, Any], indent: int | None = 2) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.codes.schema import CodeClip, codes_fingerprint
+from lvt_pipeline.codes.schema import CodeClip, codes_of_frames
 from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import ArtefactError, MismatchError
 from lvt_pipeline.evaluation.metrics import fits_ssim_window, psnr, squared_errors, ssim_by_frame
@@ -160,7 +160,7 @@ def real_frames(
         source = shards[clip.id]
     except ArtefactError as error:
         raise MismatchError(f"{store.path} does not belong to {shards.root}: {error}") from error
-    if codes_fingerprint(source.fingerprint, store.tokenizer) != clip.fingerprint:
+    if codes_of_frames(source, store.tokenizer) != clip.codes_fingerprint:
         raise MismatchError(
             f"clip {clip.id} of {store.path} was made from other frames than those in {shards.root}; "
             "encode the dataset again"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes.layout import table_name
-from lvt_pipeline.codes.schema import CodeClip, codes_fingerprint
+from lvt_pipeline.codes.schema import CodeClip, codes_of_frames
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.codes.verify import Problem
 from lvt_pipeline.errors import ArtefactError, ConfigError
@@ -141,7 +141,7 @@ def _has_its_frames(pixels: Pixels, clip: CodeClip) -> bool:
         source = pixels.shards[clip.id]
     except ArtefactError:
         return False
-    return codes_fingerprint(source.fingerprint, pixels.store.tokenizer) == clip.fingerprint
+    return codes_of_frames(source, pixels.store.tokenizer) == clip.codes_fingerprint
 
 
 def _checked(pixels: Pixels, clip: CodeClip, codes: NDArray[np.unsignedinteger[Any]]) -> ClipCheck:

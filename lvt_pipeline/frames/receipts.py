@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.frames.codecs import CODECS
-from lvt_pipeline.frames.records import FORMAT_VERSION, ClipFailure, FrameClip, Part, Receipt
+from lvt_pipeline.frames.records import FORMAT_VERSION, ArrayFacts, ClipFailure, FrameClip, Part, Receipt
 from lvt_pipeline.storage import read_json
 from lvt_pipeline.video.clips import SPLITS, Note
 from lvt_pipeline.video.locations import Translation, opened_sources
@@ -82,7 +84,19 @@ def _frame_clip(
         _require(0 <= entry["part"].number < entry["part"].parts, "a part has a number that is out of range")
     if "notes" in entry:
         entry["notes"] = tuple(Note(str(note["kind"]), str(note["text"])) for note in entry["notes"])
+    if "array_facts" in entry:
+        entry["array_facts"] = {name: _array_facts(facts) for name, facts in entry["array_facts"].items()}
+        _require({*entry["array_facts"]} == {*entry["arrays"]}, "its arrays and their facts have different names")
+    _require(type(entry.get("pixels")) in (str, type(None)), "pixels is not a text")
     return FrameClip(**entry, shard=content["shard"])
+
+
+def _array_facts(entry: Mapping[str, Any]) -> ArrayFacts:
+    facts = ArrayFacts(**{**entry, "dtype": sys.intern(entry["dtype"])})
+    _require(np.dtype(facts.dtype).kind in "iuf", "an array does not hold numbers")
+    _require(type(facts.dimension) is int and facts.dimension > 0, "an array has no values")
+    _require(type(facts.digest) is str, "the digest of an array is not a text")
+    return facts
 
 
 def _check_entry(entry: Mapping[str, Any], shard_bytes: int) -> None:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline import lineage
+from lvt_pipeline.errors import ShapeError
 from lvt_pipeline.frames.codecs import Codec, encode_frames
 from lvt_pipeline.video.clips import Note
 from lvt_pipeline.video.geometry import Frames, check_frames
@@ -52,7 +54,9 @@ class FrameSample:
         decoder: family and version that decoded it, such as "decord 0.6.0".
         shape: (T, H, W) of the frames inside `payload`.
         payload: result of `encode_frames`.
-        arrays: arrays that belong to the frames, one row per frame, by name (letters and underscores).
+        arrays: arrays that belong to the frames, one row per frame, by name.
+        pixels: fingerprint of the frames alone, where `fingerprint` covers arrays too; "" where it does not. Codes
+            follow from it, so that other arrays leave them valid.
         part: which part of a manifest line it is, if not all of it.
         truncated: description of a file that was cut short but is kept.
         notes: unusual properties of the clip that were accepted.
@@ -74,6 +78,7 @@ class FrameSample:
     part: Part | None = None
     truncated: str = ""
     notes: tuple[Note, ...] = ()
+    pixels: str = ""
 
     @classmethod
     def from_array(
@@ -90,21 +95,56 @@ class FrameSample:
     ) -> FrameSample:
         """A clip whose frames, uint8 (T, H, W, 3), do not come from a video file."""
         check_frames(frames)
-        digest = hashlib.sha256(frames.tobytes()).hexdigest()
         return cls(
             id=id,
             split=split,
             label=label,
             fps=fps,
             source=source,
-            digest=digest,
-            fingerprint=lineage.array_fingerprint(digest, frames.shape),
+            digest=hashlib.sha256(frames.tobytes()).hexdigest(),
+            fingerprint=pixels_fingerprint(frames),
             decoder=decoder,
             codec=codec,
             shape=frames.shape[:3],
             payload=encode_frames(frames, codec),
             geometry={},
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayFacts:
+    """An array next to the frames of a clip, in the form that code stores hold it in (`stored_rows`).
+
+    Attributes:
+        dtype: such as "float32".
+        dimension: values per frame.
+        digest: hash of its values, type and shape.
+    """
+
+    dtype: str
+    dimension: int
+    digest: str
+
+    @classmethod
+    def of(cls, array: NDArray[Any]) -> ArrayFacts:
+        """The facts of an array with a row per frame."""
+        rows = stored_rows(array)
+        digest = hashlib.sha256(f"{rows.dtype} ".encode() + rows.astype(rows.dtype.newbyteorder("<")).tobytes())
+        return cls(str(rows.dtype), rows.shape[1], lineage.array_fingerprint(digest.hexdigest(), rows.shape))
+
+
+def stored_rows(array: NDArray[Any]) -> NDArray[Any]:
+    """An array with a row per frame as code stores hold it: (T, d), integers as they are, all others float32.
+
+    Raises:
+        ShapeError: it does not hold numbers, or has no rows.
+    """
+    if array.dtype.kind not in "biuf" or not array.size or not array.ndim:
+        raise ShapeError(f"an array of {array.dtype} with shape {array.shape} does not hold rows of numbers")
+    dtypes: dict[str, np.dtype[Any]] = {"f": np.dtype(np.float32), "b": np.dtype(np.uint8)}
+    dtype = dtypes.get(array.dtype.kind, array.dtype.newbyteorder("="))
+    rows: NDArray[Any] = array.reshape(len(array), -1).astype(dtype)
+    return rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +159,8 @@ class FrameClip:
         nbytes: how many bytes they take there.
         shard: name of the tar.
         arrays: offset and bytes in the shard of each `.npy` file next to the frames, by name.
+        array_facts: what they hold, by name; None without arrays, and in shards of older versions.
+        pixels: fingerprint of the frames alone; None where `fingerprint` is that.
         part: which part of a manifest line it is; None when it is all of it.
         truncated: description of a file that was cut short but is kept; None for a whole one.
         notes: unusual properties of the clip that were accepted; None when nothing is.
@@ -144,6 +186,8 @@ class FrameClip:
     part: Part | None = None
     truncated: str | None = None
     notes: tuple[Note, ...] | None = None
+    array_facts: Mapping[str, ArrayFacts] | None = None
+    pixels: str | None = None
 
     def __repr__(self) -> str:
         label = "" if self.label is None else f", label {self.label!r}"
@@ -178,6 +222,11 @@ class Receipt:
     digest: str | None = None
 
 
+def pixels_fingerprint(frames: Frames) -> str:
+    """Hash of frames by their pixels alone, whatever they come from."""
+    return lineage.array_fingerprint(hashlib.sha256(frames.tobytes()).hexdigest(), frames.shape)
+
+
 def shard_name(split: str, index: int) -> str:
     """File name of a shard: `train-000012.tar`."""
     return f"{split}-{index:06d}.tar"
@@ -200,7 +249,11 @@ def failures_of(receipts: Iterable[Receipt]) -> list[ClipFailure]:
 
 def content_fingerprint(clips: Iterable[FrameClip]) -> str:
     """Hash of a folder of frames: which clips it has, in order, and what each is made of."""
-    return lineage.frames_fingerprint([clip.id, clip.split, clip.label, clip.fingerprint] for clip in clips)
+    return lineage.frames_fingerprint(
+        [clip.id, clip.split, clip.label, clip.fingerprint]
+        + ([{name: facts.digest for name, facts in clip.array_facts.items()}] if clip.array_facts else [])
+        for clip in clips
+    )
 
 
 def frame_counts(clips: Sequence[FrameClip], failures: Sequence[ClipFailure]) -> dict[str, Any]:

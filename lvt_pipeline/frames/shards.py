@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,14 @@ from numpy.typing import NDArray
 from lvt_pipeline.errors import ArtefactError, ShapeError
 from lvt_pipeline.frames.codecs import decode_frames
 from lvt_pipeline.frames.receipts import read_receipt
-from lvt_pipeline.frames.records import ClipFailure, FrameClip, content_fingerprint, receipt_path, receipts_in
+from lvt_pipeline.frames.records import (
+    ArrayFacts,
+    ClipFailure,
+    FrameClip,
+    content_fingerprint,
+    receipt_path,
+    receipts_in,
+)
 from lvt_pipeline.frames.verify import require_sound
 from lvt_pipeline.machine import paused_collection
 from lvt_pipeline.provenance import RECORD_NAME, Provenance, missing_outputs, read_record
@@ -64,6 +71,12 @@ class FrameReader:
         """Arrays that the source holds next to a clip's frames, one row per frame, by name; empty for videos."""
         self._require_sound(clip.shard)
         return read_arrays(clip, self.root / clip.shard)
+
+    def array_facts(self, clip: FrameClip) -> Mapping[str, ArrayFacts]:
+        """What those arrays hold, by name. Receipts of older versions do not state it; then the arrays are read."""
+        if clip.array_facts is None and clip.arrays:
+            return {name: ArrayFacts.of(array) for name, array in self.arrays(clip).items()}
+        return clip.array_facts or {}
 
     def payload(self, clip: FrameClip) -> bytes | bytearray:
         """The clip's bytes as stored in the shard: plain pixels (raw) or a picture (other codecs)."""

@@ -13,13 +13,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from lvt_pipeline.errors import ArtefactError
+from lvt_pipeline.errors import ArtefactError, ShapeError
 from lvt_pipeline.file_systems import is_lock_file
 from lvt_pipeline.frames.codecs import SUFFIXES, write_npy
 from lvt_pipeline.frames.receipts import read_receipt, staged_tar
 from lvt_pipeline.frames.records import (
     FAILURES_NAME,
     FORMAT_VERSION,
+    ArrayFacts,
     ClipFailure,
     FrameClip,
     FrameSample,
@@ -138,6 +139,9 @@ def _write_sample(tar: TarWriter, sample: FrameSample, shard: str) -> FrameClip:
     tar.add(f"{key}.json", json.dumps(facts | _more_facts(sample), ensure_ascii=False).encode())
     offset = tar.add(f"{key}.{SUFFIXES[sample.codec]}", sample.payload)
     nbytes = len(sample.payload)
+    for name, array in sample.arrays.items():
+        if len(array) != num_frames:
+            raise ShapeError(f"clip {sample.id} has {num_frames} frames and {len(array)} rows of {name}")
     arrays = {name: _write_array(tar, f"{key}.{name}.npy", array) for name, array in sample.arrays.items()}
     if sample.codec == "raw":  # skip the .npy header, so that frames are plain bytes at a known place
         pixels = num_frames * height * width * 3
@@ -150,6 +154,8 @@ def _write_sample(tar: TarWriter, sample: FrameSample, shard: str) -> FrameClip:
         nbytes=nbytes,
         shard=shard,
         arrays=arrays or None,
+        array_facts={name: ArrayFacts.of(array) for name, array in sample.arrays.items()} or None,
+        pixels=sample.pixels or None,
         part=sample.part,
         truncated=sample.truncated or None,
         notes=sample.notes or None,
@@ -175,7 +181,9 @@ def _write_array(tar: TarWriter, name: str, array: NDArray[Any]) -> list[int]:
 
 
 def _without_shard(clip: FrameClip) -> dict[str, Any]:
-    absent = {name for name in ("arrays", "part", "truncated", "notes") if not getattr(clip, name)}
+    absent = {
+        name for name in ("arrays", "part", "truncated", "notes", "array_facts", "pixels") if not getattr(clip, name)
+    }
     return {key: value for key, value in asdict(clip).items() if key != "shard" and key not in absent}
 
 

@@ -37,11 +37,13 @@ class ChangeTable:
 
     Attributes:
         rows: kept, added, changed and removed.
+        copied: those of them whose arrays change and whose codes do not: their codes are copied.
         frames: to encode, those of shards to repair included.
         seconds, bytes: about what that takes; None when there is nothing to encode.
     """
 
     rows: tuple[ChangeRow, ...]
+    copied: ChangeRow
     frames: int
     seconds: float | None = None
     bytes: int | None = None
@@ -54,6 +56,11 @@ class ChangeTable:
         """The table as text."""
         lines = [f"{'':8} {'clips':>10} {'frames':>12}"]
         lines += [f"{row.kind:8} {row.clips:10,} {row.frames:12,}" for row in self.rows]
+        if self.copied.clips:
+            lines.append(
+                f"new arrays of {self.copied.clips:,} clips: their rows are written and their codes copied, no frame "
+                "is encoded"
+            )
         if self.seconds is None or self.bytes is None:
             return [*lines, "nothing to encode"]
         return [
@@ -75,10 +82,11 @@ def change_table(
         ChangeRow(kind=kind, clips=len(getattr(change, kind)), frames=change.num_frames.get(kind, 0))
         for kind in ("kept", "added", "changed", "removed")
     )
-    shards = (*plan.repairs, *plan.shards)
-    if not shards:
-        return ChangeTable(rows=rows, frames=change.frames)
-    part = shards[0].parts[0]
+    copied = ChangeRow(kind="copied", clips=len(change.copied), frames=change.num_frames.get("copied", 0))
+    parts = [part for shard in (*plan.repairs, *plan.shards) for part in shard.parts if part.clip_id not in plan.copies]
+    if not parts:
+        return ChangeTable(rows=rows, copied=copied, frames=change.frames)
+    part = parts[0]
     pixels = frames.read(frames[part.clip_id], part.start, min(part.stop, part.start + batch_size))
     began = time.monotonic()
     codes = encode(pixels)
@@ -93,6 +101,7 @@ def change_table(
     size = len(shard_bytes(codes[:length].astype(schema.dtype), schema)) / length
     return ChangeTable(
         rows=rows,
+        copied=copied,
         frames=change.frames,
         seconds=round(seconds / batch_size * change.frames, 1),
         bytes=round(size * change.frames),

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lvt_pipeline.codes.plan import CodeChange, CodePlan, ShardPlan, plan_codes
 from lvt_pipeline.codes.repair import repair_metadata
-from lvt_pipeline.codes.schema import SHARD_FRAMES, CodeSchema, PlannedClip, codes_fingerprint, shard_name
-from lvt_pipeline.codes.store import is_published
+from lvt_pipeline.codes.schema import SHARD_FRAMES, CodeSchema, PlannedClip, SideArray, clip_fingerprints, shard_name
+from lvt_pipeline.codes.store import is_published, published_arrays
 from lvt_pipeline.codes.usage import perplexity, usage
 from lvt_pipeline.codes.verify import find_damaged_shards
 from lvt_pipeline.codes.writer import CodeStoreWriter
@@ -126,7 +128,7 @@ def encode_dataset(
         Stopped: a signal came; finished shards are kept.
     """
     require_output_folder(out, STAGE, (frames, vqvae))
-    task = _EncodeTask(frames, vqvae, out, settings, device, runner, progress)
+    task = _EncodeTask(frames, vqvae, out, settings, device, runner, progress, overwrite=overwrite)
     if dry_run:
         damaged = find_damaged_shards(out) if repair else ()
         plan = plan_codes(out, task.schema, task.clips, reencode=reencode, overwrite=overwrite, damaged=damaged)
@@ -151,6 +153,8 @@ class _EncodeTask:
         device: str,
         runner: Runner,
         progress: Progress,
+        *,
+        overwrite: bool,
     ) -> None:
         self.clock = Clock()
         self.frames, self.vqvae, self.out, self.settings = FrameShards(frames), vqvae, out, settings
@@ -166,9 +170,13 @@ class _EncodeTask:
             tokenizer=tokenizer,
             shard_frames=SHARD_FRAMES,
             geometry=self.frames.record.settings.get("geometry", {}),
+            arrays=_side_arrays(self.frames, settings.arrays, None if overwrite else out),
         )
-        self.clips = _planned_clips(self.frames, tokenizer)
-        self.of_plan = {"stage": STAGE, "version": VERSION, **to_plain(settings)}
+        self.clips = _planned_clips(self.frames, self.schema)
+        self.recorded = to_plain(settings)
+        if settings.arrays is None:
+            del self.recorded["arrays"]  # records of stores without arrays stay what they were
+        self.of_plan = {"stage": STAGE, "version": VERSION, **self.recorded}
         self.repaired: list[str] = []
 
     @contextmanager
@@ -212,12 +220,13 @@ class _EncodeTask:
         if not may_encode:
             shards = len(writer.plan.shards) + len(writer.plan.repairs)
             require_none_missing(self.out, [shard_name(shard.index) for shard in missing], shards)
-        has_table = may_encode and is_published(self.out) and writer.change.frames and self.runner.is_local
+        has_changes = writer.change.frames or writer.change.copied
+        has_table = may_encode and is_published(self.out) and has_changes and self.runner.is_local
         table = self.table(writer.plan) if has_table else None
         for line in table.lines() if table else ():
             self.progress.say(line)
         tally = self._encode_missing(writer, missing, stop)
-        recorder = JOB.recorder(self.settings, self.inputs, self.clock)
+        recorder = JOB.recorder(self.recorded, self.inputs, self.clock)
         record = writer.publish(recorder.new_record(counts=_counts(writer, tally)))
         self.repaired += [shard_name(shard.index) for shard in writer.plan.repairs]
         return self.report(writer.plan, table=table, record=record, tally=tally)
@@ -243,9 +252,10 @@ class _EncodeTask:
     ) -> int:
         """Encode shards and return how many were finished before a stop. Damaged ones are replaced on this machine."""
         plans = [
-            EncodePlan(shard, {part.clip_id: self.frames[part.clip_id] for part in shard.parts}) for shard in shards
+            EncodePlan(shard, {part.clip_id: self.frames[part.clip_id] for part in shard.parts}, writer.plan.copies)
+            for shard in shards
         ]
-        here = ShardEncoder(self.frames, self.model, writer.schema, writer.write_shard, self.settings.batch_size)
+        here = ShardEncoder(self.frames, self.model, writer.shards, writer.write_shard, self.settings.batch_size)
         elsewhere = EncodeElsewhere(self.frames.root, self.vqvae, writer.helper(), self.settings, self.device)
         repairs = 0 if self.runner.is_local else sum(shard in writer.plan.repairs for shard in shards)
         done = 0
@@ -309,21 +319,53 @@ def _counts(writer: CodeStoreWriter, tally: EncodeTally) -> dict[str, Any]:
 
 
 @paused_collection()
-def _planned_clips(frames: FrameShards, tokenizer: str) -> list[PlannedClip]:
+def _planned_clips(frames: FrameShards, schema: CodeSchema) -> list[PlannedClip]:
     return [
         PlannedClip(
             id=clip.id,
             split=clip.split,
             label=clip.label,
             length=clip.num_frames,
-            fingerprint=codes_fingerprint(clip.fingerprint, tokenizer),
             fps=clip.fps,
             source=clip.source,
             source_digest=clip.digest,
             decoder=clip.decoder,
+            **clip_fingerprints(clip, frames.array_facts(clip) if schema.arrays else {}, schema),
         )
         for clip in frames.clips
     ]
+
+
+def _side_arrays(frames: FrameShards, names: Sequence[str] | None, out: Path | None) -> tuple[SideArray, ...]:
+    """The side arrays of a store of these frames.
+
+    Args:
+        names: of the arrays that are wanted; None: all.
+        out: a store that may have some already, for other clips.
+
+    Raises:
+        MismatchError: no clip has a wanted array, or one name has arrays of different dimensions.
+    """
+    known = published_arrays(out) if out is not None else ()
+    found = {array.name: (array, str(out)) for array in known if names is None or array.name in names}
+    for clip in frames.clips if names != () else ():
+        for name, facts in frames.array_facts(clip).items():
+            if names is not None and name not in names:
+                continue
+            new = SideArray(name=name, dtype=np.dtype(facts.dtype), dimension=facts.dimension)
+            old, where = found.setdefault(name, (new, f"clip {clip.id}"))
+            if old.dimension != new.dimension:
+                raise MismatchError(
+                    f"{frames.root}: array {name} has {new.dimension} values per frame in clip {clip.id} but "
+                    f"{old.dimension} in {where}; name the arrays to encode with --arrays"
+                )
+            dtype = np.result_type(old.dtype, new.dtype)
+            found[name] = replace(old, dtype=np.dtype(np.float32) if dtype.kind == "f" else dtype), where
+    missing = [name for name in names or () if name not in found]
+    if missing:
+        has = ", ".join(sorted({name for clip in frames.clips for name in clip.arrays or ()})) or "none"
+        raise MismatchError(f"{frames.root} has no array {missing[0]!r}; it has {has}")
+    return tuple(array for array, _ in found.values())
 
 
 def _grid(frames: FrameShards) -> tuple[int, int]:

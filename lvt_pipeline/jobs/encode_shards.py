@@ -2,7 +2,8 @@
 
 Frames are read by threads, encoded here and written by another thread, with bounded queues between them. They pass
 through the encoder in batches of one fixed size that take no notice of where clips and shards end: a frame's codes
-depend on the frame and the tokenizer, and not on neighbouring frames.
+depend on the frame and the tokenizer, and not on neighbouring frames. Codes that the store has already, of clips whose
+arrays have changed, are copied.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lvt_pipeline.codes.array import CodeArray
 from lvt_pipeline.codes.checks import ShardWriter
 from lvt_pipeline.codes.plan import ShardPlan
-from lvt_pipeline.codes.schema import CodeSchema, shard_name
+from lvt_pipeline.codes.schema import CodeClip, CodeSchema, shard_name
 from lvt_pipeline.errors import LVTError, MismatchError
-from lvt_pipeline.frames.records import FrameClip
+from lvt_pipeline.frames.records import FrameClip, stored_rows
 from lvt_pipeline.frames.shards import FrameReader
 from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.progress import Bar
@@ -41,10 +43,15 @@ SHARD_SECONDS = 3600.0  # for one shard, on a slow processor too
 
 @dataclass(frozen=True)
 class EncodePlan:
-    """A shard to encode, with what is known about the clips of its parts."""
+    """A shard to encode, with what is known about the clips of its parts.
+
+    Attributes:
+        copies: rows of the clips whose codes the store has already, by id; those are copied.
+    """
 
     shard: ShardPlan
     clips: Mapping[str, FrameClip]
+    copies: Mapping[str, CodeClip] = field(default_factory=dict)
     max_seconds: float = SHARD_SECONDS
 
     @property
@@ -142,7 +149,7 @@ class EncodeElsewhere:
             raise MismatchError(f"{self.vqvae} has changed since the encoding began; run the same command again")
         use_precision(model, self.settings.precision)
         writer = self.writer
-        return ShardEncoder(FrameReader(self.frames), model, writer.schema, writer.create, self.settings.batch_size)
+        return ShardEncoder(FrameReader(self.frames), model, writer, writer.create, self.settings.batch_size)
 
 
 def tokenizer_of(model: VQVAE, precision: str | None) -> str:
@@ -164,7 +171,9 @@ class ShardEncoder:
     """Encodes shards one after another.
 
     Args:
-        write: puts the codes of a shard, (num_frames, h, w, n_c), on disk and returns the file's SHA-256.
+        store: where codes are copied from.
+        write: puts the codes of a shard, (num_frames, h, w, n_c), and its rows of each side array on disk and returns
+            the SHA-256 of the file of the codes.
         batch_size: frames per pass.
     """
 
@@ -172,13 +181,14 @@ class ShardEncoder:
         self,
         frames: FrameReader,
         encoder: Encoder,
-        schema: CodeSchema,
-        write: Callable[[int, NDArray[Any]], str],
+        store: ShardWriter,
+        write: Callable[[int, NDArray[Any], Mapping[str, NDArray[Any]]], str],
         batch_size: int,
     ) -> None:
-        self._frames, self._encoder, self._schema = frames, encoder, schema
+        self._frames, self._encoder, self._schema = frames, encoder, store.schema
         self._write_shard, self._batch_size = write, batch_size
-        self._tally = EncodeTally.empty(schema)
+        self._published = CodeArray(store.path, store.schema, sizes={})
+        self._tally = EncodeTally.empty(store.schema)
 
     def __call__(
         self, plans: Sequence[EncodePlan], bar: Bar, should_stop: Callable[[], object]
@@ -191,11 +201,11 @@ class ShardEncoder:
         with ThreadPoolExecutor(READERS, "read") as readers, ThreadPoolExecutor(1, "write") as writers:
             codes = self._encoded(_rebatched(self._read_ahead(plans, readers), self._batch_size), bar)
             writing: Future[EncodeReceipt] | None = None
-            for plan, shard_codes in _by_shard(codes, plans, self._schema):
+            for plan, shard_codes in self._by_shard(codes, plans, bar):
                 # One shard is on its way to the disk while the next one is encoded: a killed run can lose no more.
                 if writing is not None:
                     yield self._written(writing)
-                writing = writers.submit(self._write, plan.shard.index, shard_codes)
+                writing = writers.submit(self._write, plan, shard_codes)
                 if should_stop():
                     break
             if writing is not None:
@@ -231,13 +241,48 @@ class ShardEncoder:
             bar.advance(len(batch))
             yield codes
 
-    def _write(self, index: int, codes: NDArray[Any]) -> EncodeReceipt:
+    def _by_shard(
+        self, batches: Iterator[NDArray[np.int64]], plans: Sequence[EncodePlan], bar: Bar
+    ) -> Iterator[tuple[EncodePlan, NDArray[Any]]]:
+        """Codes of one shard after another: copied, or cut from batches that know nothing of shards."""
+        rest = np.empty((0, *self._schema.frame_shape), np.int64)
+        for plan in plans:
+            codes = np.empty((plan.shard.num_frames, *self._schema.frame_shape), self._schema.dtype)
+            filled = 0
+            for part in plan.shard.parts:
+                end = filled + part.stop - part.start
+                if part.clip_id in plan.copies:
+                    codes[filled:end] = self._published.read(*plan.copies[part.clip_id].place(part.start, part.stop))
+                    bar.advance(end - filled)
+                    filled = end
+                while filled < end:
+                    if not len(rest):
+                        rest = next(batches)
+                    taken = rest[: end - filled]
+                    codes[filled : filled + len(taken)] = taken
+                    filled += len(taken)
+                    rest = rest[len(taken) :]
+            yield plan, codes
+
+    def _write(self, plan: EncodePlan, codes: NDArray[Any]) -> EncodeReceipt:
         tally = EncodeTally.empty(self._schema)
         tally.count(codes)
         began = time.monotonic()
-        digest = self._write_shard(index, codes)
+        digest = self._write_shard(plan.shard.index, codes, self._rows_of(plan))
         tally.write = time.monotonic() - began
-        return EncodeReceipt(index, digest, tally)
+        return EncodeReceipt(plan.shard.index, digest, tally)
+
+    def _rows_of(self, plan: EncodePlan) -> dict[str, NDArray[Any]]:
+        """The rows of a shard in every side array, by name."""
+        rows: dict[str, list[NDArray[Any]]] = {array.name: [] for array in self._schema.arrays}
+        for part in plan.shard.parts if rows else ():
+            found = self._frames.arrays(plan.clips[part.clip_id])
+            for array in self._schema.arrays:
+                part_rows = array.empty_rows(part.stop - part.start)
+                if array.name in found:
+                    part_rows[:] = stored_rows(found[array.name])[part.start : part.stop]
+                rows[array.name].append(part_rows)
+        return {name: np.concatenate(parts) for name, parts in rows.items()}
 
     def _written(self, writing: Future[EncodeReceipt]) -> EncodeReceipt:
         """Wait until the shard that is being written is on the disk."""
@@ -270,6 +315,8 @@ def encode_batch(encoder: Encoder, batch: NDArray[np.uint8], batch_size: int) ->
 def _pieces(plans: Sequence[EncodePlan]) -> Iterator[tuple[FrameClip, int, int]]:
     for plan in plans:
         for part in plan.shard.parts:
+            if part.clip_id in plan.copies:
+                continue
             clip = plan.clips[part.clip_id]
             length = part.stop - part.start
             if clip.codec == "raw":  # a PNG strip is decoded whole, so it is asked for once
@@ -295,21 +342,3 @@ def _rebatched(pieces: Iterator[NDArray[np.uint8]], size: int) -> Iterator[NDArr
             count += len(piece) - position
     if waiting:
         yield np.concatenate(waiting)
-
-
-def _by_shard(
-    batches: Iterator[NDArray[np.int64]], plans: Sequence[EncodePlan], schema: CodeSchema
-) -> Iterator[tuple[EncodePlan, NDArray[Any]]]:
-    """Codes of one shard after another, cut from batches that know nothing of shards."""
-    rest = np.empty((0, *schema.frame_shape), np.int64)
-    for plan in plans:
-        codes = np.empty((plan.shard.num_frames, *schema.frame_shape), schema.dtype)
-        filled = 0
-        while filled < len(codes):
-            if not len(rest):
-                rest = next(batches)
-            taken = rest[: len(codes) - filled]
-            codes[filled : filled + len(taken)] = taken
-            filled += len(taken)
-            rest = rest[len(taken) :]
-        yield plan, codes

@@ -29,6 +29,12 @@ class EncodeSettings(Settings):
         "Encoder precision. bfloat16 is faster on GPUs but changes some codes, so it counts as a different tokenizer.",
         unset="float32",
     )
+    arrays: tuple[str, ...] | None = setting(
+        None,
+        "Names of the arrays next to the frames, such as actions, that the store holds too. An empty text: none.",
+        example="NAME,NAME",
+        unset="all",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -45,7 +45,7 @@ def inspect_artefact(path: Path, generation: int | None = None) -> dict[str, Any
     if generation is not None:
         store = _generation(path, kind, generation)
         record, contents = store.provenance, _facts_of_store(store)
-        found = {index: store.array.problem(index) for index in store.shards()}
+        found = {index: store.problem(index) for index in store.shards()}
         problems = [f"shard {index} {problem}" for index, problem in found.items() if problem]
     else:
         contents = reader(path, record)

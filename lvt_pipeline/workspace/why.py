@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lvt_pipeline.codes.schema import CodeClip, codes_fingerprint, shards_of
+from lvt_pipeline.codes.schema import CodeClip, clip_fingerprints, codes_of_frames, shards_of
 from lvt_pipeline.codes.store import CodeStore, open_codes, read_table
 from lvt_pipeline.config import build
 from lvt_pipeline.errors import ArtefactError, ConfigError
@@ -75,8 +75,10 @@ def explain_clip(
         return [f"it is in the store as {twin}" if twin else "it is in the frames but not in the store yet"]
     row = codes.clip(clip_id)
     reasons = list(_tokenizer(codes, tokenizer))
-    if row.fingerprint != codes_fingerprint(wanted.fingerprint, codes.tokenizer):
+    if row.codes_fingerprint != codes_of_frames(wanted, codes.tokenizer):
         reasons += _changed_frames(codes, row, wanted, shards)
+    elif row.fingerprint != clip_fingerprints(wanted, shards.array_facts(wanted), codes.schema)["fingerprint"]:
+        reasons.append("arrays: other values (its codes are copied)")
     for name in ("split", "label"):
         if getattr(row, name) != getattr(wanted, name):
             reasons.append(f"{name}: {getattr(row, name)} -> {getattr(wanted, name)} (its codes are kept)")
@@ -99,14 +101,14 @@ def _tokenizer(codes: CodeStore, tokenizer: str | None) -> Iterator[str]:
 
 def _lost(codes: CodeStore, row: CodeClip) -> Iterator[str]:
     for index in shards_of([row], codes.schema.shard_frames):
-        problem = codes.array.problem(index)
+        problem = codes.problem(index)
         if problem:
             yield f"codes: shard {index}, which holds some of them, {problem}"
 
 
 def _renamed(codes: CodeStore, wanted: FrameClip) -> str:
-    fingerprint = codes_fingerprint(wanted.fingerprint, codes.tokenizer)
-    return next((clip.id for clip in codes.clips if clip.fingerprint == fingerprint), "")
+    fingerprint = codes_of_frames(wanted, codes.tokenizer)
+    return next((clip.id for clip in codes.clips if clip.codes_fingerprint == fingerprint), "")
 
 
 def _changed_frames(codes: CodeStore, row: CodeClip, wanted: FrameClip, frames: FrameShards) -> list[str]:

@@ -320,7 +320,7 @@ def _read_streamed(store: CodeStore, first_frames: NDArray[np.int64], windows: N
         numbers, begins = np.unique(chunks, return_index=True)
         ends = [*begins[1:].tolist(), len(chunks)]
         shard, within = numbers[0] // chunks_per_shard, numbers % chunks_per_shard
-        codes_of_chunks = store.array.read_chunks(int(shard), within.tolist())
+        codes_of_chunks = store.codes.read_chunks(int(shard), within.tolist())
         for number, begin, end, codes in zip(numbers.tolist(), begins.tolist(), ends, codes_of_chunks, strict=True):
             for window in members[begin:end].tolist():
                 start = first_of[window] - number * per_chunk  # of the window, counted within the chunk

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from lvt_pipeline import lineage
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import DecodeError, StoreError
-from lvt_pipeline.frames.codecs import Codec, encode_frames
-from lvt_pipeline.frames.records import NEXT_NAME, ClipFailure, FrameClip, FrameSample, Part
+from lvt_pipeline.frames.codecs import Codec, encode_frames, lossy_version
+from lvt_pipeline.frames.records import NEXT_NAME, ClipFailure, FrameClip, FrameSample, Part, pixels_fingerprint
 from lvt_pipeline.frames.shards import pixels_of, read_arrays, read_range
 from lvt_pipeline.frames.writer import stage_shard
 from lvt_pipeline.jobs.ingest.folder import FinishedShard, read_plan
@@ -205,6 +205,7 @@ class ShardMaker:
                     old.part.begins if old.part else None,
                     old.truncated or "",
                     old.notes or (),
+                    old.pixels or "",
                 )
             )
         return self._samples(line, payloads)
@@ -234,6 +235,7 @@ class ShardMaker:
                     part=part,
                     truncated=decoded.truncated,
                     notes=decoded.notes,
+                    pixels=decoded.pixels,
                 )
             )
         return samples
@@ -299,6 +301,7 @@ class DecodedPayload:
     begins: float | None = None
     truncated: str = ""
     notes: tuple[Note, ...] = ()
+    pixels: str = ""
 
 
 def decode_task(task: DecodeTask) -> list[DecodedPayload]:
@@ -330,6 +333,7 @@ def _packed(read: DecodedClip, piece: Piece, codec: Codec, *, begins: float | No
         begins,
         read.truncated,
         read.notes,
+        pixels_fingerprint(frames) if read.arrays and lossy_version(codec) is None else "",
     )
 
 
