@@ -16,7 +16,7 @@ import torch
 
 from lvt_pipeline.codes import shard_file as code_reading
 from lvt_pipeline.codes.loading import cache as window_cache
-from lvt_pipeline.codes.loading import windows as window_reading
+from lvt_pipeline.codes.loading import split_arrays as window_reading
 from lvt_pipeline.codes.loading.batches import as_tensor, make_batches
 from lvt_pipeline.codes.loading.cache import cache_file, remove_cache
 from lvt_pipeline.codes.loading.order import MIXTURE_BLOCK, clip_batch, clip_sequence, mixture, mixture_positions

@@ -29,7 +29,7 @@ WORKER = """
 import sys
 from pathlib import Path
 import numpy as np
-from lvt_pipeline.codes.loading import windows as windows_module
+from lvt_pipeline.codes.loading import split_arrays as windows_module
 from lvt_pipeline.training.distributed import joined_ranks
 from tests.test_parallel_loading import BATCH, PARTS, STEPS, TIERS, batches_of
 

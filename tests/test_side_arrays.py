@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,17 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
+from torch.utils.data import DataLoader
 
 from lvt_pipeline.cli import run as lvt
 from lvt_pipeline.codes.compaction import compact_store
+from lvt_pipeline.codes.loading.batches import Batches, make_batches
+from lvt_pipeline.codes.loading.cache import cache_file
+from lvt_pipeline.codes.loading.windows import CodeWindows
 from lvt_pipeline.codes.maintenance import collect_garbage, find_garbage
 from lvt_pipeline.codes.repair import repair_store
 from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, SideArray
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.codes.verify import verify_store
 from lvt_pipeline.codes.writer import CodeStoreWriter
-from lvt_pipeline.errors import MismatchError, ShapeError, StoreError
+from lvt_pipeline.errors import ConfigError, MismatchError, ShapeError, StoreError
 from lvt_pipeline.frames.records import FrameSample
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.frames.writer import write_frames
@@ -193,6 +200,84 @@ def test_another_dimension_is_refused_with_both_named(run: Path, tmp_path: Path)
     frames = make_frames(tmp_path / "new", action={name: rows[:, :2] for name, rows in ACTIONS.items()})
     with pytest.raises(MismatchError, match="action has 2 values per frame in clip a but 4 in"):
         encode(frames, run, tmp_path / "s")
+
+
+# Windows --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained_on(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two toy stores with actions, whose clips span shards."""
+    folder = tmp_path_factory.mktemp("stores")
+    toy_write(folder / "one", [planned(f"{number}", 20 + 7 * number) for number in range(8)])
+    toy_write(folder / "two", [planned(f"other{number}", 31) for number in range(5)])
+    return [folder / "one", folder / "two"]
+
+
+TIERS = ("ram", "mmap", "stream")
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_windows_have_the_rows_of_their_frames_in_every_tier(trained_on: list[Path], tier: Any) -> None:
+    windows = CodeWindows(trained_on[0], frames=6, stride=5, cache=tier, arrays=("action",))
+    store = windows.store
+    for index in (0, 3, len(windows) - 1):
+        clip, first = windows.clip(index), int(windows._locate([index])[1][0])
+        window = windows[index]
+        assert set(window) == {"codes", "action"}
+        assert (window["codes"].dtype, window["action"].dtype) == (torch.int64, torch.float32)
+        assert np.array_equal(window["codes"], store.read(clip, first, first + 6))
+        assert np.array_equal(window["action"], store.array("action").read(clip, first, first + 6))
+    (batch,) = DataLoader(windows, batch_size=len(windows))
+    assert batch["action"].shape == (len(windows), 6, 3)
+    assert torch.equal(batch["action"][-1], windows[-1]["action"])
+    assert torch.equal(pickle.loads(pickle.dumps(windows))[2]["action"], windows[2]["action"])
+    assert isinstance(CodeWindows(trained_on[0], frames=6, cache=tier)[0], torch.Tensor)
+
+
+@pytest.mark.parametrize("shuffle", ["clips", "shards"])
+def test_batches_bring_the_rows_of_their_windows_in_one_order_for_all(trained_on: list[Path], shuffle: str) -> None:
+    def made(tier: Any, **arrays: Any) -> Batches:
+        windows = [CodeWindows(path, frames=6, cache=tier, **arrays) for path in trained_on]
+        return make_batches(windows, 8, seed=3, shuffle=shuffle, mix=[2, 1], pool_bytes=4000)
+
+    plain = made("ram")
+    stores = [open_codes(path) for path in trained_on]
+    for tier in TIERS if shuffle == "shards" else TIERS[:2]:
+        batches = made(tier, arrays=("action",))
+        for step in (0, 1, 7, 2):  # a resumed run begins anywhere
+            whole = batches.read(step, range(8))
+            assert torch.equal(whole["codes"], plain.read(step, range(8)))
+            parts = [batches.read(step, rows)["action"] for rows in (range(3), range(3, 8))]  # of two processes
+            assert torch.equal(torch.cat(parts), whole["action"])
+            for row, (clip, start) in enumerate(zip(*batches.draw(step), strict=True)):
+                store = next(store for store in stores if clip.id in store)
+                assert np.array_equal(whole["action"][row], store.array("action").read(clip, start, start + 6))
+
+
+def test_verify_compares_mapped_arrays_with_the_store(trained_on: list[Path], tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    shutil.copytree(trained_on[1], store)
+    CodeWindows(store, frames=6, cache="mmap", arrays=("action",))
+    assert verify_store(store).problems == ()
+    file = cache_file(open_codes(store), "train", "action")
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 1
+    file.write_bytes(data)
+    (problem,) = verify_store(store).problems
+    assert (problem.file, problem.clips) == (str(file), ("other4",))
+
+
+def test_windows_of_an_unknown_array_or_of_unequal_ones_are_refused(trained_on: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="has no array 'pose'; it has action"):
+        CodeWindows(trained_on[0], frames=6, arrays=("pose",))
+    wide = replace(TOY, arrays=(SideArray(name="action", dtype=np.dtype("i4"), dimension=1),))
+    with CodeStoreWriter.open(tmp_path / "s", wide, [planned("a", 10)]) as writer:
+        writer.write_shard(0, codes_of(planned("a", 10)), {"action": np.zeros((10, 1), np.int32)})
+        writer.publish(record())
+    both = [CodeWindows(path, frames=6, arrays=("action",)) for path in (trained_on[0], tmp_path / "s")]
+    with pytest.raises(ConfigError, match=r"action \(1 x int32\) and .* has action \(3 x float32\)"):
+        make_batches(both, 4, seed=0)
 
 
 # Killed, damaged and dead ---------------------------------------------------------------------------------------------

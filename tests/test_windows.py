@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lvt_pipeline.codes.loading import cache as window_cache
-from lvt_pipeline.codes.loading import windows as windows_module
+from lvt_pipeline.codes.loading import split_arrays as windows_module
 from lvt_pipeline.codes.loading.batches import make_batches
 from lvt_pipeline.codes.loading.order import batch_indices, clip_batch
 from lvt_pipeline.codes.loading.windows import CodeWindows, cache_file

@@ -34,14 +34,14 @@ class CodeArray:
 
     Args:
         path: the store.
-        array: which of its arrays: the schema for the codes.
+        layout: which of its arrays: the schema for the codes.
         sizes: bytes of each shard by name, where known.
         generation: that is read, None while it is being written.
     """
 
-    def __init__(self, path: Path, array: FrameArray, sizes: Mapping[str, int], generation: int | None = None) -> None:
+    def __init__(self, path: Path, layout: FrameArray, sizes: Mapping[str, int], generation: int | None = None) -> None:
         self.path = path
-        self._array = array
+        self.layout = layout
         self._sizes = sizes
         self._generation = generation
         self._checked: set[int] = set()
@@ -54,8 +54,8 @@ class CodeArray:
             LVTError: the operating system refused, or there is not enough memory.
         """
         if start == stop:
-            return np.empty((0, *self._array.frame_shape), self._array.dtype)
-        size = self._array.shard_frames
+            return np.empty((0, *self.layout.frame_shape), self.layout.dtype)
+        size = self.layout.shard_frames
         shards = range(start // size, (stop - 1) // size + 1)
         for index in shards:
             self._require_shard(index)
@@ -82,7 +82,7 @@ class CodeArray:
         """
         self._require_shard(index)
         try:
-            yield from read_chunks(self.path / shard_name(index, self._array), self._array, numbers)
+            yield from read_chunks(self.path / shard_name(index, self.layout), self.layout, numbers)
         except (StoreError, OSError) as error:
             raise self._error(index, error) from error
 
@@ -92,7 +92,7 @@ class CodeArray:
         Raises:
             LVTError: the operating system refused.
         """
-        name = shard_name(index, self._array)
+        name = shard_name(index, self.layout)
         try:
             size = (self.path / name).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
@@ -110,7 +110,7 @@ class CodeArray:
         if problem:
             self._require_generation()
             raise StoreError(
-                f"{self.path / shard_name(index, self._array)} {problem}; run the command that made the store again to "
+                f"{self.path / shard_name(index, self.layout)} {problem}; run the command that made the store again to "
                 "restore it"
             )
         self._checked.add(index)
@@ -125,7 +125,7 @@ class CodeArray:
             )
 
     def _error(self, index: int, error: Exception) -> LVTError:
-        file = self.path / shard_name(index, self._array)
+        file = self.path / shard_name(index, self.layout)
         if isinstance(error, FileNotFoundError):
             self._require_generation()
             return StoreError(f"{file} is missing; run the command that made the store again to restore it")
@@ -136,7 +136,7 @@ class CodeArray:
         )
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
-        return read_frames(lambda index: self.path / shard_name(index, self._array), self._array, start, stop)
+        return read_frames(lambda index: self.path / shard_name(index, self.layout), self.layout, start, stop)
 
 
 class ClipArray:

@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lvt_pipeline.codes import layout
 from lvt_pipeline.codes.checks import read_pending
 from lvt_pipeline.codes.compaction import shard_files, size_of
@@ -324,7 +322,7 @@ class _Verification:
                 continue
             self.num_files += 1
             self.num_bytes += size_of(file)
-            wrong = _wrong_in_cache(file, store, store.split(split))
+            wrong = _wrong_in_cache(file, store, *split.partition(".")[::2])
             if wrong is not None and file.exists():  # otherwise it was removed meanwhile
                 self._report(str(file), "is not a copy of the store; delete it, it is made again", wrong)
 
@@ -382,15 +380,18 @@ def _end(clip: CodeClip) -> int:
     return clip.offset + clip.length
 
 
-def _wrong_in_cache(file: Path, store: CodeStore, clips: Sequence[CodeClip]) -> list[str] | None:
-    """Ids of clips that a cache file has wrong, [] when it is not a cache file, None when it is right."""
-    codes = map_file(file, (sum(clip.length for clip in clips), *store.schema.frame_shape), store.dtype)
-    if codes is None:
+def _wrong_in_cache(file: Path, store: CodeStore, split: str, name: str) -> list[str] | None:
+    """Ids of clips that a cache file of codes, or of the side array `name`, has wrong, [] when it is not a cache file,
+    None when it is right.
+    """
+    clips, array = store.split(split), store.array(name).array if name in store.arrays else store.codes
+    values = map_file(file, (sum(clip.length for clip in clips), *array.layout.frame_shape), array.layout.dtype)
+    if values is None:
         return []
     wrong, start = [], 0
     for clip in clips:
         try:
-            if not np.array_equal(codes[start : start + clip.length], store.read(clip)):
+            if values[start : start + clip.length].tobytes() != array.read(*clip.place()).tobytes():
                 wrong.append(clip.id)
         except StoreError:
             pass  # the shard has been reported

@@ -24,11 +24,14 @@ from torch import Tensor
 
 from lvt_pipeline.codes.loading.order import clip_batch, clip_sequence, mixture, mixture_positions
 from lvt_pipeline.codes.loading.shard_order import Pool, ShardOrder
-from lvt_pipeline.codes.loading.windows import CodeWindows, require_count
+from lvt_pipeline.codes.loading.windows import CodeWindows, require_count, side_tensors
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.errors import ConfigError
 
 POOL_BYTES = 2**27  # of windows in a pool of the shard order; streaming holds two. Another value is another order.
+
+
+Arrays = dict[str, NDArray[Any]]  # "codes" and side arrays
 
 
 class Drawn(NamedTuple):
@@ -44,8 +47,10 @@ class Batches(Protocol):
     def draw(self, step: int) -> Drawn:
         """The windows of the batch of a step."""
 
-    def read(self, step: int, rows: range) -> Tensor:
-        """Some rows of it, (B, frames, h, w, n_c) in the type that `as_tensor` gives."""
+    def read(self, step: int, rows: range) -> Any:
+        """Some rows of it, a tensor (B, frames, h, w, n_c) in the type that `as_tensor` gives; where the windows have
+        side arrays a dict of it as "codes" and of their rows (B, frames, d) by name.
+        """
 
 
 class WindowSequence(Protocol):
@@ -56,8 +61,8 @@ class WindowSequence(Protocol):
     def items(self, first: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Clips and starts at positions [first, stop)."""
 
-    def read(self, first: int, stop: int, rows: range) -> NDArray[Any]:
-        """Windows at positions [first, stop), (N, frames, h, w, n_c) in the dtype of the store.
+    def read(self, first: int, stop: int, rows: range) -> Arrays:
+        """Windows at positions [first, stop), (N, frames, ...) in the dtype of the store, by name of the array.
 
         Args:
             rows: of their batch, which include the windows. The same rows of later batches are read ahead.
@@ -102,6 +107,7 @@ def make_batches(
             "use --cache ram or mmap, or --set training.shuffle=shards"
         )
     check_mix(mix, len(stores))
+    require_equal_arrays(stores)
     weights = tuple(mix or [1.0] * len(stores))
     sequences: list[WindowSequence] = []
     for number, windows in enumerate(stores):
@@ -125,6 +131,22 @@ def check_mix(mix: Sequence[float] | None, num_stores: int) -> None:
         raise ConfigError(f"training.mix has {len(mix)} weights for {num_stores} code stores; give one each")
     if not all(0 < weight < float("inf") for weight in mix):
         raise ConfigError(f"training.mix={list(mix)} needs weights above 0; leave out a store instead")
+
+
+def require_equal_arrays(stores: Sequence[CodeWindows]) -> None:
+    """Refuse stores whose windows do not fit into one batch.
+
+    Raises:
+        ConfigError: a side array differs between them.
+    """
+    for windows in stores:
+        for name in stores[0].arrays:
+            ours, first = windows.store.arrays[name], stores[0].store.arrays[name]
+            if (ours.dtype, ours.dimension) != (first.dtype, first.dimension):
+                raise ConfigError(
+                    f"{windows.store.path} has the array {ours} and {stores[0].store.path} has {first}; train on "
+                    "stores with equal arrays"
+                )
 
 
 def shares(mix: Sequence[float] | None, num_stores: int, total: int) -> list[int]:
@@ -158,22 +180,23 @@ class SequenceBatches:
         rows = [row for row in drawn if row is not None]
         return Drawn([clip for clip, _ in rows], [start for _, start in rows])
 
-    def read(self, step: int, rows: range) -> Tensor:
+    def read(self, step: int, rows: range) -> Any:
         begin = step * self._batch_size
         stores, ranges = self._parts(begin + rows.start, begin + rows.stop)
-        batch: NDArray[Any] | None = None
+        batch: Arrays = {}
         for number, (sequence, (first, stop)) in enumerate(zip(self._sequences, ranges, strict=True)):
             if first == stop:
                 continue
             windows = sequence.read(first, stop, rows)
-            if len(windows) == len(stores):
+            if stop - first == len(stores):
                 batch = windows
                 break
-            if batch is None:
-                batch = np.empty((len(stores), *windows.shape[1:]), windows.dtype)
-            batch[stores == number] = windows
-        assert batch is not None, "a part of a batch has rows"
-        return as_tensor(batch, self._sequences[0].windows.store.codebook_size)
+            for name, values in windows.items():
+                if name not in batch:
+                    batch[name] = np.empty((len(stores), *values.shape[1:]), values.dtype)
+                batch[name][stores == number] = values
+        codes = as_tensor(batch.pop("codes"), self._sequences[0].windows.store.codebook_size)
+        return {"codes": codes, **side_tensors(batch)} if batch else codes
 
     def _parts(self, first: int, stop: int) -> tuple[NDArray[np.int64], list[tuple[int, int]]]:
         """The store of every position in [first, stop), and the range of each store's own sequence that they take."""
@@ -203,8 +226,8 @@ class ClipSequence:
         chosen = slice(first - begin * size, stop - begin * size)
         return clips[chosen], starts[chosen]
 
-    def read(self, first: int, stop: int, rows: range) -> NDArray[Any]:
-        return self.windows.read(*self.items(first, stop))
+    def read(self, first: int, stop: int, rows: range) -> Arrays:
+        return _read(self.windows, *self.items(first, stop))
 
 
 class PoolRows(NamedTuple):
@@ -212,11 +235,11 @@ class PoolRows(NamedTuple):
 
     Attributes:
         places: in the pool, int64 (N,), ascending.
-        codes: (N or more, frames, h, w, n_c); rows after the first N are left over from another pool.
+        windows: (N or more, frames, ...) of each array; rows after the first N are left over from another pool.
     """
 
     places: NDArray[np.int64]
-    codes: NDArray[Any]
+    windows: Arrays
 
 
 class ShardSequence:
@@ -257,16 +280,17 @@ class ShardSequence:
     def items(self, first: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return self.order.items(first, stop)
 
-    def read(self, first: int, stop: int, rows: range) -> NDArray[Any]:
+    def read(self, first: int, stop: int, rows: range) -> Arrays:
         if self.windows.cache != "stream":
-            return self.windows.read(*self.items(first, stop))
-        windows = np.empty((stop - first, *self._window_shape), self.windows.store.dtype)
+            return _read(self.windows, *self.items(first, stop))
+        windows = self.windows.empty(stop - first)
         filled = 0
         with self._lock:
             for pool, begin, end in self.order.pools(first, stop):
                 held = self._rows_of(pool, rows)
                 start = int(np.searchsorted(held.places, begin))
-                windows[filled : filled + end - begin] = held.codes[start : start + end - begin]
+                for name, values in held.windows.items():
+                    windows[name][filled : filled + end - begin] = values[start : start + end - begin]
                 filled += end - begin
         return windows
 
@@ -275,7 +299,7 @@ class ShardSequence:
         known = self._reading.get(rows, {})
         held = {first: known[first] for first in (pool.first, following.first) if first in known}
         left = [future for first, future in known.items() if first not in held]
-        spare = [future.result().codes for future in left if future.done() and future.exception() is None]
+        spare = [future.result().windows for future in left if future.done() and future.exception() is None]
         for wanted in (pool, following):
             if wanted.first not in held:
                 if self._thread is None:
@@ -285,16 +309,20 @@ class ShardSequence:
         self._reading[rows] = held
         return held[pool.first].result()
 
-    def _read_rows(self, pool: Pool, rows: range, memory: NDArray[Any] | None) -> PoolRows:
+    def _read_rows(self, pool: Pool, rows: range, memory: Arrays | None) -> PoolRows:
         places = np.flatnonzero((pool.rows >= rows.start) & (pool.rows < rows.stop))
-        if memory is None or len(memory) < len(places):
-            memory = np.empty((len(places), *self._window_shape), self.windows.store.dtype)
-        self.windows.read(pool.clips[places], pool.starts[places], memory[: len(places)])
+        if memory is None or len(memory["codes"]) < len(places):
+            memory = self.windows.empty(len(places))
+        _read(self.windows, pool.clips[places], pool.starts[places], memory)
         return PoolRows(places, memory)
 
-    @property
-    def _window_shape(self) -> tuple[int, ...]:
-        return (self.windows.frames, *self.windows.store.schema.frame_shape)
+
+def _read(
+    windows: CodeWindows, clips: NDArray[np.int64], starts: NDArray[np.int64], memory: Arrays | None = None
+) -> Arrays:
+    """Windows of every array, in the first rows of `memory` where that is given."""
+    memory = windows.empty(len(clips)) if memory is None else memory
+    return {name: windows.read(clips, starts, values[: len(clips)], name) for name, values in memory.items()}
 
 
 def as_tensor(codes: NDArray[Any], codebook_size: int) -> Tensor:

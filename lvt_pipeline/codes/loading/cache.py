@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 from google_crc32c import extend
 from numpy.typing import NDArray
 
-from lvt_pipeline.codes.schema import CodeClip
+from lvt_pipeline.codes.layout import ARRAY
 from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import BusyError, ConfigError, LVTError
 from lvt_pipeline.machine import available_memory, free_disk_bytes
@@ -58,9 +58,10 @@ def cache_folder(store: Path) -> Path:
     return store.with_name(f"{store.name}.cache")
 
 
-def cache_file(store: CodeStore, split: str) -> Path:
-    """The memory-mapped file of a split. Its name holds the fingerprint of its content."""
-    return cache_folder(store.path) / f"{split}-{store.fingerprint}.npy"
+def cache_file(store: CodeStore, split: str, array: str = ARRAY) -> Path:
+    """The memory-mapped file of an array of a split. Its name holds the fingerprint of its content."""
+    name = split if array == ARRAY else f"{split}.{array}"
+    return cache_folder(store.path) / f"{name}-{store.fingerprint}.npy"
 
 
 def cache_files(store: Path, kept: Collection[str] = ()) -> list[Path]:
@@ -95,30 +96,29 @@ def remove_cache(store: Path, kept: Collection[str] = ()) -> list[Path]:
 
 def open_cache_file(
     file: Path,
-    store: CodeStore,
-    clips: Sequence[CodeClip],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
     read: Callable[[], Iterator[NDArray[Any]]],
     progress: Progress,
 ) -> NDArray[Any]:
-    """The codes of some clips out of their mapped file, which is made unless a good one is there.
+    """An array of a split out of its mapped file, which is made unless a good one is there.
 
     One process of a host makes it, the others wait.
 
     Args:
-        read: gives the codes of the clips one after another, in pieces.
+        read: gives the values of the clips one after another, in pieces.
 
     Returns:
-        (frames, h, w, n_c) in the dtype of the store, mapped.
+        the array, mapped.
 
     Raises:
         LVTError: the bytes that are read back are not those that were written.
         StoreError: a shard is damaged.
     """
-    shape = (sum(clip.length for clip in clips), *store.schema.frame_shape)
 
     def look() -> NDArray[Any] | None:
         # In this order: nobody replaces a file once it is sound.
-        return map_file(file, shape, store.dtype) if is_sound(file, progress) else None
+        return map_file(file, shape, dtype) if is_sound(file, progress) else None
 
     is_ours = False
     while (codes := look()) is None:
@@ -129,7 +129,7 @@ def open_cache_file(
                 if look() is None:
                     if file.exists():
                         progress.say(f"{file} is damaged and is made again")
-                    _write(file, shape, store.dtype, read)
+                    _write(file, shape, dtype, read)
                     is_ours = True
         except BusyError:
             time.sleep(WAIT_SECONDS)

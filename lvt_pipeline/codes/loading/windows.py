@@ -8,10 +8,9 @@ shard by shard.
 
 from __future__ import annotations
 
+import math
 import operator
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lvt_pipeline.codes.loading.cache import Cache, Tier, cache_file, choose_tier, map_file, open_cache_file
+from lvt_pipeline.codes.loading.cache import Cache, Tier, cache_file, choose_tier
+from lvt_pipeline.codes.loading.split_arrays import SplitArray
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ConfigError, LVTError
-from lvt_pipeline.machine import num_cores
 from lvt_pipeline.progress import SILENT, Progress
 
-READ_FRAMES = 4096  # frames that are in memory at a time while a split is read
-MAX_THREADS = 8
-CHUNKS_PER_READ = 16  # fetched with one read by one thread; some are skipped when no window touches them
 LARGEST_COUNT = 2**62  # of frames or windows: larger numbers do not fit the arithmetic of int64
 
 
-class CodeWindows(Dataset[Tensor]):
-    """Every window of one split: `windows[i]` is int64 (frames, h, w, n_c) in [0, K).
+class CodeWindows(Dataset[Any]):
+    """Every window of one split: `windows[i]` is int64 (frames, h, w, n_c) in [0, K). With `arrays=("action",)` it is a
+    dict of these as "codes" and of the rows of the same frames, "action" (frames, d).
 
     Windows begin `stride` frames apart within a clip and never cross clips. Clips shorter than a window are skipped
     and counted.
@@ -58,9 +55,10 @@ class CodeWindows(Dataset[Tensor]):
         cache: Cache = "auto",
         generation: int | None = None,
         *,
+        arrays: Sequence[str] = (),
         progress: Progress = SILENT,
     ) -> None:
-        """Open a split and load its codes, unless they are streamed.
+        """Open a split and load its codes and side arrays, unless they are streamed.
 
         Args:
             frames: frames in a window.
@@ -70,9 +68,10 @@ class CodeWindows(Dataset[Tensor]):
                 the order of `batches`), or "auto": ram if they take less than a quarter of the available memory, mmap
                 if the disk has room for the file, stream otherwise.
             generation: which generation of the store, the current one by default.
+            arrays: side arrays of the store, such as "action", whose rows come with each window.
 
         Raises:
-            StoreError: the store cannot be opened, or a shard is damaged.
+            StoreError: the store cannot be opened, has no such array, or a shard is damaged.
             LVTError: no clip of the split is long enough for a window.
             ConfigError: a number is out of range, or there is no such tier.
         """
@@ -80,6 +79,7 @@ class CodeWindows(Dataset[Tensor]):
         self.store = store if isinstance(store, CodeStore) else open_codes(store, generation)
         self.frames = frames
         self.stride = stride
+        self.arrays = (arrays,) if isinstance(arrays, str) else tuple(arrays)
         self.split = split
         members = self.store.split(split)
         self.clips = [clip for clip in members if clip.length >= frames]
@@ -99,24 +99,16 @@ class CodeWindows(Dataset[Tensor]):
         self._load(cache, members, progress)
 
     def _load(self, cache: Cache, members: Sequence[CodeClip], progress: Progress) -> None:
-        """Choose where the codes of the split are kept, and load them there."""
+        """Choose where the arrays of the split are kept, and load them there."""
+        arrays = {"codes": self.store.codes, **{name: self.store.array(name).array for name in self.arrays}}
         num_frames = sum(clip.length for clip in members)
-        shape = (num_frames, *self.store.schema.frame_shape)
-        file = cache_file(self.store, self.split)
-        self.cache: Tier = choose_tier(cache, int(np.prod(shape)) * self.store.dtype.itemsize, file)
-        self._file = file if self.cache == "mmap" else None
-        self._codes: NDArray[Any] | None = None
-        if self.cache == "ram":
-            self._codes = np.empty(shape, self.store.dtype)
-            end = 0
-            for part in _read_clips(self.store, members, progress):
-                self._codes[end : end + len(part)] = part
-                end += len(part)
-        if self._file is not None:
-            self._codes = open_cache_file(
-                self._file, self.store, members, lambda: _read_clips(self.store, members, progress), progress
-            )
-        self._shape = shape
+        layouts = [array.layout for array in arrays.values()]
+        num_bytes = sum(num_frames * math.prod(layout.frame_shape) * layout.dtype.itemsize for layout in layouts)
+        files = {name: cache_file(self.store, self.split, name) for name in arrays}
+        self.cache: Tier = choose_tier(cache, num_bytes, files["codes"])
+        self._loaded = {
+            name: SplitArray(array, members, self.cache, files[name], progress) for name, array in arrays.items()
+        }
 
     def __repr__(self) -> str:
         return f"CodeWindows({str(self.store.path)!r}, {len(self):,} windows of {self.frames} frames, {self.split})"
@@ -129,24 +121,30 @@ class CodeWindows(Dataset[Tensor]):
         """Clips that hold at least one window."""
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> Tensor:
-        """One window, int64 (frames, h, w, n_c). Here and in all methods a negative index counts from the end.
+    def __getitem__(self, index: int) -> Any:
+        """One window, int64 (frames, h, w, n_c); with side arrays a dict of it as "codes" and of (frames, d) by name.
+        Here and in all methods a negative index counts from the end.
 
         Raises:
             IndexError: the index is out of range.
         """
-        return self.batch([operator.index(index)])[0]
+        return self.__getitems__([operator.index(index)])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Tensor]:
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Windows by index, in one gather: a `torch.utils.data.DataLoader` fetches a batch with it."""
-        return list(self.batch(indices).unbind())
+        windows = self.batch(indices)
+        if not isinstance(windows, dict):
+            return list(windows.unbind())
+        return [dict(zip(windows, each, strict=True)) for each in zip(*windows.values(), strict=True)]
 
-    def batch(self, indices: NDArray[np.integer[Any]] | Sequence[int]) -> Tensor:
-        """Windows by index, int64 (B, frames, h, w, n_c), in one gather. Errors as in `windows[index]`."""
+    def batch(self, indices: NDArray[np.integer[Any]] | Sequence[int]) -> Any:
+        """Windows by index, int64 (B, frames, h, w, n_c), in one gather; with side arrays a dict as in
+        `windows[index]`. Errors as there.
+        """
         clips, starts = self._locate(indices)
         return self.at(clips, starts)
 
-    def at(self, clips: NDArray[np.integer[Any]], starts: NDArray[np.integer[Any]]) -> Tensor:
+    def at(self, clips: NDArray[np.integer[Any]], starts: NDArray[np.integer[Any]]) -> Any:
         """Windows that begin at any frame: the companion of `codes.loading.order.clip_batch`.
 
         Args:
@@ -154,18 +152,29 @@ class CodeWindows(Dataset[Tensor]):
             starts: integers (B,), first frames, in [0, num_starts) of the clip.
 
         Returns:
-            int64 (B, frames, h, w, n_c).
+            int64 (B, frames, h, w, n_c); with side arrays a dict as in `windows[index]`.
         """
-        windows = np.empty((len(clips), self.frames, *self.store.schema.frame_shape), np.int64)
-        return torch.from_numpy(self.read(clips, starts, windows))
+        out = np.empty((len(clips), self.frames, *self.store.schema.frame_shape), np.int64)
+        codes = torch.from_numpy(self.read(clips, starts, out))
+        side = side_tensors({name: self.read(clips, starts, name=name) for name in self.arrays})
+        return {"codes": codes, **side} if side else codes
+
+    def empty(self, num_windows: int) -> dict[str, NDArray[Any]]:
+        """Memory for that many windows, (num_windows, frames, ...) by name: "codes" and the side arrays."""
+        return {name: array.empty(num_windows, self.frames) for name, array in self._loaded.items()}
 
     def read(
-        self, clips: NDArray[np.integer[Any]], starts: NDArray[np.integer[Any]], out: NDArray[Any] | None = None
+        self,
+        clips: NDArray[np.integer[Any]],
+        starts: NDArray[np.integer[Any]],
+        out: NDArray[Any] | None = None,
+        name: str = "codes",
     ) -> NDArray[Any]:
-        """As `at`, an array (B, frames, h, w, n_c).
+        """As `at`, one array (B, frames, h, w, n_c), or (B, frames, d) of a side array.
 
         Args:
-            out: where they are put, in any integer dtype that holds them; by default a new array in that of the store.
+            out: where they are put, in any dtype that holds them; by default a new array in that of the store.
+            name: "codes" or that of a side array.
 
         Raises:
             IndexError: there is no such clip, or a window would reach beyond its clip.
@@ -175,13 +184,8 @@ class CodeWindows(Dataset[Tensor]):
         if np.any(starts < 0) or np.any(starts >= self.num_starts[clips]):
             raise IndexError("a window would begin outside its clip or reach beyond the end of it")
         if out is None:
-            out = np.empty((len(clips), self.frames, *self.store.schema.frame_shape), self.store.dtype)
-        if self.cache == "stream":
-            _read_streamed(self.store, self.offsets[clips] + starts, out)
-            return out
-        codes, first = self.codes, self._first_frame[clips] + starts
-        for window, row in zip(out, first.tolist(), strict=True):
-            window[:] = codes[row : row + self.frames]
+            out = self._loaded[name].empty(len(clips), self.frames)
+        self._loaded[name].read(self._first_frame[clips] + starts, self.offsets[clips] + starts, out)
         return out
 
     def clip(self, index: int) -> CodeClip:
@@ -195,26 +199,13 @@ class CodeWindows(Dataset[Tensor]):
     @property
     def codes(self) -> NDArray[Any]:
         """Codes of all clips of the split, short ones too, one after another: (frames, h, w, n_c) uint8 or uint16.
-
-        Raises:
-            LVTError: they are streamed, so that there is no such array; or another process has removed the mapped file
-                before this one opened it.
+        Errors as in `SplitArray.values`.
         """
-        if self._codes is None:
-            if self._file is None:
-                raise LVTError(f"the codes of {self.store.path} are streamed; open the windows with cache='mmap'")
-            self._codes = map_file(self._file, self._shape, self.store.dtype)
-            if self._codes is None:
-                raise LVTError(f"{self._file} is gone; run the same command again, which makes it again")
-        return self._codes
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A memory-mapped file is opened again by the process that receives the windows, never copied to it.
-        return {**self.__dict__, "_codes": self._codes if self._file is None else None}
+        return self._loaded["codes"].values
 
     @property
     def window_bytes(self) -> int:
-        """Bytes of a window in the dtype of the store."""
+        """Bytes of the codes of a window in the dtype of the store."""
         return self.frames * int(np.prod(self.store.schema.frame_shape)) * self.store.dtype.itemsize
 
     def _locate(self, indices: NDArray[np.integer[Any]] | Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -223,6 +214,12 @@ class CodeWindows(Dataset[Tensor]):
         clips = np.searchsorted(self._end_of_clip, found, side="right")
         before = np.where(clips > 0, self._end_of_clip[clips - 1], 0)
         return clips, (found - before) * self.stride
+
+
+def side_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+    """Side arrays as tensors. Unsigned integers of more than a byte become int64: torch does little with them."""
+    wide = {name: values.dtype.kind == "u" and values.itemsize > 1 for name, values in arrays.items()}
+    return {name: torch.from_numpy(rows.astype(np.int64) if wide[name] else rows) for name, rows in arrays.items()}
 
 
 def require_count(name: str, value: Any, at_least: int = 1) -> int:
@@ -267,105 +264,3 @@ def _why_empty(store: CodeStore, split: str, frames: int) -> str:
         f"no clip of split {split} in {store.path} is long enough: the longest has {longest} frames and a window needs "
         f"{frames}; use shorter windows or longer clips"
     )
-
-
-def _read_clips(store: CodeStore, clips: Sequence[CodeClip], progress: Progress) -> Iterator[NDArray[Any]]:
-    """Codes of clips one after another, in pieces of at most READ_FRAMES frames."""
-    with progress.bar("reading codes", sum(clip.length for clip in clips), "frames") as bar:
-        for start, stop in _runs(clips):
-            # Pieces end where shards do, so no chunk is decompressed twice.
-            while start < stop:
-                end = min(stop, (start // READ_FRAMES + 1) * READ_FRAMES)
-                yield store.read_range(start, end)
-                bar.advance(end - start)
-                start = end
-
-
-def _runs(clips: Sequence[CodeClip]) -> Iterator[tuple[int, int]]:
-    """Ranges of the code array that hold the clips in order; neighbours become one range."""
-    start = stop = 0
-    for clip in clips:
-        if clip.offset != stop:
-            if stop > start:
-                yield start, stop
-            start = clip.offset
-        stop = clip.offset + clip.length
-    yield start, stop
-
-
-# Streaming ------------------------------------------------------------------------------------------------------------
-# The chunks that hold the windows are decompressed once each, one after another in a buffer small enough for the cache
-# of the processor, and the part that each window needs is copied to its place. Chunks that no window touches are not
-# read. Several threads share the work, since neither decompression nor copying holds Python's lock.
-
-
-def _read_streamed(store: CodeStore, first_frames: NDArray[np.int64], windows: NDArray[Any]) -> None:
-    """Put frames [first, first + frames) of the code array into every window.
-
-    Args:
-        first_frames: int64 (N,), positions in the code array, in any order.
-        windows: (N, frames, h, w, n_c), of any integer dtype that holds the codes; written.
-
-    Raises:
-        StoreError: a shard is missing or damaged; it is named.
-    """
-    frames = windows.shape[1]
-    per_chunk = store.schema.frames_per_chunk
-    chunks_per_shard = store.schema.shard_frames // per_chunk
-    pieces = _pieces(*_touched_chunks(first_frames, frames, per_chunk), chunks_per_shard)
-    first_of = first_frames.tolist()
-
-    def read(piece: tuple[NDArray[np.int64], NDArray[np.int64]]) -> None:
-        chunks, members = piece
-        numbers, begins = np.unique(chunks, return_index=True)
-        ends = [*begins[1:].tolist(), len(chunks)]
-        shard, within = numbers[0] // chunks_per_shard, numbers % chunks_per_shard
-        codes_of_chunks = store.codes.read_chunks(int(shard), within.tolist())
-        for number, begin, end, codes in zip(numbers.tolist(), begins.tolist(), ends, codes_of_chunks, strict=True):
-            for window in members[begin:end].tolist():
-                start = first_of[window] - number * per_chunk  # of the window, counted within the chunk
-                if start >= 0:
-                    part = codes[start : start + frames]
-                    windows[window, : len(part)] = part
-                else:
-                    part = codes[: start + frames]
-                    windows[window, -start : len(part) - start] = part
-
-    threads = min(_own_cores(), MAX_THREADS, len(pieces))
-    if threads <= 1:
-        for piece in pieces:
-            read(piece)
-        return
-    # The threads end with the read: none is left behind for a process that forks later to inherit.
-    with ThreadPoolExecutor(threads, "read-windows") as pool:
-        for _ in pool.map(read, pieces):
-            pass
-
-
-def _touched_chunks(
-    first_frames: NDArray[np.int64], frames: int, per_chunk: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Every pair of a chunk of the array and a window that needs it, by chunk: int64 (P,) each."""
-    first_chunks = first_frames // per_chunk
-    counts = (first_frames + frames - 1) // per_chunk - first_chunks + 1
-    members = np.repeat(np.arange(len(first_frames)), counts)
-    nth = np.arange(len(members)) - np.repeat(np.cumsum(counts) - counts, counts)  # chunk of its window
-    chunks = first_chunks[members] + nth
-    order = np.argsort(chunks, kind="stable")
-    return chunks[order], members[order]
-
-
-def _pieces(
-    chunks: NDArray[np.int64], members: NDArray[np.int64], chunks_per_shard: int
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """The pairs in pieces that are fetched at once: no piece holds chunks of two shards, or of two places in one."""
-    if not len(chunks):
-        return []
-    shards, within = np.divmod(chunks, chunks_per_shard)
-    cuts = np.flatnonzero(np.diff(shards * chunks_per_shard + within // CHUNKS_PER_READ)) + 1
-    return list(zip(np.split(chunks, cuts), np.split(members, cuts), strict=True))
-
-
-def _own_cores() -> int:
-    """Cores for this process: those it may use, shared with the other processes that `torchrun` started here."""
-    return max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

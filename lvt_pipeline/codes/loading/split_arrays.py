@@ -1,0 +1,193 @@
+"""The codes of a split, or one of its side arrays, where windows are read from: in memory, mapped, or streamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lvt_pipeline.codes.array import CodeArray
+from lvt_pipeline.codes.loading.cache import Tier, map_file, open_cache_file
+from lvt_pipeline.codes.schema import CodeClip
+from lvt_pipeline.errors import LVTError
+from lvt_pipeline.machine import num_cores
+from lvt_pipeline.progress import Progress
+
+READ_FRAMES = 4096  # frames that are in memory at a time while a split is read
+MAX_THREADS = 8
+CHUNKS_PER_READ = 16  # fetched with one read by one thread; some are skipped when no window touches them
+
+
+class SplitArray:
+    """One array of a split."""
+
+    def __init__(self, array: CodeArray, clips: Sequence[CodeClip], tier: Tier, file: Path, progress: Progress) -> None:
+        """Load it, unless it is streamed.
+
+        Args:
+            clips: all clips of the split.
+            file: the mapped file, if the tier is "mmap".
+        """
+        self.array = array
+        self._file = file if tier == "mmap" else None
+        self._shape = (sum(clip.length for clip in clips), *array.layout.frame_shape)
+        self._values: NDArray[Any] | None = None
+        if tier == "ram":
+            self._values = np.empty(self._shape, self.dtype)
+            end = 0
+            for part in _read_clips(array, clips, progress):
+                self._values[end : end + len(part)] = part
+                end += len(part)
+        if self._file is not None:
+            parts = lambda: _read_clips(array, clips, progress)  # noqa: E731
+            self._values = open_cache_file(self._file, self._shape, self.dtype, parts, progress)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its values."""
+        return self.array.layout.dtype
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """Those of all clips of the split, short ones too, one after another: (frames, ...).
+
+        Raises:
+            LVTError: they are streamed, so that there is no such array; or another process has removed the mapped file
+                before this one opened it.
+        """
+        if self._values is None:
+            if self._file is None:
+                raise LVTError(f"the codes of {self.array.path} are streamed; open the windows with cache='mmap'")
+            self._values = map_file(self._file, self._shape, self.dtype)
+            if self._values is None:
+                raise LVTError(f"{self._file} is gone; run the same command again, which makes it again")
+        return self._values
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A memory-mapped file is opened again by the process that receives it, never copied to it.
+        return {**self.__dict__, "_values": self._values if self._file is None else None}
+
+    def empty(self, num_windows: int, frames: int) -> NDArray[Any]:
+        """Memory for windows, (num_windows, frames, ...)."""
+        return np.empty((num_windows, frames, *self.array.layout.frame_shape), self.dtype)
+
+    def read(self, rows: NDArray[np.int64], places: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Put windows into `out`, (N, frames, ...) of any dtype that holds the values.
+
+        Args:
+            rows: int64 (N,), the first frame of each window in `values`.
+            places: int64 (N,), the same in the array of the store.
+        """
+        if self._values is None and self._file is None:
+            _read_streamed(self.array, places, out)
+            return
+        values, frames = self.values, out.shape[1]
+        for window, row in zip(out, rows.tolist(), strict=True):
+            window[:] = values[row : row + frames]
+
+
+def _read_clips(array: CodeArray, clips: Sequence[CodeClip], progress: Progress) -> Iterator[NDArray[Any]]:
+    """Values of clips one after another, in pieces of at most READ_FRAMES frames."""
+    with progress.bar(f"reading {array.layout.name}", sum(clip.length for clip in clips), "frames") as bar:
+        for start, stop in _runs(clips):
+            # Pieces end where shards do, so no chunk is decompressed twice.
+            while start < stop:
+                end = min(stop, (start // READ_FRAMES + 1) * READ_FRAMES)
+                yield array.read(start, end)
+                bar.advance(end - start)
+                start = end
+
+
+def _runs(clips: Sequence[CodeClip]) -> Iterator[tuple[int, int]]:
+    """Ranges of the array that hold the clips in order; neighbours become one range."""
+    start = stop = 0
+    for clip in clips:
+        if clip.offset != stop:
+            if stop > start:
+                yield start, stop
+            start = clip.offset
+        stop = clip.offset + clip.length
+    yield start, stop
+
+
+# Streaming ------------------------------------------------------------------------------------------------------------
+# The chunks that hold the windows are decompressed once each, one after another in a buffer small enough for the cache
+# of the processor, and the part that each window needs is copied to its place. Chunks that no window touches are not
+# read. Several threads share the work, since neither decompression nor copying holds Python's lock.
+
+
+def _read_streamed(array: CodeArray, first_frames: NDArray[np.int64], windows: NDArray[Any]) -> None:
+    """Put frames [first, first + frames) of an array into every window.
+
+    Args:
+        first_frames: int64 (N,), positions in the array, in any order.
+        windows: (N, frames, ...), of any dtype that holds the values; written.
+
+    Raises:
+        StoreError: a shard is missing or damaged; it is named.
+    """
+    frames = windows.shape[1]
+    per_chunk = array.layout.frames_per_chunk
+    chunks_per_shard = array.layout.shard_frames // per_chunk
+    pieces = _pieces(*_touched_chunks(first_frames, frames, per_chunk), chunks_per_shard)
+    first_of = first_frames.tolist()
+
+    def read(piece: tuple[NDArray[np.int64], NDArray[np.int64]]) -> None:
+        chunks, members = piece
+        numbers, begins = np.unique(chunks, return_index=True)
+        ends = [*begins[1:].tolist(), len(chunks)]
+        shard, within = numbers[0] // chunks_per_shard, numbers % chunks_per_shard
+        values_of_chunks = array.read_chunks(int(shard), within.tolist())
+        for number, begin, end, values in zip(numbers.tolist(), begins.tolist(), ends, values_of_chunks, strict=True):
+            for window in members[begin:end].tolist():
+                start = first_of[window] - number * per_chunk  # of the window, counted within the chunk
+                if start >= 0:
+                    part = values[start : start + frames]
+                    windows[window, : len(part)] = part
+                else:
+                    part = values[: start + frames]
+                    windows[window, -start : len(part) - start] = part
+
+    threads = min(_own_cores(), MAX_THREADS, len(pieces))
+    if threads <= 1:
+        for piece in pieces:
+            read(piece)
+        return
+    # The threads end with the read: none is left behind for a process that forks later to inherit.
+    with ThreadPoolExecutor(threads, "read-windows") as pool:
+        for _ in pool.map(read, pieces):
+            pass
+
+
+def _touched_chunks(
+    first_frames: NDArray[np.int64], frames: int, per_chunk: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Every pair of a chunk of the array and a window that needs it, by chunk: int64 (P,) each."""
+    first_chunks = first_frames // per_chunk
+    counts = (first_frames + frames - 1) // per_chunk - first_chunks + 1
+    members = np.repeat(np.arange(len(first_frames)), counts)
+    nth = np.arange(len(members)) - np.repeat(np.cumsum(counts) - counts, counts)  # chunk of its window
+    chunks = first_chunks[members] + nth
+    order = np.argsort(chunks, kind="stable")
+    return chunks[order], members[order]
+
+
+def _pieces(
+    chunks: NDArray[np.int64], members: NDArray[np.int64], chunks_per_shard: int
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """The pairs in pieces that are fetched at once: no piece holds chunks of two shards, or of two places in one."""
+    if not len(chunks):
+        return []
+    shards, within = np.divmod(chunks, chunks_per_shard)
+    cuts = np.flatnonzero(np.diff(shards * chunks_per_shard + within // CHUNKS_PER_READ)) + 1
+    return list(zip(np.split(chunks, cuts), np.split(members, cuts), strict=True))
+
+
+def _own_cores() -> int:
+    """Cores for this process: those it may use, shared with the other processes that `torchrun` started here."""
+    return max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
