@@ -22,10 +22,12 @@ Row = Sequence[Any]  # plain data about one clip
 
 
 def clip_fingerprint(digest: str, start: float | None, end: float | None, kind: Mapping[str, Any] | None = None) -> str:
-    """SHA-256 of the content (the video's bytes, a record, the pictures of a folder), start, end.
+    """SHA-256 of the content (the video's bytes, a record, rows and packets of an episode, pictures of a folder, rows
+    in files), start, end.
 
     Args:
-        kind: of a clip that is not a video: its kind, camera and frame rate. The record's number is left out: the
+        kind: of a clip that is not a video: its kind, camera and frame rate; of a clip with files of rows or of an
+            episode in a shared video: the digest of these rows or packets. The record's number is left out: the
             digest is that of the record, wherever it is.
     """
     return fingerprint({"digest": digest, "start": start, "end": end, **(kind or {})})

@@ -8,46 +8,54 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from lvt_pipeline.errors import DecodeError, ManifestError
 from lvt_pipeline.manifest.sources.draft import Draft
 from lvt_pipeline.progress import Progress
 from lvt_pipeline.provenance import DigestMemo, digest_file, status_of
 from lvt_pipeline.storage import open_regular
+from lvt_pipeline.video.clips import ClipKind
+from lvt_pipeline.video.episodes import lerobot
 from lvt_pipeline.video.episodes.rlds import episode_label, read_features
 from lvt_pipeline.video.episodes.tfrecords import index_records, read_record
 from lvt_pipeline.video.locations import digest_of_url, is_lfs_pointer, is_url
 from lvt_pipeline.video.picture_folders import folder_digest, pictures_in
 
+_LFS = "is a Git LFS pointer; fetch the file with `git lfs pull`"
 URLS_AT_ONCE = 16  # reading one object after another would mean waiting for the network most of the time
+
+
+Digests = tuple[str, str | None]  # `digest` and `more_digest` of a clip
+NO_DIGESTS: Digests = ("", None)
 
 
 class ContentDigests:
     """Digests of contents, each worked out once.
 
     Attributes:
-        problems: why a source has no digest, by source.
+        problems: why a clip has no digest, by its source or its id.
     """
 
     def __init__(self, memo: DigestMemo | None) -> None:
         self._memo = memo
         self._files: dict[str, str] = {}  # by source
-        self._records: dict[str, list[str]] = {}  # by source
-        self._instructions: dict[str, list[str]] = {}  # by source
+        self._inside: dict[tuple[str, str], Any] = {}  # what files hold, by path and kind
+        self._datasets: dict[Path, lerobot.LeRobotDataset] = {}
         self.problems: dict[str, str] = {}
 
-    def of_all(self, drafts: Sequence[Draft], progress: Progress) -> list[str]:
+    def of_all(self, drafts: Sequence[Draft], progress: Progress) -> list[Digests]:
         """The digests of all drafts, in order."""
-        found: list[str] = []
+        found: list[Digests] = []
         with progress.bar("hashing videos", len(drafts), "clips") as bar, ThreadPoolExecutor(URLS_AT_ONCE) as pool:
             waits_for_network = any(is_url(draft.source) for draft in drafts)
-            for digest in pool.map(self.of, drafts) if waits_for_network else map(self.of, drafts):
-                found.append(digest)
+            for digests in pool.map(self.of, drafts) if waits_for_network else map(self.of, drafts):
+                found.append(digests)
                 bar.advance()
         return found
 
-    def of(self, draft: Draft) -> str:
-        """Digest of what a clip is cut from; empty, with the cause in `problems`, when it cannot be read.
+    def of(self, draft: Draft) -> Digests:
+        """Digests of what a clip is cut from; empty, with the cause in `problems`, when it cannot be read.
 
         One source that cannot be read does not stop the listing: decoding records the clip as a failure.
 
@@ -56,58 +64,94 @@ class ContentDigests:
         """
         source = draft.source
         if source in self.problems:
-            return ""
+            return NO_DIGESTS
         try:
             if draft.kind in ("bair", "rlds"):
-                if source not in self._records:
-                    self._records[source] = self._recalled(Path(source), "records", _digests_in).split()
-                records = self._records[source]
-                return records[draft.record] if draft.record is not None and draft.record < len(records) else ""
-            if source not in self._files:
-                self._files[source] = self._digest_of(draft)
+                records = self._held(Path(source), "records", _digests_in)
+                return records[draft.record] if draft.record is not None and draft.record < len(records) else "", None
+            if draft.kind == "lerobot":
+                return self._of_episode(draft)
+            digest = self._digest_of(source, draft.kind)
+        except DecodeError as error:
+            self.problems[source] = str(error).removeprefix(f"{source} ")
+            return NO_DIGESTS
         except OSError as error:
             self.problems[source] = _problem_of(source, error)
-            return ""
+            return NO_DIGESTS
         except ValueError:  # a null character in the path
             self.problems[source] = "does not exist"
-            return ""
-        if not self._files[source]:
+            return NO_DIGESTS
+        if not digest:
             remedy = "name a video, or a folder with a picture per frame"
             self.problems.setdefault(source, f"is a folder without pictures; {remedy}")
-        return self._files[source]
+        return self._with_arrays(draft, digest)
+
+    def _with_arrays(self, draft: Draft, digest: str) -> Digests:
+        if not draft.arrays:
+            return digest, None
+        try:
+            lines = [f"{name} {self._digest_of(place)}\n" for name, place in sorted(draft.arrays.items())]
+        except OSError as error:
+            place = str(error.filename or "a file of rows")
+            self.problems[draft.id] = f"lacks rows: {place} {_problem_of(place, error)}"
+            return NO_DIGESTS
+        return digest, hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def _of_episode(self, draft: Draft) -> Digests:
+        """Digests of the rows of an episode in a LeRobot folder and of its packets."""
+        root = lerobot.root_of(draft.source)
+        if root not in self._datasets:
+            self._datasets[root] = lerobot.read_dataset(root)
+        dataset = self._datasets[root]
+        episode = dataset.episodes.get(-1 if draft.record is None else draft.record)
+        if episode is None or draft.camera not in episode.videos:
+            raise DecodeError("missing", f"{root} has no episode {draft.record} of {draft.camera}")
+        if is_lfs_pointer(draft.source):
+            raise DecodeError("unreadable", f"{draft.source} {_LFS}")
+        rows = self._held(Path(episode.table), *lerobot.rows_in(dataset, episode.table))
+        packets = self._held(Path(draft.source), *lerobot.packets_in(dataset, draft.source))
+        number = str(episode.number)
+        return rows.get(number, ""), packets.get(number)
 
     def instruction(self, draft: Draft) -> str | None:
-        """What the record of an RLDS dataset says about its task; None when it says nothing or cannot be read."""
-        source = draft.source
-        if source not in self._instructions:
-            path = Path(source)
-            try:
-                self._instructions[source] = json.loads(self._recalled(path, "instructions", _instructions_in))
-            except (OSError, ManifestError):  # reading the records reports it
-                self._instructions[source] = []
-        found = self._instructions[source]
+        """The instruction in the record of an RLDS dataset; None when it has none or cannot be read."""
+        try:
+            found = self._held(Path(draft.source), "instructions", _instructions_in)
+        except (OSError, ManifestError):  # reading the records reports it
+            return None
         return found[draft.record] or None if draft.record is not None and draft.record < len(found) else None
 
-    def _digest_of(self, draft: Draft) -> str:
+    def _digest_of(self, source: str, kind: ClipKind = "video") -> str:
+        if source not in self._files:
+            self._files[source] = self._compute(source, kind)
+        return self._files[source]
+
+    def _compute(self, source: str, kind: ClipKind) -> str:
         of_file: Callable[[Path], str] = self._memo.digest if self._memo else digest_file
-        if draft.kind == "frames":
-            return folder_digest(pictures_in(draft.source), of_file)
-        if is_url(draft.source):
-            return digest_of_url(draft.source, self._memo)
-        if is_lfs_pointer(draft.source):
-            self.problems[draft.source] = "is a Git LFS pointer; fetch the file with `git lfs pull`"
+        if kind == "frames":
+            return folder_digest(pictures_in(source), of_file)
+        if is_url(source):
+            return digest_of_url(source, self._memo)
+        if is_lfs_pointer(source):
+            self.problems[source] = _LFS
             return ""
-        return of_file(Path(draft.source))
+        return of_file(Path(source))
 
-    def _recalled(self, path: Path, what: str, compute: Callable[[Path], str]) -> str:
-        """What a file holds, as text, from memory while the file is the same."""
-        if self._memo is None:
-            return compute(path)
-        return self._memo.recall(f"{path.resolve()}#{what}", status_of(path), lambda: compute(path))
+    def _held(self, path: Path, what: str, compute: Callable[[Path], Any]) -> Any:
+        """What a file holds, plain data, from memory while the file is the same."""
+        key = str(path), what
+        if key not in self._inside:
+            if self._memo is None:
+                self._inside[key] = compute(path)
+            else:
+                name = f"{path.resolve()}#{what}"
+                text = self._memo.recall(name, status_of(path), lambda: json.dumps(compute(path)))
+                self._inside[key] = json.loads(text or "{}")
+        return self._inside[key]
 
 
-def _instructions_in(path: Path) -> str:
-    """The instruction of every record, as JSON."""
+def _instructions_in(path: Path) -> list[str]:
+    """The instruction of every record."""
     index, features = index_records(str(path)), read_features(path.parent)
     found = []
     for record in range(len(index.places)):
@@ -115,7 +159,7 @@ def _instructions_in(path: Path) -> str:
             found.append(episode_label(features, read_record(str(path), record, index), str(path)))
         except DecodeError:
             found.append("")
-    return json.dumps(found)
+    return found
 
 
 def _problem_of(source: str, error: OSError) -> str:
@@ -130,7 +174,7 @@ def _problem_of(source: str, error: OSError) -> str:
     return f"cannot be read: {cause[:1].lower()}{cause[1:]}"
 
 
-def _digests_in(path: Path) -> str:
+def _digests_in(path: Path) -> list[str]:
     """SHA-256 of each record's payload, and of whatever follows the last one that can be found."""
     index = index_records(str(path))
     digests = []
@@ -141,4 +185,4 @@ def _digests_in(path: Path) -> str:
         if index.problem is not None:
             stream.seek(index.end)
             digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return " ".join(digests)
+    return digests

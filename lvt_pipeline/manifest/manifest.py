@@ -19,10 +19,10 @@ from lvt_pipeline import lineage
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, ManifestError
 from lvt_pipeline.job import Clock, Job
-from lvt_pipeline.manifest.digests import ContentDigests
+from lvt_pipeline.manifest.digests import NO_DIGESTS, ContentDigests, Digests
 from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.manifest.sources import KIND_NAMES, list_source, location_of, recognise
-from lvt_pipeline.manifest.sources.draft import Draft, some
+from lvt_pipeline.manifest.sources.draft import Draft, arrays_of, some
 from lvt_pipeline.manifest.sources.walk import LeftOut, describe_left_out
 from lvt_pipeline.manifest.splits import Earlier, assign_splits, separate_copies
 from lvt_pipeline.outputs import require_output_file
@@ -96,11 +96,16 @@ def _parse_line(entry: dict[str, Any], folder: Path, where: str) -> Clip:
         record=entry.get("record"),
         camera=entry.get("camera"),
         fps=entry.get("fps"),
+        arrays=arrays_of(entry, str(folder), where),
     )
     split_by = "content" if entry.get("split_by") == "content" else None
-    clip = replace(_clip(draft, str(entry.get("digest") or "")), split_by=split_by)
+    digest, more = str(entry.get("digest") or ""), entry.get("more_digest")
+    clip = replace(_clip(draft, (digest, more)), split_by=split_by)
     check_clip(clip, where)
-    return clip if clip.digest else replace(clip, digest=ContentDigests(None).of(draft))
+    if clip.digest:
+        return clip
+    digest, more = ContentDigests(None).of(draft)
+    return replace(clip, digest=digest, more_digest=more)
 
 
 # Building ----------------------------------------------------------------------------------------------------------
@@ -121,8 +126,9 @@ def build_manifest(
 
     Args:
         source: a folder, searched with its subfolders; a pattern such as `videos/**/*.mp4`; a CSV or JSON Lines with a
-            column `path`; Kinetics CSVs; tfrecords of BAIR; class folders with UCF101's lists; folders of pictures.
-            Videos, CSVs and JSON Lines may be at a URL. `settings.kind` is the kind; by default it is recognised.
+            column `path`; Kinetics CSVs; tfrecords of BAIR and RLDS; LeRobot folders; class folders with UCF101's
+            lists; folders of pictures. Videos, CSVs and JSON Lines may be at a URL. `settings.kind` is the kind; by
+            default it is recognised.
         out: the manifest, such as `clips.jsonl`.
         media: folder or URL of the videos that a list names; by default the folder of the list.
 
@@ -164,8 +170,8 @@ def _drafts(
     return kind, listing.drafts
 
 
-def _clip(draft: Draft, digest: str) -> Clip:
-    return Clip(**{**vars(draft), "split": draft.split or ""}, digest=digest)
+def _clip(draft: Draft, digests: Digests) -> Clip:
+    return Clip(**{**vars(draft), "split": draft.split or ""}, digest=digests[0], more_digest=digests[1])
 
 
 def _with_content(
@@ -174,7 +180,7 @@ def _with_content(
     """The clips with the digests of their contents, and why a source has none."""
     seen: set[str] = set()
     for draft in drafts:
-        check_clip(_clip(draft, ""), where=printable(draft.source))
+        check_clip(_clip(draft, NO_DIGESTS), where=printable(draft.source))
         if draft.id in seen:
             raise ManifestError(f"two clips have the id {draft.id!r}; give them different ids or time ranges")
         seen.add(draft.id)
@@ -210,7 +216,7 @@ def _report_missing(
         )
     else:
         for clip in missing:
-            problem = problems.get(clip.source, "does not exist")
+            problem = problems.get(clip.id) or problems.get(clip.source, "does not exist")
             progress.say(f"{clip.source} {problem}; its clip {clip.id} will be {outcome}")
     if settings.missing != "drop":
         return clips
@@ -265,6 +271,8 @@ def _line(clip: Clip, folder: Path) -> str:
         "camera": clip.camera,
         "fps": clip.fps,
         "digest": clip.digest,
+        "more_digest": clip.more_digest,
+        "arrays": {name: _portable(source, folder) for name, source in clip.arrays.items()} or None,
         "metadata": dict(clip.metadata) or None,
     }
     return json.dumps({key: value for key, value in entry.items() if value is not None}, ensure_ascii=False) + "\n"

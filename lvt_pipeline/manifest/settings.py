@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.settings import Settings, setting
 
-SourceKind = Literal["folder", "csv", "jsonl", "kinetics", "bair", "rlds", "ucf101", "frames"]
+SourceKind = Literal["folder", "csv", "jsonl", "kinetics", "bair", "rlds", "lerobot", "ucf101", "frames"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,9 @@ from lvt_pipeline import lineage
 from lvt_pipeline.errors import ManifestError
 from lvt_pipeline.storage import has_line_break
 
-# What holds the frames: a video file, a record of a tfrecord file, or a folder with a picture per frame.
-ClipKind = Literal["video", "bair", "rlds", "frames"]
+# What holds the frames: a video file, a record of a tfrecord file, an episode in a video file of a LeRobot folder, or a
+# folder with a picture per frame.
+ClipKind = Literal["video", "bair", "rlds", "lerobot", "frames"]
 SPLITS = ("train", "val", "test")
 CLIP_KINDS: tuple[ClipKind, ...] = get_args(ClipKind)
 
@@ -49,14 +50,17 @@ class Clip:
 
     Attributes:
         source: where the frames are, an absolute path or a URL: a video, a tfrecord file, a folder of pictures.
-        digest: SHA-256 of the video's bytes, of the record's bytes, or of the digests of the pictures; empty when the
-            source is missing.
+        digest: SHA-256 of the video's bytes, of the record's bytes, of the rows of an episode in a LeRobot folder, or
+            of the digests of the pictures; empty when the source is missing.
+        more_digest: SHA-256 of what else the clip holds: of an episode in a LeRobot folder the packets of the camera;
+            of a clip with `arrays` these files. None for others.
         start, end: time range in seconds from the first frame, the end excluded; None is the source's own.
         metadata: anything else known about the clip; it never changes a result.
         kind: what the source is.
-        record: which record of a tfrecord file, counted from 0.
+        record: which record of a tfrecord file, counted from 0, or the number of an episode.
         camera: which of a record's cameras.
         fps: frames per second of a source that holds no times (all kinds but "video").
+        arrays: files with a row of numbers per frame, paths or URLs by name.
         split_by: "content" when nothing but the content decided the split, so that another clip may take its place in
             a split that would stay empty; None when the source or its user decided.
     """
@@ -64,6 +68,7 @@ class Clip:
     id: str
     source: str
     digest: str
+    more_digest: str | None = None
     start: float | None = None
     end: float | None = None
     split: str = "train"
@@ -73,13 +78,15 @@ class Clip:
     record: int | None = None
     camera: str | None = None
     fps: float | None = None
+    arrays: Mapping[str, str] = field(default_factory=dict)
     split_by: str | None = None
 
     @property
     def fingerprint(self) -> str:
         """Hash of what the clip shows."""
-        kind = None if self.kind == "video" else {"kind": self.kind, "camera": self.camera, "fps": self.fps}
-        return lineage.clip_fingerprint(self.digest, self.start, self.end, kind)
+        kind = {} if self.kind == "video" else {"kind": self.kind, "camera": self.camera, "fps": self.fps}
+        more = {} if self.more_digest is None else {"more": self.more_digest}
+        return lineage.clip_fingerprint(self.digest, self.start, self.end, kind | more)
 
 
 def check_clip(clip: Clip, where: str) -> None:

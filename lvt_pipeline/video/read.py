@@ -12,19 +12,22 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from lvt_pipeline.errors import DecodeError, LVTError
+from lvt_pipeline.errors import DecodeError, LVTError, ManifestError
 from lvt_pipeline.provenance import digest_file, status_of
 from lvt_pipeline.video import decode as videos
 from lvt_pipeline.video import picture_folders
 from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.container.timing import Timing
 from lvt_pipeline.video.decode import DecodedClip, choose_frames, clip_fps, decode_clip, shown_times, take_frames
+from lvt_pipeline.video.episodes import lerobot
 from lvt_pipeline.video.episodes.bair import parse_trajectory
 from lvt_pipeline.video.episodes.rlds import FEATURES_NAME, EpisodeFeatures, parse_episode, read_features
+from lvt_pipeline.video.episodes.shared_video import open_shared
 from lvt_pipeline.video.episodes.tfrecords import RecordIndex, index_records, read_record
 from lvt_pipeline.video.episodes.trajectory import Arrays
 from lvt_pipeline.video.geometry import Frames
 from lvt_pipeline.video.locations import is_lfs_pointer, local_copy
+from lvt_pipeline.video.readers import rgb_pictures
 from lvt_pipeline.video.settings import GeometrySettings
 
 
@@ -34,6 +37,8 @@ def readers_of(clip: Clip, geometry: GeometrySettings) -> tuple[str, ...]:
         return ("records",)
     if clip.kind in ("rlds", "frames"):
         return ("pillow",)
+    if clip.kind == "lerobot":
+        return ("pyav",)
     return videos.DECODERS if geometry.decoder == "decord" else ("pyav",)
 
 
@@ -55,6 +60,8 @@ def read_clip(clip: Clip, geometry: GeometrySettings, downloads: Path) -> Decode
     """
     if clip.kind in ("bair", "rlds"):
         return _read_trajectory(clip, geometry)
+    if clip.kind == "lerobot":
+        return _read_episode(clip, geometry)
     if clip.kind == "frames":
         return _read_folder(clip, geometry)
     with local_copy(clip.source, downloads) as path:
@@ -138,15 +145,51 @@ def _chosen(
 
 def _refuse_change(clip: Clip, digest: str) -> None:
     if digest != clip.digest:
-        raise DecodeError(
-            "changed", f"{clip.source} has changed since the manifest was made; run `lvt manifest build` again"
-        )
+        raise _changed(clip)
+
+
+def _changed(clip: Clip) -> DecodeError:
+    return DecodeError(
+        "changed", f"{clip.source} has changed since the manifest was made; run `lvt manifest build` again"
+    )
 
 
 @lru_cache(maxsize=8)
 def _digest(path: str, status: tuple[int, int, int]) -> str:
     """Digest of a file's bytes; many clips of one video hash it once."""
     return digest_file(Path(path))
+
+
+def _read_episode(clip: Clip, geometry: GeometrySettings) -> DecodedClip:
+    assert clip.record is not None, "checked with the manifest"
+    assert clip.camera is not None, "checked with the manifest"
+    root = lerobot.root_of(clip.source)
+    try:
+        dataset = _dataset(root, status_of(root / lerobot.INFO))
+        episode = dataset.episodes[clip.record]
+        part = episode.videos[clip.camera]
+        video = open_shared(part.path, status_of(Path(part.path)))
+    except FileNotFoundError:
+        raise DecodeError("missing", f"{clip.source} does not exist") from None
+    except KeyError:
+        raise DecodeError("changed", f"{root} no longer has episode {clip.record} of {clip.camera}") from None
+    except ManifestError as error:
+        raise DecodeError("unreadable", str(error)) from error
+    arrays = lerobot.episode_arrays(dataset, episode)
+    lerobot.require_whole(episode, clip.camera, arrays)
+    pictures = video.frames(part.first, part.stop)
+    if (lerobot.arrays_digest(arrays), video.digest(part.first, part.stop)) != (clip.digest, clip.more_digest):
+        raise _changed(clip)
+    remarks = list(video.facts.notes)
+    frames = rgb_pictures(pictures, video.facts, part.path, remarks)
+    decoded = _chosen(clip, geometry, "pyav", episode.length, frames, arrays)
+    return replace(decoded, notes=tuple(remarks))
+
+
+@lru_cache(maxsize=4)
+def _dataset(root: Path, status: tuple[int, int, int]) -> lerobot.LeRobotDataset:
+    """The metadata of a LeRobot folder; its many episodes read them once."""
+    return lerobot.read_dataset(root)
 
 
 def _features(source: str) -> EpisodeFeatures:

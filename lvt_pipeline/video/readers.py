@@ -78,7 +78,7 @@ def pictures_of(
         return _decord_pictures(path, facts, scaled)
     remarks = [] if remarks is None else remarks
     frames = checked_frames(path, facts, remarks, trust=geometry.trust_bitstream, keep=keep)
-    return _pyav_pictures(frames, path, facts, scaled, remarks)
+    return rgb_pictures(frames, facts, path, remarks, scaled)
 
 
 def checked_frames(
@@ -124,8 +124,8 @@ def _comes_before(one: int | None, other: int | None) -> bool:
     return one is None or (other is not None and one < other)
 
 
-def _pyav_pictures(
-    frames: Generator[VideoFrame], path: str, facts: VideoFacts, scaled: Scaled | None, remarks: list[Note]
+def rgb_pictures(
+    frames: Generator[VideoFrame], facts: VideoFacts, path: str, remarks: list[Note], scaled: Scaled | None = None
 ) -> Generator[Frames]:
     """Frames as RGB the way a player shows them, all as large as the first."""
     height, width = facts.height, facts.width

@@ -16,6 +16,7 @@ from lvt_pipeline.manifest.sources import list_source, location_of, recognise
 from lvt_pipeline.manifest.sources.draft import Draft
 from lvt_pipeline.manifest.sources.walk import LeftOut
 from lvt_pipeline.provenance import DigestMemo
+from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.locations import is_url
 
 HASHED_BYTES = 2**28  # of new or touched videos that are read to compare them; more would no longer be a quick look
@@ -133,14 +134,18 @@ def changes_of_videos(
     listed = {clip.id: clip for clip in read_manifest(manifest)} if manifest.exists() else {}
     found = {draft.id: (draft, digests.of(draft)) for draft in drafts}
     dropped = settings.missing == "drop"
-    contents = {(clip.digest, clip.start, clip.end) for clip in listed.values() if clip.id in found}
+    contents = {_content(clip) for clip in listed.values() if clip.id in found}
     new: dict[str, str] = {}
-    for clip_id, (draft, digest) in found.items():
-        content = (digest, draft.start, draft.end)
-        is_copy = clip_id not in listed and content in contents and digest != ""  # left out by the manifest
-        if not is_copy and not (dropped and draft.source in digests.problems):
+    for clip_id, (draft, digests_of_clip) in found.items():
+        content = (*digests_of_clip, draft.start, draft.end)
+        is_copy = clip_id not in listed and content in contents and content[0] != ""  # left out by the manifest
+        if not is_copy and not (dropped and {draft.source, draft.id} & digests.problems.keys()):
             new[clip_id] = repr(content)
-    return compare({clip.id: repr((clip.digest, clip.start, clip.end)) for clip in listed.values()}, new)
+    return compare({clip.id: repr(_content(clip)) for clip in listed.values()}, new)
+
+
+def _content(clip: Clip) -> tuple[str, str | None, float | None, float | None]:
+    return clip.digest, clip.more_digest, clip.start, clip.end
 
 
 def has_videos(source: str, manifest: Path, settings: ManifestSettings, media: str | None = None) -> bool:

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lvt_pipeline.codes.exchange.units import Unit, by_split, described, unit_fingerprint
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore
-from lvt_pipeline.errors import LVTError
 from lvt_pipeline.storage import atomic_writer
+from lvt_pipeline.video.episodes.parquet import import_pyarrow
 
 VERSION = 1
 ROWS_TOGETHER = 64  # clips in memory at a time
@@ -29,7 +28,7 @@ def parquet_units(store: CodeStore, clips: Sequence[CodeClip], clips_per_file: i
     Raises:
         LVTError: pyarrow is not installed.
     """
-    _pyarrow()
+    import_pyarrow()
     for split, number, count, members in by_split(clips, clips_per_file):
         yield Unit(
             f"data/{split}-{number:05d}-of-{count:05d}.parquet",
@@ -40,7 +39,7 @@ def parquet_units(store: CodeStore, clips: Sequence[CodeClip], clips_per_file: i
 
 
 def _write(store: CodeStore, clips: Sequence[CodeClip], path: Path) -> None:
-    arrow, parquet = _pyarrow()
+    arrow, parquet = import_pyarrow()
     code = arrow.uint8() if store.dtype.itemsize == 1 else arrow.uint16()
     texts, numbers = arrow.string(), arrow.int64()
     columns = {"id": texts, "split": texts, "label": texts, "fps": arrow.float64(), "frames": numbers}
@@ -65,19 +64,3 @@ def _write(store: CodeStore, clips: Sequence[CodeClip], path: Path) -> None:
             plain = [field for field in schema if field.name != "codes"]
             arrays = [arrow.array([row[field.name] for row in rows], field.type) for field in plain]
             writer.write_table(arrow.Table.from_arrays([*arrays, codes], schema=schema))
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    """pyarrow and its Parquet part; they load only when Parquet is asked for.
-
-    Raises:
-        LVTError: they are not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise LVTError(
-            f"Parquet needs pyarrow ({error}); install it with: pip install 'lvt-pipeline[parquet]'"
-        ) from error
-    return pyarrow, pyarrow.parquet

@@ -46,7 +46,7 @@ def count_frames(probe: Probe) -> int:
         DecodeError: it will give none.
     """
     clip, geometry = probe.clip, probe.geometry
-    if clip.kind in ("bair", "rlds"):
+    if clip.kind in ("bair", "rlds", "lerobot"):
         return len(read_clip(clip, geometry, Path()).frames)
     if clip.kind == "frames":
         return len(pictures_in(clip.source)) // geometry.stride

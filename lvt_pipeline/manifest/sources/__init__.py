@@ -1,8 +1,8 @@
 """The clips of a dataset: recognise the kind of a source, and pass it to the module for that kind.
 
 Each kind has a file: `folders` (videos in a folder, at a URL, or matching a pattern), `tables` (CSV and JSON Lines),
-`kinetics`, `ucf101`, `records` (BAIR and RLDS) and `frame_folders`. All give drafts: clips whose content is not yet
-known.
+`kinetics`, `ucf101`, `records` (BAIR and RLDS), `lerobot` and `frame_folders`. All give drafts: clips whose content is
+not known yet.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from lvt_pipeline.manifest.sources.draft import Listing, is_record_file
 from lvt_pipeline.manifest.sources.folders import is_pattern, is_video, list_folder, list_pattern
 from lvt_pipeline.manifest.sources.frame_folders import list_frame_folders
 from lvt_pipeline.manifest.sources.kinetics import COLUMNS, find_annotations, list_kinetics
+from lvt_pipeline.manifest.sources.lerobot import list_lerobot
 from lvt_pipeline.manifest.sources.records import list_bair, list_rlds
 from lvt_pipeline.manifest.sources.tables import PATH_COLUMNS, csv_columns, list_table
 from lvt_pipeline.manifest.sources.ucf101 import find_lists, list_ucf101
 from lvt_pipeline.manifest.sources.walk import LeftOut, is_playlist, walk
+from lvt_pipeline.video.episodes.lerobot import is_dataset
 from lvt_pipeline.video.episodes.rlds import FEATURES_NAME
 from lvt_pipeline.video.locations import absolute, as_written, exists, is_folder, is_url, parent_of
 from lvt_pipeline.video.picture_folders import is_picture
@@ -31,6 +33,7 @@ KIND_NAMES: dict[SourceKind, str] = {
     "kinetics": "Kinetics annotations",
     "bair": "BAIR tfrecords",
     "rlds": "an RLDS dataset",
+    "lerobot": "a LeRobot dataset",
     "ucf101": "class folders with UCF101's split files",
     "frames": "folders of pictures",
 }
@@ -49,7 +52,7 @@ def list_source(
         ManifestError: it lists no clip, or something that cannot be used.
     """
     _require_source(source)
-    if is_url(source) and kind in ("bair", "rlds", "frames", "ucf101"):
+    if is_url(source) and kind in ("bair", "rlds", "lerobot", "frames", "ucf101"):
         raise ManifestError(f"{source}: {KIND_NAMES[kind]} are read from a local folder; copy it to this machine first")
     match kind:
         case "folder":
@@ -69,6 +72,8 @@ def list_source(
             return list_bair(source, settings, left_out)
         case "rlds":
             return list_rlds(source, settings, left_out)
+        case "lerobot":
+            return list_lerobot(source, settings)
         case "frames":
             return list_frame_folders(source, settings, left_out)
 
@@ -108,6 +113,8 @@ def _recognise_folder(folder: str) -> SourceKind:
         return "ucf101"
     holds: set[SourceKind] = set()
     for found in walk(folder, LeftOut()):
+        if is_dataset(found.path):
+            return "lerobot"
         if any(is_video(PurePosixPath(name)) for name in found.files):
             return "folder"
         if any(map(is_record_file, found.files)):

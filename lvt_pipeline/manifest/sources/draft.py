@@ -12,6 +12,7 @@ from typing import Any
 from lvt_pipeline.errors import ManifestError
 from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.video.clips import SPLITS, ClipKind
+from lvt_pipeline.video.locations import absolute
 
 # Of records and of folders of pictures, which hold no times; only `lvt ingest --fps` and players look at it.
 RECORD_FPS = 10.0
@@ -46,6 +47,7 @@ class Draft:
     record: int | None = None
     camera: str | None = None
     fps: float | None = None
+    arrays: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,18 @@ class Listing:
 
     drafts: list[Draft]
     remarks: list[str] = field(default_factory=list)
+
+
+def arrays_of(entry: Mapping[str, Any], folder: str, where: str) -> dict[str, str]:
+    """The files of rows that a line of a manifest names; relative paths count from `folder`.
+
+    Raises:
+        ManifestError: they are not a JSON object of names and files.
+    """
+    arrays = entry.get("arrays") or {}
+    if not isinstance(arrays, dict) or not all(isinstance(place, str) and place for place in arrays.values()):
+        raise ManifestError(f"{where}: the arrays {arrays!r} are not a JSON object of names and files")
+    return {name: absolute(folder, place) for name, place in arrays.items()}
 
 
 def unique_ids(names: Sequence[PurePosixPath]) -> list[str]:
