@@ -11,12 +11,15 @@ import math
 import os
 import resource
 import shutil
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path, PurePosixPath
 
 ROOT = Path("/")
+_chosen_threads: int | None = None
 NO_LIMIT_BYTES = 1 << 60  # version 1 writes "no limit" as a number close to 2**63
 
 
@@ -28,6 +31,54 @@ def num_cores(root: Path = ROOT) -> int:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([cores, *_core_quotas(root)]))
+
+
+def own_cores() -> int:
+    """Cores for this process: those it may use, shared with the other processes that `torchrun` started here."""
+    return max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def use_threads(count: int) -> None:
+    """Let torch compute with this many CPU threads from now on, whatever the work; `--threads` of the commands."""
+    global _chosen_threads
+    _chosen_threads = count
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
+    else:
+        os.environ["OMP_NUM_THREADS"] = str(count)  # read when torch loads
+
+
+def chosen_threads() -> int | None:
+    """The number that `use_threads` was called with; None if it was not."""
+    return _chosen_threads
+
+
+class OtherLoad:
+    """Processor time that other processes take on the cores of this one, measured from one look to the next."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self._root = root
+        self._last = self._look()
+
+    def free_cores(self) -> int:
+        """Cores that the others left since the last look, rounded, at most `own_cores`. All when nothing is known."""
+        before, self._last = self._last, self._look()
+        if before is None or self._last is None or self._last[0] <= before[0]:
+            return own_cores()
+        seconds, busy, own = (new - old for new, old in zip(self._last, before, strict=True))
+        cores = len(os.sched_getaffinity(0))
+        return max(1, min(own_cores(), round(cores - max(0.0, busy - own) / seconds)))
+
+    def _look(self) -> tuple[float, float, float] | None:
+        """(time, seconds that this process's cores were busy, seconds that this process kept them busy)."""
+        text = _read(self._root / "proc/stat")
+        if text is None or not hasattr(os, "sched_getaffinity"):
+            return None
+        names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        rows = [line.split() for line in text.split("\n")]
+        # user, nice, system, (idle, waiting for disks,) interrupts, more of them, taken by other virtual machines
+        busy = sum(int(row[column]) for row in rows if row[0] in names for column in (1, 2, 3, 6, 7, 8))
+        return time.monotonic(), busy / os.sysconf("SC_CLK_TCK"), time.process_time()
 
 
 def total_memory(root: Path = ROOT) -> int | None:

@@ -19,6 +19,7 @@ import click
 from click.core import ParameterSource
 
 from lvt_pipeline.config import build
+from lvt_pipeline.machine import use_threads
 from lvt_pipeline.settings import About, abouts, choices, list_settings, other_names, type_hints
 from lvt_pipeline.streams import require_working_directory
 from stages.values import PATH, TEXT, ParamType, Real, ValueList, Whole
@@ -30,7 +31,8 @@ OTHER_NAMES: Mapping[str, list[str]] = {
     theirs: ours.split()
     for many, ours in {
         "output output-dir out-dir outdir dest save-dir save-path": "out work-dir",
-        "num-workers jobs threads processes num-processes": "workers",
+        "num-workers jobs processes num-processes": "workers",
+        "num-threads cpu-threads": "threads",
         "force overwrite-existing clobber restart": "overwrite",
         "random-seed rng-seed": "seed",
         "checkpoint ckpt model model-path run": "prior vqvae",
@@ -191,14 +193,22 @@ def json_option(function: Function) -> Function:
 
 
 def device_option(function: Function) -> Function:
-    """`--device`: where tensors are computed."""
-    return click.option(
+    """`--device`: where tensors are computed, and `--threads`: with how many CPU threads."""
+    threads = click.option(
+        "--threads",
+        type=Whole(1),
+        expose_value=False,
+        callback=lambda _, __, count: None if count is None else use_threads(count),
+        help="CPU threads to compute with.  [default: as many as the work can use]",
+    )
+    device = click.option(
         "--device",
         type=TEXT,
         default="auto",
         show_default=True,
         help="Device: auto, cpu, cuda or cuda:N. auto uses a GPU if there is one.",
-    )(function)
+    )
+    return device(threads(function))
 
 
 def at_option(function: Function) -> Function:

@@ -30,9 +30,7 @@ from stages.values import PATH, Whole
 @click.option(
     "--lookahead",
     type=Whole(1),
-    default=1,
-    show_default=True,
-    help="Speculative decoding: pixels per pass. The same samples up to rounding; faster for a few clips (try 16).",
+    help="Speculative decoding: pixels of a clip per pass. It does not change the samples.  [default: by --batch-size]",
 )
 @at_option
 @device_option
@@ -44,7 +42,7 @@ def command(
     out: Path,
     settings: SampleSettings,
     batch_size: int,
-    lookahead: int,
+    lookahead: int | None,
     at: int | None,
     device: str,
     overwrite: bool,

@@ -16,7 +16,6 @@ import torch
 
 from lvt_pipeline.codes import shard_file as code_reading
 from lvt_pipeline.codes.loading import cache as window_cache
-from lvt_pipeline.codes.loading import split_arrays as window_reading
 from lvt_pipeline.codes.loading.batches import as_tensor, make_batches
 from lvt_pipeline.codes.loading.cache import cache_file, remove_cache
 from lvt_pipeline.codes.loading.order import MIXTURE_BLOCK, clip_batch, clip_sequence, mixture, mixture_positions
@@ -102,15 +101,6 @@ def test_streamed_batches_stay_what_they_are_while_others_are_read(store: CodeSt
         found = list(threads.map(lambda step: streamed.read(step, range(6)), steps))
     for step, batch in zip(steps, found, strict=True):
         assert torch.equal(batch, resident.read(step, range(6)))
-
-
-def test_the_processes_of_a_host_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(window_reading, "num_cores", lambda: 8)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert window_reading._own_cores() == 8
-    for processes, cores in ((4, 2), (16, 1)):
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-        assert window_reading._own_cores() == cores
 
 
 def test_codes_too_large_for_int16_keep_their_values() -> None:

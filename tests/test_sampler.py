@@ -13,9 +13,9 @@ from torch import Tensor
 from lvt_pipeline.errors import ConfigError, LVTError, ShapeError
 from lvt_pipeline.models.prior.config import PriorConfig
 from lvt_pipeline.models.prior.model import Prior
-from lvt_pipeline.models.sampling.cached_decoder import PixelWeights
-from lvt_pipeline.models.sampling.lookahead import LookaheadDecoder
+from lvt_pipeline.models.sampling.decoder import SliceDecoder
 from lvt_pipeline.models.sampling.numbers import RandomNumbers
+from lvt_pipeline.models.sampling.pixel_weights import PixelWeights
 from lvt_pipeline.models.sampling.rule import SamplingRule
 from lvt_pipeline.models.sampling.sampler import sample, sample_by_recomputing
 
@@ -116,8 +116,8 @@ def still_prior(**settings: Any) -> tuple[Prior, Tensor]:
 def test_looking_ahead_needs_fewer_passes_where_codes_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     model, picture = still_prior()
     passes = []
-    decode = LookaheadDecoder._decode
-    monkeypatch.setattr(LookaheadDecoder, "_decode", lambda *a: (passes.append(1), decode(*a))[1])
+    decode = SliceDecoder._decode
+    monkeypatch.setattr(SliceDecoder, "_decode", lambda *a: (passes.append(1), decode(*a))[1])
     found = model.sample(picture, frames=2, lookahead=8, top_k=1)
     assert torch.equal(found, model.sample(picture, frames=2, top_k=1))
     assert torch.equal(found[:, 1], picture[:, 0])
@@ -235,7 +235,7 @@ def test_decoder_outputs_of_a_clip_are_the_same_bits_in_any_group(
     if lookahead == 1:
         for order in ([0, 1, 2, 3, 4], [4, 2, 0]):
             seen.clear()
-            model.sample(priming[order], clip_ids=[names[clip] for clip in order])
+            model.sample(priming[order], clip_ids=[names[clip] for clip in order], lookahead=lookahead)
             together = torch.stack(seen)
             for place, clip in enumerate(order):
                 assert torch.equal(together[:, place], alone[clip][:, 0])  # the rows after the clips are fillers
@@ -243,6 +243,93 @@ def test_decoder_outputs_of_a_clip_are_the_same_bits_in_any_group(
         seen.clear()
         model.sample(priming[[3, 1]], clip_ids=["d", "b"], lookahead=lookahead)
         assert torch.equal(seen[0], torch.cat([alone[3][0], alone[1][0]]))
+
+
+@pytest.mark.parametrize("lookahead", [4, 5, 16])
+def test_keys_and_values_are_the_same_bits_however_far_a_pass_looks_ahead(
+    lookahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stronger than equal codes: rounding does not depend on the number of pixels or clips in a pass."""
+    model = make_prior(grid=(8, 8), width=96, head_width=32, codebook_size=64)
+    made: list[SliceDecoder] = []
+    begin = SliceDecoder.__init__
+    monkeypatch.setattr(SliceDecoder, "__init__", lambda self, *a: (begin(self, *a), made.append(self))[0])
+    priming = random_codes(3, 3, model)
+    one_by_one = sample(model, priming, lookahead=1, clips_per_pass=3)
+    assert torch.equal(sample(model, priming, lookahead=lookahead, clips_per_pass=3), one_by_one)
+    pixels = slice(made[0].num_pixels)
+    for one, other in zip(made[0]._caches, made[-1]._caches, strict=True):
+        assert torch.equal(one[:, :, pixels], other[:, :, pixels])
+
+
+@pytest.mark.parametrize("lookahead", [1, 4])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("rule", [{}, {"guidance": 2.0}, {"top_p": 0.9, "temperature": 0.8}, {"top_k": 5}])
+def test_replaying_a_captured_pass_gives_the_same_codes(
+    order: str, lookahead: int, rule: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does, with a stand-in for the graph: one capture per count of keys, and no look at the positions."""
+    model = make_prior(**ORDERS[order], num_classes=2, class_dropout=0.1)
+    captured, replays = [], []
+
+    def capture(run: Any) -> Any:
+        captured.append(run)
+        run()
+        return lambda: (replays.append(1), run())
+
+    priming = random_codes(3, 1, model)
+    arguments = {"labels": [0, 1, 1], "lookahead": lookahead, **rule}
+    expected = model.sample(priming, **arguments)
+    begin = SliceDecoder.__init__
+    monkeypatch.setattr(SliceDecoder, "__init__", lambda self, *a: begin(self, *a, capture=capture))
+    assert torch.equal(model.sample(priming, **arguments), expected)
+    assert len(captured) == 1  # the slices of these priors have fewer pixels than one step of keys
+    assert len(replays) >= 3
+
+
+def test_a_pass_reads_and_writes_memory_that_stays_in_place() -> None:
+    """What a captured graph needs: a second slice is sampled in the buffers of the first."""
+    model = make_prior()
+    geometry = model.geometry(4)
+    with torch.inference_mode():
+        decoder = SliceDecoder(PixelWeights(model, geometry, 8), 2, SamplingRule(), 4)
+        state = [*decoder._caches, *(value for value in vars(decoder).values() if isinstance(value, Tensor))]
+        before = [tensor.data_ptr() for tensor in state]
+        for _ in range(2):
+            decoder.sample_slice(
+                random_codes(2, 1, model).flatten(1, 3),
+                torch.randn(2, geometry.num_pixels, model.config.width),
+                0,
+                torch.rand(geometry.num_pixels, 3, 2, dtype=torch.float64),
+            )
+        after = [*decoder._caches, *(value for value in vars(decoder).values() if isinstance(value, Tensor))]
+    assert [tensor.data_ptr() for tensor in after] == before
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_smaller_weights_change_few_codes(weights: Any) -> None:
+    model, _ = still_prior()
+    priming = random_codes(4, 1, model, seed=3)
+    plain = model.sample(priming, frames=2, temperature=2.0)
+    found = model.sample(priming, frames=2, temperature=2.0, weights=weights)
+    share = float((plain != found)[:, 1:].float().mean())
+    assert share < 0.25
+    assert torch.equal(found, model.sample(priming, frames=2, temperature=2.0, weights=weights, lookahead=1))
+
+
+def test_unknown_weights_are_refused() -> None:
+    model = make_prior()
+    with pytest.raises(ConfigError, match="weights='int4' is not one of float32, bfloat16, int8"):
+        model.sample(random_codes(1, 2, model), weights="int4")  # type: ignore[arg-type]
+
+
+def test_samples_of_one_clip_share_the_encoder_where_they_begin_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_prior()
+    calls = []
+    encode = Prior.encode_context
+    monkeypatch.setattr(Prior, "encode_context", lambda *a: (calls.append(1), encode(*a))[1])
+    model.sample(random_codes(1, 2, model).repeat(4, 1, 1, 1, 1), frames=4, sample_ids=range(4), clip_ids=["a"] * 4)
+    assert len(calls) == 1 + 4  # the first open slice once, the second for every sample
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -27,7 +27,7 @@ from zarr.storage import MemoryStore
 
 from lvt_pipeline.codes.schema import CodeSchema, FrameArray
 from lvt_pipeline.errors import ShapeError, StoreError
-from lvt_pipeline.machine import num_cores
+from lvt_pipeline.machine import own_cores
 from lvt_pipeline.provenance import ZARR_METADATA
 
 CHECKSUM_BYTES = 4
@@ -81,7 +81,7 @@ def read_frames(
         for index in range(start // size, -(-stop // size))
     ]
     if threads is None:
-        threads = min(num_cores(), MAX_THREADS, codes.nbytes // BYTES_PER_THREAD)
+        threads = min(own_cores(), MAX_THREADS, codes.nbytes // BYTES_PER_THREAD)
 
     def read(part: tuple[Path, int, int, int]) -> None:
         file, first, last, position = part

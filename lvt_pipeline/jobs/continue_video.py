@@ -47,7 +47,6 @@ JOB = Job(stage=STAGE, version=1, kind="video")
 FILE_MARK = b"written by lvt continue"
 SUFFIXES = (".mp4", ".gif", ".png")
 CLIP_ID = "video"  # of the random numbers, so that a sample does not depend on the name of the file
-LOOKAHEAD = 16  # pixels per pass; one video at a time is fastest with it
 EDGE = 6  # pixels of the coloured edge
 GAP = 4  # pixels between samples
 BACKGROUND = (24, 24, 27)
@@ -163,8 +162,7 @@ def _sample(model: Prior, codes: NDArray[np.int64], settings: SampleSettings, pr
         np.repeat(codes[None], count, axis=0),
         frames=settings.frames,
         seed=settings.seed,
-        **settings.drawing,
-        lookahead=LOOKAHEAD,
+        **settings.sampling,
         labels=None if settings.label is None else [settings.label] * count,
         clip_ids=[CLIP_ID] * count,
         sample_ids=range(count),

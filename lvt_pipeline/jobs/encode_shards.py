@@ -302,8 +302,11 @@ def encode_batch(encoder: Encoder, batch: NDArray[np.uint8], batch_size: int) ->
     """
     import torch
 
+    from lvt_pipeline.models.threads import Threads, product_seconds
+
     try:
-        codes: NDArray[np.int64] = encoder.encode(batch, batch_size=batch_size).numpy()
+        with Threads(product_seconds(encoder, batch_size) if isinstance(encoder, torch.nn.Module) else 0.0):
+            codes: NDArray[np.int64] = encoder.encode(batch, batch_size=batch_size).numpy()
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise LVTError(
             f"there is not enough memory to encode {batch_size} frames at a time; run the same command again with a "

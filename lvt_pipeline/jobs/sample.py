@@ -59,7 +59,7 @@ def sample_clips(
     *,
     generation: int | None = None,
     batch_size: int = 8,
-    lookahead: int = 1,
+    lookahead: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
     progress: Progress = SILENT,
@@ -75,7 +75,7 @@ def sample_clips(
         out: code store to create, resume or extend; its tokenizer is that of `codes`.
         generation: which generation of `codes` is read; the current one by default.
         batch_size: samples drawn between two saves; it does not change them.
-        lookahead: pixels drawn per pass where guesses come true; it does not change the samples but for rounding.
+        lookahead: pixels of a clip per pass; unset: by the number of clips. See `sampler.sample`.
 
     Raises:
         MismatchError: the prior was trained on other codes.
@@ -242,7 +242,7 @@ def _plan(
                 "frames": settings.frames,
                 "priming_frames": settings.priming_frames,
                 "seed": settings.seed,
-                **settings.drawing,
+                **settings.sampling,
                 **windows,
                 **_start(settings),
             }
@@ -281,7 +281,7 @@ def _sample_batch(
     store: CodeStore,
     batch: Sequence[_Sample],
     settings: SampleSettings,
-    lookahead: int,
+    lookahead: int | None,
     progress: Progress,
 ) -> NDArray[Any]:
     """Codes of a batch of samples, (len(batch), frames, h, w, n_c)."""
@@ -291,7 +291,7 @@ def _sample_batch(
         priming.astype(np.int64),
         frames=settings.frames,
         seed=settings.seed,
-        **settings.drawing,
+        **settings.sampling,
         lookahead=lookahead,
         labels=[sample.label for sample in batch if sample.label is not None] or None,
         clip_ids=[sample.clip.id for sample in batch],

@@ -100,6 +100,9 @@ class SampleSettings(Settings):
         unset="off",
     )
     seed: int = setting(0, "Random seed. The same seed and clip give the same sample.", at_least=0)
+    weights: Literal["float32", "bfloat16", "int8"] = setting(
+        "float32", "Precision of the decoder's products. bfloat16 and int8 (x86 only) are faster and change some codes."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,8 +113,13 @@ class SampleSettings(Settings):
         SamplingRule(**self.drawing)  # refuses values out of range
 
     @property
+    def sampling(self) -> dict[str, Any]:
+        """Arguments of `Prior.sample` that change the codes, without those that are off."""
+        return self.drawing if self.weights == "float32" else {**self.drawing, "weights": self.weights}
+
+    @property
     def drawing(self) -> dict[str, Any]:
-        """Arguments of `Prior.sample` that change how a code is sampled, without those that are off."""
+        """Arguments of `SamplingRule`, without those that are off."""
         chosen = {"top_k": self.top_k, "top_p": self.top_p, "guidance": self.guidance}
         drawing: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
         temperatures = self.codebook_temperatures

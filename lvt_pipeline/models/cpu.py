@@ -5,53 +5,96 @@ Nothing here is needed on other devices, and nothing outside this file knows how
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lvt_pipeline.errors import ConfigError
+
+Weights = Literal["float32", "bfloat16", "int8"]
+
 # The operators torch's own compiler uses for packed weights; they have no public name.
 _CAN_PACK: bool = torch.backends.mkldnn.is_available() and hasattr(  # type: ignore[no-untyped-call]
     torch.ops.mkldnn, "_reorder_linear_weight"
 )
+_FEWEST_ROWS = 4
+_ZERO = 128  # bytes of activations count from here
 
 
 class RowProduct:
-    """A linear layer for few rows: x W^T + b, with the weight packed once.
+    """A linear layer for few rows, with the weight packed once: x W^T + b, perhaps ReLU.
 
     With a handful of rows a product costs little more than reading the weight, if the processor finds it in the order
-    it wants. torch's ordinary product packs it again in every call, which takes up to three times as long. On other
-    devices this is the ordinary product.
+    it wants. torch's ordinary product packs it again in every call, which takes up to three times as long. The packed
+    product gives every row the same bits whatever the number of rows. Where nothing is packed (GPUs, other processors),
+    fewer than `rows` rows are filled up, so that at least groups of one size agree.
 
-    Fewer than `rows` rows are filled up: products of other sizes round differently, and a clip's codes must not depend
-    on how many others are sampled with it.
+    Args:
+        weights: what the weight is kept as. "bfloat16" also rounds x. "int8" has one scale per output, x one per row.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
-        self._rows = rows
-        self._bias = bias
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, rows: int, weights: Weights = "float32", relu: bool = False
+    ) -> None:
+        self._rows, self._relu = rows, relu
+        self._dtype = torch.float32 if weights == "float32" else torch.bfloat16
+        self._scale: Tensor | None = None
         self._is_packed = weight.device.type == "cpu" and weight.dtype == torch.float32 and _CAN_PACK
-        if self._is_packed:
-            self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
-        else:
-            self._weight = weight.contiguous()
+        if weights == "int8":
+            self._scale = weight.abs().amax(1).clamp(min=1e-12) / 127
+            self._zeros = torch.zeros(len(weight), dtype=torch.int32)
+            levels = (weight / self._scale[:, None]).round().to(torch.int8)
+            self._weight = torch.ops.onednn.qlinear_prepack(levels, [rows, weight.shape[1]])
+            self._bias = bias
+            return
+        self._bias = None if bias is None else bias.to(self._dtype)
+        weight = weight.to(self._dtype).contiguous()
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows) if self._is_packed else weight
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        rows = filled_up(x.reshape(-1, x.shape[-1]), self._rows)
+        """(N, in) -> (N, out), float32 or bfloat16 as the weight; of "int8" float32."""
+        if self._scale is not None:
+            return self._in_bytes(x.float())
+        x = x.to(self._dtype)
         if self._is_packed:
-            product = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
-        else:
-            product = F.linear(rows, self._weight, self._bias)
-        result: Tensor = product[: x.numel() // x.shape[-1]].reshape(*x.shape[:-1], -1)
-        return result
+            after = "relu" if self._relu else "none"
+            packed: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, after, [], "")
+            return packed
+        filled = F.pad(x, (0, 0, 0, max(0, self._rows - len(x))))
+        product = F.linear(filled, self._weight, self._bias)[: len(x)]
+        return product.relu_() if self._relu else product
+
+    def _in_bytes(self, x: Tensor) -> Tensor:
+        scale = x.abs().amax(1, keepdim=True).div_(127).clamp_(min=1e-12)
+        levels = (x / scale).add_(_ZERO + 0.5).to(torch.uint8)
+        product: Tensor = torch.ops.onednn.qlinear_pointwise(
+            levels, 1.0, _ZERO, self._weight, self._scale, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        product.mul_(scale)
+        if self._bias is not None:
+            product.add_(self._bias)
+        return product.relu_() if self._relu else product
 
 
-def filled_up(x: Tensor, rows: int) -> Tensor:
-    """(N, d) with rows of zeros added up to `rows`."""
-    return x if len(x) >= rows else F.pad(x, (0, 0, 0, rows - len(x)))
+def few_row_bmm(a: Tensor, b: Tensor) -> Tensor:
+    """torch.bmm whose rows have the same bits whatever their number: with fewer than four, it would round otherwise."""
+    rows = a.shape[1]
+    return torch.bmm(F.pad(a, (0, 0, 0, max(0, _FEWEST_ROWS - rows))), b)[:, :rows]
+
+
+def require_weights(weights: Weights, device: torch.device) -> None:
+    """Refuse a kind of weights that a device has no products for.
+
+    Raises:
+        ConfigError: int8 anywhere but on a CPU with oneDNN.
+    """
+    if weights not in get_args(Weights):
+        raise ConfigError(f"weights={weights!r} is not one of {', '.join(get_args(Weights))}")
+    if weights == "int8" and not (device.type == "cpu" and _CAN_PACK):
+        raise ConfigError(f"weights=int8 needs an x86 CPU, found device {device}; use bfloat16 or float32")
 
 
 def has_cpu_attention(x: Tensor) -> bool:

@@ -27,7 +27,6 @@ from lvt_pipeline.video.pictures import colour_codes
 from lvt_pipeline.video.tiles import picture_grid
 
 SHOWN_PRIMING_FRAMES = 5  # given to the sample in a picture, as in the paper
-SHOWN_LOOKAHEAD = 16  # a picture samples one clip, which goes faster with guesses
 EVALUATED_SLICES = 16  # slices per pass of an evaluation
 
 
@@ -184,9 +183,7 @@ class PriorTask:
         # Frames that are given are never predicted; they are shown as they are.
         likeliest[: self._config.priming_frames] = self._shown_codes[: self._config.priming_frames]
         given = min(max(SHOWN_PRIMING_FRAMES, self._config.priming_frames), len(self._shown_codes) - 1)
-        sampled = model.sample(
-            self._shown_codes[None, :given], frames=len(self._shown_codes), labels=labels, lookahead=SHOWN_LOOKAHEAD
-        )[0]
+        sampled = model.sample(self._shown_codes[None, :given], frames=len(self._shown_codes), labels=labels)[0]
         kinds = np.stack([self._shown_codes, likeliest, sampled.cpu().numpy()])
         maps = rearrange(kinds, "kind t h w j -> (j kind) t h w")
         return picture_grid(colour_codes(maps, self._config.codebook_size), scale=3)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.models.parameters import num_parameters
+from lvt_pipeline.models.threads import Threads, product_seconds
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.directory import RunDirectory, RunPlan
@@ -90,22 +91,22 @@ def run_training(
     with ranks.in_turn(opening) as run:
         if run.record is not None:
             return run.record
-        is_new = run.latest_checkpoint() is None
         task = make_task(run)
-        if start is not None and is_new:
+        if start is not None and run.latest_checkpoint() is None:
             fresh = start.fill(task.model)
             listed = f"; fresh: {', '.join(fresh)}" if fresh else ""
             options.progress.say(f"starting from the weights of {start.run}{listed}")
             run.set_start(fresh)
-        result = train(
-            task,
-            plan.resolved.training,
-            run,
-            ranks,
-            max_seconds=options.max_seconds,
-            track=options.track,
-            progress=options.progress,
-        )
+        with Threads(product_seconds(task.model, plan.resolved.training.batch_size)):
+            result = train(
+                task,
+                plan.resolved.training,
+                run,
+                ranks,
+                max_seconds=options.max_seconds,
+                track=options.track,
+                progress=options.progress,
+            )
         counts = {
             "parameters": num_parameters(task.model),
             **result.counts(),

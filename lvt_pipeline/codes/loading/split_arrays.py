@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ from lvt_pipeline.codes.array import CodeArray
 from lvt_pipeline.codes.loading.cache import Tier, map_file, open_cache_file
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.errors import LVTError
-from lvt_pipeline.machine import num_cores
+from lvt_pipeline.machine import own_cores
 from lvt_pipeline.progress import Progress
 
 READ_FRAMES = 4096  # frames that are in memory at a time while a split is read
@@ -153,7 +152,7 @@ def _read_streamed(array: CodeArray, first_frames: NDArray[np.int64], windows: N
                     part = values[: start + frames]
                     windows[window, -start : len(part) - start] = part
 
-    threads = min(_own_cores(), MAX_THREADS, len(pieces))
+    threads = min(own_cores(), MAX_THREADS, len(pieces))
     if threads <= 1:
         for piece in pieces:
             read(piece)
@@ -186,8 +185,3 @@ def _pieces(
     shards, within = np.divmod(chunks, chunks_per_shard)
     cuts = np.flatnonzero(np.diff(shards * chunks_per_shard + within // CHUNKS_PER_READ)) + 1
     return list(zip(np.split(chunks, cuts), np.split(members, cuts), strict=True))
-
-
-def _own_cores() -> int:
-    """Cores for this process: those it may use, shared with the other processes that `torchrun` started here."""
-    return max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

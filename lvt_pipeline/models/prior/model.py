@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lvt_pipeline.errors import ShapeError
+from lvt_pipeline.models.cpu import Weights
 from lvt_pipeline.models.parameters import num_parameters
 from lvt_pipeline.models.prior.conditions import Actions, Conditions, Labels
 from lvt_pipeline.models.prior.config import PriorConfig
@@ -210,7 +211,8 @@ class Prior(PriorNetwork):
         top_k: int | None = None,
         top_p: float | None = None,
         guidance: float | None = None,
-        lookahead: int = 1,
+        lookahead: int | None = None,
+        weights: Weights = "float32",
         actions: Actions = None,
         progress: Progress = SILENT,
     ) -> Tensor:
@@ -222,7 +224,7 @@ class Prior(PriorNetwork):
                 windows, see `sampling/windows.py`.
             temperature, top_k, top_p, guidance: see `SamplingRule`; unset: the model's own distribution.
             seed, clip_ids, sample_ids, uniforms: see `RandomNumbers`.
-            labels, actions, lookahead: see `sampler.sample`, which also names the errors.
+            labels, actions, lookahead, weights: see `sampler.sample`, which also names the errors.
 
         Returns:
             int64 (B, T, h, w, n_c) on the CPU, the first T0 frames as given.
@@ -238,6 +240,7 @@ class Prior(PriorNetwork):
             labels=labels,
             actions=actions,
             lookahead=lookahead,
+            weights=weights,
             progress=progress,
         )
 

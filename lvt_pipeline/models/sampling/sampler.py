@@ -1,13 +1,14 @@
 """Sampling codes from the prior without recomputing known values (paper, section 3.2).
 
 A clip longer than the prior's own is sampled in windows (`windows.py`). The encoder runs once per slice; the decoder
-keeps keys and values of every layer (`cached_decoder.py`), and may sample several pixels per pass (`lookahead.py`).
-Priming frames are pushed through in one parallel pass, and slices that are wholly primed are skipped.
-`sample_by_recomputing` is the slow definition of the same result.
+keeps keys and values of every layer and may sample several pixels per pass (`decoder.py`). Priming frames are pushed
+through in one parallel pass, and slices that are wholly primed are skipped. `sample_by_recomputing` is the slow
+definition of the same result.
 
 A code is the first one whose cumulative probability exceeds its random number; numbers are used up per pixel in
-generation order, codebook and clip. Every clip has its own random numbers, and matrix products have one fixed number of
-rows, so that the codes of a clip do not depend on the others.
+generation order, codebook and clip. Every clip has its own random numbers, and the rows of a matrix product have the
+same bits whatever their number (`models/cpu.py`), so the codes of a clip depend neither on the others nor on how many
+pixels go through a pass.
 """
 
 from __future__ import annotations
@@ -22,18 +23,22 @@ from torch import Tensor
 
 from lvt_pipeline.errors import NotFiniteError, ShapeError
 from lvt_pipeline.models.arguments import whole_number
+from lvt_pipeline.models.cpu import Weights, require_weights
 from lvt_pipeline.models.prior.conditions import Actions, Conditions, Labels
 from lvt_pipeline.models.prior.network import Codes, PriorNetwork
 from lvt_pipeline.models.prior.subscale import Subscale
-from lvt_pipeline.models.sampling.cached_decoder import CachedDecoder, SampledSlice
-from lvt_pipeline.models.sampling.lookahead import LookaheadDecoder
+from lvt_pipeline.models.sampling.decoder import SampledSlice, SliceDecoder
 from lvt_pipeline.models.sampling.numbers import RandomNumbers
+from lvt_pipeline.models.sampling.pixel_weights import PixelWeights, pixel_seconds
 from lvt_pipeline.models.sampling.rule import SamplingRule
 from lvt_pipeline.models.sampling.windows import Window, plan_rollout
+from lvt_pipeline.models.threads import Threads
 from lvt_pipeline.models.vqvae.quantize import integer_codes
 from lvt_pipeline.progress import SILENT, Progress
 
-ROWS_PER_PASS = 8  # pixels, of all clips of a group together, that go through the decoder at once
+# Pixels of all clips of a group together that go through the decoder at once, and those of one clip.
+ROWS_PER_PASS = {"cpu": 16, "cuda": 256}
+LOOKAHEADS = range(4, 17)
 MAX_CLIPS_PER_PASS = 4096
 PAPERS_RULE = SamplingRule()  # the model's own distribution
 FIRST_SEED = RandomNumbers()
@@ -49,7 +54,8 @@ def sample(
     labels: Labels = None,
     actions: Actions = None,
     clips_per_pass: int | None = None,
-    lookahead: int = 1,
+    lookahead: int | None = None,
+    weights: Weights = "float32",
     progress: Progress = SILENT,
 ) -> Tensor:
     """Continue clips: sample the codes of the frames after the priming ones.
@@ -60,10 +66,11 @@ def sample(
         labels: int (B,) for a class-conditional prior.
         actions: numbers (B, T, d) for a prior that takes them, NaN where unknown; unset: all unknown. Row t acts on the
             step from frame t to t + 1, so those of the priming frames belong to them, and the last may be left out.
-        clips_per_pass: group size. Unset: as many as make `ROWS_PER_PASS` with the lookahead. Another size may change
-            a code by rounding.
-        lookahead: pixels of a clip that are sampled per pass where guesses come true (see `lookahead.py`); 1 samples
-            one by one. The codes are the same, up to rounding. More is faster for a few clips, 1 for many.
+        clips_per_pass, lookahead: group size, and pixels of a clip per pass, which is speculative decoding (see
+            `decoder.py`). Unset: by the number of clips; fewer clips look further ahead. The codes are the same, on
+            GPUs up to rounding.
+        weights: what the decoder's products are computed with, and on GPUs also the keys and values that are kept.
+            "bfloat16" and "int8" (x86 only) are faster and change some codes.
 
     Returns:
         int64 (B, T, h, w, n_c) on the CPU, the first T0 frames as given.
@@ -73,19 +80,28 @@ def sample(
         ConfigError: a number is out of range.
         NotFiniteError: the model's logits are not finite; clip and pixel are named.
     """
-    lookahead = whole_number("lookahead", lookahead, minimum=1)
-    if clips_per_pass is None:
-        clips_per_pass = max(1, ROWS_PER_PASS // lookahead)
-    clips_per_pass = whole_number("clips_per_pass", clips_per_pass, minimum=1, maximum=MAX_CLIPS_PER_PASS)
+    require_weights(weights, model.device)
     request = _Request(model, priming, rule, numbers, frames=frames, labels=labels, actions=actions)
-    window = max(1, min(lookahead, request.geometry.num_pixels))
-    total = request.rollout.num_open_pixels * math.ceil(len(request.codes) / clips_per_pass)
+    rows, count = ROWS_PER_PASS[model.device.type], len(request.codes)
+    if lookahead is None:
+        lookahead = min(max(rows // max(1, count), LOOKAHEADS[0]), LOOKAHEADS[-1])
+    lookahead = whole_number("lookahead", lookahead, minimum=1)
+    lookahead = max(1, min(lookahead, request.geometry.num_pixels))
+    if clips_per_pass is None:
+        clips_per_pass = max(1, rows // lookahead)
+    clips_per_pass = whole_number("clips_per_pass", clips_per_pass, minimum=1, maximum=MAX_CLIPS_PER_PASS)
+    total = request.rollout.num_open_pixels * math.ceil(count / clips_per_pass)
     results = []
-    with progress.bar("sampling", total, "pixels") as bar:
-        for members in _groups(len(request.codes), clips_per_pass):
-            with torch.inference_mode():
-                codes = request.sample_group(members, clips_per_pass, window, bar)
-            results.append(codes.cpu().clone())  # outside inference mode: the result is an ordinary tensor
+    with (
+        progress.bar("sampling", total, "pixels") as bar,
+        Threads(pixel_seconds(model, weights)) as threads,
+        torch.inference_mode(),
+    ):
+        pixels = PixelWeights(model, request.geometry, clips_per_pass * rule.streams * lookahead, weights)
+        decoders: dict[int, SliceDecoder] = {}
+        for members in _groups(count, clips_per_pass):
+            decoder = decoders.setdefault(len(members), SliceDecoder(pixels, len(members), rule, lookahead))
+            results.append(request.sample_group(members, decoder, threads, bar).cpu())
     return request.finish(results)
 
 
@@ -167,28 +183,25 @@ class _Request:
             conditions = conditions._replace(actions=F.pad(conditions.actions, unknown, value=math.nan))
         return self.codes[members].flatten(1, 3).to(device), self.uniforms[..., members].to(device), conditions
 
-    def sample_group(self, members: list[int], clips_per_pass: int, lookahead: int, bar: Any) -> Tensor:
+    def sample_group(self, members: list[int], decoder: SliceDecoder, threads: Threads, bar: Any) -> Tensor:
         """Codes (B, T*h*w, n_c) of some clips with everything sampled."""
-        model, geometry, rule = self.model, self.geometry, self.rule
+        model, geometry = self.model, self.geometry
         codes, uniforms, conditions = self.group(members)
-        rows = clips_per_pass * rule.streams * lookahead
-        decoder = (
-            LookaheadDecoder(model, geometry, len(members), rule, rows, lookahead)
-            if lookahead > 1
-            else CachedDecoder(model, geometry, len(members), rule, rows)
-        )
         table = model.context_table(geometry)
         used = 0
         for window in self.rollout.windows:
             shown = self.shown(codes, window)
             for index, num_primed in window.open_slices:
+                threads.leave_room()
                 encoded = self.encode(shown, index, conditions.window(window.start, geometry.shape[0]), table)
                 positions = geometry.positions[index].to(model.device)
                 num_open = geometry.num_pixels - num_primed
                 own = shown[:, positions]
-                # Guesses for the lookahead; sampling one by one does not read them.
                 own[:, num_primed:] = shown[:, geometry.guesses[index].to(model.device)[num_primed:]]
-                sampled = decoder.sample_slice(own, encoded, num_primed, uniforms[used : used + num_open])
+                given = (own, encoded, num_primed, uniforms[used : used + num_open])
+                sampled = decoder.sample_slice(*given)
+                if decoder.window > 1 and not bool(sampled.is_finite.all()):  # it may have been a wrong guess
+                    sampled = SliceDecoder(decoder.pixels, len(members), self.rule, 1).sample_slice(*given)
                 self._require_finite(sampled, members, window, index)
                 shown[:, positions] = sampled.codes
                 used += num_open
@@ -200,17 +213,25 @@ class _Request:
         streams = self.rule.streams
         if streams > 1:
             conditions = conditions.with_dropped(self.model.config)
-        slice_index = torch.full((1,), index, device=self.model.device)
+        codes = codes.repeat(streams, 1, 1)
+        slices = torch.full((len(codes),), index, device=self.model.device)
+        if codes.is_cuda:
+            return self.model.encode_context(codes, slices, conditions, self.geometry, table)
+        # One by one, because a clip's numbers must not depend on the others; samples of one clip begin alike.
+        made: dict[tuple[bytes | None, ...], Tensor] = {}
         parts = []
-        for row, clip in enumerate(codes.repeat(streams, 1, 1)):  # one by one: its numbers depend on no other clip
+        for row, clip in enumerate(codes):
             own = conditions.of([row])
-            parts.append(self.model.encode_context(clip[None], slice_index, own, self.geometry, table))
+            seen = tuple(None if values is None else values.numpy().tobytes() for values in (clip, *own))
+            if seen not in made:
+                made[seen] = self.model.encode_context(clip[None], slices[:1], own, self.geometry, table)
+            parts.append(made[seen])
         return torch.cat(parts)
 
     def finish(self, results: list[Tensor]) -> Tensor:
         """The groups' codes (b, T*h*w, n_c) as (B, T, h, w, n_c), without frames that were not asked for."""
         codes = torch.cat(results).reshape(self.codes.shape) if results else self.codes
-        return codes[:, : self.frames].contiguous()
+        return codes[:, : self.frames].clone()  # outside inference mode: an ordinary tensor
 
     def _require_finite(self, sampled: SampledSlice, members: list[int], window: Window, index: int) -> None:
         broken = (~sampled.is_finite).nonzero()
