@@ -78,9 +78,9 @@ class ValueList(ParamType):
         self._of, self._count = of, count
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The values as a tuple; of an empty text an empty one."""
-        if isinstance(value, tuple) or (value == "" and self._of is TEXT):
-            return tuple(value)
+        """The values as a tuple; of "none" an empty one."""
+        if isinstance(value, tuple) or (value == "none" and self._of is TEXT):
+            return () if value == "none" else value
         numbers = tuple(self._of.convert(part, param, ctx) for part in str(value).split(","))
         if self._count is not None and len(numbers) != self._count:
             self.fail(f"{shown(value)} is not {self._count} numbers separated by commas", param, ctx)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import shutil
 from collections.abc import Mapping
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
+import webdataset
 import zarr
 from torch.utils.data import DataLoader
 
@@ -26,13 +29,15 @@ from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, SideArray
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.codes.verify import verify_store
 from lvt_pipeline.codes.writer import CodeStoreWriter
-from lvt_pipeline.errors import ConfigError, MismatchError, ShapeError, StoreError
+from lvt_pipeline.errors import ArtefactError, ConfigError, MismatchError, ShapeError, StoreError
 from lvt_pipeline.frames.records import FrameSample
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.frames.writer import write_frames
 from lvt_pipeline.jobs import encode as encoding
 from lvt_pipeline.jobs.encode import EncodeReport, encode_dataset
-from lvt_pipeline.jobs.settings import EncodeSettings
+from lvt_pipeline.jobs.export import export_codes
+from lvt_pipeline.jobs.import_codes import import_codes
+from lvt_pipeline.jobs.settings import EncodeSettings, ExportSettings
 from lvt_pipeline.models.vqvae.model import VQVAE
 from tests.test_encoding import make_model, make_run, pixels
 from tests.toy_codes import SCHEMA, codes_of, files_of, planned, record
@@ -198,7 +203,7 @@ def test_clips_that_lose_their_array_keep_it_in_the_older_generation(run: Path, 
 def test_another_dimension_is_refused_with_both_named(run: Path, tmp_path: Path) -> None:
     encode(make_frames(tmp_path / "old", action=ACTIONS), run, tmp_path / "s")
     frames = make_frames(tmp_path / "new", action={name: rows[:, :2] for name, rows in ACTIONS.items()})
-    with pytest.raises(MismatchError, match="action has 2 values per frame in clip a but 4 in"):
+    with pytest.raises(MismatchError, match="action has 2 values per frame in clip a but 4 in the store"):
         encode(frames, run, tmp_path / "s")
 
 
@@ -278,6 +283,58 @@ def test_windows_of_an_unknown_array_or_of_unequal_ones_are_refused(trained_on: 
     both = [CodeWindows(path, frames=6, arrays=("action",)) for path in (trained_on[0], tmp_path / "s")]
     with pytest.raises(ConfigError, match=r"action \(1 x int32\) and .* has action \(3 x float32\)"):
         make_batches(both, 4, seed=0)
+
+
+# Other formats --------------------------------------------------------------------------------------------------------
+
+
+def exported(store: Path, out: Path, file_format: Any) -> Path:
+    export_codes(store, out, ExportSettings(format=file_format))
+    return out
+
+
+def test_npy_files_of_arrays_come_back_with_their_codes(trained_on: list[Path], tmp_path: Path) -> None:
+    store, out = open_codes(trained_on[1]), exported(trained_on[1], tmp_path / "out", "npy")
+    assert np.array_equal(np.load(out / "other0.action.npy"), store.array("action")["other0"])
+    import_codes(out, tmp_path / "back")
+    assert content(open_codes(tmp_path / "back")) == content(store)
+    rows = np.load(out / "other2.action.npy")
+    np.save(out / "other2.action.npy", rows + 1)
+    (out / "other3.action.npy").unlink()
+    import_codes(out, tmp_path / "back")
+    again = open_codes(tmp_path / "back")
+    assert np.array_equal(again.array("action")["other2"], rows + 1)
+    assert np.isnan(again.array("action")["other3"]).all()
+    kept = {name: again.clip(name).offset for name in ("other0", "other1", "other4")}
+    assert kept == {name: open_codes(tmp_path / "back", 1).clip(name).offset for name in kept}
+    np.save(out / "other2.action.npy", rows[1:])
+    with pytest.raises(
+        ArtefactError, match=r"other2.action.npy holds float32 \(30, 3\), not a row of numbers for each of 31"
+    ):
+        import_codes(out, tmp_path / "back")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdataset_and_parquet_hold_the_rows_of_each_clip(trained_on: list[Path], tmp_path: Path) -> None:
+    store = open_codes(trained_on[0])
+    tar = exported(trained_on[0], tmp_path / "tars", "webdataset") / "train-000000.tar"
+    samples = [*webdataset.WebDataset(str(tar), shardshuffle=False).decode()]
+    gc.collect()  # webdataset leaves its files to the garbage collector
+    assert [sample["__key__"] for sample in samples] == [*store]
+    rows = pyarrow.parquet.read_table(
+        exported(trained_on[0], tmp_path / "table", "parquet") / "data/train-00000-of-00001.parquet"
+    ).to_pylist()
+    for sample, row in zip(samples, rows, strict=True):
+        wanted = store.array("action")[row["id"]]
+        assert np.array_equal(sample["action.npy"], wanted)
+        assert np.array_equal(np.array(row["action"], np.float32).reshape(row["frames"], -1), wanted)
+        assert len(row["codes"]) == store[row["id"]].size
+
+
+def test_inspect_and_the_card_name_the_arrays(trained_on: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert lvt(["inspect", str(trained_on[0])]) == 0
+    assert "3 x float32" in capsys.readouterr().out
+    assert "| side arrays | action (3 x float32), in `arrays/` |" in (trained_on[0] / "codes/README.md").read_text()
 
 
 # Killed, damaged and dead ---------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from lvt_pipeline.codes.layout import (
 )
 from lvt_pipeline.codes.schema import CodeClip, CodeSchema, FrameArray, SideArray, metadata_name, shard_name
 from lvt_pipeline.codes.shard_file import array_metadata, read_chunks, read_frames
-from lvt_pipeline.errors import ArtefactError, LVTError, StoreError
+from lvt_pipeline.errors import ArtefactError, LVTError, MismatchError, StoreError
+from lvt_pipeline.frames.records import ArrayFacts
 from lvt_pipeline.storage import describe_os_error, parse_json
 
 
@@ -164,6 +166,34 @@ class ClipArray:
         """Rows of frames [start, stop) of a clip, (stop - start, d). Errors as in `CodeStore.read`."""
         row = self._clip(clip) if isinstance(clip, str) else clip
         return self.array.read(*row.place(start, stop))
+
+
+def side_arrays_of(
+    clips: Iterable[tuple[str, Mapping[str, ArrayFacts]]], known: Iterable[SideArray], where: Path
+) -> tuple[SideArray, ...]:
+    """The side arrays of a store that holds the arrays of some clips.
+
+    Args:
+        clips: id and arrays of each.
+        known: side arrays that the store has already, perhaps for other clips.
+        where: what holds the clips, named in errors.
+
+    Raises:
+        MismatchError: arrays of one name have different dimensions.
+    """
+    found = {array.name: (array, "the store") for array in known}
+    for clip_id, arrays in clips:
+        for name, facts in arrays.items():
+            new = SideArray(name=name, dtype=np.dtype(facts.dtype), dimension=facts.dimension)
+            old, first = found.setdefault(name, (new, f"clip {clip_id}"))
+            if old.dimension != new.dimension:
+                raise MismatchError(
+                    f"{where}: array {name} has {new.dimension} values per frame in clip {clip_id} but {old.dimension} "
+                    f"in {first}; a store holds one dimension, so leave the array out or choose a new store"
+                )
+            dtype = np.result_type(old.dtype, new.dtype)
+            found[name] = replace(old, dtype=np.dtype(np.float32) if dtype.kind == "f" else dtype), first
+    return tuple(array for array, _ in found.values())
 
 
 def require_metadata(path: Path, root: StoreRoot, array: FrameArray, array_frames: int) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lvt_pipeline.codes.layout import CARD, StoreRoot, digest_bytes, generation_name, replace_file
-from lvt_pipeline.codes.schema import CodeClip
+from lvt_pipeline.codes.schema import CodeClip, CodeSchema
 from lvt_pipeline.provenance import ZARR_METADATA
 
 _MADE_OF = {
@@ -33,7 +33,7 @@ Not pixels: integers, which the VQ-VAE that made them turns back into frames.
 | clips | {splits} |
 | frames | {frames:,} |
 | codes of a frame | {height} x {width} positions x {books} codebooks, integers in [0, {codebook_size}) |
-| labels | {labels} |
+{arrays}| labels | {labels} |
 | frames per second | {fps} |
 | tokenizer | `{tokenizer}` (fingerprint of encoder and codebooks) |
 | frames were made with | {geometry} |
@@ -100,6 +100,7 @@ def card_bytes(root: StoreRoot, clips: Sequence[CodeClip]) -> bytes:
         width=width,
         books=about["num_codebooks"],
         codebook_size=about["codebook_size"],
+        arrays=_arrays_row(CodeSchema.from_json(about)),
         labels=f"{len(labels):,}" if labels else "none",
         fps=f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}",
         tokenizer=about["tokenizer"],
@@ -129,6 +130,10 @@ def commit_root(path: Path, root: StoreRoot, clips: Sequence[CodeClip]) -> None:
     root = replace(root, files={**root.files, CARD: digest_bytes(card)})
     replace_file(path, ZARR_METADATA, root.to_bytes())
     replace_file(path, CARD, card)
+
+
+def _arrays_row(schema: CodeSchema) -> str:
+    return f"| side arrays | {', '.join(map(str, schema.arrays))}, in `arrays/` |\n" if schema.arrays else ""
 
 
 def _split_order(item: tuple[str, int]) -> tuple[int, str]:

@@ -340,9 +340,8 @@ def codes_of_frames(frames: FrameClip, tokenizer: str) -> str:
     return codes_fingerprint(frames.pixels or frames.fingerprint, tokenizer)
 
 
-def clip_fingerprints(frames: FrameClip, facts: Mapping[str, ArrayFacts], schema: CodeSchema) -> dict[str, str]:
-    """`fingerprint` and `codes` of the clip of a store that is made from these frames and the arrays next to them."""
-    codes = codes_of_frames(frames, schema.tokenizer)
+def clip_fingerprints(codes: str, facts: Mapping[str, ArrayFacts], schema: CodeSchema) -> dict[str, str]:
+    """`fingerprint` and `codes` of the clip of a store that has these codes and these side arrays."""
     if not schema.arrays:
         return {"fingerprint": codes}
     digests = {array.name: facts[array.name].digest if array.name in facts else None for array in schema.arrays}

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from lvt_pipeline.codes.array import side_arrays_of
 from lvt_pipeline.codes.plan import CodeChange, CodePlan, ShardPlan, plan_codes
 from lvt_pipeline.codes.repair import repair_metadata
-from lvt_pipeline.codes.schema import SHARD_FRAMES, CodeSchema, PlannedClip, SideArray, clip_fingerprints, shard_name
+from lvt_pipeline.codes.schema import (
+    SHARD_FRAMES,
+    CodeSchema,
+    PlannedClip,
+    SideArray,
+    clip_fingerprints,
+    codes_of_frames,
+    shard_name,
+)
 from lvt_pipeline.codes.store import is_published, published_arrays
 from lvt_pipeline.codes.usage import perplexity, usage
 from lvt_pipeline.codes.verify import find_damaged_shards
@@ -320,6 +327,7 @@ def _counts(writer: CodeStoreWriter, tally: EncodeTally) -> dict[str, Any]:
 
 @paused_collection()
 def _planned_clips(frames: FrameShards, schema: CodeSchema) -> list[PlannedClip]:
+    facts = frames.array_facts if schema.arrays else lambda clip: {}
     return [
         PlannedClip(
             id=clip.id,
@@ -330,7 +338,7 @@ def _planned_clips(frames: FrameShards, schema: CodeSchema) -> list[PlannedClip]
             source=clip.source,
             source_digest=clip.digest,
             decoder=clip.decoder,
-            **clip_fingerprints(clip, frames.array_facts(clip) if schema.arrays else {}, schema),
+            **clip_fingerprints(codes_of_frames(clip, schema.tokenizer), facts(clip), schema),
         )
         for clip in frames.clips
     ]
@@ -344,28 +352,19 @@ def _side_arrays(frames: FrameShards, names: Sequence[str] | None, out: Path | N
         out: a store that may have some already, for other clips.
 
     Raises:
-        MismatchError: no clip has a wanted array, or one name has arrays of different dimensions.
+        MismatchError: no clip has a wanted array, or arrays of one name have different dimensions.
     """
     known = published_arrays(out) if out is not None else ()
-    found = {array.name: (array, str(out)) for array in known if names is None or array.name in names}
-    for clip in frames.clips if names != () else ():
-        for name, facts in frames.array_facts(clip).items():
-            if names is not None and name not in names:
-                continue
-            new = SideArray(name=name, dtype=np.dtype(facts.dtype), dimension=facts.dimension)
-            old, where = found.setdefault(name, (new, f"clip {clip.id}"))
-            if old.dimension != new.dimension:
-                raise MismatchError(
-                    f"{frames.root}: array {name} has {new.dimension} values per frame in clip {clip.id} but "
-                    f"{old.dimension} in {where}; name the arrays to encode with --arrays"
-                )
-            dtype = np.result_type(old.dtype, new.dtype)
-            found[name] = replace(old, dtype=np.dtype(np.float32) if dtype.kind == "f" else dtype), where
-    missing = [name for name in names or () if name not in found]
+    clips = ((clip.id, frames.array_facts(clip)) for clip in (frames.clips if names != () else ()))
+    if names is not None:
+        known = tuple(array for array in known if array.name in names)
+        clips = ((clip, {name: facts[name] for name in names if name in facts}) for clip, facts in clips)
+    arrays = side_arrays_of(clips, known, frames.root)
+    missing = {*(names or ())} - {array.name for array in arrays}
     if missing:
         has = ", ".join(sorted({name for clip in frames.clips for name in clip.arrays or ()})) or "none"
-        raise MismatchError(f"{frames.root} has no array {missing[0]!r}; it has {has}")
-    return tuple(array for array, _ in found.values())
+        raise MismatchError(f"{frames.root} has no array {min(missing)!r}; it has {has}")
+    return arrays
 
 
 def _grid(frames: FrameShards) -> tuple[int, int]:

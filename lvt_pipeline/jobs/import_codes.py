@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -18,11 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline import lineage
+from lvt_pipeline.codes.array import side_arrays_of
 from lvt_pipeline.codes.exchange.npy import CLIPS_NAME, from_released, read_npy
 from lvt_pipeline.codes.exchange.units import clip_path
-from lvt_pipeline.codes.schema import SHARD_FRAMES, CodeSchema, PlannedClip
+from lvt_pipeline.codes.plan import ShardPlan
+from lvt_pipeline.codes.schema import SHARD_FRAMES, CodeSchema, PlannedClip, clip_fingerprints
+from lvt_pipeline.codes.store import published_arrays
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import ArtefactError, LVTError, MismatchError
+from lvt_pipeline.frames.records import ArrayFacts, stored_rows
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.jobs.export import KIND as EXPORT_KIND
@@ -42,11 +47,12 @@ FRAME_AXES, CLIP_AXES = (2, 3), 4
 
 @dataclass(frozen=True)
 class _Found:
-    """A clip in the folder: one file, or its frames in order."""
+    """A clip in the folder: one file, or its frames in order; and the files of its side arrays by name."""
 
     id: str
     files: tuple[Path, ...]
     is_frames: bool
+    arrays: Mapping[str, Path] = field(default_factory=dict)
 
     def read(self) -> NDArray[Any]:
         """Its codes, (T, h, w, n_c), in the type of the files."""
@@ -60,6 +66,20 @@ class _Found:
                     f"{frames[0].shape}; the frames of a clip have one shape and type"
                 )
         return np.stack([from_released(frame) for frame in frames])
+
+    def read_array(self, name: str, num_frames: int) -> NDArray[Any]:
+        """The rows of a side array, (T, d).
+
+        Raises:
+            ArtefactError: the file does not hold a row of numbers for each frame.
+        """
+        rows = read_npy(self.arrays[name])
+        if not rows.ndim or len(rows) != num_frames or rows.dtype.kind not in "biuf":
+            raise ArtefactError(
+                f"{self.arrays[name]} holds {rows.dtype} {rows.shape}, not a row of numbers for each of {num_frames} "
+                "frames"
+            )
+        return stored_rows(rows)
 
 
 def import_codes(
@@ -92,18 +112,17 @@ def import_codes(
     codebook_size = _codebook_size(settings, exported)
     listed = _listed(folder)
     found = _found(folder, listed)
-    planned, frame_shape, content = _examined(found, listed, codebook_size, settings, progress)
+    planned, frame_shape, facts = _examined(found, listed, codebook_size, settings, progress)
     schema = CodeSchema(
+        arrays=side_arrays_of(facts.items(), () if overwrite else published_arrays(out), folder),
         codebook_size=codebook_size,
         num_codebooks=frame_shape[2],
         grid=frame_shape[:2],
         tokenizer=_tokenizer(tokenizer, folder, exported, codebook_size, frame_shape),
         shard_frames=SHARD_FRAMES,
     )
-    planned = [
-        replace(clip, fingerprint=lineage.foreign_codes_fingerprint(clip.fingerprint, schema.tokenizer))
-        for clip in planned
-    ]
+    content = fingerprint([[clip.id, clip.fingerprint, *map(asdict, facts[clip.id].values())] for clip in planned])
+    planned = [_with_arrays(clip, facts[clip.id], schema) for clip in planned]
     by_id = {clip.id: clip for clip in found}
     with (
         stop_requested() as stop,
@@ -115,12 +134,32 @@ def import_codes(
         with progress.bar("import", sum(shard.num_frames for shard in shards), "frames") as bar:
             for number, shard in enumerate(shards):
                 stop.raise_if_set(f"{number} of {len(shards)} shards are finished")
-                parts = [by_id[part.clip_id].read()[part.start : part.stop] for part in shard.parts]
-                writer.write_shard(shard.index, np.concatenate([part.astype(schema.dtype) for part in parts]))
+                writer.write_shard(shard.index, *_content_of(shard, schema, by_id))
                 bar.advance(shard.num_frames)
         counts = {"clips": len(planned), "frames": sum(clip.length for clip in planned)}
         inputs = {"files": content, "tokenizer": schema.tokenizer}
         return writer.publish(JOB.recorder(settings, inputs, clock).new_record(counts=counts))
+
+
+def _with_arrays(clip: PlannedClip, facts: Mapping[str, ArrayFacts], schema: CodeSchema) -> PlannedClip:
+    """A clip, whose fingerprint was that of its codes alone, with those of the store."""
+    codes = lineage.foreign_codes_fingerprint(clip.fingerprint, schema.tokenizer)
+    made_of = clip_fingerprints(codes, facts, schema)
+    return replace(clip, fingerprint=made_of["fingerprint"], codes=made_of.get("codes", ""))
+
+
+def _content_of(
+    shard: ShardPlan, schema: CodeSchema, clips: Mapping[str, _Found]
+) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    """The codes of a shard, and its rows of each side array."""
+    codes = [clips[part.clip_id].read()[part.start : part.stop].astype(schema.dtype) for part in shard.parts]
+    rows: dict[str, list[NDArray[Any]]] = {array.name: [] for array in schema.arrays}
+    for part, array in product(shard.parts, schema.arrays):
+        of_clip, of_part = clips[part.clip_id].arrays, array.empty_rows(part.stop - part.start)
+        if array.name in of_clip:
+            of_part[:] = stored_rows(read_npy(of_clip[array.name]))[part.start : part.stop]
+        rows[array.name].append(of_part)
+    return np.concatenate(codes), {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
 def _found(folder: Path, listed: Collection[str]) -> list[_Found]:
@@ -156,16 +195,32 @@ def _refuse(error: OSError) -> None:
 
 def _clips_in(folder: Path, parent: Path, files: Sequence[Path]) -> Iterator[_Found]:
     """The clips that the files of one folder are: one of their frames, or one each."""
+    arrays = _arrays_of(files)
+    rows = {file for of_clip in arrays.values() for file in of_clip.values()}
+    files = [file for file in files if file not in rows]
     axes = read_npy(files[0]).ndim
     if axes == CLIP_AXES:
         for file in files:
-            yield _Found(file.relative_to(folder).with_suffix("").as_posix(), (file,), is_frames=False)
+            clip_id = file.relative_to(folder).with_suffix("").as_posix()
+            yield _Found(clip_id, (file,), is_frames=False, arrays=arrays.get(file, {}))
     elif axes in FRAME_AXES:
         if parent == folder:
             raise ArtefactError(f"{files[0]} is a frame without a folder of its own; give the parent of {folder}")
         yield _Found(parent.relative_to(folder).as_posix(), _in_order(files), is_frames=True)
     else:
         raise ArtefactError(f"{files[0]} has {axes} axes; a frame is (n_c, h, w) or (h, w), a clip (frames, h, w, n_c)")
+
+
+def _arrays_of(files: Sequence[Path]) -> dict[Path, dict[str, Path]]:
+    """The files of side arrays, `ID.NAME.npy` next to the clip `ID.npy`, by that file and by name."""
+    found: dict[Path, dict[str, Path]] = {}
+    known = {*files}
+    for file in files:
+        clip, _, name = file.stem.rpartition(".")
+        of_clip = file.with_name(f"{clip}.npy")
+        if of_clip in known and read_npy(file).ndim != CLIP_AXES:
+            found.setdefault(of_clip, {})[name] = file
+    return found
 
 
 def _in_order(files: Sequence[Path]) -> tuple[Path, ...]:
@@ -190,9 +245,10 @@ def _examined(
     codebook_size: int,
     settings: ImportSettings,
     progress: Progress,
-) -> tuple[list[PlannedClip], tuple[int, int, int], str]:
-    """Every clip checked, with the digest of its codes for a fingerprint; the shape of a frame; the digest of all."""
+) -> tuple[list[PlannedClip], tuple[int, int, int], dict[str, dict[str, ArrayFacts]]]:
+    """Every clip checked, with the digest of its codes for a fingerprint; the shape of a frame; side arrays by clip."""
     planned: list[PlannedClip] = []
+    facts: dict[str, dict[str, ArrayFacts]] = {}
     frame_shape: tuple[int, int, int] | None = None
     dtype = CodeSchema(codebook_size=codebook_size, num_codebooks=1, grid=(1, 1), tokenizer="").dtype
     with progress.bar("look through", len(found), "clips") as bar:
@@ -206,6 +262,7 @@ def _examined(
                     f"{clip.files[0]} has frames of (h, w, n_c) = {shape} but those of clip {found[0].id} have "
                     f"{frame_shape}; a store holds one shape"
                 )
+            facts[clip.id] = {name: ArrayFacts.of(clip.read_array(name, len(codes))) for name in clip.arrays}
             about = listed.get(clip.id, {})
             digest = hashlib.sha256(codes.astype(dtype.newbyteorder("<")).tobytes()).hexdigest()
             planned.append(
@@ -223,7 +280,7 @@ def _examined(
     assert frame_shape is not None
     order = {clip_id: number for number, clip_id in enumerate(listed)}
     planned.sort(key=lambda clip: order.get(clip.id, len(order)))  # as exported; others stay in order of their ids
-    return planned, frame_shape, fingerprint([[clip.id, clip.fingerprint] for clip in planned])
+    return planned, frame_shape, facts
 
 
 def _check(codes: NDArray[Any], clip: _Found, codebook_size: int) -> None:

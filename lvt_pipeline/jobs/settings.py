@@ -31,7 +31,7 @@ class EncodeSettings(Settings):
     )
     arrays: tuple[str, ...] | None = setting(
         None,
-        "Names of the arrays next to the frames, such as actions, that the store holds too. An empty text: none.",
+        "Names of the arrays next to the frames, such as actions, that the store holds too. none: no array.",
         example="NAME,NAME",
         unset="all",
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lvt_pipeline.codes.schema import clip_fingerprints
+from lvt_pipeline.codes.schema import clip_fingerprints, codes_of_frames
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.frames.shards import FrameShards
@@ -74,9 +74,13 @@ def changes_of_codes(frames: Path, codes: Path) -> str:
     """
     store = open_codes(codes)
     shards = FrameShards(frames)
-    wanted = {clip.id: clip_fingerprints(clip, shards.array_facts(clip), store.schema) for clip in shards.clips}
-    made_of = {clip_id: fingerprints["fingerprint"] for clip_id, fingerprints in wanted.items()}
-    return str(compare({clip.id: clip.fingerprint for clip in store.clips}, made_of))
+    wanted = {
+        clip.id: clip_fingerprints(
+            codes_of_frames(clip, store.tokenizer), shards.array_facts(clip) if store.arrays else {}, store.schema
+        )["fingerprint"]
+        for clip in shards.clips
+    }
+    return str(compare({clip.id: clip.fingerprint for clip in store.clips}, wanted))
 
 
 def changes_since_training(codes: Path, trained_on: str) -> str:

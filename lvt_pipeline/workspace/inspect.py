@@ -174,11 +174,13 @@ def _facts_of_store(store: CodeStore) -> dict[str, Any]:
     stored = sum(file.stat().st_size for file in files if file.exists())
     num_codes = store.num_frames * store.grid[0] * store.grid[1] * store.num_codebooks
     lengths = [clip.length for clip in store.clips]
+    arrays = {array.name: f"{array.dimension} x {array.dtype}" for array in store.schema.arrays}
     return {
         "clips": len(store.clips),
         "frames": store.num_frames,
         "array": [store.array_frames, *store.grid, store.num_codebooks],
         "dtype": str(store.dtype),
+        **({"arrays": arrays} if arrays else {}),
         "codebook_size": store.codebook_size,
         "tokenizer": short(store.tokenizer),
         "clip_frames": {"shortest": min(lengths), "longest": max(lengths)} if lengths else {},

@@ -75,9 +75,10 @@ def explain_clip(
         return [f"it is in the store as {twin}" if twin else "it is in the frames but not in the store yet"]
     row = codes.clip(clip_id)
     reasons = list(_tokenizer(codes, tokenizer))
-    if row.codes_fingerprint != codes_of_frames(wanted, codes.tokenizer):
+    made_of = codes_of_frames(wanted, codes.tokenizer)
+    if row.codes_fingerprint != made_of:
         reasons += _changed_frames(codes, row, wanted, shards)
-    elif row.fingerprint != clip_fingerprints(wanted, shards.array_facts(wanted), codes.schema)["fingerprint"]:
+    elif row.fingerprint != clip_fingerprints(made_of, shards.array_facts(wanted), codes.schema)["fingerprint"]:
         reasons.append("arrays: other values (its codes are copied)")
     for name in ("split", "label"):
         if getattr(row, name) != getattr(wanted, name):

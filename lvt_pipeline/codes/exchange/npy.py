@@ -1,6 +1,7 @@
 """NumPy files: one array per clip, or one per frame as the paper's released code stores its codes.
 
 ID.npy      format npy: the stored type, (T, h, w, n_c)
+ID.NAME.npy the rows of a side array, (T, d)
 ID/0.npy    format npy-frames: int64, (n_c, h, w), or (h, w) with one codebook; the frame number is the name
 clips.jsonl id, split, label, frame rate and length of each clip, a line each
 """
@@ -13,6 +14,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,7 +35,21 @@ VERSION = 1
 
 
 def clip_units(store: CodeStore, clips: Sequence[CodeClip]) -> Iterator[Unit]:
-    """One file per clip, and the list of clips."""
+    """One file per clip and one for each of its side arrays, and the list of clips.
+
+    Raises:
+        LVTError: a clip has the name of another's array.
+    """
+    names = {clip.id for clip in clips}
+    for clip, name in product(clips, store.arrays):
+        if f"{clip.id}.{name}" in names:
+            raise LVTError(f"array {name} of clip {clip.id} and clip {clip.id}.{name} would be one file; rename a clip")
+        yield Unit(
+            f"{clip_path(clip.id)}.{name}.npy",
+            unit_fingerprint("npy", VERSION, store, [clip], array=name),
+            0,
+            partial(_write_rows, store, clip, name),
+        )
     for clip in clips:
         yield Unit(
             f"{clip_path(clip.id)}.npy",
@@ -117,6 +133,10 @@ def from_released(frame: NDArray[Any]) -> NDArray[Any]:
 
 def _write_clip(store: CodeStore, clip: CodeClip, path: Path) -> None:
     write_npy(path, store.read(clip))
+
+
+def _write_rows(store: CodeStore, clip: CodeClip, name: str, path: Path) -> None:
+    write_npy(path, store.array(name).read(clip))
 
 
 def _write_frames(store: CodeStore, clip: CodeClip, path: Path) -> None:

@@ -1,6 +1,7 @@
 """Tars that `webdataset` reads: `train-000000.tar` with `KEY.json` and `KEY.npy` for each clip.
 
-The array is (T, h, w, n_c) in the stored type; the JSON holds id, split, label, fps, frames and codebook_size.
+The array is (T, h, w, n_c) in the stored type; `KEY.NAME.npy` has the rows (T, d) of a side array. The JSON holds id,
+split, label, fps, frames and codebook_size.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def _write(store: CodeStore, clips: Sequence[CodeClip], path: Path) -> None:
         for clip in clips:
             about = {**described(clip), "codebook_size": store.codebook_size, "tokenizer": store.tokenizer}
             tar.add(f"{tar_key(clip.id)}.json", json.dumps(about, ensure_ascii=False).encode())
-            array = io.BytesIO()
-            np.lib.format.write_array(array, store.read(clip), version=(1, 0), allow_pickle=False)
-            tar.add(f"{tar_key(clip.id)}.npy", array.getvalue())
+            rows = {f"{name}.npy": store.array(name).read(clip) for name in store.arrays}
+            for ending, values in {"npy": store.read(clip), **rows}.items():
+                array = io.BytesIO()
+                np.lib.format.write_array(array, values, version=(1, 0), allow_pickle=False)
+                tar.add(f"{tar_key(clip.id)}.{ending}", array.getvalue())
         tar.close()
