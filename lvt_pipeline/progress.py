@@ -40,6 +40,11 @@ class _Silent:
         pass
 
 
+def count_of(count: int, noun: str) -> str:
+    """A number with its noun: "1 clip", "2,000 clips"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def format_seconds(seconds: float) -> str:
     """A duration for people: 8.1 s, 3 min 20 s, 2 h 5 min, 12 d 3 h."""
     if seconds < 60:

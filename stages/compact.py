@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from lvt_pipeline.progress import count_of
 from stages.console import Console, echo_facts
 from stages.options import json_option, stage_command
 from stages.values import PATH, Real
@@ -38,7 +39,8 @@ def command(store: Path, min_dead: float, dry_run: bool, as_json: bool) -> None:
         done = "would move" if dry_run else "moved"
         after = "" if dry_run else f" -> generation {report.generation}; lvt gc {store} --apply deletes the old shards"
         line = (
-            f"{done} {report.clips} clips ({report.frames} frames) out of {len(report.shards)} shards with "
-            f"{report.dead_frames} dead frames{after}"
+            f"{done} {count_of(report.clips, 'clip')} ({count_of(report.frames, 'frame')}) out of "
+            f"{count_of(len(report.shards), 'shard')} with "
+            f"{count_of(report.dead_frames, 'dead frame')}{after}"
         )
     echo_facts(report.to_json(), as_json, line)

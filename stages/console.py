@@ -9,13 +9,17 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from tqdm import tqdm
 
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.progress import Bar, format_seconds
+
+if TYPE_CHECKING:
+    from lvt_pipeline.provenance import Provenance
 
 RATE_SECONDS = 180.0  # that the speed of a plain line is averaged over
 
@@ -29,6 +33,11 @@ def echo_facts(facts: Mapping[str, Any], as_json: bool, text: str) -> None:
             raise  # the reader has seen enough
         except OSError as error:
             raise LVTError(f"the result could not be printed: {error.strerror}") from error
+
+
+def echo_record(record: Provenance, as_json: bool, made: str, out: Path) -> None:
+    """Print the record of an output, or in one line its contents, its path and the time that it took."""
+    echo_facts(record.to_json(), as_json, f"{made} -> {out} in {format_seconds(record.seconds)}")
 
 
 class Console:

@@ -9,6 +9,7 @@ import click
 
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.jobs.settings import SampleSettings
+from lvt_pipeline.progress import count_of
 from lvt_pipeline.workspace.layout import SETTINGS_NAME, Layout
 from lvt_pipeline.workspace.settings import settings_of
 from stages.console import Console, echo_facts
@@ -83,7 +84,7 @@ def command(
         progress=Console(),
     )
     sampled = done.frames - done.priming_frames
-    summary = f"{done.priming_frames} frames of {video} and {sampled} sampled frames -> {out}"
+    summary = f"{count_of(done.priming_frames, 'frame')} of {video} and {count_of(sampled, 'sampled frame')} -> {out}"
     echo_facts(done.to_json(), as_json, f"{summary} ({done.samples} samples)" if done.samples > 1 else summary)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from lvt_pipeline.jobs.settings import DecodeSettings
-from lvt_pipeline.progress import format_seconds
-from stages.console import Console, echo_facts
+from lvt_pipeline.progress import count_of
+from stages.console import Console, echo_record
 from stages.options import (
     at_option,
     device_option,
@@ -49,6 +49,4 @@ def command(
     record = decode_store(
         codes, vqvae, out, settings, generation=at, device=device, overwrite=overwrite, progress=Console()
     )
-    echo_facts(
-        record.to_json(), as_json, f"{record.counts['clips']} clips -> {out} in {format_seconds(record.seconds)}"
-    )
+    echo_record(record, as_json, count_of(record.counts["clips"], "clip"), out)

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import click
 
+from lvt_pipeline.demo.videos import DemoSettings, write_demo_videos
+from lvt_pipeline.progress import count_of
 from stages.console import Console, echo_facts
-from stages.options import device_option, json_option, out_option, set_option, stage_command
+from stages.options import device_option, json_option, out_option, set_option, settings_options, stage_command
 from stages.pipeline import SETTINGS_HOME, closing_lines, run_pipeline
-from stages.values import Whole
 
 
 @stage_command("demo", settings_home=SETTINGS_HOME)
 @out_option("Folder for the videos and the work directory.", required=False, default="demo")
-@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Random seed of the videos.")
-@click.option("--num-clips", type=Whole(3), default=150, show_default=True, help="Number of videos to make.")
+@settings_options(DemoSettings, leave_out=("num_frames", "fps"))
 @set_option("Change one setting; may be repeated. `lvt run --list-settings` lists them.")
 @click.option("--videos-only", is_flag=True, help="Make the videos and stop.")
 @device_option
 @json_option
 def command(
-    out: Path, seed: int, num_clips: int, overrides: tuple[str, ...], videos_only: bool, device: str, as_json: bool
+    out: Path, settings: DemoSettings, overrides: tuple[str, ...], videos_only: bool, device: str, as_json: bool
 ) -> None:
     """Make videos of a robot arm that pushes objects, train a tokenizer and a prior on them, and write samples.
 
@@ -29,17 +29,15 @@ def command(
 
     Example: lvt demo -o demo
     """
-    from lvt_pipeline.demo.videos import DemoSettings, write_demo_videos
-
     console = Console()
     videos = out / "videos"
-    write_demo_videos(videos, DemoSettings(seed=seed, num_clips=num_clips), progress=console)
-    console.say(f"{'demo':15} {num_clips} videos -> {videos}")
+    write_demo_videos(videos, settings, progress=console)
+    console.say(f"{'demo':15} {count_of(settings.num_clips, 'video')} -> {videos}")
     if videos_only:
         return
     from lvt_pipeline.pipeline.options import Making
     from lvt_pipeline.workspace.settings import load_settings
 
-    settings = load_settings(videos=videos, work_dir=out / "work", preset="tiny", overrides=overrides)
-    facts = run_pipeline(settings, console, Making(device=device, progress=console))
+    pipeline = load_settings(videos=videos, work_dir=out / "work", preset="tiny", overrides=overrides)
+    facts = run_pipeline(pipeline, console, Making(device=device, progress=console))
     echo_facts(facts, as_json, closing_lines(facts))

@@ -8,7 +8,7 @@ import click
 
 from lvt_pipeline.jobs.runner import ArrayStep
 from lvt_pipeline.jobs.settings import EncodeSettings
-from lvt_pipeline.progress import format_seconds
+from lvt_pipeline.progress import count_of, format_seconds
 from stages.console import Console, echo_facts
 from stages.options import device_option, json_option, out_option, overwrite_option, settings_options, stage_command
 from stages.running import array_options
@@ -59,7 +59,8 @@ def command(
         step=step,
         progress=Console(),
     )
-    repaired = f", repaired {len(report.repaired)} files ({', '.join(report.repaired[:3])})" if report.repaired else ""
+    files = f"{count_of(len(report.repaired), 'file')} ({', '.join(report.repaired[:3])})"
+    repaired = f", repaired {files}" if report.repaired else ""
     line = f"{report.change.summary()}{repaired} -> {out} in {format_seconds(report.seconds)}"
     if dry_run and report.table is not None:
         line = "\n".join(report.table.lines())

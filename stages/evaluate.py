@@ -76,13 +76,11 @@ def command(
     options: dict[str, Any] = {"device": device, "progress": Console()}
     if protocol is not None:
         record = evaluate_protocol(sources, out, PROTOCOLS[protocol], settings, num_runs=runs, **options)
-        results = read_json(out)
-        line = f"{protocol_line(results)}\n-> {out} in {format_seconds(record.seconds)}"
     else:
         record = evaluate(sources, out, settings, allow_training_clips=allow_training_clips, **options)
-        results = read_json(out)
-        line = f"{summary_line(results)} -> {out} in {format_seconds(record.seconds)}"
-    echo_facts(results, as_json, line)
+    results = read_json(out)
+    line = f"{summary_line(results)} " if protocol is None else f"{protocol_line(results)}\n"
+    echo_facts(results, as_json, f"{line}-> {out} in {format_seconds(record.seconds)}")
 
 
 def _require_fitting_options(protocol: str | None, prior: Path | None, runs: int | None) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from lvt_pipeline.jobs.settings import ExportSettings
-from lvt_pipeline.progress import format_seconds
-from stages.console import Console, echo_facts
+from lvt_pipeline.progress import count_of
+from stages.console import Console, echo_record
 from stages.options import at_option, json_option, out_option, overwrite_option, settings_options, stage_command
 from stages.values import PATH
 
@@ -28,7 +28,5 @@ def command(store: Path, out: Path, settings: ExportSettings, at: int | None, ov
     from lvt_pipeline.jobs.export import export_codes
 
     record = export_codes(store, out, settings, generation=at, overwrite=overwrite, progress=Console())
-    line = (
-        f"{record.counts['clips']} clips, {record.counts['frames']} frames -> {out} in {format_seconds(record.seconds)}"
-    )
-    echo_facts(record.to_json(), as_json, line)
+    made = f"{count_of(record.counts['clips'], 'clip')}, {count_of(record.counts['frames'], 'frame')}"
+    echo_record(record, as_json, made, out)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from lvt_pipeline.progress import count_of
 from stages.console import echo_facts
 from stages.options import json_option, stage_command
 from stages.values import PATH, Whole
+
+if TYPE_CHECKING:
+    from lvt_pipeline.codes.maintenance import Garbage
 
 
 @stage_command("gc")
@@ -79,25 +85,34 @@ def command(
         drop_pending=drop_pending,
         ignore_readers=ignore_readers,
     )
-    lines = [f"generation {number} is kept: {why}" for number, why in garbage.in_use.items()]
-    lines += [f"generation {number} {'dropped' if apply else 'would be dropped'}" for number in garbage.dropped]
-    lines += [f"{name}: nothing alive" for name in garbage.shards]
-    lines += [f"{name}: leftover" for name in garbage.leftovers]
-    lines += [f"{name}: cache of a generation that is gone" for name in garbage.caches]
-    lines += [
-        f"codes/c/{use.index}: {use.dead_frames} of {use.frames} frames dead; lvt compact moves the rest"
-        for use in garbage.partly_dead
-    ]
+    echo_facts({**garbage.to_json(), "applied": apply}, as_json, "\n".join(_lines(store, garbage, apply)))
+
+
+def _lines(store: Path, garbage: Garbage, apply: bool) -> Iterator[str]:
+    """A line for everything that is kept on purpose or not needed, then the size of the latter."""
+    for number, why in garbage.in_use.items():
+        yield f"generation {number} is kept: {why}"
+    for number in garbage.dropped:
+        yield f"generation {number} {'dropped' if apply else 'would be dropped'}"
+    for names, what in (
+        (garbage.shards, "nothing alive"),
+        (garbage.leftovers, "leftover"),
+        (garbage.caches, "cache of a generation that is gone"),
+    ):
+        yield from (f"{name}: {what}" for name in names)
+    for use in garbage.partly_dead:
+        yield f"codes/c/{use.index}: {use.dead_frames} of {use.frames} frames dead; lvt compact moves the rest"
     if garbage.pending:
-        lines.append(f"{len(garbage.pending)} shards of an interrupted encode are kept; --drop-pending drops them")
-    size = f"{garbage.bytes / 2**20:,.1f} MiB"
+        shards = count_of(len(garbage.pending), "shard")
+        yield f"{shards} of an interrupted encode kept; --drop-pending drops them"
     if garbage.is_empty:
-        lines.append(f"{store} holds nothing that is not needed")
-    elif apply:
-        lines.append(f"{size} given back")
+        yield f"{store} holds nothing that is not needed"
     else:
-        lines.append(f"{size} can be given back with --apply")
-    echo_facts({**garbage.to_json(), "applied": apply}, as_json, "\n".join(lines))
+        yield _given_back(garbage.bytes, apply)
+
+
+def _given_back(num_bytes: int, apply: bool) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB {'given back' if apply else 'can be given back with --apply'}"
 
 
 def _collect_frames(work_dir: Path, apply: bool, as_json: bool) -> None:
@@ -108,8 +123,8 @@ def _collect_frames(work_dir: Path, apply: bool, as_json: bool) -> None:
     if spare is None:
         echo_facts(facts, as_json, f"the frames of {work_dir} are deleted already")
         return
-    line = f"{spare.path}: {spare.clips:,} clips, all encoded and verified; {spare.bytes / 2**20:,.1f} MiB "
-    line += "given back" if apply else "can be given back with --apply"
+    line = f"{spare.path}: {count_of(spare.clips, 'clip')}, all encoded and verified; "
+    line += _given_back(spare.bytes, apply)
     if not spare.can_be_restored:
         line += "\nthe videos are gone too, so these frames cannot be made again"
     echo_facts(facts, as_json, line)
@@ -128,10 +143,5 @@ def _collect_cache(store: Path, apply: bool, as_json: bool) -> None:
     files = remove_cache(store) if apply else list(sizes)
     num_bytes = sum(sizes.get(file, 0) for file in files)
     lines = [f"{file}: copy for --cache mmap" for file in files]
-    if not files:
-        lines.append(f"{store} has no cache")
-    elif apply:
-        lines.append(f"{num_bytes / 2**20:,.1f} MiB given back")
-    else:
-        lines.append(f"{num_bytes / 2**20:,.1f} MiB can be given back with --apply")
+    lines.append(_given_back(num_bytes, apply) if files else f"{store} has no cache")
     echo_facts({"caches": list(map(str, files)), "bytes": num_bytes, "applied": apply}, as_json, "\n".join(lines))

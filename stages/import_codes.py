@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from lvt_pipeline.jobs.settings import ImportSettings
-from lvt_pipeline.progress import format_seconds
-from stages.console import Console, echo_facts
+from lvt_pipeline.progress import count_of
+from stages.console import Console, echo_record
 from stages.options import Option, json_option, out_option, overwrite_option, settings_options, stage_command
 from stages.values import PATH
 
@@ -36,7 +36,5 @@ def command(
     from lvt_pipeline.jobs.import_codes import import_codes
 
     record = import_codes(folder, out, settings, tokenizer=vqvae, overwrite=overwrite, progress=Console())
-    line = (
-        f"{record.counts['clips']} clips, {record.counts['frames']} frames -> {out} in {format_seconds(record.seconds)}"
-    )
-    echo_facts(record.to_json(), as_json, line)
+    made = f"{count_of(record.counts['clips'], 'clip')}, {count_of(record.counts['frames'], 'frame')}"
+    echo_record(record, as_json, made, out)

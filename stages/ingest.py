@@ -11,7 +11,7 @@ import click
 
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.jobs.runner import ArrayStep
-from lvt_pipeline.progress import format_seconds
+from lvt_pipeline.progress import count_of, format_seconds
 from lvt_pipeline.provenance import Provenance
 from stages.console import Console, echo_facts
 from stages.options import json_option, out_option, overwrite_option, settings_options, stage_command, workers_option
@@ -96,7 +96,7 @@ def command(
 def summary(record: Provenance, out: Path) -> str:
     """The result in one line."""
     counts = record.counts
-    parts = [f"{counts['clips']} clips", f"{counts['frames']} frames"]
+    parts = [count_of(counts["clips"], "clip"), count_of(counts["frames"], "frame")]
     if counts.get("kept_truncated"):
         parts.append(f"{counts['kept_truncated']} of files cut short")
     if counts["failures"]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from lvt_pipeline.manifest.settings import ManifestSettings
+from lvt_pipeline.progress import count_of
 from stages.console import Console, echo_facts
 from stages.options import Command, json_option, media_option, out_option, settings_options
 from stages.values import TEXT
@@ -42,4 +43,4 @@ def build(source: str, out: Path, settings: ManifestSettings, media: str | None,
     record = build_manifest(source, out, settings, media=media, progress=Console())
     splits = ", ".join(f"{count} {name}" for name, count in record.counts["splits"].items())
     missing = f", {record.counts['missing']} missing" if record.counts["missing"] else ""
-    echo_facts(record.to_json(), as_json, f"{record.counts['clips']} clips ({splits}{missing}) -> {out}")
+    echo_facts(record.to_json(), as_json, f"{count_of(record.counts['clips'], 'clip')} ({splits}{missing}) -> {out}")

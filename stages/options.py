@@ -242,12 +242,6 @@ def media_option(function: Function) -> Function:
     )(function)
 
 
-def split_option(function: Function) -> Function:
-    """`--split`: only clips of one split."""
-    choice = click.Choice(["train", "val", "test"])
-    return click.option("--split", type=choice, show_default="all", help="Split of the clips.")(function)
-
-
 def workers_option(function: Function) -> Function:
     """`--workers`: processes that decode videos."""
     return click.option(
@@ -350,7 +344,8 @@ def _attributes(leaf: _Leaf, required: Collection[str]) -> dict[str, Any]:
     if about.bare is not None:
         attributes |= {"is_flag": False, "flag_value": about.bare}
     if _is_repeated(leaf.hint):
-        return {**attributes, "type": TEXT, "multiple": True, "show_default": about.unset or False}
+        (kind, _) = typing.get_args(leaf.hint)
+        return {**attributes, "type": _click_type(kind, about), "multiple": True, "show_default": about.unset or False}
     attributes["type"] = _click_type(leaf.hint, about)
     if about.none_word:
         words = [about.none_word, *choices(leaf.hint)]
@@ -363,8 +358,8 @@ def _attributes(leaf: _Leaf, required: Collection[str]) -> dict[str, Any]:
 
 
 def _is_repeated(hint: Any) -> bool:
-    """Whether an option may be given several times: a tuple of texts."""
-    return typing.get_origin(hint) is tuple and typing.get_args(hint)[0] is str
+    """Whether an option may be given several times: a tuple of texts or choices."""
+    return typing.get_origin(hint) is tuple and typing.get_args(hint)[0] not in (int, float)
 
 
 def _click_type(hint: Any, about: About) -> ParamType:

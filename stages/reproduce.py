@@ -8,36 +8,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lvt_pipeline.reproduce.settings import Asked, load_settings
 from stages.console import Console, echo_facts
-from stages.options import Option, device_option, json_option, media_option, set_option, stage_command, workers_option
+from stages.options import device_option, json_option, set_option, settings_options, stage_command, workers_option
 from stages.pipeline import result_line
-from stages.values import PATH, TEXT, Whole
+from stages.values import PATH
 
 if TYPE_CHECKING:
     from lvt_pipeline.reproduce.running import Outcome, PlannedStep, Reproduction
 
 
-@stage_command("reproduce", settings_home=("lvt_pipeline.reproduce.experiments", "ReproduceSettings"))
+@stage_command("reproduce", settings_home=("lvt_pipeline.reproduce.settings", "ReproduceSettings"))
 @click.argument("targets", nargs=-1, metavar="TARGET...")
 @click.option("--work-dir", type=PATH, help="Work directory of all outputs, shared by all tables and figures.")
-@click.option(
-    "--videos",
-    type=TEXT,
-    show_default="those of the work directory, or a demo",
-    help="Folder of videos, or any source that `lvt manifest build` accepts.",
-)
-@media_option
-@click.option(
-    "--preset",
-    cls=Option,
-    old_names=("--scale",),
-    type=TEXT,
-    show_default="that of the work directory, or tiny",
-    help="Preset. tiny: minutes on two cores. small: one GPU. paper: as published.",
-)
-@click.option("--i3d", type=PATH, help="TorchScript network of FVD; without it there is no FVD.")
-@click.option("--runs", type=Whole(1), show_default="that of the preset", help="Number of sampling runs.")
-@click.option("--max-clips", type=Whole(1), show_default="that of the preset", help="Largest number of test clips.")
+@settings_options(Asked, argument="asked")
 @set_option()
 @workers_option
 @device_option
@@ -47,12 +31,7 @@ if TYPE_CHECKING:
 def command(
     targets: tuple[str, ...],
     work_dir: Path | None,
-    videos: str | None,
-    media: str | None,
-    preset: str | None,
-    i3d: Path | None,
-    runs: int | None,
-    max_clips: int | None,
+    asked: Asked,
     overrides: tuple[str, ...],
     workers: int | None,
     device: str,
@@ -66,7 +45,7 @@ def command(
 
     Example: lvt reproduce table2 --work-dir paper --videos my_videos
     """
-    from lvt_pipeline.reproduce.experiments import TARGETS, find_targets, load_settings, spoken_targets
+    from lvt_pipeline.reproduce.experiments import TARGETS, find_targets, spoken_targets
 
     if lists:
         facts = {name: {"title": target.title, "dataset": target.dataset} for name, target in TARGETS.items()}
@@ -74,17 +53,7 @@ def command(
         return
     if not targets or work_dir is None:
         raise click.UsageError("give a table or figure and --work-dir; --list prints their names")
-    wanted = find_targets(targets)
-    settings = load_settings(
-        work_dir,
-        scale=preset,
-        videos=videos,
-        media=media,
-        runs=runs,
-        max_clips=max_clips,
-        i3d=i3d,
-        overrides=overrides,
-    )
+    wanted, settings = find_targets(targets), load_settings(work_dir, asked, overrides)
     from lvt_pipeline.reproduce.running import Reproduction
 
     reproduction = Reproduction(wanted, settings, work_dir, device=device, num_workers=workers)

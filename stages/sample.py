@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from lvt_pipeline.jobs.settings import SampleSettings
-from lvt_pipeline.progress import format_seconds
-from stages.console import Console, echo_facts
+from lvt_pipeline.progress import count_of
+from stages.console import Console, echo_record
 from stages.options import (
     at_option,
     device_option,
@@ -66,6 +66,4 @@ def command(
         overwrite=overwrite,
         progress=Console(),
     )
-    echo_facts(
-        record.to_json(), as_json, f"{record.counts['clips']} samples -> {out} in {format_seconds(record.seconds)}"
-    )
+    echo_record(record, as_json, count_of(record.counts["clips"], "sample"), out)

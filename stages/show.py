@@ -6,46 +6,17 @@ from pathlib import Path
 
 import click
 
+from lvt_pipeline.progress import count_of
+from lvt_pipeline.report.settings import ShowSettings
 from stages.console import echo_facts
-from stages.options import at_option, device_option, json_option, out_option, split_option, stage_command
-from stages.values import PATH, TEXT, Real, Whole
+from stages.options import at_option, device_option, json_option, out_option, settings_options, stage_command
+from stages.values import PATH
 
 
 @stage_command("show")
 @click.argument("source", type=PATH)
 @out_option("Picture to write: .png is a contact sheet; .mp4 and .gif play.", required=False, default="show.png")
-@click.option(
-    "--clip",
-    "clips",
-    type=TEXT,
-    multiple=True,
-    metavar="ID",
-    show_default="random clips",
-    help="Id of a clip to show; may be repeated. In a store of samples, all samples of that clip.",
-)
-@click.option("--num-clips", type=Whole(1, 100), default=8, show_default=True, help="Number of random clips.")
-@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Random seed of the choice of clips.")
-@split_option
-@click.option(
-    "--num-frames",
-    type=Whole(1, 100),
-    default=8,
-    show_default=True,
-    help="Number of frames per clip on a contact sheet.",
-)
-@click.option(
-    "--seconds",
-    type=Real(0, 86400, min_open=True),
-    default=10.0,
-    show_default=True,
-    help="Largest length of a film in seconds.",
-)
-@click.option(
-    "--scale",
-    type=Whole(1, 64),
-    show_default="to about 96 pixels",
-    help="Factor by which pixels are enlarged.",
-)
+@settings_options(ShowSettings)
 @click.option(
     "--vqvae", type=PATH, show_default="colours", help="VQ-VAE run. Codes are shown as the pictures it decodes."
 )
@@ -55,13 +26,7 @@ from stages.values import PATH, TEXT, Real, Whole
 def command(
     source: Path,
     out: Path,
-    clips: tuple[str, ...],
-    num_clips: int,
-    seed: int,
-    split: str | None,
-    num_frames: int,
-    seconds: float,
-    scale: int | None,
+    settings: ShowSettings,
     vqvae: Path | None,
     at: int | None,
     device: str,
@@ -75,18 +40,6 @@ def command(
     """
     from lvt_pipeline.report.contact_sheet import show
 
-    shown = show(
-        source,
-        out,
-        ids=clips,
-        num_clips=num_clips,
-        seed=seed,
-        split=split,
-        num_frames=num_frames,
-        seconds=seconds,
-        scale=scale,
-        vqvae=vqvae,
-        generation=at,
-        device=device,
-    )
-    echo_facts({"out": str(out), "clips": shown}, as_json, f"{len(shown)} clips of {source} -> {out}")
+    shown = show(source, out, settings, vqvae=vqvae, generation=at, device=device)
+    line = f"{count_of(len(shown), 'clip')} of {source} -> {out}"
+    echo_facts({"out": str(out), "clips": shown}, as_json, line)

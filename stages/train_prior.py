@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lvt_pipeline.progress import format_seconds
+from lvt_pipeline.progress import count_of
 from lvt_pipeline.training.settings import PriorRunSettings
-from stages.console import Console, echo_facts
+from stages.console import Console, echo_facts, echo_record
 from stages.options import at_option, stage_command
 from stages.training import TrainingOptions, dry_run_line, training_options
 from stages.values import PATH, Real, ValueList
@@ -81,8 +81,4 @@ def command(
     )
     bits = record.counts.get("val_bits_per_dim")
     quality = f", {bits:.3f} bits/dim on val" if bits is not None else ""
-    echo_facts(
-        record.to_json(),
-        as_json,
-        f"prior after {record.counts['steps']} steps{quality} -> {options.out} in {format_seconds(record.seconds)}",
-    )
+    echo_record(record, as_json, f"prior after {count_of(record.counts['steps'], 'step')}{quality}", options.out)

@@ -8,9 +8,9 @@ from typing import Literal
 
 import click
 
-from lvt_pipeline.progress import format_seconds
+from lvt_pipeline.progress import count_of
 from lvt_pipeline.training.settings import VQVAERunSettings
-from stages.console import Console, echo_facts
+from stages.console import Console, echo_facts, echo_record
 from stages.options import stage_command
 from stages.training import TrainingOptions, dry_run_line, training_options
 from stages.values import PATH
@@ -55,9 +55,5 @@ def command(
         track=options.track,
         progress=Console(),
     )
-    echo_facts(
-        record.to_json(),
-        as_json,
-        f"tokenizer {record.counts['tokenizer'][:12]} after {record.counts['steps']} steps -> {options.out} "
-        f"in {format_seconds(record.seconds)}",
-    )
+    name = f"tokenizer {record.counts['tokenizer'][:12]}"
+    echo_record(record, as_json, f"{name} after {count_of(record.counts['steps'], 'step')}", options.out)

@@ -63,15 +63,15 @@ def training_options(cls: type[RunSettings], family: str) -> Callable[[Function]
             options = TrainingOptions(settings=settings, **given)
             return function(*args, options=options, **kwargs)
 
-        for option in reversed(_options(family)):
+        for option in reversed([*_settings_options(family), *_run_options()]):
             option(call)
         return cast(Function, call)
 
     return decorate
 
 
-def _options(family: str) -> list[Callable[[Any], Any]]:
-    """In the order of the help."""
+def _settings_options(family: str) -> list[Callable[[Any], Any]]:
+    """What is trained, in the order of the help."""
     return [
         out_option("Run directory to create or resume. Not needed with --dry-run.", required=False),
         click.option(
@@ -89,6 +89,12 @@ def _options(family: str) -> list[Callable[[Any], Any]]:
         ),
         click.option("--config", type=PATH, help="TOML file of settings."),
         set_option(),
+    ]
+
+
+def _run_options() -> list[Callable[[Any], Any]]:
+    """How it is trained, in the order of the help."""
+    return [
         click.option(
             "--init-from",
             type=PATH,

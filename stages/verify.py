@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lvt_pipeline.progress import format_seconds
+from lvt_pipeline.progress import count_of, format_seconds
 from stages.console import Console, echo_facts
 from stages.options import at_option, device_option, json_option, stage_command, workers_option
 from stages.values import PATH, Whole
@@ -102,7 +102,7 @@ def _verify_store(
         {"file": problem.file, "message": problem.message, "clips": problem.clips} for problem in problems
     ]
     facts["seconds"] = round(time.monotonic() - started, 3)
-    read = f"{report.files} files, {report.bytes / 2**20:,.1f} MiB, {report.clips} clips"
+    read = f"{count_of(report.files, 'file')}, {report.bytes / 2**20:,.1f} MiB, {count_of(report.clips, 'clip')}"
     if problems:
         lines = [*(problem.line() for problem in problems), *report.notes]
     else:
@@ -113,9 +113,9 @@ def _verify_store(
         ]
     echo_facts(facts, as_json, "\n".join(lines))
     if problems:
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         touched = len({clip for problem in problems for clip in problem.clips})
-        raise StoreError(f"{store} has {count} touching {touched} clips ({read} checked)")
+        count = f"{count_of(len(problems), 'problem')} touching {count_of(touched, 'clip')}"
+        raise StoreError(f"{store} has {count} ({read} checked)")
 
 
 def _verify_frames(root: Path, manifest: Path | None, workers: int | None, as_json: bool) -> None:
@@ -129,7 +129,7 @@ def _verify_frames(root: Path, manifest: Path | None, workers: int | None, as_js
     else:
         report = repair_frames(root, manifest, num_workers=workers, progress=Console())
     lines = [f"{problem.shard}: {problem.message}" for problem in report.problems]
-    read = f"{report.shards} shards, {report.num_bytes / 2**20:,.1f} MiB, {report.clips} clips"
+    read = f"{count_of(report.shards, 'shard')}, {report.num_bytes / 2**20:,.1f} MiB, {count_of(report.clips, 'clip')}"
     if manifest is not None and lines:
         lines.append(f"{root} is sound again: {len(report.problems)} of {report.shards} shards were made again")
     elif not lines:
@@ -139,15 +139,15 @@ def _verify_frames(root: Path, manifest: Path | None, workers: int | None, as_js
     if report.problems and manifest is None:
         touched = len({clip for problem in report.problems for clip in problem.clips})
         raise ArtefactError(
-            f"{root} has {len(report.problems)} damaged shards touching {touched} clips ({read} checked); repair them "
-            f"with `lvt verify {root} --repair --manifest CLIPS.jsonl`"
+            f"{root} has {count_of(len(report.problems), 'damaged shard')} touching {count_of(touched, 'clip')} "
+            f"({read} checked); repair with `lvt verify {root} --repair --manifest CLIPS.jsonl`"
         )
 
 
 def _decoded_facts(decoded: DecodeReport | None) -> str:
     if decoded is None:
         return ""
-    parts = [f"{len(decoded.checked)} clips decoded again"]
+    parts = [f"{count_of(len(decoded.checked), 'clip')} decoded again"]
     if decoded.same_codes is not None:
         parts.append(f"{decoded.same_codes:.4%} of their codes equal")
     if decoded.psnr is not None:

@@ -27,11 +27,7 @@ STILL_LARGE_FILES = {
     "lvt_pipeline.codes.writer": 429,
 }
 STILL_LONG_FUNCTIONS = {
-    "lvt_pipeline.jobs.decode.decode_store": 66,
     "lvt_pipeline.jobs.sample.sample_clips": 76,
-    "lvt_pipeline.training.prior.train_prior": 74,
-    "lvt_pipeline.training.session.run_training": 61,
-    "lvt_pipeline.training.vqvae.train_vqvae": 69,
 }
 STILL_FULL_FOLDERS = {"lvt_pipeline/evaluation": 17}
 

@@ -12,6 +12,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from lvt_pipeline.evaluation.sources import Sources
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs.sample import sample_clips
 from lvt_pipeline.jobs.settings import SampleSettings
+from lvt_pipeline.report.figures import FIGURES
 from lvt_pipeline.report.numbers import format_number
 from lvt_pipeline.report.plots import (
     FigureFiles,
@@ -43,6 +45,7 @@ from lvt_pipeline.report.plots.codes import usage_charts
 from lvt_pipeline.report.plots.engine import PAGE_WIDTH, PRIMING_COLOUR, line_figure
 from lvt_pipeline.report.plots.page_charts import CHART_INCHES, CHART_SIZE, chart_look, line_chart, place_axes
 from lvt_pipeline.report.samples import strip_pictures
+from lvt_pipeline.report.settings import FigureName
 from lvt_pipeline.video.pictures import CHANGED, UNCHANGED, change_mask, code_palette, colour_codes, png_bytes
 from lvt_pipeline.video.tiles import strip
 from tests.finished_work import make_finished_work
@@ -538,10 +541,7 @@ def test_curves_without_a_finite_value_are_refused(tmp_path: Path) -> None:
 
 
 def test_every_named_figure_of_the_command_is_one_of_the_library() -> None:
-    from lvt_pipeline.report.figures import FIGURES
-    from stages import figures
-
-    assert tuple(FIGURES) == figures.FIGURES
+    assert tuple(FIGURES) == get_args(FigureName)
 
 
 Lvt = Callable[..., tuple[int, str, str]]

@@ -434,7 +434,7 @@ def test_the_commands_say_what_they_do(store: Path, lvt: Lvt) -> None:
     code, out, _ = lvt("compact", store)
     assert (code, out) == (
         0,
-        "moved 2 clips (32 frames) out of 1 shards with 32 dead frames -> generation 3; "
+        "moved 2 clips (32 frames) out of 1 shard with 32 dead frames -> generation 3; "
         f"lvt gc {store} --apply deletes the old shards\n",
     )
     code, out, _ = lvt("gc", store, "--apply", "--json")

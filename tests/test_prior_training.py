@@ -283,7 +283,7 @@ def test_store_without_val_clips_trains_and_says_so(tmp_path: Path) -> None:
     lines = Lines()
     record = train_prior(store, tmp_path / "run", settings_of(), device="cpu", progress=lines)
     assert any("no val clip" in line for line in lines.said)
-    assert any("1 clips of" in line and "shorter than 4 frames" in line for line in lines.said)
+    assert any("1 clip of" in line and "shorter than 4 frames" in line for line in lines.said)
     assert "val_bits_per_dim" not in record.counts
 
 

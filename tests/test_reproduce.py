@@ -24,16 +24,15 @@ from lvt_pipeline.pipeline.running import StageResult
 from lvt_pipeline.reproduce import running
 from lvt_pipeline.reproduce.experiments import (
     TARGETS,
-    ReproduceSettings,
     count_parameters,
     find_targets,
-    load_settings,
     prior_recipe,
     target_priors,
     tokenizer_recipe,
 )
 from lvt_pipeline.reproduce.published import COPY, TABLES, parse_number
 from lvt_pipeline.reproduce.running import Reproduction
+from lvt_pipeline.reproduce.settings import Asked, ReproduceSettings, load_settings
 from lvt_pipeline.reproduce.tables import FilledRow, FilledTable, Measured, in_millions, spoken
 from lvt_pipeline.storage import read_json
 from lvt_pipeline.training.settings import PriorRunSettings, VQVAERunSettings
@@ -61,8 +60,9 @@ def options(*settings: str) -> list[str]:
     return [part for setting in settings for part in ("--set", setting)]
 
 
-def plan(work_dir: Path, *names: str, **settings: Any) -> list[running.PlannedStep]:
-    return Reproduction(find_targets(names), load_settings(work_dir, **settings), work_dir, device="cpu").plan()
+def plan(work_dir: Path, *names: str, **asked: Any) -> list[running.PlannedStep]:
+    settings = load_settings(work_dir, Asked(**asked))
+    return Reproduction(find_targets(names), settings, work_dir, device="cpu").plan()
 
 
 # The published numbers ------------------------------------------------------------------------------------------------
@@ -385,7 +385,7 @@ def test_a_work_directory_has_one_scale(tiny_dir: Path, lvt: Lvt) -> None:
 
 def test_a_network_that_is_gone_is_named(tiny_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone.pt does not exist; give the TorchScript file"):
-        plan(tiny_dir, "table1", i3d=tmp_path / "gone.pt")
+        plan(tiny_dir, "table1", i3d=str(tmp_path / "gone.pt"))
 
 
 def test_a_network_that_never_was_is_refused_before_anything_is_made(tmp_path: Path, lvt: Lvt) -> None:

@@ -26,6 +26,7 @@ from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.provenance import read_record
 from lvt_pipeline.report.contact_sheet import show
+from lvt_pipeline.report.settings import ShowSettings
 from lvt_pipeline.runs.directory import save_model_run
 from lvt_pipeline.runs.read import load_prior
 from lvt_pipeline.storage import read_json
@@ -479,6 +480,8 @@ def test_errors_of_samples_that_start_later_are_measured_against_the_same_frames
 
 def test_all_samples_of_a_clip_are_shown_by_its_id(work: ToyWork, tmp_path: Path) -> None:
     run(work, tmp_path / "s.zarr", replace(SETTINGS, samples_per_clip=3))
-    shown = show(tmp_path / "s.zarr", tmp_path / "sheet.png", ids=["test/1"], vqvae=work.vqvae, device="cpu")
+    shown = show(
+        tmp_path / "s.zarr", tmp_path / "sheet.png", ShowSettings(clips=("test/1",)), vqvae=work.vqvae, device="cpu"
+    )
     assert shown == ["test/1#0", "test/1#1", "test/1#2"]
     assert (tmp_path / "sheet.png").exists()

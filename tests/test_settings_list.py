@@ -17,7 +17,7 @@ from lvt_pipeline.jobs.settings import DecodeSettings, EncodeSettings, ExportSet
 from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.models.prior.config import PriorModelSettings
 from lvt_pipeline.models.vqvae.config import VQVAEConfig
-from lvt_pipeline.reproduce.experiments import ReproduceSettings
+from lvt_pipeline.reproduce.settings import ReproduceSettings
 from lvt_pipeline.settings import Listed, list_settings, setting
 from lvt_pipeline.training.settings import PriorRunSettings, PriorTraining, VQVAERunSettings, VQVAETraining
 from lvt_pipeline.workspace.settings import PipelineSettings

@@ -16,6 +16,7 @@ from lvt_pipeline.frames.records import FrameSample
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.frames.writer import write_frames
 from lvt_pipeline.report.contact_sheet import PRIMING, ShownClip, contact_sheet, film, show
+from lvt_pipeline.report.settings import ShowSettings
 from lvt_pipeline.video.write import enlarge
 
 Lvt = Callable[..., tuple[int, str, str]]
@@ -57,7 +58,7 @@ def upper(tile: np.ndarray) -> np.ndarray:
 
 
 def test_a_sheet_holds_the_first_and_the_last_frame_of_the_clips_asked_for(frames: Path, tmp_path: Path) -> None:
-    shown = show(frames, tmp_path / "s.png", ids=["c07", "c02"], num_frames=3, scale=2)
+    shown = show(frames, tmp_path / "s.png", ShowSettings(clips=("c07", "c02"), num_frames=3, scale=2))
     assert shown == ["c07", "c02"]
     sheet = picture(tmp_path / "s.png")
     shards = FrameShards(frames)
@@ -69,12 +70,12 @@ def test_a_sheet_holds_the_first_and_the_last_frame_of_the_clips_asked_for(frame
 
 
 def test_random_clips_are_the_same_for_the_same_seed_and_others_for_another(frames: Path, tmp_path: Path) -> None:
-    first = show(frames, tmp_path / "a.png", num_clips=4, seed=1)
-    assert show(frames, tmp_path / "b.png", num_clips=4, seed=1) == first == sorted(first)
+    first = show(frames, tmp_path / "a.png", ShowSettings(num_clips=4, seed=1))
+    assert show(frames, tmp_path / "b.png", ShowSettings(num_clips=4, seed=1)) == first == sorted(first)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert show(frames, tmp_path / "c.png", num_clips=4, seed=2) != first
-    assert len(show(frames, tmp_path / "d.png", num_clips=100)) == 20
-    assert set(show(frames, tmp_path / "e.png", split="test")) == {f"c{index}" for index in range(15, 20)}
+    assert show(frames, tmp_path / "c.png", ShowSettings(num_clips=4, seed=2)) != first
+    assert len(show(frames, tmp_path / "d.png", ShowSettings(num_clips=100))) == 20
+    assert set(show(frames, tmp_path / "e.png", ShowSettings(split="test"))) == {f"c{index}" for index in range(15, 20)}
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\r\tb", "\x00", "half \ud800", "\u2028", "日本\n"])
@@ -100,13 +101,13 @@ def test_frames_of_a_sheet_are_numbered_from_one(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_clip_of_fewer_frames_than_asked_shows_each_once(frames: Path, tmp_path: Path) -> None:
-    show(frames, tmp_path / "s.png", ids=["c00"], num_frames=50, scale=1)
+    show(frames, tmp_path / "s.png", ShowSettings(clips=("c00",), num_frames=50, scale=1))
     assert picture(tmp_path / "s.png").shape[1] == 8 + 6 * (16 + 4)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "gif"])
 def test_films_play_every_clip_at_its_own_speed(frames: Path, tmp_path: Path, suffix: str) -> None:
-    show(frames, tmp_path / f"s.{suffix}", ids=["c03", "c04"], seconds=0.5, scale=2)
+    show(frames, tmp_path / f"s.{suffix}", ShowSettings(clips=("c03", "c04"), seconds=0.5, scale=2))
     with av.open(str(tmp_path / f"s.{suffix}")) as container:
         assert len(list(container.decode(video=0))) == 10
     tens, twenties = (
@@ -125,9 +126,9 @@ def test_films_play_every_clip_at_its_own_speed(frames: Path, tmp_path: Path, su
 @pytest.mark.parametrize("suffix", ["png", "mp4", "gif"])
 def test_show_replaces_its_own_picture_and_no_other_file(frames: Path, tmp_path: Path, lvt: Lvt, suffix: str) -> None:
     out = tmp_path / f"s.{suffix}"
-    show(frames, out, ids=["c03"], seconds=0.2)
+    show(frames, out, ShowSettings(clips=("c03",), seconds=0.2))
     first = out.read_bytes()
-    show(frames, out, ids=["c04"], seconds=0.2)
+    show(frames, out, ShowSettings(clips=("c04",), seconds=0.2))
     assert out.read_bytes() != first
     theirs = first.replace(b"written by lvt show", b"written by somebody")
     out.write_bytes(theirs)
@@ -162,7 +163,7 @@ def test_codes_are_shown_in_colours_and_as_the_tokenizer_decodes_them(
     codes, vqvae = finished_work_dir / "data.zarr", finished_work_dir / "runs" / "vqvae"
     name = open_codes(codes).clips[0].id
     code, text, _ = lvt("show", codes, "-o", tmp_path / "c.png", "--clip", name, "--scale", 4)
-    assert (code, text) == (0, f"1 clips of {codes} -> {tmp_path}/c.png\n")
+    assert (code, text) == (0, f"1 clip of {codes} -> {tmp_path}/c.png\n")
     assert lvt("show", codes, "-o", tmp_path / "p.png", "--clip", name, "--vqvae", vqvae, "--scale", 1)[0] == 0
     first = load_vqvae(vqvae, device="cpu").decode(open_codes(codes).read(name)[:1]).numpy()[0]
     assert contains(picture(tmp_path / "p.png"), upper(first))

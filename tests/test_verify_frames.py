@@ -177,7 +177,7 @@ def test_the_command_lists_problems_and_repairs_them(tmp_path: Path, lvt: Callab
     assert (code, "is sound: 3 shards" in out) == (0, True)
     flip(next(root.glob("*.tar")), 1200)
     code, _, err = lvt("verify", str(root))
-    assert (code, "1 damaged shards" in err) == (1, True)
+    assert (code, "1 damaged shard" in err) == (1, True)
     repair = ["verify", str(root), "--repair", "--manifest", str(tmp_path / "m.jsonl"), "--workers", "0"]
     code, out, _ = lvt(*repair)
     assert (code, "is sound again: 1 of 3 shards" in out) == (0, True)

@@ -17,6 +17,7 @@ from lvt_pipeline.codes.schema import CodeClip, CodeSchema, PlannedClip, clips_t
 from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import StoreError
 from lvt_pipeline.machine import paused_collection
+from lvt_pipeline.progress import count_of
 from lvt_pipeline.provenance import Provenance, fingerprint, short
 
 KEPT_DIGITS = 16  # of the digest of a clip's source: enough to notice a change
@@ -50,7 +51,7 @@ class CodeChange:
     def summary(self) -> str:
         """Such as "120 clips kept, 3 added, 1 changed, 0 removed"."""
         return (
-            f"{len(self.kept)} clips kept, {len(self.added)} added, {len(self.changed)} changed, "
+            f"{count_of(len(self.kept), 'clip')} kept, {len(self.added)} added, {len(self.changed)} changed, "
             f"{len(self.removed)} removed"
         )
 

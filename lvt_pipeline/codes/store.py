@@ -40,7 +40,7 @@ from lvt_pipeline.codes.schema import (
 from lvt_pipeline.errors import ArtefactError, BusyError, LVTError, StoreError
 from lvt_pipeline.file_systems import is_lock_file
 from lvt_pipeline.machine import paused_collection
-from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.progress import SILENT, Progress, count_of
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance
 from lvt_pipeline.video.notebook import SHOWN_ROWS, Film, clips_html
 from lvt_pipeline.video.pictures import colour_codes
@@ -182,7 +182,7 @@ class CodeStore:
             return self._by_id[clip_id]
         except KeyError:
             close = difflib.get_close_matches(str(clip_id), self._by_id, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it has {len(self.clips)} clips"
+            hint = f"did you mean {close[0]}?" if close else f"it has {count_of(len(self.clips), 'clip')}"
             raise StoreError(f"{self.path} has no clip {clip_id!r}; {hint}") from None
 
     def split(self, name: str) -> list[CodeClip]:

@@ -32,7 +32,7 @@ from lvt_pipeline.codes.schema import (
 from lvt_pipeline.codes.shard_file import array_metadata, chunks_of, damaged_frames, decode_chunk
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ArtefactError, StoreError
-from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.progress import SILENT, Progress, count_of
 from lvt_pipeline.provenance import ZARR_METADATA
 from lvt_pipeline.storage import is_locked, parse_json
 
@@ -310,7 +310,7 @@ class _Verification:
             if expected is not None and data is not None and layout.digest_bytes(data) != expected:
                 yield Problem(file=name, message="is not what was written (no clip uses it)")
         if others:
-            self.notes.append(f"{others} shard files belong to no generation; lvt gc shows them")
+            self.notes.append(f"{count_of(others, 'shard file')} without a generation; lvt gc shows them")
 
     def _check_caches(self) -> None:
         """Memory-mapped copies of a split must hold the codes they are named after."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lvt_pipeline.evaluation.results import is_number
-from lvt_pipeline.evaluation.summary import count_of
+from lvt_pipeline.progress import count_of
 
 RUN_METRICS = ("mse", "psnr", "ssim", "lpips", "share_same_as_previous_frame")
 FVD_KINDS = ("real_priming", "reconstructed_priming")

@@ -37,12 +37,12 @@ from lvt_pipeline.evaluation.protocol_results import Protocol, combined_results,
 from lvt_pipeline.evaluation.results import is_unchanged, plain, write_results
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.evaluation.sources import Opened, Sources, open_sources
-from lvt_pipeline.evaluation.summary import count_of, summary_line
+from lvt_pipeline.evaluation.summary import summary_line
 from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.jobs.sample import sample_clips
 from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.outputs import require_output_file
-from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.progress import SILENT, Progress, count_of
 from lvt_pipeline.provenance import Provenance, fingerprint
 from lvt_pipeline.storage import exclusive_lock, read_json
 

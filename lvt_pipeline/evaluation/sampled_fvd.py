@@ -199,7 +199,7 @@ class _RealClips:
 
 
 def _too_few(clips: Sequence[CodeClip], num_frames: int) -> dict[str, Any]:
-    return {"missing": f"a covariance needs {FEWEST_CLIPS} clips of {num_frames} frames, there are {len(clips)}"}
+    return {"missing": f"a covariance needs {FEWEST_CLIPS} clips of {num_frames} frames, found {len(clips)}"}
 
 
 def _warning(num_frames: int) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lvt_pipeline.progress import count_of
+
 
 def summary_line(results: Mapping[str, Any]) -> str:
     """The main numbers of an `eval.json` in one line."""
@@ -77,8 +79,3 @@ def _protocol_row(found: Mapping[str, Any], name: str) -> str:
     ]
     value = f"{mean:.2f}" if math.fabs(mean) >= 10 else f"{mean:.4g}"
     return f"  {name}: {value}{spread}" + (f" ({', '.join(bounds)})" if bounds else "")
-
-
-def count_of(count: int, noun: str) -> str:
-    """A number with its noun: "1 clip", "2,000 clips"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -17,7 +17,7 @@ from lvt_pipeline.codes.plan import CodePlan
 from lvt_pipeline.codes.schema import CHUNK_FRAMES
 from lvt_pipeline.codes.shard_file import shard_bytes
 from lvt_pipeline.frames.shards import FrameShards
-from lvt_pipeline.progress import format_seconds
+from lvt_pipeline.progress import count_of, format_seconds
 
 WARM_SECONDS = 1.0  # a first pass that took longer was not slow because it was the first
 
@@ -65,7 +65,8 @@ class ChangeTable:
             return [*lines, "nothing to encode"]
         return [
             *lines,
-            f"to encode: {self.frames:,} frames, about {format_seconds(self.seconds)} and {_sized(self.bytes)}",
+            f"to encode: {count_of(self.frames, 'frame')}, about {format_seconds(self.seconds)} and "
+            f"{_sized(self.bytes)}",
         ]
 
 

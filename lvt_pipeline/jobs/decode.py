@@ -24,8 +24,7 @@ from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.compatibility import check_tokenizer
 from lvt_pipeline.runs.read import load_vqvae, run_fingerprint
 from lvt_pipeline.storage import clip_file, describe_os_error, json_log, remove_leftovers, write_bytes
-from lvt_pipeline.video.geometry import Frames
-from lvt_pipeline.video.write import write_gif, write_mp4, write_npy, write_png_strip
+from lvt_pipeline.video.write import write_video
 
 STAGE = "decode"
 VERSION = 1
@@ -77,16 +76,14 @@ def decode_store(
     inputs = {"codes": store.fingerprint, "vqvae": run_fingerprint(vqvae)}
     clips = _chosen(store, settings)
     wanted = {clip.id: _made_of(clip, inputs["vqvae"], settings) for clip in clips}
-    with JOB.open_folder(
-        out, settings, inputs, overwrite=overwrite, is_ours=lambda out: (out / FILES_NAME).exists(), clock=clock
-    ) as work:
+    with JOB.open_folder(out, settings, inputs, overwrite=overwrite, is_ours=_has_list, clock=clock) as work:
         if work.is_current:
             return work.record
         done = {} if overwrite else _finished_files(out)
         missing = [clip for clip in clips if clip.id not in done or done[clip.id].fingerprint != wanted[clip.id]]
-        old = {PurePosixPath(file.file).suffix for file in done.values()}
-        replaced = sum(clip.id in done for clip in missing)
-        report_replaced(out, f"{', '.join(sorted(old))} files", replaced, len(done.keys() - wanted.keys()), progress)
+        kinds = ", ".join(sorted({PurePosixPath(file.file).suffix for file in done.values()}))
+        replaced, removed = sum(clip.id in done for clip in missing), len(done.keys() - wanted.keys())
+        report_replaced(out, f"{kinds} files", replaced, removed, progress)
         work.begin()
         _append(out)
         with progress.bar("decode", len(clips), "clips", done=len(clips) - len(missing)) as bar:
@@ -94,21 +91,22 @@ def decode_store(
                 work.stop.raise_if_set(f"finished files are in {out}")
                 path = out / _file_name(clip.id, settings.format)
                 remove_leftovers(path.parent)
-                _write(path, model.decode(store.read(clip)).numpy(), settings.fps or clip.fps, settings)
+                frames = model.decode(store.read(clip)).numpy()
+                write_video(path, frames, settings.fps or clip.fps, settings.scale)
                 done[clip.id] = _File(clip.id, str(path.relative_to(out)), wanted[clip.id], path.stat().st_size)
                 _append(out, done[clip.id])
                 bar.advance()
         files = [done[clip.id] for clip in clips]
         _tidy(out, files)
-        return work.finish(
-            lineage.videos_fingerprint([[file.id, file.fingerprint] for file in files]),
-            {file.file: file.bytes for file in files},
-            {
-                "clips": len(files),
-                "frames": sum(clip.length for clip in clips),
-                "bytes": sum(file.bytes for file in files),
-            },
-        )
+        outputs = {file.file: file.bytes for file in files}
+        num_frames = sum(clip.length for clip in clips)
+        counts = {"clips": len(files), "frames": num_frames, "bytes": sum(outputs.values())}
+        made_of = [[file.id, file.fingerprint] for file in files]
+        return work.finish(lineage.videos_fingerprint(made_of), outputs, counts)
+
+
+def _has_list(out: Path) -> bool:
+    return (out / FILES_NAME).exists()
 
 
 def _chosen(store: CodeStore, settings: DecodeSettings) -> list[CodeClip]:
@@ -136,15 +134,6 @@ def _file_name(clip_id: str, suffix: str) -> str:
     if not parts or parts[0] == "/" or ".." in parts:
         raise LVTError(f"clip id {clip_id!r} cannot be a file name; rename it in the manifest")
     return clip_file(str(PurePosixPath(clip_id)), f".{suffix}")
-
-
-def _write(path: Path, frames: Frames, fps: float, settings: DecodeSettings) -> None:
-    if settings.format == "npy":
-        write_npy(path, frames)
-    elif settings.format == "png":
-        write_png_strip(path, frames, settings.scale)
-    else:
-        (write_mp4 if settings.format == "mp4" else write_gif)(path, frames, fps, settings.scale)
 
 
 def _finished_files(out: Path) -> dict[str, _File]:

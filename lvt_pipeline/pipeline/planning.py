@@ -12,7 +12,7 @@ from lvt_pipeline.errors import ArtefactError, CheckpointError, LVTError
 from lvt_pipeline.job import finished_record
 from lvt_pipeline.pipeline import networks
 from lvt_pipeline.pipeline.options import Making
-from lvt_pipeline.progress import format_seconds
+from lvt_pipeline.progress import count_of, format_seconds
 from lvt_pipeline.provenance import differences
 from lvt_pipeline.runs.live import read_live_run
 from lvt_pipeline.workspace.clip_changes import ClipChanges, changes_of_videos, has_videos
@@ -48,8 +48,8 @@ class PlannedStage:
         """One line for people: what would be done, on how many clips or steps, about how long, and why."""
         facts = []
         if self.action not in ("nothing", "keep", "refuse"):
-            facts = [f"{self.clips:,} clips"] if self.clips else []
-            facts += [f"{self.steps:,} steps"] if self.steps else []
+            facts = [count_of(self.clips, "clip")] if self.clips else []
+            facts += [count_of(self.steps, "step")] if self.steps else []
             facts.append(_duration(self.seconds))
         return f"{self.name:15} {self.action:11} {'; '.join(filter(None, (', '.join(facts), *self.reasons)))}".rstrip()
 

@@ -22,8 +22,7 @@ from lvt_pipeline.evaluation.compare import (
     read_evaluation,
     values_of_clips,
 )
-from lvt_pipeline.evaluation.summary import count_of
-from lvt_pipeline.progress import SILENT, Progress, format_seconds
+from lvt_pipeline.progress import SILENT, Progress, count_of, format_seconds
 from lvt_pipeline.provenance import short
 from lvt_pipeline.report.clips import METRIC_OF, evenly_chosen, order, sample_metric
 from lvt_pipeline.report.evaluation import bits_charts, horizon_charts
@@ -56,12 +55,7 @@ def gather_comparison(works: Sequence[WorkDir], progress: Progress = SILENT) -> 
     Raises:
         ConfigError: more than `MOST_RUNS`, or the same one twice.
     """
-    if len(works) > MOST_RUNS:
-        raise ConfigError(
-            f"a page compares at most {MOST_RUNS} work directories, found {len(works)}; lvt compare takes any number"
-        )
-    if len({work.path.resolve() for work in works}) < len(works):
-        raise ConfigError("the same work directory was given twice; give different ones")
+    _require_few_and_different(works)
     runs = dict(zip(names_of([work.path for work in works]), works, strict=True))
     evaluations, notes = _evaluations(runs)
     comparison = compare_evaluations(evaluations) if evaluations else None
@@ -93,6 +87,15 @@ def gather_comparison(works: Sequence[WorkDir], progress: Progress = SILENT) -> 
         "charts": charts,
         "clips": clips,
     }
+
+
+def _require_few_and_different(works: Sequence[WorkDir]) -> None:
+    if len(works) > MOST_RUNS:
+        raise ConfigError(
+            f"a page compares at most {MOST_RUNS} work directories, found {len(works)}; lvt compare takes any number"
+        )
+    if len({work.path.resolve() for work in works}) < len(works):
+        raise ConfigError("the same work directory was given twice; give different ones")
 
 
 def _evaluations(runs: Mapping[str, WorkDir]) -> tuple[list[Evaluation], list[str]]:

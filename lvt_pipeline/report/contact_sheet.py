@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,11 @@ from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
 from lvt_pipeline.evaluation.samples import priming_frames_of
-from lvt_pipeline.evaluation.summary import count_of
 from lvt_pipeline.frames.records import FrameClip
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.outputs import require_output_file
+from lvt_pipeline.progress import count_of
+from lvt_pipeline.report.settings import ShowSettings
 from lvt_pipeline.runs.compatibility import check_tokenizer
 from lvt_pipeline.runs.read import load_vqvae
 from lvt_pipeline.storage import printable, write_bytes
@@ -35,6 +36,8 @@ from lvt_pipeline.workspace.inspect import kind_of
 
 if TYPE_CHECKING:
     from lvt_pipeline.models.vqvae.model import VQVAE
+
+Clip = TypeVar("Clip", FrameClip, CodeClip)
 
 STAGE = "show"
 FILE_MARK = b"written by lvt show"
@@ -68,14 +71,8 @@ class ShownClip:
 def show(
     source: Path,
     out: Path,
+    settings: ShowSettings = ShowSettings(),
     *,
-    ids: Sequence[str] = (),
-    num_clips: int = 8,
-    seed: int = 0,
-    split: str | None = None,
-    num_frames: int = 8,
-    seconds: float = 10.0,
-    scale: int | None = None,
     vqvae: Path | None = None,
     generation: int | None = None,
     device: str = "auto",
@@ -84,11 +81,6 @@ def show(
 
     Args:
         out: a `.png` becomes a contact sheet, `.mp4` and `.gif` play. An older picture of this function is replaced.
-        ids: these clips, or all samples of these clips; without any, `num_clips` at random, the same for the same seed.
-        split: random clips come from this one only.
-        num_frames: of each clip on a contact sheet, evenly spread from its first to its last.
-        seconds: how long a film lasts at most.
-        scale: every pixel becomes a square of this width; by default small frames are enlarged to about 96 pixels.
         vqvae: run directory of the tokenizer, to show pixels instead of codes.
 
     Returns:
@@ -102,11 +94,11 @@ def show(
     if suffix not in SUFFIXES:
         raise ConfigError(f"{out} ends in {out.suffix or 'nothing'}; a picture ends in {', '.join(SUFFIXES)}")
     require_output_file(out, STAGE, (source, vqvae), mark=FILE_MARK)
-    clips = _clips_of(source, ids, num_clips, seed, split, vqvae, generation, device)
+    clips = _clips_of(source, settings, vqvae, generation, device)
     if suffix == ".png":
-        data = png_bytes(contact_sheet(clips, num_frames, scale))
+        data = png_bytes(contact_sheet(clips, settings.num_frames, settings.scale))
     else:
-        frames, fps = film(clips, seconds, scale)
+        frames, fps = film(clips, settings.seconds, settings.scale)
         data = mp4_bytes(frames, fps) if suffix == ".mp4" else gif_bytes(frames, fps)
     write_bytes(out, with_note(data, suffix, FILE_MARK))
     return [clip.id for clip in clips]
@@ -166,14 +158,7 @@ def film(clips: Sequence[ShownClip], seconds: float, scale: int | None = None) -
 
 
 def _clips_of(
-    source: Path,
-    ids: Sequence[str],
-    num_clips: int,
-    seed: int,
-    split: str | None,
-    vqvae: Path | None,
-    generation: int | None,
-    device: str,
+    source: Path, settings: ShowSettings, vqvae: Path | None, generation: int | None, device: str
 ) -> list[ShownClip]:
     kind = kind_of(source)
     if kind == "frames":
@@ -181,14 +166,13 @@ def _clips_of(
             option = "--vqvae" if vqvae is not None else "--at"
             raise ConfigError(f"{source} is a folder of frames; {option} applies to code stores; leave it out")
         shards = FrameShards(source)
-        frame_clips = [shards[id] for id in ids] or _at_random(shards.clips, num_clips, seed, split, source)
+        frame_clips = [shards[name] for name in settings.clips] or _at_random(shards.clips, settings, source)
         return [_of_frames(shards, clip) for clip in frame_clips]
     if kind != "codes":
         raise ArtefactError(f"{source} is neither a folder of frames nor a code store ({kind}); give one of these")
     store = open_codes(source, generation)
-    clips = [clip for id in ids for clip in _clips_named(store, id)] or _at_random(
-        store.clips, num_clips, seed, split, source
-    )
+    clips = [clip for name in settings.clips for clip in _clips_named(store, name)]
+    clips = clips or _at_random(store.clips, settings, source)
     model = _tokenizer(store, vqvae, device) if vqvae is not None else None
     return [_of_codes(store, clip, model) for clip in clips]
 
@@ -205,12 +189,14 @@ def _tokenizer(store: CodeStore, vqvae: Path, device: str) -> VQVAE:
     return model
 
 
-def _at_random(clips: Sequence[Any], num_clips: int, seed: int, split: str | None, source: Path) -> list[Any]:
+def _at_random(clips: Sequence[Clip], settings: ShowSettings, source: Path) -> list[Clip]:
     """Some of the clips, in their order; the same for the same seed."""
+    split = settings.split
     among = [clip for clip in clips if split in (None, clip.split)]
     if not among:
         raise LVTError(f"{source} has no {split + ' ' if split else ''}clip to show")
-    chosen = np.random.default_rng(seed).choice(len(among), min(num_clips, len(among)), replace=False)
+    count = min(settings.num_clips, len(among))
+    chosen = np.random.default_rng(settings.seed).choice(len(among), count, replace=False)
     return [among[index] for index in sorted(chosen.tolist())]
 
 

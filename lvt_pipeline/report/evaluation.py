@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lvt_pipeline.errors import ArtefactError
-from lvt_pipeline.evaluation.summary import count_of
+from lvt_pipeline.progress import count_of
 from lvt_pipeline.report.numbers import format_change, format_decibels, format_number, format_spread
 from lvt_pipeline.report.parts import Part, beats, card, chart, check, table
 from lvt_pipeline.report.plots import Reference, Series

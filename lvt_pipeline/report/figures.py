@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.usage import count_codes
-from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError, MismatchError
+from lvt_pipeline.errors import ArtefactError, LVTError, MismatchError
 from lvt_pipeline.evaluation.pixels import real_frames
 from lvt_pipeline.evaluation.samples import (
     first_frame_of,
@@ -43,37 +43,12 @@ from lvt_pipeline.report.plots import (
     plot_samples,
 )
 from lvt_pipeline.report.sections import baseline_references
+from lvt_pipeline.report.settings import FigureName, FigureSettings
 from lvt_pipeline.report.work import MissingPart, WorkDir
 from lvt_pipeline.runs.read import read_run_config
 
 JOB = Job(stage="figures", version=2, kind="figures")  # 2: priming and sampled frames under these names
 LOSSES = {"vqvae": ("tokenizer", "reconstruction MSE in [0, 1]"), "prior": ("prior", "bits per code")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class FigureSettings:
-    """What is plotted.
-
-    Attributes:
-        only: names of `FIGURES`; all of them when empty.
-        clips: ids of samples, or of the clips they continue; the first ones when empty.
-        num_clips: rows of the figure of samples.
-        num_frames: first frames of each sample; the paper has 16.
-        with_real: show what really happened above each sample.
-    """
-
-    only: tuple[str, ...] = ()
-    clips: tuple[str, ...] = ()
-    num_clips: int = 8
-    num_frames: int = 16
-    with_real: bool = False
-
-    def __post_init__(self) -> None:
-        for name in self.only:
-            if name not in FIGURES:
-                raise ConfigError(f"there is no figure {name!r}; there are {', '.join(FIGURES)}")
-        if self.num_clips < 1 or self.num_frames < 1:
-            raise ConfigError(f"num_clips={self.num_clips} and num_frames={self.num_frames} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -295,7 +270,7 @@ def _horizon(source: _Source, out: Path, *, metric: str) -> FigureFiles:
 
 
 # Name -> how it is plotted into `<name>.png`, `.svg` and `.csv`.
-FIGURES: Mapping[str, Callable[[_Source, Path], FigureFiles]] = {
+FIGURES: Mapping[FigureName, Callable[[_Source, Path], FigureFiles]] = {
     "samples": _samples,  # figures 3 and 4
     "long-rollout": _long_rollout,
     "code-frequencies": lambda source, out: plot_code_frequencies(source.code_counts, out),  # figure 5
@@ -305,5 +280,7 @@ FIGURES: Mapping[str, Callable[[_Source, Path], FigureFiles]] = {
     "tokenizer-loss": partial(_loss, role="vqvae"),
     "prior-loss": partial(_loss, role="prior"),
     "code-usage": lambda source, out: plot_code_usage(source.code_counts, out),
-    **{f"horizon-{metric}": partial(_horizon, metric=metric) for metric in HORIZON},
+    "horizon-psnr": partial(_horizon, metric="psnr"),
+    "horizon-ssim": partial(_horizon, metric="ssim"),
+    "horizon-lpips": partial(_horizon, metric="lpips"),
 }

@@ -13,7 +13,7 @@ from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.evaluation.pixels import Pixels
 from lvt_pipeline.evaluation.samples import first_frame_of, original_of, priming_frames_of, siblings_of
-from lvt_pipeline.evaluation.summary import count_of
+from lvt_pipeline.progress import count_of
 from lvt_pipeline.report.clips import METRIC_OF, clip_values, evenly_chosen, orders_of, sample_metric
 from lvt_pipeline.report.numbers import format_number
 from lvt_pipeline.report.parts import Part

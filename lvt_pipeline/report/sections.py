@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.codes.usage import codes_holding, perplexity, usage
 from lvt_pipeline.errors import ArtefactError, LVTError
 from lvt_pipeline.evaluation.metrics import CodeCounts
-from lvt_pipeline.evaluation.summary import count_of
 from lvt_pipeline.frames.records import FrameClip, noted
-from lvt_pipeline.progress import format_seconds
+from lvt_pipeline.progress import count_of, format_seconds
 from lvt_pipeline.provenance import short
 from lvt_pipeline.report.evaluation import evaluation_cards
 from lvt_pipeline.report.parts import Part, card, chart, problems_of
@@ -178,20 +178,9 @@ def codes_section(work: WorkDir) -> Part:
     stored = sum(store.provenance.outputs.values())
     num_codes = store.num_frames * math.prod(store.schema.frame_shape)
     per_frame = "×".join(map(str, store.schema.frame_shape))
-    split, clips = ("train", store.split("train")) if store.split("train") else ("all", store.clips)
-    counts = CodeCounts.empty(store.num_codebooks, store.codebook_size)
-    counted = 0
-    for clip in clips:
-        if counted >= COUNTED_FRAMES:
-            break
-        counts += CodeCounts.of(store.read(clip), store.codebook_size)
-        counted += clip.length
+    counts, note = _count(store)
     occurrences = counts.occurrences
     names = [f"Codebook {book}" if store.num_codebooks > 1 else "Codebook" for book in range(store.num_codebooks)]
-    still = [share for share in counts.share_same_as_previous_frame if not math.isnan(share)]
-    note = f"Counted over {count_of(counted, 'frame')} of {split} clips."
-    if still:
-        note += f" {sum(still) / len(still):.0%} of codes are the same as in the previous frame."
     return {
         "codes_per_frame": per_frame,
         "codebook_size": store.codebook_size,
@@ -213,6 +202,23 @@ def codes_section(work: WorkDir) -> Part:
         ],
         "note": note,
     }
+
+
+def _count(store: CodeStore) -> tuple[CodeCounts, str]:
+    """How the codes of the training split are used, or of all clips where there is none, and a note about it."""
+    split, clips = ("train", store.split("train")) if store.split("train") else ("all", store.clips)
+    counts = CodeCounts.empty(store.num_codebooks, store.codebook_size)
+    counted = 0
+    for clip in clips:
+        if counted >= COUNTED_FRAMES:
+            break
+        counts += CodeCounts.of(store.read(clip), store.codebook_size)
+        counted += clip.length
+    still = [share for share in counts.share_same_as_previous_frame if not math.isnan(share)]
+    note = f"Counted over {count_of(counted, 'frame')} of {split} clips."
+    if still:
+        note += f" {sum(still) / len(still):.0%} of codes are the same as in the previous frame."
+    return counts, note
 
 
 def prior_section(work: WorkDir) -> Part:

@@ -10,107 +10,29 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from lvt_pipeline import config
 from lvt_pipeline.codes.store import open_codes
-from lvt_pipeline.demo.videos import DemoSettings
 from lvt_pipeline.errors import ConfigError
-from lvt_pipeline.jobs.ingest.settings import IngestSettings
-from lvt_pipeline.jobs.settings import EncodeSettings
-from lvt_pipeline.manifest.settings import ManifestSettings
-from lvt_pipeline.manifest.sources import location_of
 from lvt_pipeline.models.prior.adaptive import cutoffs_by_mass
 from lvt_pipeline.models.prior.config import uses_clusters
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.models.vqvae.config import DOWNSAMPLING
 from lvt_pipeline.reproduce.published import COPY, DATASETS, TABLES, Dataset
-from lvt_pipeline.settings import Settings, setting
+from lvt_pipeline.reproduce.settings import ReproduceSettings
 from lvt_pipeline.training.dry_run import count_by_part
 from lvt_pipeline.training.prior_settings import resolve_settings
 from lvt_pipeline.training.settings import PriorRunSettings, VQVAERunSettings
-
-SETTINGS_NAME = "reproduce.toml"
-SCALES = ("tiny", "small", "paper")
-Scale = Literal["tiny", "small", "paper"]
 
 # What makes a prior the one of its row. At a smaller scale everything else comes from the scale.
 OF_THE_ROW = (
     *("frames", "subscale", "kernel", "kernel_reach", "encoder_position", "attention", "decoder_input", "head"),
     *("cluster_ratio", "priming_frames"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReproduceSettings(Settings):
-    """The contents of `reproduce.toml` in a work directory. A scale is a preset of these."""
-
-    scale: Scale = setting("tiny", "Preset that the settings started from.")
-    videos: str | None = setting(
-        None, "Source of videos.", unset="the frames in the work directory, or else the clips of a demo"
-    )
-    media: str | None = setting(None, "Folder or URL of the videos that a list names.", unset="next to the list")
-    max_failures: float = setting(0.5, "Fraction of clips that may fail in ingest.", at_least=0, at_most=1)
-    runs: int = setting(10, "Number of sampling runs, each with its own seed.", at_least=1)
-    max_clips: int | None = setting(
-        None, "Largest number of test clips; the first ones are measured.", at_least=1, unset="all"
-    )
-    spatial: Literal["reference", "full", "both"] = setting(
-        "reference",
-        'Rows "Spatial": as the released code trains them (4-frame clips), as the paper describes them (16), or both.',
-    )
-    repetitions: int = setting(3, "Number of timed samplings of one clip, after one that is not counted.", at_least=1)
-    i3d: str | None = setting(None, "TorchScript network of FVD.", unset="no FVD")
-    demo: DemoSettings = field(default_factory=DemoSettings)
-    manifest: ManifestSettings = field(default_factory=ManifestSettings)
-    ingest: IngestSettings = field(default_factory=IngestSettings)
-    encode: EncodeSettings = field(default_factory=EncodeSettings)
-    # Changes to the settings of every tokenizer and prior; `preset` in them replaces the one of the row.
-    vqvae: Mapping[str, Any] = field(default_factory=dict)
-    prior: Mapping[str, Any] = field(default_factory=dict)
-
-
-def load_settings(
-    work_dir: Path,
-    *,
-    scale: str | None = None,
-    videos: str | None = None,
-    media: str | None = None,
-    runs: int | None = None,
-    max_clips: int | None = None,
-    i3d: Path | None = None,
-    overrides: Sequence[str] = (),
-) -> ReproduceSettings:
-    """The settings that the work directory was made with, or those of a scale, changed by options.
-
-    Raises:
-        ConfigError: a setting is unknown, or the directory holds experiments of another scale.
-    """
-    path = work_dir / SETTINGS_NAME
-    saved = config.read_toml(path) if path.is_file() else None
-    if scale is not None and scale not in SCALES:
-        close = difflib.get_close_matches(scale, SCALES, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise ConfigError(f"there is no scale {scale!r}; {hint}known: {', '.join(SCALES)}")
-    if saved is not None and scale is not None and saved.get("scale") != scale:
-        raise ConfigError(
-            f"{work_dir} holds experiments of preset {saved.get('scale')} but --preset {scale} was asked for; "
-            "give another work directory"
-        )
-    chosen = scale or "tiny"
-    start = saved if saved is not None else {"scale": chosen, **config.read_preset("reproduce", chosen)}
-    options: dict[str, Any] = {
-        "videos": None if videos is None else location_of(videos),
-        "media": None if media is None else location_of(media),
-        "runs": runs,
-        "max_clips": max_clips,
-        "i3d": None if i3d is None else str(i3d.absolute()),
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    return config.build(ReproduceSettings, config.merge(start, config.parse_overrides(overrides), given))
 
 
 @dataclass(frozen=True)

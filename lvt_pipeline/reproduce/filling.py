@@ -8,7 +8,6 @@ from typing import Any
 from lvt_pipeline.evaluation.protocol_results import Protocol
 from lvt_pipeline.reproduce.experiments import (
     PriorRecipe,
-    ReproduceSettings,
     Target,
     TokenizerRecipe,
     count_parameters,
@@ -20,6 +19,7 @@ from lvt_pipeline.reproduce.experiments import (
 )
 from lvt_pipeline.reproduce.places import Places, describe_data
 from lvt_pipeline.reproduce.published import COPY, TABLES, Column, PublishedTable, Row
+from lvt_pipeline.reproduce.settings import ReproduceSettings
 from lvt_pipeline.reproduce.tables import FilledRow, FilledTable, Measured, in_millions
 from lvt_pipeline.runs.read import read_run_record
 from lvt_pipeline.storage import read_json

@@ -17,8 +17,9 @@ from pathlib import Path
 from lvt_pipeline.demo.videos import SETTINGS_NAME as DEMO_NAME
 from lvt_pipeline.errors import ArtefactError, ConfigError
 from lvt_pipeline.provenance import read_record
-from lvt_pipeline.reproduce.experiments import SETTINGS_NAME, PriorRecipe, TokenizerRecipe
+from lvt_pipeline.reproduce.experiments import PriorRecipe, TokenizerRecipe
 from lvt_pipeline.reproduce.published import Dataset
+from lvt_pipeline.reproduce.settings import SETTINGS_NAME
 from lvt_pipeline.workspace.settings import load_settings as load_pipeline
 
 DEMO = "the demo's clips"

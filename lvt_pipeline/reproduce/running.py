@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ from lvt_pipeline.provenance import Provenance, digest_file, read_record, record
 from lvt_pipeline.reproduce import drawing, timing
 from lvt_pipeline.reproduce.experiments import (
     PriorRecipe,
-    ReproduceSettings,
     Target,
     TokenizerRecipe,
     count_parameters,
@@ -40,6 +40,7 @@ from lvt_pipeline.reproduce.experiments import (
 )
 from lvt_pipeline.reproduce.filling import PROTOCOL, fill_table
 from lvt_pipeline.reproduce.places import Data, Places, describe_data, makes_demo
+from lvt_pipeline.reproduce.settings import ReproduceSettings
 from lvt_pipeline.reproduce.tables import FilledTable
 from lvt_pipeline.reproduce.timing import TimingSettings, time_sampling
 from lvt_pipeline.runs.read import read_run_record
@@ -140,7 +141,7 @@ class Reproduction:
     def plan(self) -> list[PlannedStep]:
         """Every stage that the targets need, in order, without changing anything."""
         planned = []
-        for step in self._all_steps():
+        for step in chain(self._data_steps(), *(steps for _, steps in self._steps_of_targets())):
             state = step.stage.state()
             parameters = None if step.parameters is None else step.parameters()
             planned.append(PlannedStep(state, step.training_steps, parameters))
@@ -165,31 +166,30 @@ class Reproduction:
             LVTError: a stage failed; finished work is kept.
         """
         outcomes: list[Outcome] = []
-        seen: set[Path] = set()
         making = replace(self._making, progress=progress)
         with exclusive_lock(self.work_dir), stop_requested() as stop:
 
             def bring_all(steps: Iterable[Step]) -> None:
                 for step in steps:
-                    if step.stage.output in seen:
-                        continue
-                    seen.add(step.stage.output)
                     result = bring_up_to_date(step.stage, making, step.make, always=step.always)
                     on_end(result)
                     if result.output == self._places.frames:
                         check_failures(result, self.settings.max_failures)
                     stop.raise_if_set(f"{step.stage.name} is finished")
 
-            text, path = config.to_toml(self.settings).encode(), self._places.settings
-            if not path.exists() or path.read_bytes() != text:
-                write_bytes(path, text)
+            self._save_settings()
             bring_all(self._data_steps())
             self._check_test_clips()
-            for target in self.targets:
-                bring_all(self._steps(target))
+            for target, steps in self._steps_of_targets():
+                bring_all(steps)
                 outcomes.append(self._finish(target))
                 on_target(outcomes[-1])
         return outcomes
+
+    def _save_settings(self) -> None:
+        text, path = config.to_toml(self.settings).encode(), self._places.settings
+        if not path.exists() or path.read_bytes() != text:
+            write_bytes(path, text)
 
     def _check_test_clips(self) -> None:
         """Refuse frames on which only training clips could be measured.
@@ -206,14 +206,13 @@ class Reproduction:
 
     # What has to be there -------------------------------------------------------------------------------------------
 
-    def _all_steps(self) -> Iterator[Step]:
-        yield from self._data_steps()
+    def _steps_of_targets(self) -> Iterator[tuple[Target, list[Step]]]:
+        """What each target needs that no earlier one does."""
         seen: set[Path] = set()
         for target in self.targets:
-            for step in self._steps(target):
-                if step.stage.output not in seen:
-                    seen.add(step.stage.output)
-                    yield step
+            steps = {step.stage.output: step for step in self._steps(target) if step.stage.output not in seen}
+            seen |= {*steps}
+            yield target, list(steps.values())
 
     def _steps(self, target: Target) -> Iterator[Step]:
         for tokenizer in target_tokenizers(target, self.settings):
@@ -253,53 +252,49 @@ class Reproduction:
         yield Step(training, training_steps=recipe.settings.training.max_steps)
         yield Step(new_stage("codes", codes, self.settings.encode, {"frames": frames, "tokenizer": run}, recipe.name))
 
-    def _tokenizer_result(self, recipe: TokenizerRecipe) -> Step:
-        places = self._places
-        sources = {"codes": places.codes(recipe), "frames": places.frames, "vqvae": places.run(recipe)}
-        stage = new_stage("evaluation", places.result(recipe), self._measured, sources, recipe.name)
-
-        def make(stage: Stage, making: Making, state: StageState) -> Provenance:
-            given = Sources(codes=sources["codes"], frames=sources["frames"], vqvae=sources["vqvae"], i3d=self._i3d)
-            return evaluate(given, stage.output, self._measured, device=making.device, progress=making.progress)
-
-        return Step(replace(stage, extra_inputs=self._network_inputs), make)
-
     def _prior_training(self, recipe: PriorRecipe) -> Step:
         codes = self._places.codes(recipe.tokenizer)
         stage = new_stage("prior", self._places.run(recipe), recipe.settings, {"codes": codes}, recipe.name)
         steps = recipe.settings.training.max_steps
         return Step(stage, training_steps=steps, parameters=lambda: self._count_parameters(recipe))
 
+    def _tokenizer_result(self, recipe: TokenizerRecipe) -> Step:
+        return self._result(recipe, recipe, None, self._measured, evaluate)
+
     def _prior_result(self, recipe: PriorRecipe) -> Step:
-        places, out = self._places, self._places.result(recipe)
-        sources = {
-            "codes": places.codes(recipe.tokenizer),
-            "prior": places.run(recipe),
-            "frames": places.frames,
-            "vqvae": places.run(recipe.tokenizer),
-        }
         settings = recorded_settings(PROTOCOL, self._measured, range(self.settings.runs))
-        stage = new_stage("evaluation", out, settings, sources, recipe.name)
+        run_protocol = partial(evaluate_protocol, protocol=PROTOCOL, num_runs=self.settings.runs)
+        return self._result(recipe, recipe.tokenizer, self._places.run(recipe), settings, run_protocol)
+
+    def _result(
+        self,
+        recipe: TokenizerRecipe | PriorRecipe,
+        tokenizer: TokenizerRecipe,
+        prior: Path | None,
+        recorded: Any,
+        measure: Callable[..., Provenance],
+    ) -> Step:
+        """Measure a tokenizer, or a prior on its codes, with settings that are recorded as `recorded`."""
+        places, out = self._places, self._places.result(recipe)
+        sources = Sources(
+            codes=places.codes(tokenizer),
+            prior=prior,
+            frames=places.frames,
+            vqvae=places.run(tokenizer),
+            i3d=self._i3d,
+        )
+        roles = ("codes", "prior", "frames", "vqvae")
+        paths = {role: path for role in roles if (path := getattr(sources, role)) is not None}
+        stage = new_stage("evaluation", out, recorded, paths, recipe.name)
 
         def make(stage: Stage, making: Making, state: StageState) -> Provenance:
-            given = Sources(
-                codes=sources["codes"],
-                prior=sources["prior"],
-                frames=sources["frames"],
-                vqvae=sources["vqvae"],
-                i3d=self._i3d,
-            )
-            return evaluate_protocol(
-                given,
-                out,
-                PROTOCOL,
-                self._measured,
-                num_runs=self.settings.runs,
-                device=making.device,
-                progress=making.progress,
-            )
+            return measure(sources, out, settings=self._measured, device=making.device, progress=making.progress)
 
-        return Step(replace(stage, extra_inputs=lambda: self._network_inputs() | _samples_of(out)), make)
+        def extra_inputs() -> dict[str, str]:
+            network = {} if self._i3d is None else {"i3d": _digest(self._i3d)}
+            return network | ({} if prior is None else _samples_of(out))
+
+        return Step(replace(stage, extra_inputs=extra_inputs), make)
 
     def _prior_timing(self, recipe: PriorRecipe) -> Step:
         run, codes, out = self._places.run(recipe), self._places.codes(recipe.tokenizer), self._places.timing(recipe)
@@ -316,9 +311,6 @@ class Reproduction:
             return time_sampling(run, codes, out, settings, device=making.device, progress=making.progress)
 
         return Step(stage, make)
-
-    def _network_inputs(self) -> dict[str, str]:
-        return {} if self._i3d is None else {"i3d": _digest(self._i3d)}
 
     def _count_parameters(self, recipe: PriorRecipe) -> int:
         """Parameters of a prior: of the trained one, or of one that is only planned."""

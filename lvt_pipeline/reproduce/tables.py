@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lvt_pipeline.progress import count_of
 from lvt_pipeline.reproduce.published import (
     COLUMNS,
     DATASETS,
@@ -83,9 +84,9 @@ class FilledTable:
     @property
     def heading(self) -> list[str]:
         """Where both kinds of numbers come from, so that nobody mistakes one for the other."""
-        runs = "" if self.runs is None else f", {self.runs} run{'' if self.runs == 1 else 's'} of sampling"
+        runs = "" if self.runs is None else f", {count_of(self.runs, 'run')} of sampling"
         lines = [
-            f"ours: {self.data}, scale {self.scale}, {self.clips} {self.split} clips{runs}",
+            f"ours: {self.data}, scale {self.scale}, {count_of(self.clips, f'{self.split} clip')}{runs}",
             f"paper: {DATASETS[self.paper.dataset]}, {TEST_CLIPS[self.paper.dataset]} test clips, as it was printed",
         ]
         if self.dataset != self.paper.dataset:

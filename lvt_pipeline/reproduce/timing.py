@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from lvt_pipeline.codes.store import clips_of_split, open_codes
 from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.provenance import Provenance, write_record
+from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.compatibility import check_prior, label_numbers
 from lvt_pipeline.runs.read import load_prior, run_fingerprint
 from lvt_pipeline.storage import write_json
@@ -37,13 +39,7 @@ class TimingSettings:
 
 
 def time_sampling(
-    prior: Path,
-    codes: Path,
-    out: Path,
-    settings: TimingSettings,
-    *,
-    device: str = "auto",
-    progress: Progress = SILENT,
+    prior: Path, codes: Path, out: Path, settings: TimingSettings, *, device: str = "auto", progress: Progress = SILENT
 ) -> Provenance:
     """Sample one test clip several times and write the seconds, and the conditions of the measurement, to a JSON file.
 
@@ -60,17 +56,12 @@ def time_sampling(
     clip = clips_of_split(store, "test", settings.priming_frames)[0][0]
     priming = store.read(clip, 0, settings.priming_frames).astype(np.int64)[None]
     labels = label_numbers([clip], prior, model)
-    seconds = []
-    with progress.bar("timing", settings.repetitions + 1, "samples") as bar:
-        for _ in range(settings.repetitions + 1):
-            begun = time.perf_counter()
-            model.sample(priming, frames=settings.frames, labels=labels, lookahead=1)  # ends on the CPU
-            seconds.append(time.perf_counter() - begun)
-            bar.advance()
+    sample = partial(model.sample, priming, frames=settings.frames, labels=labels, lookahead=1)
+    first, *seconds = _time(sample, settings, progress)
     results: dict[str, Any] = {
-        "seconds": min(seconds[1:]),
-        "all_seconds": seconds[1:],
-        "first_seconds": seconds[0],
+        "seconds": min(seconds),
+        "all_seconds": seconds,
+        "first_seconds": first,
         "clip": clip.id,
         "batch": 1,
         "lookahead": 1,
@@ -79,14 +70,22 @@ def time_sampling(
         "frames": settings.frames,
         "priming_frames": settings.priming_frames,
     }
-    write_json(out, results)
     inputs = {"codes": store.fingerprint, "prior": run_fingerprint(prior)}
-    counts = {"seconds_per_clip": results["seconds"]}
-    record = JOB.recorder(settings, inputs, clock).new_record(
-        lineage.results_fingerprint(results), {out.name: out.stat().st_size}, counts
-    )
-    write_record(out, record)
-    return record
+    with JOB.open_file(out, settings, inputs, clock=clock) as work:
+        write_json(out, results)
+        return work.finish(lineage.results_fingerprint(results), counts={"seconds_per_clip": results["seconds"]})
+
+
+def _time(sample: Callable[[], object], settings: TimingSettings, progress: Progress) -> list[float]:
+    """Seconds of every repetition, after those of one that does not count."""
+    seconds = []
+    with progress.bar("timing", settings.repetitions + 1, "samples") as bar:
+        for _ in range(settings.repetitions + 1):
+            begun = time.perf_counter()
+            sample()  # ends on the CPU, so nothing is pending
+            seconds.append(time.perf_counter() - begun)
+            bar.advance()
+    return seconds
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import hashlib
 import io
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,7 @@ def save_checkpoint(
     if checkpoint.path.exists():  # left by a run that was killed before the pointer moved
         shutil.rmtree(checkpoint.path)
     contents = {name: _safetensors(tensors) for name, tensors in weights.items()}
-    stream = io.BytesIO()
-    torch.save(dict(state), stream)
-    contents[STATE_NAME] = stream.getvalue()
+    contents[STATE_NAME] = _saved(state)
     receipts = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()
     }
@@ -94,11 +92,20 @@ def save_checkpoint(
         write_sealed(folder / BEST_NAME, best)
     pointer = {"step": step, "path": checkpoint.path.name, "digest": receipts[MODEL_NAME]["sha256"]}
     write_sealed(folder / LATEST_NAME, pointer)
-    kept = {found.step for found in list_checkpoints(run)[-keep:]} | ({best["step"]} if best else set())
-    for found in list_checkpoints(run):
-        if found.step not in kept:
-            shutil.rmtree(found.path, ignore_errors=True)
+    _keep_only(run, {found.step for found in list_checkpoints(run)[-keep:]} | ({best["step"]} if best else set()))
     return checkpoint
+
+
+def _saved(state: Mapping[str, Any]) -> bytes:
+    stream = io.BytesIO()
+    torch.save(dict(state), stream)
+    return stream.getvalue()
+
+
+def _keep_only(run: Path, steps: Collection[int]) -> None:
+    for found in list_checkpoints(run):
+        if found.step not in steps:
+            shutil.rmtree(found.path, ignore_errors=True)
 
 
 def list_checkpoints(run: Path) -> list[Checkpoint]:

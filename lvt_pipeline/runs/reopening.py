@@ -11,7 +11,7 @@ from typing import Any
 
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ChangedRunError, CheckpointError
-from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.progress import SILENT, Progress, count_of
 from lvt_pipeline.provenance import RECORD_NAME, Provenance, differences, missing_outputs, now, short
 from lvt_pipeline.runs.checkpoints import Checkpoint, drop_checkpoints_after, list_checkpoints, verify_checkpoint
 from lvt_pipeline.runs.directory import RunDirectory, RunPlan, owned_directory
@@ -87,7 +87,7 @@ def _reopen(run: RunDirectory, allow_config_change: bool, progress: Progress) ->
     step = checkpoint.step if checkpoint is not None else 0
     if plan.max_steps < step:
         raise ChangedRunError(
-            f"training.max_steps={plan.max_steps} but {path} has taken {step} steps already; "
+            f"training.max_steps={plan.max_steps} but {path} has taken {count_of(step, 'step')} already; "
             "ask for at least as many, or train again with --overwrite"
         )
     record = _complete_record(path, checkpoint)

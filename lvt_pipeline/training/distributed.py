@@ -41,11 +41,11 @@ class Ranks:
         return [value > 0 for value in values.tolist()]
 
     @contextmanager
-    def in_turn(self, opening: Callable[[bool], AbstractContextManager[Value]]) -> Iterator[Value]:
-        """Enter a context in rank 0, as the one that writes, and only then in the others."""
+    def in_turn(self, opening: Callable[..., AbstractContextManager[Value]]) -> Iterator[Value]:
+        """Enter a context in rank 0, with `is_writer`, and only then in the others."""
         if self.rank > 0:
             self.wait()
-        with opening(self.rank == 0) as opened:
+        with opening(is_writer=self.rank == 0) as opened:
             if self.rank == 0:
                 self.wait()
             yield opened

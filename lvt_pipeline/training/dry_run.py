@@ -1,4 +1,10 @@
-"""Memory and time of a training, measured on one step of the real model and optimizer, writing nothing."""
+"""Memory and time of a training, measured on one step of the real model and optimizer, writing nothing.
+
+On a GPU a step has the configured micro-batch, and its activations are the peak that the allocator saw beyond weights,
+gradients and optimizer state. On a CPU the first has at most two samples; activations are the tensors that autograd
+keeps for the backward pass, scaled up to the micro-batch. Where that fits into memory and is quick enough, whole
+micro-batches are timed, elsewhere two samples, whose time is scaled up.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +26,18 @@ from lvt_pipeline.training.task import StepLoss
 CPU_BATCH_SIZE = 2  # a CPU tries this first: a paper-size batch would not fit into the memory of a laptop
 CPU_SECONDS = 5.0  # on a CPU, a micro-batch that takes longer than this is not tried
 TIMED_STEPS = 3
+PART_NAMES = {"quantizer": "codebook"}
 
 
 def count_by_part(model: nn.Module) -> dict[str, int]:
     """Parameters of each part of a model. Codebooks count although they follow averages instead of gradients."""
     return {name: num_parameters(part) for name, part in model.named_children()}
+
+
+def size_of(model: nn.Module, settings: TrainingSettings) -> dict[str, Any]:
+    """Parameters of a model, as a whole and by part, and samples of a batch, for the facts of a dry run."""
+    parts = {PART_NAMES.get(name, name): count for name, count in count_by_part(model).items()}
+    return {"parameters": sum(parts.values()), "parameters_by_part": parts, "batch_size": settings.batch_size}
 
 
 def measure_step(
@@ -35,11 +48,6 @@ def measure_step(
     device: torch.device,
 ) -> dict[str, Any]:
     """Take one step to warm up and a few to be timed, of which the quickest counts.
-
-    On a GPU a step has the configured micro-batch, and its activations are the peak that the allocator saw beyond
-    weights, gradients and optimizer state. On a CPU the first has at most two samples; activations are the tensors that
-    autograd keeps for the backward pass, scaled up to the micro-batch. Where that fits into memory and is quick enough,
-    whole micro-batches are timed, elsewhere two samples, whose time is scaled up.
 
     Args:
         make_batch: data for a number of samples.
@@ -58,13 +66,8 @@ def measure_step(
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-    elif (
-        first < micro_batch_size
-        and kept_bytes < available_memory() // 2
-        and trial.seconds_of_step(batch) * micro_batch_size / first < CPU_SECONDS
-    ):
-        measured = micro_batch_size
-        batch = dict(make_batch(measured))
+    elif first < micro_batch_size and trial.can_take(micro_batch_size / first, batch, kept_bytes):
+        measured, batch = micro_batch_size, dict(make_batch(micro_batch_size))
     seconds = min(trial.seconds_of_step(batch) for _ in range(TIMED_STEPS))
     parts = trial.bytes_by_part(kept_bytes)
     step_seconds = seconds * settings.batch_size / measured
@@ -125,6 +128,10 @@ class _Trial:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - start
+
+    def can_take(self, times: float, batch: Mapping[str, Tensor], kept_bytes: int) -> bool:
+        """Whether a batch this many times as large fits into memory, with `kept_bytes`, and is quick enough."""
+        return kept_bytes < available_memory() // 2 and self.seconds_of_step(batch) * times < CPU_SECONDS
 
     def bytes_by_part(self, kept_bytes: int) -> dict[str, int]:
         """Memory after some steps.

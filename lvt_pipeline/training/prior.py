@@ -32,7 +32,7 @@ from lvt_pipeline.runs.read import PRIOR_KIND, read_run, read_run_record, requir
 from lvt_pipeline.runs.trained_clips import list_trained_clips
 from lvt_pipeline.runs.warm_start import WarmStart
 from lvt_pipeline.training.distributed import Ranks, joined_ranks
-from lvt_pipeline.training.dry_run import count_by_part, measure_step
+from lvt_pipeline.training.dry_run import measure_step, size_of
 from lvt_pipeline.training.prior_settings import (
     ResolvedPriorSettings,
     check_alike,
@@ -42,7 +42,7 @@ from lvt_pipeline.training.prior_settings import (
 )
 from lvt_pipeline.training.prior_task import PriorTask, prior_loss
 from lvt_pipeline.training.session import SessionOptions, run_training
-from lvt_pipeline.training.settings import HARMLESS_SETTINGS, PriorRunSettings, PriorTraining
+from lvt_pipeline.training.settings import HARMLESS_SETTINGS, PriorRunSettings
 from lvt_pipeline.training.task import seeded
 
 STAGE = "train-prior"
@@ -53,7 +53,7 @@ JOB = Job(stage=STAGE, version=VERSION, kind=PRIOR_KIND)
 def train_prior(
     codes: Path | Sequence[Path],
     out: Path,
-    settings: PriorRunSettings | None = None,
+    settings: PriorRunSettings = PriorRunSettings(),
     *,
     generation: int | None = None,
     init_from: Path | None = None,
@@ -73,30 +73,20 @@ def train_prior(
         codes: code store from `lvt encode-dataset`; several are mixed by `settings.training.mix`.
         out: run directory.
         generation: the generation of the store that a new run is trained on; the current one by default.
-        init_from: run whose weights a new run starts from, where names and shapes fit; the optimizer starts fresh. Its
-            codes must be of the same tokenizer.
+        init_from: as in `train_vqvae`; the codes of that run must be of the same tokenizer.
         cache: where the training codes are kept: "ram", "mmap", "stream" or "auto", see `CodeWindows`. Streaming needs
             the order `settings.training.shuffle="shards"`, which a new run takes on when it streams and keeps.
-        device: "auto", "cpu", "cuda" or "cuda:N". Under `torchrun` every process takes its own part of each batch.
-        max_seconds: save and stop after this time.
-        overwrite: train from nothing, whatever is in `out`.
-        allow_config_change: resume although settings of the training have changed; the run lists the changes.
-        track: further places for the metrics: "tensorboard", "wandb".
+        device, max_seconds, overwrite, allow_config_change, track: as in `train_vqvae`.
 
     Raises:
         LVTError: there is no training clip, or none is as long as a window.
-        Stopped: a signal or the time limit asked; the step is saved.
-        ChangedRunError: the run was started with other settings or codes.
-        ConfigError: the settings do not fit each other.
         MismatchError: the settings state another K, n_c or grid than the store has, or the stores differ.
-        TrainingError: the loss is not finite any more, or has exploded.
+        Stopped, ChangedRunError, ConfigError, TrainingError: as `train_vqvae`.
     """
-    settings = settings or PriorRunSettings()
     paths = [codes] if isinstance(codes, Path) else list(codes)
     require_output_folder(out, STAGE, [*paths, init_from])
     check_mix(settings.training.mix, len(paths))
     stores = _open_stores(paths, out, generation, overwrite, progress)
-    check_alike(stores)
     resolved = resolve_settings(settings, stores[0], stores[1:])
     names = class_names(stores, resolved.model)
     options = SessionOptions(
@@ -108,26 +98,22 @@ def train_prior(
         progress=progress,
     )
     with joined_ranks(device) as ranks:
-        recorded = None if overwrite else _shuffle_of_run(out)
-        training, tiers = _choose_tiers(stores, resolved, cache, recorded, ranks)
-        resolved = replace(resolved, training=training)
+        resolved, tiers = _choose_tiers(stores, resolved, cache, None if overwrite else _shuffle_of_run(out), ranks)
 
         def make_task(run: RunDirectory) -> PriorTask:
             windows = [
                 CodeWindows(one, frames=resolved.model.frames, split="train", cache=tier, progress=progress)
                 for one, tier in zip(stores, tiers, strict=True)
             ]
-            clips = [clip for one in windows for clip in one.clips]
-            resumed = run.path if "start" in run.plan.inputs else None  # its own list has the clips of its start
-            run.write_guarded(TRAINED_CLIPS_NAME, list_trained_clips(clips, started_from=init_from or resumed))
+            _write_clips(run, windows, init_from)
             model = _make_model(resolved, stores, ranks)
-            return PriorTask(model, windows, training, class_names=names, progress=progress)
+            return PriorTask(model, windows, resolved.training, class_names=names, progress=progress)
 
         return run_training(out, _plan(settings, resolved, stores, names), ranks, options, make_task)
 
 
 def dry_run_prior(
-    settings: PriorRunSettings | None = None,
+    settings: PriorRunSettings = PriorRunSettings(),
     *,
     codes: Path | Sequence[Path] | None = None,
     generation: int | None = None,
@@ -143,7 +129,6 @@ def dry_run_prior(
         "parameters", "parameters_by_part", "batch_size", "frames", "grid", "num_slices", "codes_per_step" (those that
         are predicted), and the memory and times of `dry_run.measure_step`.
     """
-    settings = settings or PriorRunSettings()
     chosen = choose_device(device)
     paths = [] if codes is None else [codes] if isinstance(codes, Path) else list(codes)
     stores = [open_codes(path, generation) for path in paths]
@@ -174,9 +159,7 @@ def dry_run_prior(
     num_slices = math.prod(config.subscale)
     slice_codes = config.frames * math.prod(config.grid) * config.num_codebooks // num_slices
     return {
-        "parameters": sum(count_by_part(model).values()),
-        "parameters_by_part": count_by_part(model),
-        "batch_size": settings.training.batch_size,
+        **size_of(model, settings.training),
         "frames": config.frames,
         "grid": list(config.grid),
         "num_slices": num_slices,
@@ -197,6 +180,12 @@ def _plan(
         harmless=HARMLESS_SETTINGS,
         facts={"tokenizer": stores[0].tokenizer, "class_names": names, "generation": stores[0].generation},
     )
+
+
+def _write_clips(run: RunDirectory, windows: Sequence[CodeWindows], init_from: Path | None) -> None:
+    clips = [clip for one in windows for clip in one.clips]
+    resumed = run.path if "start" in run.plan.inputs else None  # its own list has the clips of its start
+    run.write_guarded(TRAINED_CLIPS_NAME, list_trained_clips(clips, started_from=init_from or resumed))
 
 
 def _warm_start(run: Path, resolved: ResolvedPriorSettings, store: CodeStore, names: list[str]) -> WarmStart:
@@ -238,8 +227,11 @@ def _open_stores(
     if generation is not None and len(paths) > 1:
         raise ConfigError("one generation is asked for but several code stores are given; leave --at out")
     if generation is not None or overwrite:
-        return [open_codes(path, generation) for path in paths]
-    return [_store_of_run(path, out, _role(number), progress) for number, path in enumerate(paths)]
+        stores = [open_codes(path, generation) for path in paths]
+    else:
+        stores = [_store_of_run(path, out, _role(number), progress) for number, path in enumerate(paths)]
+    check_alike(stores)
+    return stores
 
 
 def _role(number: int) -> str:
@@ -261,7 +253,7 @@ def _choose_tiers(
     cache: Cache,
     recorded: Literal["clips", "shards"] | None,
     ranks: Ranks,
-) -> tuple[PriorTraining, list[Tier]]:
+) -> tuple[ResolvedPriorSettings, list[Tier]]:
     """Choose where the training codes are kept, and the order that follows from it when the settings leave it open.
 
     Raises:
@@ -289,7 +281,8 @@ def _choose_tiers(
                 f"training.windows_per_clip={training.windows_per_clip} needs training.shuffle=shards; with clips from "
                 "anywhere a clip comes once an epoch"
             )
-    return replace(training, shuffle="shards" if shuffle == "shards" else None), tiers
+    training = replace(training, shuffle="shards" if shuffle == "shards" else None)
+    return replace(resolved, training=training), tiers
 
 
 def _train_bytes(store: CodeStore) -> int:

@@ -15,6 +15,7 @@ from lvt_pipeline.config import build, to_plain
 from lvt_pipeline.errors import ConfigError, MismatchError
 from lvt_pipeline.models.prior.adaptive import cutoffs_by_mass
 from lvt_pipeline.models.prior.config import PriorConfig, uses_clusters
+from lvt_pipeline.progress import count_of
 from lvt_pipeline.training.settings import PriorRunSettings, PriorTraining
 
 FROM_STORE = {"codebook_size": 512, "num_codebooks": 4, "grid": (16, 16)}  # defaults where there is no store: the paper
@@ -111,9 +112,10 @@ def class_names(stores: Sequence[CodeStore], config: PriorConfig) -> list[str]:
         unlabelled = [clip.id for clip in store.clips if not clip.label]
         if unlabelled and not config.class_dropout:
             raise MismatchError(
-                f"model.num_classes={config.num_classes} but {store.path} has {len(unlabelled)} clips without a label, "
-                f"such as {unlabelled[0]}; known labels are {', '.join(names) or 'none'}. Give these clips one, or set "
-                "model.class_dropout=0.1, which also trains without a class"
+                f"model.num_classes={config.num_classes} but {store.path} has {count_of(len(unlabelled), 'clip')} "
+                f"without a label, such as {unlabelled[0]}; known labels are "
+                f"{', '.join(names) or 'none'}. Give these clips one, or set model.class_dropout=0.1, "
+                "which also trains without a class"
             )
     return names
 

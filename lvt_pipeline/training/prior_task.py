@@ -20,7 +20,7 @@ from lvt_pipeline.codes.loading.batches import Drawn, make_batches, shares
 from lvt_pipeline.codes.loading.windows import CodeWindows
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.models.prior.model import Prior
-from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.progress import SILENT, Progress, count_of
 from lvt_pipeline.training.settings import PriorTraining
 from lvt_pipeline.training.task import StepLoss, step_seed
 from lvt_pipeline.video.pictures import colour_codes
@@ -90,8 +90,8 @@ class PriorTask:
         store = windows.store
         if windows.num_short_clips:
             progress.say(
-                f"{windows.num_short_clips} clips of {store.path} are shorter than {windows.frames} frames and "
-                "are not trained on"
+                f"{count_of(windows.num_short_clips, 'clip')} of {store.path} shorter than {windows.frames} frames: "
+                "not trained on"
             )
         clips = [clip for clip in store.split("val") if clip.length >= windows.frames]
         if not clips:

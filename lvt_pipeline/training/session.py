@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,46 +72,55 @@ def run_training(
     Raises:
         LVTError: as `open_run` and `train`.
     """
-    start = options.start
-    recorded = None if options.overwrite else recorded_start(out)
-    fingerprint = start.fingerprint if start is not None else recorded
-    if fingerprint is not None:
-        plan = replace(plan, inputs={**plan.inputs, "start": fingerprint})
-
-    def opening(is_writer: bool) -> AbstractContextManager[RunDirectory]:
-        return open_run(
-            out,
-            plan,
-            overwrite=options.overwrite,
-            is_writer=is_writer,
-            allow_config_change=options.allow_config_change,
-            progress=options.progress,
-        )
-
+    plan = _with_start(plan, out, options)
+    opening = partial(
+        open_run,
+        out,
+        plan,
+        overwrite=options.overwrite,
+        allow_config_change=options.allow_config_change,
+        progress=options.progress,
+    )
     with ranks.in_turn(opening) as run:
         if run.record is not None:
             return run.record
         task = make_task(run)
-        if start is not None and run.latest_checkpoint() is None:
-            fresh = start.fill(task.model)
-            listed = f"; fresh: {', '.join(fresh)}" if fresh else ""
-            options.progress.say(f"starting from the weights of {start.run}{listed}")
-            run.set_start(fresh)
-        with Threads(product_seconds(task.model, plan.resolved.training.batch_size)):
-            result = train(
-                task,
-                plan.resolved.training,
-                run,
-                ranks,
-                max_seconds=options.max_seconds,
-                track=options.track,
-                progress=options.progress,
-            )
-        counts = {
-            "parameters": num_parameters(task.model),
-            **result.counts(),
-            **task.facts(result.weights, result.evaluation),
-            **({"fresh_weights": run.fresh_weights} if fingerprint is not None else {}),
-        }
-        record = run.finish(result.weights, counts, steps=result.steps, seconds=result.seconds)
-        return ranks.share(record)  # only rank 0 has seen the validation clips
+        if options.start is not None and run.latest_checkpoint() is None:
+            _fill(task, options.start, run, options.progress)
+        return _train(task, plan, run, ranks, options)
+
+
+def _train(task: RecordedTask, plan: RunPlan, run: RunDirectory, ranks: Ranks, options: SessionOptions) -> Provenance:
+    with Threads(product_seconds(task.model, plan.resolved.training.batch_size)):
+        result = train(
+            task,
+            plan.resolved.training,
+            run,
+            ranks,
+            max_seconds=options.max_seconds,
+            track=options.track,
+            progress=options.progress,
+        )
+    counts = {
+        "parameters": num_parameters(task.model),
+        **result.counts(),
+        **task.facts(result.weights, result.evaluation),
+        **({"fresh_weights": run.fresh_weights} if "start" in plan.inputs else {}),
+    }
+    record = run.finish(result.weights, counts, steps=result.steps, seconds=result.seconds)
+    return ranks.share(record)  # only rank 0 has seen the validation clips
+
+
+def _with_start(plan: RunPlan, out: Path, options: SessionOptions) -> RunPlan:
+    """With the weights that the run starts from, or once started from, among the inputs."""
+    if options.start is not None:
+        return replace(plan, inputs={**plan.inputs, "start": options.start.fingerprint})
+    recorded = None if options.overwrite else recorded_start(out)
+    return plan if recorded is None else replace(plan, inputs={**plan.inputs, "start": recorded})
+
+
+def _fill(task: RecordedTask, start: WarmStart, run: RunDirectory, progress: Progress) -> None:
+    fresh = start.fill(task.model)
+    listed = f"; fresh: {', '.join(fresh)}" if fresh else ""
+    progress.say(f"starting from the weights of {start.run}{listed}")
+    run.set_start(fresh)

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.job import Job
 from lvt_pipeline.models.device import choose_device
-from lvt_pipeline.models.parameters import num_parameters
 from lvt_pipeline.models.vqvae.config import DOWNSAMPLING
 from lvt_pipeline.models.vqvae.model import VQVAE
 from lvt_pipeline.outputs import require_output_folder
@@ -26,7 +25,7 @@ from lvt_pipeline.runs.read import VQVAE_KIND
 from lvt_pipeline.runs.reopening import recorded_start
 from lvt_pipeline.runs.warm_start import WarmStart
 from lvt_pipeline.training.distributed import joined_ranks
-from lvt_pipeline.training.dry_run import count_by_part, measure_step
+from lvt_pipeline.training.dry_run import measure_step, size_of
 from lvt_pipeline.training.session import SessionOptions, run_training
 from lvt_pipeline.training.settings import HARMLESS_SETTINGS, VQVAERunSettings
 from lvt_pipeline.training.task import seeded
@@ -42,7 +41,7 @@ DRY_RUN_SIZE = 64  # pixels, when a dry run has no frames
 def train_vqvae(
     frames: Path,
     out: Path,
-    settings: VQVAERunSettings | None = None,
+    settings: VQVAERunSettings = VQVAERunSettings(),
     *,
     init_from: Path | None = None,
     device: str = "auto",
@@ -70,24 +69,13 @@ def train_vqvae(
     Raises:
         LVTError: there is no training frame.
         Stopped: a signal or the time limit asked; the step is saved.
-        ChangedRunError: the run was started with other settings or frames.
-        TrainingError: the loss is not finite any more.
+        ChangedRunError: the run was started with other settings or inputs.
+        ConfigError: the settings do not fit each other.
+        TrainingError: the loss is not finite any more, or has exploded.
     """
-    settings = settings or VQVAERunSettings()
     require_output_folder(out, STAGE, (frames, init_from))
     shards = FrameShards(frames)
-    plan = RunPlan(
-        job=JOB,
-        settings=settings,
-        resolved=settings,
-        inputs={"frames": shards.fingerprint},
-        max_steps=settings.training.max_steps,
-        harmless=HARMLESS_SETTINGS,
-        facts={"geometry": shards.record.settings.get("geometry", {})},
-    )
-    is_started = init_from is not None or (not overwrite and recorded_start(out) is not None)
-    if settings.training.freeze is not None and not is_started:
-        raise ConfigError("training.freeze=encoder keeps the encoder of an earlier run; give that run as --init-from")
+    _require_start(settings, init_from, None if overwrite else out)
     options = SessionOptions(
         start=_warm_start(init_from, settings) if init_from is not None else None,
         max_seconds=max_seconds,
@@ -107,7 +95,26 @@ def train_vqvae(
                 start_codebooks(task, progress)
             return task
 
-        return run_training(out, plan, ranks, options, make_task)
+        return run_training(out, _plan(settings, shards), ranks, options, make_task)
+
+
+def _require_start(settings: VQVAERunSettings, init_from: Path | None, resumed: Path | None) -> None:
+    """Refuse to freeze the encoder of a network that starts from nothing."""
+    is_started = init_from is not None or (resumed is not None and recorded_start(resumed) is not None)
+    if settings.training.freeze is not None and not is_started:
+        raise ConfigError("training.freeze=encoder keeps the encoder of an earlier run; give that run as --init-from")
+
+
+def _plan(settings: VQVAERunSettings, shards: FrameShards) -> RunPlan:
+    return RunPlan(
+        job=JOB,
+        settings=settings,
+        resolved=settings,
+        inputs={"frames": shards.fingerprint},
+        max_steps=settings.training.max_steps,
+        harmless=HARMLESS_SETTINGS,
+        facts={"geometry": shards.record.settings.get("geometry", {})},
+    )
 
 
 def _warm_start(run: Path, settings: VQVAERunSettings) -> WarmStart:
@@ -116,7 +123,7 @@ def _warm_start(run: Path, settings: VQVAERunSettings) -> WarmStart:
 
 
 def dry_run_vqvae(
-    settings: VQVAERunSettings | None = None, *, frames: Path | None = None, device: str = "auto"
+    settings: VQVAERunSettings = VQVAERunSettings(), *, frames: Path | None = None, device: str = "auto"
 ) -> dict[str, Any]:
     """Size, memory and speed of a training, writing nothing.
 
@@ -127,7 +134,6 @@ def dry_run_vqvae(
         "parameters", "parameters_by_part", "batch_size", "frame_size", "grid", "codes_per_step", and what
         `dry_run.measure_step` measures of memory and time.
     """
-    settings = settings or VQVAERunSettings()
     chosen = choose_device(device)
     size = (DRY_RUN_SIZE, DRY_RUN_SIZE)
     shards = FrameShards(frames) if frames is not None else None
@@ -142,25 +148,12 @@ def dry_run_vqvae(
 
     with seeded(settings.training.seed, chosen):
         model = VQVAE(settings.model).to(chosen)
-        facts = measure_step(
-            model,
-            settings.training,
-            make_batch,
-            vqvae_loss,
-            chosen,
-        )
+        facts = measure_step(model, settings.training, make_batch, vqvae_loss, chosen)
     grid = (size[0] // DOWNSAMPLING, size[1] // DOWNSAMPLING)
     return {
-        "parameters": num_parameters(model),
-        "parameters_by_part": _parameters_by_part(model),
-        "batch_size": settings.training.batch_size,
+        **size_of(model, settings.training),
         "frame_size": list(size),
         "grid": list(grid),
         "codes_per_step": settings.training.batch_size * math.prod(grid) * settings.model.num_codebooks,
         **facts,
     }
-
-
-def _parameters_by_part(model: nn.Module) -> dict[str, int]:
-    counts = count_by_part(model)
-    return {"encoder": counts["encoder"], "decoder": counts["decoder"], "codebook": counts["quantizer"]}

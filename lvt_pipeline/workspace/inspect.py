@@ -12,6 +12,7 @@ from lvt_pipeline.codes.layout import read_root
 from lvt_pipeline.codes.store import is_unfinished
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.frames.records import receipts_in
+from lvt_pipeline.progress import count_of
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance, missing_outputs, read_record, record_path, short
 from lvt_pipeline.runs.layout import METRICS_NAME, RUN_NAME
 from lvt_pipeline.runs.read import read_run, read_run_record
@@ -86,7 +87,8 @@ def describe(facts: dict[str, Any]) -> str:
     lines += _table({name: value for name, value in facts["contents"].items() if name != "history"})
     for info in history:
         when = info["finished"] or "at a time that was not recorded"
-        lines.append(f"  generation {info['generation']:<3} {info['clips']} clips, {info['frames']} frames, "
+        size = f"{count_of(info['clips'], 'clip')}, {count_of(info['frames'], 'frame')}"
+        lines.append(f"  generation {info['generation']:<3} {size}, "
                      f"{short(info['fingerprint'])}, by lvt {info['stage']} {when}")  # fmt: skip
     made_by = facts["made_by"]
     if made_by:

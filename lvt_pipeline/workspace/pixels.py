@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lvt_pipeline.codes.verify import find_damaged_shards
 from lvt_pipeline.errors import ArtefactError
+from lvt_pipeline.progress import count_of
 from lvt_pipeline.provenance import write_record
 from lvt_pipeline.storage import exclusive_lock
 from lvt_pipeline.workspace.clip_changes import has_videos
@@ -60,8 +61,8 @@ def find_spare_frames(work_dir: Path, *, delete: bool = False) -> SpareFrames | 
         damaged = find_damaged_shards(codes)
         if damaged:
             raise ArtefactError(
-                f"{len(damaged)} shards of {codes} are damaged, so {frames} is still needed; repair them with `lvt "
-                f"encode-dataset --frames {frames} --vqvae {layout['vqvae']} -o {codes} --repair`"
+                f"{codes} has {count_of(len(damaged), 'damaged shard')}, so {frames} is still needed; repair with "
+                f"`lvt encode-dataset --frames {frames} --vqvae {layout['vqvae']} -o {codes} --repair`"
             )
         assert record is not None, "its state is done"
         num_bytes = sum(path.stat().st_size for path in frames.rglob("*") if path.is_file())

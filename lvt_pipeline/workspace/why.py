@@ -30,8 +30,6 @@ from lvt_pipeline.video.settings import GeometrySettings
 from lvt_pipeline.workspace.layout import Layout
 from lvt_pipeline.workspace.settings import find_work_dir
 
-CHAIN = ("frames", "vqvae", "manifest")
-
 
 def explain_clip(
     store: Path,
@@ -55,13 +53,7 @@ def explain_clip(
         StoreError: neither the store nor the frames have that clip.
     """
     if frames is None and vqvae is None:
-        layout = Layout(find_work_dir(store))
-        if store.absolute() != layout["codes"]:
-            raise ArtefactError(
-                f"{store} is not the code store of {layout.work_dir}; give {layout['codes']}, or --frames and --vqvae"
-            )
-        # Pixels may be deleted once they are encoded; what is left of the chain is compared.
-        frames, vqvae, manifest = (layout[role] if layout[role].exists() else None for role in CHAIN)
+        frames, vqvae, manifest = _chain_of(store)
     tokenizer = read_tokenizer(vqvae) if vqvae is not None else None
     codes = open_codes(store, generation)
     if frames is None:
@@ -73,18 +65,30 @@ def explain_clip(
     if clip_id not in codes:
         twin = _renamed(codes, wanted)
         return [f"it is in the store as {twin}" if twin else "it is in the frames but not in the store yet"]
-    row = codes.clip(clip_id)
-    reasons = list(_tokenizer(codes, tokenizer))
+    reasons = [*_tokenizer(codes, tokenizer), *_changed_row(codes, codes.clip(clip_id), wanted, shards)]
+    return reasons if manifest is None else reasons + _changed_source(manifest, wanted, shards)
+
+
+def _chain_of(store: Path) -> list[Path | None]:
+    """Frames, VQ-VAE and manifest of the work directory of a store, as far as they are there: pixels may be deleted."""
+    layout = Layout(find_work_dir(store))
+    if store.absolute() != layout["codes"]:
+        raise ArtefactError(
+            f"{store} is not the code store of {layout.work_dir}; give {layout['codes']}, or --frames and --vqvae"
+        )
+    return [layout[role] if layout[role].exists() else None for role in ("frames", "vqvae", "manifest")]
+
+
+def _changed_row(codes: CodeStore, row: CodeClip, wanted: FrameClip, shards: FrameShards) -> Iterator[str]:
     made_of = codes_of_frames(wanted, codes.tokenizer)
     if row.codes_fingerprint != made_of:
-        reasons += _changed_frames(codes, row, wanted, shards)
+        yield from _changed_frames(codes, row, wanted, shards)
     elif row.fingerprint != clip_fingerprints(made_of, shards.array_facts(wanted), codes.schema)["fingerprint"]:
-        reasons.append("arrays: other values (its codes are copied)")
+        yield "arrays: other values (its codes are copied)"
     for name in ("split", "label"):
         if getattr(row, name) != getattr(wanted, name):
-            reasons.append(f"{name}: {getattr(row, name)} -> {getattr(wanted, name)} (its codes are kept)")
-    reasons += _lost(codes, row)
-    return reasons if manifest is None else reasons + _changed_source(manifest, wanted, shards)
+            yield f"{name}: {getattr(row, name)} -> {getattr(wanted, name)} (its codes are kept)"
+    yield from _lost(codes, row)
 
 
 def _without_frames(codes: CodeStore, shards: FrameShards, clip_id: str) -> list[str]:

@@ -16,6 +16,7 @@ from lvt_pipeline.frames.codecs import SIZE_SHARES
 from lvt_pipeline.interrupts import StopRequest
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.jobs.ingest.workers import run_isolated
+from lvt_pipeline.progress import count_of
 from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.container.facts import inspect_video
 from lvt_pipeline.video.decode import choose_frames
@@ -69,7 +70,7 @@ def require_space(
     free = shutil.disk_usage(out).free
     if needed > free:
         raise LVTError(
-            f"the frames of {len(clips):,} clips need about {needed / _GIGABYTE:,.1f} GB, {out} has "
+            f"the frames of {count_of(len(clips), 'clip')} need about {needed / _GIGABYTE:,.1f} GB, {out} has "
             f"{free / _GIGABYTE:,.1f} GB free; make room, ask for less (--size, --fps, --max-frames, --codec webp), "
             "or try anyway with --no-space-check"
         )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes.usage import USUAL_SHARE, codes_holding, perplexity
 from lvt_pipeline.errors import ShapeError
-from lvt_pipeline.evaluation.summary import count_of
+from lvt_pipeline.progress import count_of
 from lvt_pipeline.report.plots.engine import (
     FAINT,
     PAGE_WIDTH,
@@ -26,6 +26,7 @@ from lvt_pipeline.report.plots.page_charts import CHART_INCHES, chart_look, embe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLUMNS = 2  # of panels with one codebook each
 MAP_COLUMNS = 4
@@ -45,19 +46,15 @@ def plot_code_frequencies(counts: NDArray[np.int64], out: Path, *, title: str = 
     Raises:
         ShapeError: `counts` is not a table with at least one codebook of one code.
     """
-    _require_table(counts)
-    num_books = len(counts)
+    num_rows, columns = _layout(counts, COLUMNS)
     with figure_look():
-        columns = min(num_books, COLUMNS)
-        num_rows = math.ceil(num_books / columns)
         figure = new_figure(PAGE_WIDTH, 0.35 + 2.0 * num_rows, title)
         panels = figure.subplots(num_rows, columns, sharex=True, sharey=True, squeeze=False).flat
         for book, (axes, row) in enumerate(zip(panels, counts, strict=False)):
-            name = f"codebook {book}: " if num_books > 1 else ""
             used = f"perplexity {perplexity(row[None])[0]:.1f}, {int((row == 0).sum())} never used"
-            axes.set_title(f"{name}{used if row.sum() else 'nothing counted'}")
+            axes.set_title(f"{_prefix(book, counts)}{used if row.sum() else 'nothing counted'}")
             _plot_sorted(axes, row)
-        for axes in panels[num_books:]:
+        for axes in panels[len(counts) :]:
             axes.set_axis_off()
         highest = float((counts.max(1) / np.maximum(counts.sum(1), 1)).max())
         _leave_room(panels[0], highest)
@@ -104,51 +101,64 @@ def plot_code_usage(counts: NDArray[np.int64], out: Path, *, title: str = "") ->
     Raises:
         ShapeError: `counts` is not a table with at least one codebook of one code.
     """
-    _require_table(counts)
-    num_books, size = counts.shape
-    times_even = counts / np.maximum(counts.sum(1, keepdims=True), 1) * size
+    num_rows, columns = _layout(counts, MAP_COLUMNS)
+    times_even = counts / np.maximum(counts.sum(1, keepdims=True), 1) * counts.shape[1]
+    width = _map_width(counts.shape[1])
+    height = math.ceil(counts.shape[1] / width)
     with figure_look():
-        from matplotlib import colormaps
-        from matplotlib.colors import LogNorm
-        from matplotlib.ticker import LogLocator
-
-        columns = min(num_books, MAP_COLUMNS)
-        num_rows = math.ceil(num_books / columns)
-        width = _map_width(size)
-        height = math.ceil(size / width)
         panel = min(PAGE_WIDTH / columns - 0.15, WIDEST_MAP)
         figure = new_figure(PAGE_WIDTH, (panel * height / width + 0.4) * num_rows + 0.8, title)
         panels = figure.subplots(num_rows, columns, squeeze=False)
-        used = times_even[times_even > 0]
-        low, high = min(0.99, used.min(initial=0.99)), max(1.01, used.max(initial=1.01))
-        colours = colormaps["cividis"].with_extremes(under="white", bad="#DDDDDD")
-        for book, axes in enumerate(panels.flat[:num_books]):
-            cells = np.full(width * height, np.nan)  # the last line may have cells without a code
-            cells[:size] = np.where(times_even[book] > 0, times_even[book], low / 2)
-            scale = LogNorm(low, high)
-            picture = axes.imshow(cells.reshape(height, width), cmap=colours, norm=scale, interpolation="none")
-            axes.set(xticks=(), yticks=())
-            axes.spines[:].set_visible(True)
-            name = f"codebook {book}: " if num_books > 1 else ""
-            axes.set_title(f"{name}{int((counts[book] == 0).sum())} never used")
-        for axes in panels.flat[num_books:]:
-            axes.set_axis_off()
-        bar = figure.colorbar(picture, ax=panels, location="bottom", shrink=0.6, aspect=40)
-        meaning = "white: never used" + ("; grey: no code" if width * height > size else "")
-        bar.set_label(f"times as often as if all codes were used equally ({meaning})")
-        bar.ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high / low < 1000 else (1.0,)))
-        plain_numbers(bar.ax, "x")
+        _plot_maps(figure, panels, times_even, (height, width))
         lines = (
-            (book, code, int(count), float(share), float(share * size))
+            (book, code, int(count), float(share), float(share * len(row)))
             for book, row in enumerate(counts)
             for code, (count, share) in enumerate(zip(row, row / max(int(row.sum()), 1), strict=True))
         )
         return save_figure(figure, out, ("codebook", "code", "count", "share", "times_even"), lines)
 
 
-def _require_table(counts: NDArray[np.int64]) -> None:
+def _layout(counts: NDArray[np.int64], most_columns: int) -> tuple[int, int]:
+    """Rows and columns of panels with one codebook each."""
     if counts.ndim != 2 or not counts.size:
         raise ShapeError(f"counts of shape (n_c, K) are needed, found {counts.shape}")
+    columns = min(len(counts), most_columns)
+    return math.ceil(len(counts) / columns), columns
+
+
+def _prefix(book: int, counts: NDArray[Any]) -> str:
+    return f"codebook {book}: " if len(counts) > 1 else ""
+
+
+def _plot_maps(figure: Figure, panels: Any, times_even: NDArray[np.float64], shape: tuple[int, int]) -> None:
+    """A map for each codebook, and one colour bar for all.
+
+    Args:
+        times_even: float64 (n_c, K), how often a code occurs against equal use.
+        shape: height and width of a map, in cells.
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import LogLocator
+
+    num_books, size = times_even.shape
+    used = times_even[times_even > 0]
+    low, high = min(0.99, used.min(initial=0.99)), max(1.01, used.max(initial=1.01))
+    colours = colormaps["cividis"].with_extremes(under="white", bad="#DDDDDD")
+    for book, axes in enumerate(panels.flat[:num_books]):
+        cells = np.full(math.prod(shape), np.nan)  # the last line may have cells without a code
+        cells[:size] = np.where(times_even[book] > 0, times_even[book], low / 2)
+        picture = axes.imshow(cells.reshape(shape), cmap=colours, norm=LogNorm(low, high), interpolation="none")
+        axes.set(xticks=(), yticks=())
+        axes.spines[:].set_visible(True)
+        axes.set_title(f"{_prefix(book, times_even)}{int((times_even[book] == 0).sum())} never used")
+    for axes in panels.flat[num_books:]:
+        axes.set_axis_off()
+    bar = figure.colorbar(picture, ax=panels, location="bottom", shrink=0.6, aspect=40)
+    meaning = "white: never used" + ("; grey: no code" if math.prod(shape) > size else "")
+    bar.set_label(f"times as often as if all codes were used equally ({meaning})")
+    bar.ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high / low < 1000 else (1.0,)))
+    plain_numbers(bar.ax, "x")
 
 
 def _plot_sorted(axes: Axes, row: NDArray[np.int64]) -> None:

@@ -191,7 +191,6 @@ def line_figure(
     averaged in bins, with a band from the lowest to the highest value of each bin. A series of one point is a dot.
 
     Args:
-        references: horizontal lines to compare with.
         priming_frames: frames 1 to this are shaded.
         size: in inches.
         has_legend: whether the lines are named above the plot.
@@ -205,22 +204,31 @@ def line_figure(
     if not lines:
         raise ShapeError("no curve has a finite value; there is nothing to plot")
     figure = new_figure(*size, is_laid_out=is_laid_out)
+    axes = _new_axes(figure, title, priming_frames)
+    for number, (style, line) in enumerate(lines):
+        _plot_line(axes, line, style, f"line-{number}")
+    references = [item for item in references if math.isfinite(item.value)]
+    _plot_references(axes, references)
+    _set_scales(axes, [line for _, line in lines], [item.value for item in references], x_label, y_label)
+    if has_legend:
+        _add_legend(figure, axes)
+    return figure
+
+
+def _new_axes(figure: Figure, title: str, priming_frames: int) -> Axes:
     axes = figure.subplots()
     axes.set_title(title)  # below the legend
     if priming_frames:
         axes.axvspan(0.5, priming_frames + 0.5, color=PRIMING_COLOUR, alpha=0.1, linewidth=0)
         place: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "center", "color": PRIMING_COLOUR}
         axes.text(0.5 + priming_frames / 2, 0.03, "priming", **place)
-    for number, (style, line) in enumerate(lines):
-        _plot_line(axes, line, style, f"line-{number}")
-    references = [item for item in references if math.isfinite(item.value)]
+    return axes
+
+
+def _plot_references(axes: Axes, references: Sequence[Reference]) -> None:
     for number, item in enumerate(references):
         label, dashes = f"{item.name}, {format_number(item.value)}", REFERENCE_DASHES[number % 3]
         axes.axhline(item.value, label=label, color=REFERENCE_COLOURS[number % 3], linestyle=dashes, linewidth=1.3)
-    _set_scales(axes, [line for _, line in lines], [item.value for item in references], x_label, y_label)
-    if has_legend:
-        _add_legend(figure, axes)
-    return figure
 
 
 def _plot_line(axes: Axes, line: Series, style: int, name: str) -> None:

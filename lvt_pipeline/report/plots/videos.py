@@ -115,13 +115,7 @@ def plot_code_rows(
     Raises:
         ShapeError: the arrays do not belong together.
     """
-    if codes.ndim != 4 or len(codes) != len(frames):
-        raise ShapeError(f"codes of shape (T={len(frames)}, h, w, n_c) are needed, found {codes.shape}")
-    if real_codes is not None and (real_codes.shape[1:] != codes.shape[1:] or len(real_codes) > len(codes)):
-        raise ShapeError(f"real codes have shape {real_codes.shape} but the sampled ones {codes.shape}")
-    for name, some in (("codes", codes), ("real codes", real_codes)):
-        if some is not None and some.size and not 0 <= int(some.min()) <= int(some.max()) < codebook_size:
-            raise ShapeError(f"{name} from {some.min()} to {some.max()} do not fit a codebook of {codebook_size}")
+    _require_codes(len(frames), codes, real_codes, codebook_size)
     blocks = [("sampled", codes)] if real_codes is None else [("real", real_codes), ("sampled", codes)]
     rows = [PictureRow("video", frames, num_priming=priming_frames)]
     for name, some in blocks:
@@ -133,6 +127,16 @@ def plot_code_rows(
         header = ("video", "frame", "kind", "codebook", "changed_share")
         lines = [line for name, some in blocks for line in _code_numbers(name, some, priming_frames)]
         return save_figure(plotted.figure, out, header, lines, plotted.dots_per_inch)
+
+
+def _require_codes(num_frames: int, codes: NDArray[Any], real_codes: NDArray[Any] | None, codebook_size: int) -> None:
+    if codes.ndim != 4 or len(codes) != num_frames:
+        raise ShapeError(f"codes of shape (T={num_frames}, h, w, n_c) are needed, found {codes.shape}")
+    if real_codes is not None and (real_codes.shape[1:] != codes.shape[1:] or len(real_codes) > len(codes)):
+        raise ShapeError(f"real codes have shape {real_codes.shape} but the sampled ones {codes.shape}")
+    for name, some in (("codes", codes), ("real codes", real_codes)):
+        if some is not None and some.size and not 0 <= int(some.min()) <= int(some.max()) < codebook_size:
+            raise ShapeError(f"{name} from {some.min()} to {some.max()} do not fit a codebook of {codebook_size}")
 
 
 def _video_rows(videos: Sequence[SampledVideo], num_priming: int) -> list[PictureRow]:

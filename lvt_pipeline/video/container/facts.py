@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lvt_pipeline.errors import DecodeError
+from lvt_pipeline.progress import count_of
 from lvt_pipeline.video.clips import Note
 from lvt_pipeline.video.container.packets import MP4, Look, Picture, read_packets
 from lvt_pipeline.video.container.streams import choose_stream, decoded_frames, open_container, require_regular_file
@@ -190,14 +191,15 @@ def _notes(
     if look.num_streams > 1:
         notes.append(Note("several-streams", f"stream {look.stream} is read, one of {look.num_streams} video streams"))
     if look.missing:
-        notes.append(Note("gaps", f"the header counts {look.missing} frames more than there are"))
+        notes.append(Note("gaps", f"the header counts {count_of(look.missing, 'frame')} more than there are"))
     leading = len(look.leading())
     if leading:
         notes.append(Note("undecodable-start", f"{leading} pictures before the first that can be decoded are left out"))
     gaps = [gap for gap in gaps_of(timing.times) if gap not in holes]
     if gaps:
         begin, end = max(gaps, key=lambda gap: gap[1] - gap[0])
-        notes.append(Note("gaps", f"{len(gaps)} times no new frame comes, the longest from {begin:.2f} to {end:.2f} s"))
+        times = count_of(len(gaps), "time")
+        notes.append(Note("gaps", f"{times} no new frame comes, the longest from {begin:.2f} to {end:.2f} s"))
     return tuple(notes)
 
 

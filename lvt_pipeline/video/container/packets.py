@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lvt_pipeline.errors import DecodeError
+from lvt_pipeline.progress import count_of
 from lvt_pipeline.video.container.hidden_frames import shows_a_frame
 from lvt_pipeline.video.container.streams import failure_of, in_one_thread, packets_of, video_streams
 from lvt_pipeline.video.container.timing import Stamp, is_plausible
@@ -236,7 +237,7 @@ def _shortfall(stream: VideoStream, look: Look, spans: Sequence[tuple[float, flo
 def _counted(look: Look, stream: VideoStream) -> str:
     """Frames found, next to the header's count if it counts."""
     found = len(look.packets)
-    return f"{found} of {stream.frames} frames" if stream.frames > found else f"{found} frames"
+    return f"{found} of {stream.frames} frames" if stream.frames > found else count_of(found, "frame")
 
 
 def _announced(stream: VideoStream, look: Look) -> float:
