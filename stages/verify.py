@@ -68,17 +68,24 @@ def command(
             raise click.UsageError("--repair of frames needs --manifest")
         _verify_frames(store, manifest if repair else None, workers, as_json)
         return
-    if num_clips is None:
-        _verify_store(store, repair, at, lambda: None, as_json)
-        return
-    if vqvae is None or frames is None:
-        raise click.UsageError("--decode needs --vqvae and --frames")
+    decode: Callable[[], DecodeReport | None] = _no_decoding
+    if num_clips is not None:
+        if vqvae is None or frames is None:
+            raise click.UsageError("--decode needs --vqvae and --frames")
+        decode = partial(_decode, store, frames, vqvae, num_clips, seed, at, device)
+    _verify_store(store, repair, at, decode, as_json)
+
+
+def _no_decoding() -> None:
+    return None
+
+
+def _decode(
+    store: Path, frames: Path, vqvae: Path, num_clips: int, seed: int, at: int | None, device: str
+) -> DecodeReport:
     from lvt_pipeline.evaluation.recheck_codes import verify_codes
 
-    decode = partial(
-        verify_codes, store, frames, vqvae, num_clips, seed=seed, generation=at, device=device, progress=Console()
-    )
-    _verify_store(store, repair, at, decode, as_json)
+    return verify_codes(store, frames, vqvae, num_clips, seed=seed, generation=at, device=device, progress=Console())
 
 
 def _verify_store(

@@ -99,8 +99,7 @@ def decode_store(
         files = [done[clip.id] for clip in clips]
         _tidy(out, files)
         outputs = {file.file: file.bytes for file in files}
-        num_frames = sum(clip.length for clip in clips)
-        counts = {"clips": len(files), "frames": num_frames, "bytes": sum(outputs.values())}
+        counts = {"clips": len(files), "frames": sum(clip.length for clip in clips), "bytes": sum(outputs.values())}
         made_of = [[file.id, file.fingerprint] for file in files]
         return work.finish(lineage.videos_fingerprint(made_of), outputs, counts)
 

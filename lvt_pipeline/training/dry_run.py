@@ -59,10 +59,9 @@ def measure_step(
     """
     trial = _Trial(model, settings, loss, device)
     micro_batch_size = settings.batch_size // settings.gradient_accumulation_steps
-    first = micro_batch_size if device.type == "cuda" else min(micro_batch_size, CPU_BATCH_SIZE)
+    first = measured = micro_batch_size if device.type == "cuda" else min(micro_batch_size, CPU_BATCH_SIZE)
     batch = {name: value.to(device) for name, value in make_batch(first).items()}
     kept_bytes = trial.take_step(batch, is_watched=True) * micro_batch_size // first
-    measured = first
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
