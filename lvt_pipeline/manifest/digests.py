@@ -17,6 +17,7 @@ from lvt_pipeline.provenance import DigestMemo, digest_file, status_of
 from lvt_pipeline.storage import open_regular
 from lvt_pipeline.video.clips import ClipKind
 from lvt_pipeline.video.episodes import lerobot
+from lvt_pipeline.video.episodes.array_files import digest_of_files
 from lvt_pipeline.video.episodes.rlds import episode_label, read_features
 from lvt_pipeline.video.episodes.tfrecords import index_records, read_record
 from lvt_pipeline.video.locations import digest_of_url, is_lfs_pointer, is_url
@@ -90,12 +91,12 @@ class ContentDigests:
         if not draft.arrays:
             return digest, None
         try:
-            lines = [f"{name} {self._digest_of(place)}\n" for name, place in sorted(draft.arrays.items())]
+            digests = {name: self._digest_of(place) for name, place in draft.arrays.items()}
         except OSError as error:
             place = str(error.filename or "a file of rows")
             self.problems[draft.id] = f"lacks rows: {place} {_problem_of(place, error)}"
             return NO_DIGESTS
-        return digest, hashlib.sha256("".join(lines).encode()).hexdigest()
+        return digest, digest_of_files(digests)
 
     def _of_episode(self, draft: Draft) -> Digests:
         """Digests of the rows of an episode in a LeRobot folder and of its packets."""

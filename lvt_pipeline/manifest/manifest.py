@@ -102,7 +102,7 @@ def _parse_line(entry: dict[str, Any], folder: Path, where: str) -> Clip:
     digest, more = str(entry.get("digest") or ""), entry.get("more_digest")
     clip = replace(_clip(draft, (digest, more)), split_by=split_by)
     check_clip(clip, where)
-    if clip.digest:
+    if clip.digest and (clip.more_digest or not clip.arrays):
         return clip
     digest, more = ContentDigests(None).of(draft)
     return replace(clip, digest=digest, more_digest=more)

@@ -114,6 +114,9 @@ def check_clip(clip: Clip, where: str) -> None:
 
 
 def _check_kind(clip: Clip, where: str) -> None:
+    if clip.arrays and clip.kind not in ("video", "frames"):
+        raise ManifestError(f"{where}: a clip of kind {clip.kind} holds its own arrays and takes no others")
+
     if clip.kind == "video":
         given = [name for name in ("record", "camera", "fps") if getattr(clip, name) is not None]
         if given:

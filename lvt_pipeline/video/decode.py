@@ -7,13 +7,12 @@ are missing. The readers (`video.readers`) are held to it, so the verdict does n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from lvt_pipeline.errors import ConfigError, DecodeError
 from lvt_pipeline.video.clips import Note
 from lvt_pipeline.video.container.facts import VideoFacts, inspect_video
 from lvt_pipeline.video.container.timing import Times, Timing
+from lvt_pipeline.video.episodes.trajectory import NO_ARRAYS, Arrays, require_rows
 from lvt_pipeline.video.geometry import Fit, Frames, lanczos_square, square_of_scaled
 from lvt_pipeline.video.readers import UnexpectedFrameError, pictures_of, readers_for
 from lvt_pipeline.video.settings import GeometrySettings
@@ -70,7 +70,7 @@ class DecodedClip:
     fps: float
     decoder: str
     notes: tuple[Note, ...] = ()
-    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    arrays: Arrays = field(default_factory=dict)
     times: Times = field(default_factory=lambda: np.empty(0))
     begins: float = 0.0
     truncated: str = ""
@@ -95,24 +95,27 @@ def decoder_version(decoder: str) -> str:
     raise ConfigError(f"decoder {decoder!r} is not one of {', '.join(DECODERS)}")
 
 
-def decode_clip(path: str, start: float | None, end: float | None, geometry: GeometrySettings) -> DecodedClip:
+def decode_clip(
+    path: str, start: float | None, end: float | None, geometry: GeometrySettings, arrays: Arrays = NO_ARRAYS
+) -> DecodedClip:
     """Decode one clip.
 
     Args:
         path: the video file.
         start: seconds from the first frame; earlier frames are left out. None: from the first.
         end: frames shown at this time or later are left out. None: to the last.
+        arrays: a row per frame of the whole video; those of the clip's frames are kept.
 
     Raises:
         DecodeError: with one of `FAILURE_REASONS`.
     """
     try:
-        return _decode(path, inspect_video(path), start, end, geometry)
+        return _decode(path, inspect_video(path), start, end, geometry, arrays)
     except UnexpectedFrameError:
         # The packets promised other frames than they give. Now the decoded frames decide.
         facts = inspect_video(path, thorough=True)
     try:
-        return _decode(path, facts, start, end, geometry)
+        return _decode(path, facts, start, end, geometry, arrays)
     except UnexpectedFrameError as error:
         raise DecodeError("damaged", f"{path} holds {facts.codec} data that decodes differently each time") from error
 
@@ -139,12 +142,15 @@ def read_video(
 
 
 def _decode(
-    path: str, facts: VideoFacts, start: float | None, end: float | None, geometry: GeometrySettings
+    path: str, facts: VideoFacts, start: float | None, end: float | None, geometry: GeometrySettings, arrays: Arrays
 ) -> DecodedClip:
     wanted = choose_frames(facts.timing, start, end, geometry)
     missing = _shortage_of(facts, start, float(facts.timing.times[wanted[-1]]))
     if missing is not None and geometry.on_truncated == "fail":
         raise DecodeError(missing.reason, f"{path} {missing.kind}: {missing.details}; {_KEEP}")
+    for name, rows in arrays.items():
+        if not facts.truncated or len(rows) < facts.num_frames:  # rows of lost frames at the end do no harm
+            require_rows(name, len(rows), facts.num_frames, path)
     remarks: list[Note] = []
     frames, decoder = _frames(path, facts, wanted, geometry, remarks, keep=missing is not None)
     if not len(frames):
@@ -160,6 +166,7 @@ def _decode(
         clip_fps(facts.timing, geometry),
         decoder,
         tuple(notes),
+        arrays={name: rows[wanted[: len(frames)]] for name, rows in arrays.items()},
         times=shown_times(facts.timing, start, wanted, geometry)[: len(frames)],
         begins=max(0.0, start or 0.0),
         truncated="" if missing is None else missing.details,

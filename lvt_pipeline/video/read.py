@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from lvt_pipeline.errors import DecodeError, LVTError, ManifestError
+from lvt_pipeline.errors import DecodeError
 from lvt_pipeline.provenance import digest_file, status_of
 from lvt_pipeline.video import decode as videos
 from lvt_pipeline.video import picture_folders
@@ -20,11 +20,12 @@ from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.container.timing import Timing
 from lvt_pipeline.video.decode import DecodedClip, choose_frames, clip_fps, decode_clip, shown_times, take_frames
 from lvt_pipeline.video.episodes import lerobot
+from lvt_pipeline.video.episodes.array_files import read_array_files
 from lvt_pipeline.video.episodes.bair import parse_trajectory
 from lvt_pipeline.video.episodes.rlds import FEATURES_NAME, EpisodeFeatures, parse_episode, read_features
 from lvt_pipeline.video.episodes.shared_video import open_shared
 from lvt_pipeline.video.episodes.tfrecords import RecordIndex, index_records, read_record
-from lvt_pipeline.video.episodes.trajectory import Arrays
+from lvt_pipeline.video.episodes.trajectory import NO_ARRAYS, Arrays, require_rows
 from lvt_pipeline.video.geometry import Frames
 from lvt_pipeline.video.locations import is_lfs_pointer, local_copy
 from lvt_pipeline.video.readers import rgb_pictures
@@ -62,12 +63,15 @@ def read_clip(clip: Clip, geometry: GeometrySettings, downloads: Path) -> Decode
         return _read_trajectory(clip, geometry)
     if clip.kind == "lerobot":
         return _read_episode(clip, geometry)
+    arrays, digest = read_array_files(clip.arrays) if clip.arrays else (NO_ARRAYS, None)
+    if clip.digest and digest != clip.more_digest:
+        raise _changed(clip)
     if clip.kind == "frames":
-        return _read_folder(clip, geometry)
+        return _read_folder(clip, geometry, arrays)
     with local_copy(clip.source, downloads) as path:
         _require_file(clip, path)
         try:
-            return decode_clip(path, clip.start, clip.end, geometry)
+            return decode_clip(path, clip.start, clip.end, geometry, arrays)
         except DecodeError as error:  # a copy's name means nothing to people, and differs from run to run
             raise DecodeError(error.reason, str(error).replace(path, clip.source)) from error
 
@@ -105,7 +109,7 @@ def _read_trajectory(clip: Clip, geometry: GeometrySettings) -> DecodedClip:
     return _chosen(clip, geometry, reader, len(trajectory.frames), iter(trajectory.frames), trajectory.arrays)
 
 
-def _read_folder(clip: Clip, geometry: GeometrySettings) -> DecodedClip:
+def _read_folder(clip: Clip, geometry: GeometrySettings, arrays: Arrays) -> DecodedClip:
     try:
         pictures = picture_folders.pictures_in(clip.source)
         digest = picture_folders.folder_digest(pictures, digest_file)
@@ -116,7 +120,9 @@ def _read_folder(clip: Clip, geometry: GeometrySettings) -> DecodedClip:
     if not pictures:
         raise DecodeError("no-video", f"{clip.source} holds no picture")
     _refuse_change(clip, digest)
-    return _chosen(clip, geometry, "pillow", len(pictures), picture_folders.read_pictures(pictures), {})
+    for name, rows in arrays.items():
+        require_rows(name, len(rows), len(pictures), clip.source)
+    return _chosen(clip, geometry, "pillow", len(pictures), picture_folders.read_pictures(pictures), arrays)
 
 
 def _chosen(
@@ -173,8 +179,6 @@ def _read_episode(clip: Clip, geometry: GeometrySettings) -> DecodedClip:
         raise DecodeError("missing", f"{clip.source} does not exist") from None
     except KeyError:
         raise DecodeError("changed", f"{root} no longer has episode {clip.record} of {clip.camera}") from None
-    except ManifestError as error:
-        raise DecodeError("unreadable", str(error)) from error
     arrays = lerobot.episode_arrays(dataset, episode)
     lerobot.require_whole(episode, clip.camera, arrays)
     pictures = video.frames(part.first, part.stop)
@@ -198,8 +202,6 @@ def _features(source: str) -> EpisodeFeatures:
         return _read_features(path.parent, status_of(path))
     except OSError:
         raise DecodeError("missing", f"{path} does not exist") from None
-    except LVTError as error:
-        raise DecodeError("unreadable", str(error)) from error
 
 
 @lru_cache(maxsize=8)

@@ -101,9 +101,8 @@ def _run_here(
 
 
 def _failure_of(error: BaseException) -> Failure:
-    reason = getattr(error, "reason", None)
-    if isinstance(error, LVTError) and isinstance(reason, str):
-        return Failure(reason, str(error))
+    if isinstance(error, LVTError):
+        return Failure(getattr(error, "reason", "unreadable"), str(error))
     if isinstance(error, MemoryError):
         return Failure("out-of-memory", "the clip needs more memory than a worker may take (--worker-memory)")
     if isinstance(error, OSError):

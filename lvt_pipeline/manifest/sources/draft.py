@@ -12,6 +12,7 @@ from typing import Any
 from lvt_pipeline.errors import ManifestError
 from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.video.clips import SPLITS, ClipKind
+from lvt_pipeline.video.episodes.array_files import ARRAY_NAME, is_array_file
 from lvt_pipeline.video.locations import absolute
 
 # Of records and of folders of pictures, which hold no times; only `lvt ingest --fps` and players look at it.
@@ -69,8 +70,14 @@ def arrays_of(entry: Mapping[str, Any], folder: str, where: str) -> dict[str, st
         ManifestError: they are not a JSON object of names and files.
     """
     arrays = entry.get("arrays") or {}
-    if not isinstance(arrays, dict) or not all(isinstance(place, str) and place for place in arrays.values()):
+    if not isinstance(arrays, dict) or not all(isinstance(place, str) for place in arrays.values()):
         raise ManifestError(f"{where}: the arrays {arrays!r} are not a JSON object of names and files")
+    for name, place in arrays.items():
+        if not ARRAY_NAME.fullmatch(name) or not is_array_file(place):
+            raise ManifestError(
+                f"{where}: {name!r}: {place!r} does not name an array (letters, digits, _ and -) and an .npy, .csv or "
+                ".parquet file"
+            )
     return {name: absolute(folder, place) for name, place in arrays.items()}
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import glob
-from collections.abc import Iterator, Sequence
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 
 from lvt_pipeline.errors import ManifestError
@@ -30,6 +32,10 @@ VIDEO_EXTENSIONS = frozenset({
     ".ts", ".vob", ".webm", ".wmv", ".wtv", ".xvid", ".y4m",
 })
 # fmt: on
+
+
+# `clip-000.action.npy` is the array `action` of `clip-000.mp4`.
+_ARRAY_BESIDE = re.compile(r"([^.].*)\.([A-Za-z0-9_-]+)\.npy")
 
 
 def list_folder(folder: str, settings: ManifestSettings, left_out: LeftOut) -> Listing:
@@ -111,6 +117,7 @@ def _fixed_part(pattern: str) -> str:
 
 
 def _listed(root: str, names: list[PurePosixPath], settings: ManifestSettings) -> Listing:
+    arrays = _arrays_beside(root, names)
     return Listing(
         [
             Draft(
@@ -118,10 +125,30 @@ def _listed(root: str, names: list[PurePosixPath], settings: ManifestSettings) -
                 source=absolute(root, str(name)),
                 split=split_of_folder(name, settings),
                 label=label_of_folder(name, settings),
+                arrays=arrays.get(name.with_suffix(""), {}),
             )
             for name, clip_id in zip(names, unique_ids(names), strict=True)
         ]
     )
+
+
+def _arrays_beside(root: str, names: Iterable[PurePosixPath]) -> dict[PurePosixPath, dict[str, str]]:
+    """Files `<stem>.<array>.npy` in the folders of videos, by path without the endings and by array."""
+    if is_url(root):
+        files: Iterable[PurePosixPath] = files_below(root)
+    else:
+        folders = {name.parent for name in names}
+        files = [folder / file for folder in folders for file in sorted(os.listdir(os.path.join(root, folder)))]
+    found: dict[PurePosixPath, dict[str, str]] = {}
+    for file in files:
+        if (match := _ARRAY_BESIDE.fullmatch(file.name)) is not None:
+            found.setdefault(file.with_name(match[1]), {})[match[2]] = absolute(root, str(file))
+    return found
+
+
+def _is_array_beside(name: PurePosixPath, videos: Collection[PurePosixPath]) -> bool:
+    match = _ARRAY_BESIDE.fullmatch(name.name)
+    return match is not None and name.with_name(match[1]) in videos
 
 
 def is_video(name: PurePosixPath) -> bool:
@@ -132,16 +159,19 @@ def is_video(name: PurePosixPath) -> bool:
 def videos_below(folder: str, left_out: LeftOut) -> Iterator[PurePosixPath]:
     """Videos below a folder or URL, relative to it; everything else is counted."""
     if is_url(folder):
-        for path in files_below(folder):
+        paths = files_below(folder)
+        videos = {path.with_suffix("") for path in paths if is_video(path)}
+        for path in paths:
             if any(part.startswith(".") for part in path.parts):
                 left_out.add("hidden", str(path))
             elif is_video(path):
                 yield path
-            else:
+            elif not _is_array_beside(path, videos):
                 _count(path.name, str(path), left_out)
         return
     for found in walk(folder, left_out):
         pictures = False
+        videos = {PurePosixPath(name).with_suffix("") for name in found.files if is_video(PurePosixPath(name))}
         for name in found.files:
             if is_video(PurePosixPath(name)):
                 if is_lfs_pointer(f"{found.path}/{name}"):
@@ -150,7 +180,7 @@ def videos_below(folder: str, left_out: LeftOut) -> Iterator[PurePosixPath]:
                     yield PurePosixPath(found.inside(name))
             elif is_picture(name):
                 pictures = True
-            else:
+            elif not _is_array_beside(PurePosixPath(name), videos):
                 _count(name, found.inside(name), left_out)
         if pictures:
             left_out.add("pictures", found.name or ".")

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from lvt_pipeline.manifest.sources.draft import (
     PICTURE_FPS,
     Draft,
     Listing,
+    arrays_of,
     label_of_folder,
     some,
     split_of_folder,
@@ -27,11 +28,12 @@ from lvt_pipeline.manifest.sources.folders import also
 from lvt_pipeline.manifest.sources.walk import LeftOut, is_playlist
 from lvt_pipeline.storage import decode_text, parse_json_lines
 from lvt_pipeline.video.clips import CLIP_KINDS
+from lvt_pipeline.video.episodes.array_files import is_array_file
 from lvt_pipeline.video.locations import absolute, as_path, is_url, read_bytes
 
 PATH_COLUMNS = ("path", "source", "video")
 # Other fields of a line of a manifest; a manifest is JSON Lines and can be listed again.
-_MANIFEST_COLUMNS = ("split_by", "digest", "metadata", "kind", "record", "camera", "fps")
+_MANIFEST_COLUMNS = ("split_by", "digest", "more_digest", "metadata", "kind", "record", "camera", "fps")
 
 Row = Mapping[str, Any]
 NumberedRow = tuple[int, Row]  # with its line number
@@ -69,15 +71,24 @@ def list_table(
     if not rows:
         raise ManifestError(f"{table} lists no video{also(left_out)}")
     sources = [absolute(media, row[path]) for _, row in rows]
+    files = [column for column in columns if column != path and _names_array_files(row.get(column) for _, row in rows)]
     uses = Counter(sources)
     names = _names_of(list(uses), media)
     named = {source: (name, plain_id) for source, name, plain_id in zip(uses, names, unique_ids(names), strict=True)}
     drafts = []
     for (number, row), source in zip(rows, sources, strict=True):
         draft = _draft(row, source, *named[source], uses[source] > 1, f"{table}:{number}", settings)
-        used = (path, "id", settings.label_column or "label", settings.split_column or "split", "start", "end")
-        drafts.append(_with_rest(draft, row, used, kind, f"{table}:{number}", settings))
+        used = (path, "id", settings.label_column or "label", settings.split_column or "split", "start", "end", *files)
+        draft = _with_rest(draft, row, used, kind, f"{table}:{number}", settings)
+        arrays = {column: row[column] for column in files if row.get(column)} or row.get("arrays")
+        drafts.append(replace(draft, arrays=arrays_of({"arrays": arrays}, media, f"{table}:{number}")))
     return Listing(drafts)
+
+
+def _names_array_files(values: Iterable[object]) -> bool:
+    """Whether a column names files of rows: every value that is not empty has such an ending."""
+    given = [value for value in values if value not in ("", None)]
+    return bool(given) and all(isinstance(value, str) and is_array_file(value) for value in given)
 
 
 def _draft(
@@ -102,6 +113,7 @@ def _with_rest(
     """The clip with the other columns of a row: its kind, if it is a line of a manifest, and metadata."""
     is_line = "digest" in row or row.get("kind") in CLIP_KINDS
     from_manifest = _MANIFEST_COLUMNS if is_line and table_kind == "jsonl" else ()
+    used = (*used, "arrays")
     rest = {key: value for key, value in row.items() if key not in (*used, *from_manifest) and value not in ("", None)}
     if from_manifest:
         metadata = row.get("metadata") or {}

@@ -17,6 +17,7 @@ from lvt_pipeline.errors import DecodeError
 from lvt_pipeline.video.geometry import Frames
 
 Arrays = Mapping[str, NDArray[Any]]
+NO_ARRAYS: Arrays = {}
 
 
 @dataclass(frozen=True)
