@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lvt_pipeline.demo.scene import FENCE, GRIPPER_RADIUS, REACH, Scene
-from lvt_pipeline.demo.videos import DemoSettings, demo_clip, write_demo_videos
+from lvt_pipeline.demo.painting import Painter
+from lvt_pipeline.demo.scene import BASE, FENCE, FOREARM, GRIPPER_RADIUS, REACH, UPPER_ARM, Scene
+from lvt_pipeline.demo.videos import DemoSettings, demo_clip, demo_recording, write_demo_videos
 from lvt_pipeline.errors import ArtefactError, ConfigError
 from lvt_pipeline.video.decode import decode_clip
 from lvt_pipeline.video.settings import GeometrySettings
@@ -27,6 +28,25 @@ def test_a_longer_clip_begins_like_a_shorter_one() -> None:
     assert np.array_equal(demo_clip(DemoSettings(num_frames=9), 4)[:6], demo_clip(DemoSettings(num_frames=6), 4))
 
 
+def test_the_action_of_a_frame_turns_the_arm_to_where_the_next_frame_shows_it() -> None:
+    settings = DemoSettings(num_frames=30)
+    _, velocities = demo_recording(settings, 2)
+    assert (velocities.dtype, velocities.shape) == (np.float32, (30, 2))
+    rng = np.random.default_rng([0, 2, 1])
+    scene = Scene(rng, settings.fps)
+    painter = Painter(scene, rng)
+    angles = scene.angles()
+    for velocity in velocities:
+        painter.picture()  # which takes its noise from the same numbers
+        scene.advance()
+        angles = angles + velocity / settings.fps
+        upper, lower = angles[0], angles.sum()
+        wrist = BASE + UPPER_ARM * np.array([np.cos(upper), np.sin(upper)])
+        wrist = wrist + FOREARM * np.array([np.cos(lower), np.sin(lower)])
+        assert np.allclose(wrist, scene.gripper, atol=1e-3)
+    assert np.abs(velocities).max() > 0.5  # it moves
+
+
 def test_videos_are_real_files_that_decord_reads(tmp_path: Path) -> None:
     paths = write_demo_videos(tmp_path, SMALL)
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
@@ -43,8 +63,13 @@ def test_videos_are_real_files_that_decord_reads(tmp_path: Path) -> None:
 def test_writing_again_keeps_what_is_there_and_makes_what_is_missing(tmp_path: Path) -> None:
     paths = write_demo_videos(tmp_path, SMALL)
     before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in paths]
+    actions = [path.with_suffix(".action.npy") for path in paths]
+    rows = [action.read_bytes() for action in actions]
+    assert np.array_equal(np.load(actions[2]), demo_recording(SMALL, 2)[1])
     paths[1].unlink()
+    actions[2].unlink()
     write_demo_videos(tmp_path, SMALL)
+    assert [action.read_bytes() for action in actions] == rows
     assert [path.read_bytes() for path in paths] == [data for data, _ in before]
     assert paths[0].stat().st_mtime_ns == before[0][1]
 

@@ -85,6 +85,13 @@ class Scene:
         forward = reach / np.hypot(*reach)
         return BASE, BASE + forward * along + np.array([-forward[1], forward[0]]) * aside, self.gripper
 
+    def angles(self) -> Vector:
+        """Of the shoulder, against the x axis of the picture, and of the elbow, against the upper arm; radians."""
+        shoulder, elbow, wrist = self.joints()
+        upper, lower = elbow - shoulder, wrist - elbow
+        first, second = math.atan2(upper[1], upper[0]), math.atan2(lower[1], lower[0])
+        return np.array([first, second - first])
+
     def advance(self) -> None:
         """Move everything to the next frame."""
         for _ in range(SUBSTEPS):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.demo.painting import Painter
@@ -21,7 +22,7 @@ from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.settings import Settings, setting
 from lvt_pipeline.storage import exclusive_lock, read_json, write_json
 from lvt_pipeline.video.geometry import Frames
-from lvt_pipeline.video.write import write_mp4
+from lvt_pipeline.video.write import write_mp4, write_npy
 
 VERSION = 1  # raised when the same seed gives other pixels
 
@@ -41,7 +42,8 @@ class DemoSettings(Settings):
 
 
 def write_demo_videos(out: Path, settings: DemoSettings = DemoSettings(), *, progress: Progress = SILENT) -> list[Path]:
-    """Write the videos as `out/train/clip-000.mp4`, `out/val/...`, `out/test/...`; finished ones are kept.
+    """Write the videos as `out/train/clip-000.mp4`, `out/val/...`, `out/test/...`, and next to each its actions as
+    `clip-000.action.npy`; finished ones are kept.
 
     Returns:
         The files, in order.
@@ -52,10 +54,14 @@ def write_demo_videos(out: Path, settings: DemoSettings = DemoSettings(), *, pro
     with exclusive_lock(out):
         _claim(out, settings)
         paths = [out / split / f"clip-{index:03d}.mp4" for index, split in enumerate(_splits(settings.num_clips))]
-        missing = [index for index, path in enumerate(paths) if not path.exists()]
+        actions = [path.with_suffix(".action.npy") for path in paths]
+        missing = [index for index, path in enumerate(paths) if not (path.exists() and actions[index].exists())]
         with progress.bar("painting videos", len(paths), "clips", done=len(paths) - len(missing)) as bar:
             for index in missing:
-                write_mp4(paths[index], demo_clip(settings, index), settings.fps)
+                frames, velocities = demo_recording(settings, index)
+                write_npy(actions[index], velocities)
+                if not paths[index].exists():
+                    write_mp4(paths[index], frames, settings.fps)
                 bar.advance()
     return paths
 
@@ -76,11 +82,25 @@ def _splits(num_clips: int) -> list[str]:
 
 def demo_clip(settings: DemoSettings, index: int) -> Frames:
     """The frames of clip `index`, uint8 (T, 96, 128, 3)."""
+    return demo_recording(settings, index)[0]
+
+
+def demo_recording(settings: DemoSettings, index: int) -> tuple[Frames, NDArray[np.float32]]:
+    """A clip and what drives the arm in it.
+
+    Returns:
+        frames, uint8 (T, 96, 128, 3); velocities of shoulder and elbow in radians per second, float32 (T, 2). Those of
+        frame t act on the step from frame t to t + 1.
+    """
     rng = np.random.default_rng([settings.seed, index, VERSION])
     scene = Scene(rng, settings.fps)
     painter = Painter(scene, rng)
     frames = np.empty((settings.num_frames, HEIGHT, WIDTH, 3), np.uint8)
+    velocities = np.empty((settings.num_frames, 2), np.float32)
     for number in range(settings.num_frames):
         frames[number] = painter.picture()
+        before = scene.angles()
         scene.advance()
-    return frames
+        turned = (scene.angles() - before + np.pi) % (2 * np.pi) - np.pi
+        velocities[number] = turned * settings.fps
+    return frames, velocities

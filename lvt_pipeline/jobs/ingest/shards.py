@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -214,9 +214,12 @@ class ShardMaker:
         samples = []
         for number, decoded in enumerate(payloads):
             made_of = line_fingerprint(line, self._settings, decoded.decoder)
-            part = None
+            pixels, part = decoded.pixels, None
+            if line.arrays:  # rows in files of their own: without them the frames are what they would be
+                pixels = line_fingerprint(replace(line, more_digest=None), self._settings, decoded.decoder)
             if decoded.begins is not None:
                 part = Part(of=line.id, fingerprint=made_of, number=number, parts=len(payloads), begins=decoded.begins)
+                pixels = lineage.piece_frames_fingerprint(pixels, part.begins) if line.arrays else pixels
             samples.append(
                 FrameSample(
                     id=line.id if part is None else piece_id(line.id, part.begins),
@@ -235,7 +238,7 @@ class ShardMaker:
                     part=part,
                     truncated=decoded.truncated,
                     notes=decoded.notes,
-                    pixels=decoded.pixels,
+                    pixels=pixels,
                 )
             )
         return samples
