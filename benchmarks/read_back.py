@@ -12,7 +12,7 @@ import zarr
 from benchmarks.measuring import time_in_turn
 from benchmarks.real_codes import codes_to_measure
 from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, shard_name
-from lvt_pipeline.codes.shard_file import read_frames
+from lvt_pipeline.codes.shard_file import ShardFile, read_frames
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.provenance import Provenance
@@ -47,7 +47,11 @@ def run() -> str:
             candidates = {
                 "zarr": lambda array=array: array[:],
                 "lvt, 1 thread": lambda store=store: read_frames(
-                    lambda index: store.path / shard_name(index), store.schema, 0, store.array_frames, threads=1
+                    lambda index: ShardFile.at(store.path / shard_name(index)),
+                    store.schema,
+                    0,
+                    store.array_frames,
+                    threads=1,
                 ),
                 f"lvt, {cores} threads": lambda store=store: store.read_range(0, store.array_frames),
             }

@@ -39,7 +39,7 @@ from lvt_pipeline.provenance import (
     record_path,
     write_record,
 )
-from lvt_pipeline.storage import exclusive_lock, remove_leftovers
+from lvt_pipeline.storage import Place, exclusive_lock, remove_leftovers
 
 
 class Clock:
@@ -227,7 +227,7 @@ def finished_record(out: Path) -> Provenance | None:
     return None
 
 
-def report_replaced(out: Path, what: str, replaced: int, removed: int, progress: Progress) -> None:
+def report_replaced(out: Place, what: str, replaced: int, removed: int, progress: Progress) -> None:
     """Report what of an existing output will not be there afterwards.
 
     Args:

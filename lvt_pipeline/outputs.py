@@ -11,11 +11,12 @@ from pathlib import Path
 
 from lvt_pipeline.errors import ArtefactError, LVTError
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance, read_record
+from lvt_pipeline.storage import Place, StoreURL
 
 MARK_BYTES = 4096  # at the beginning and at the end of a file, where its mark is looked for
 
 
-def require_output_folder(output: Path, stage: str, inputs: Iterable[Path | None] = ()) -> None:
+def require_output_folder(output: Place, stage: str, inputs: Iterable[Place | None] = ()) -> None:
     """Refuse a folder that a command must not create, continue or replace.
 
     Args:
@@ -33,12 +34,12 @@ def require_output_folder(output: Path, stage: str, inputs: Iterable[Path | None
             raise LVTError(f"the output {output} is inside the input {source}; choose an output outside of it")
         if _is_inside(source, output):
             raise LVTError(f"the output {output} contains the input {source}; choose another output folder")
-    if output.exists() and not output.is_dir():
+    if isinstance(output, Path) and output.exists() and not output.is_dir():
         raise ArtefactError(f"{output} is a file; choose another output folder")
     _require_same_stage(output, stage, record_of(output))
 
 
-def require_output_file(output: Path, stage: str, inputs: Iterable[Path | None] = (), *, mark: bytes) -> None:
+def require_output_file(output: Path, stage: str, inputs: Iterable[Place | None] = (), *, mark: bytes) -> None:
     """Refuse a file that a command must not create or replace.
 
     A file inside an input folder is allowed, such as an evaluation in the folder of its run, but not inside a code
@@ -57,7 +58,7 @@ def require_output_file(output: Path, stage: str, inputs: Iterable[Path | None] 
     """
     for source in _given(inputs):
         _require_other_path(output, source, stage)
-        if _is_inside(output, source) and (source / ZARR_METADATA).exists():
+        if _is_inside(output, source) and (Path(source) / ZARR_METADATA).exists():
             raise LVTError(f"the output {output} is inside the code store {source}; choose an output outside of it")
     if output.is_dir():
         raise ArtefactError(f"{output} is a folder; give the name of a file")
@@ -71,21 +72,27 @@ def require_output_file(output: Path, stage: str, inputs: Iterable[Path | None] 
         )
 
 
-def _given(inputs: Iterable[Path | None]) -> list[Path]:
-    return [source for source in inputs if source is not None and source.exists()]
+def _given(inputs: Iterable[Place | None]) -> list[Place]:
+    return [source for source in inputs if isinstance(source, StoreURL) or (source is not None and source.exists())]
 
 
-def _require_other_path(output: Path, source: Path, stage: str) -> None:
-    is_same = output.resolve() == source.resolve() or (output.exists() and output.samefile(source))
+def _require_other_path(output: Place, source: Place, stage: str) -> None:
+    is_same = _resolved(output) == _resolved(source)
+    if isinstance(output, Path) and isinstance(source, Path) and output.exists():
+        is_same = is_same or output.samefile(source)
     if is_same:
         raise LVTError(f"{output} is both an input and the output of lvt {stage}; choose another output")
 
 
-def _is_inside(path: Path, folder: Path) -> bool:
-    return folder.resolve() in path.resolve().parents
+def _is_inside(place: Place, folder: Place) -> bool:
+    return _resolved(folder) in _resolved(place).parents
 
 
-def record_of(output: Path) -> Provenance | None:
+def _resolved(place: Place) -> Place:
+    return place.resolve() if isinstance(place, Path) else place
+
+
+def record_of(output: Place) -> Provenance | None:
     """The record of an output; None where there is none that can be read."""
     try:
         return read_record(output)
@@ -93,7 +100,7 @@ def record_of(output: Path) -> Provenance | None:
         return None
 
 
-def _require_same_stage(output: Path, stage: str, record: Provenance | None) -> None:
+def _require_same_stage(output: Place, stage: str, record: Provenance | None) -> None:
     if record is not None and record.stage != stage:
         raise ArtefactError(
             f"{output} was made by lvt {record.stage}, and lvt {stage} does not change it; choose another output, or "

@@ -29,7 +29,16 @@ from pathlib import Path
 from typing import Any
 
 from lvt_pipeline.errors import ArtefactError
-from lvt_pipeline.storage import describe_os_error, open_regular, read_json, write_json
+from lvt_pipeline.storage import (
+    Place,
+    StoreURL,
+    describe_os_error,
+    open_regular,
+    open_storage,
+    parse_json,
+    read_json,
+    write_json,
+)
 
 RECORD_NAME = "provenance.json"
 ZARR_METADATA = "zarr.json"
@@ -217,7 +226,7 @@ class Provenance:
         return {**asdict(self), "recipe": self.recipe}
 
     @classmethod
-    def from_json(cls, data: Any, source: Path) -> Provenance:
+    def from_json(cls, data: Any, source: Place) -> Provenance:
         """Rebuild a record; `source` is named in the error.
 
         Raises:
@@ -257,25 +266,29 @@ def write_record(output: Path, record: Provenance) -> None:
     write_json(record_path(output), record.to_json())
 
 
-def read_record(output: Path) -> Provenance:
+def read_record(output: Place) -> Provenance:
     """The record of a finished output. A code store keeps its record in the root attributes of its zarr group.
 
     Raises:
         ArtefactError: there is none, or it cannot be read.
     """
-    if (output / ZARR_METADATA).exists():
+    found = open_storage(output).read(ZARR_METADATA)
+    if found is not None:
         path = output / ZARR_METADATA
-        group = read_json(path)
+        group = parse_json(found.data, path)
         attributes = group.get("attributes") if isinstance(group, dict) else None
         return Provenance.from_json(attributes.get("provenance") if isinstance(attributes, dict) else None, path)
-    if not output.exists():
+    if isinstance(output, StoreURL) or not output.exists():
         raise ArtefactError(f"{output} does not exist")
     path = record_path(output)
     return Provenance.from_json(read_json(path), path)
 
 
-def missing_outputs(output: Path, record: Provenance) -> list[str]:
+def missing_outputs(output: Place, record: Provenance) -> list[str]:
     """Files the record promises that are gone or have another size, as relative paths."""
+    if isinstance(output, StoreURL):
+        found = {entry.name: entry.size for entry in open_storage(output).list()}
+        return [name for name, size in record.outputs.items() if found.get(name) != size]
     folder = output if output.is_dir() else output.parent
     problems = []
     for name, size in record.outputs.items():

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.storage import Place
 from stages.console import Console, echo_facts
 from stages.options import json_option, stage_command
-from stages.values import PATH, Real
+from stages.values import STORE, Real
 
 
 @stage_command("compact")
-@click.argument("store", type=PATH)
+@click.argument("store", type=STORE)
 @click.option(
     "--min-dead",
     type=Real(0, 1),
@@ -23,7 +22,7 @@ from stages.values import PATH, Real
 )
 @click.option("--dry-run", is_flag=True, help="Print the clips that would be moved, and stop.")
 @json_option
-def command(store: Path, min_dead: float, dry_run: bool, as_json: bool) -> None:
+def command(store: Place, min_dead: float, dry_run: bool, as_json: bool) -> None:
     """Copy the live codes of partly dead shards into new shards and publish a generation. Other shards are not touched.
 
     Older generations stay readable, and keep their space, until `lvt gc --apply`. Run again after an interruption.

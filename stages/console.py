@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.progress import Bar, format_seconds
+from lvt_pipeline.storage import Place
 
 if TYPE_CHECKING:
     from lvt_pipeline.provenance import Provenance
@@ -35,7 +35,7 @@ def echo_facts(facts: Mapping[str, Any], as_json: bool, text: str) -> None:
             raise LVTError(f"the result could not be printed: {error.strerror}") from error
 
 
-def echo_record(record: Provenance, as_json: bool, made: str, out: Path) -> None:
+def echo_record(record: Provenance, as_json: bool, made: str, out: Place) -> None:
     """Print the record of an output, or in one line its contents, its path and the time that it took."""
     echo_facts(record.to_json(), as_json, f"{made} -> {out} in {format_seconds(record.seconds)}")
 

@@ -8,6 +8,7 @@ import click
 
 from lvt_pipeline.jobs.settings import DecodeSettings
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.storage import Place
 from stages.console import Console, echo_record
 from stages.options import (
     at_option,
@@ -18,11 +19,11 @@ from stages.options import (
     settings_options,
     stage_command,
 )
-from stages.values import PATH
+from stages.values import PATH, STORE
 
 
 @stage_command("decode")
-@click.option("--codes", type=PATH, required=True, help="Code store of encoded clips or of samples.")
+@click.option("--codes", type=STORE, required=True, help="Code store of encoded clips or of samples.")
 @click.option("--vqvae", type=PATH, required=True, help="VQ-VAE run that made the codes.")
 @out_option("Folder of videos to create or resume.")
 @settings_options(DecodeSettings)
@@ -31,7 +32,7 @@ from stages.values import PATH
 @overwrite_option
 @json_option
 def command(
-    codes: Path,
+    codes: Place,
     vqvae: Path,
     out: Path,
     settings: DecodeSettings,

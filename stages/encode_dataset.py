@@ -9,16 +9,17 @@ import click
 from lvt_pipeline.jobs.runner import ArrayStep
 from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.progress import count_of, format_seconds
+from lvt_pipeline.storage import Place
 from stages.console import Console, echo_facts
 from stages.options import device_option, json_option, out_option, overwrite_option, settings_options, stage_command
 from stages.running import array_options
-from stages.values import PATH
+from stages.values import PATH, STORE
 
 
 @stage_command("encode-dataset")
 @click.option("--frames", type=PATH, required=True, help="Frame folder from `lvt ingest`.")
 @click.option("--vqvae", type=PATH, required=True, help="VQ-VAE run from `lvt train-vqvae`.")
-@out_option("Code store to create, resume or bring up to date, such as data.zarr.")
+@out_option("Code store to create, resume or bring up to date, such as data.zarr.", kind=STORE)
 @settings_options(EncodeSettings)
 @device_option
 @click.option("--dry-run", is_flag=True, help="Print which clips would be kept, added, changed and removed, and stop.")
@@ -30,7 +31,7 @@ from stages.values import PATH
 def command(
     frames: Path,
     vqvae: Path,
-    out: Path,
+    out: Place,
     settings: EncodeSettings,
     device: str,
     dry_run: bool,

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 import click
 
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.storage import Place, require_local
 from stages.console import echo_facts
 from stages.options import json_option, stage_command
-from stages.values import PATH, Whole
+from stages.values import STORE, Real, Whole
 
 if TYPE_CHECKING:
     from lvt_pipeline.codes.maintenance import Garbage
 
 
 @stage_command("gc")
-@click.argument("store", type=PATH)
+@click.argument("store", type=STORE)
 @click.option("--apply", is_flag=True, help="Delete the listed files. Without this option they are only listed.")
 @click.option(
     "--keep-generations",
@@ -39,6 +40,15 @@ if TYPE_CHECKING:
     help="Assume that nobody reads the store. Needed on file systems without locks, where readers cannot be seen.",
 )
 @click.option(
+    "--grace",
+    "grace_hours",
+    type=Real(0),
+    default=24.0,
+    show_default=True,
+    metavar="HOURS",
+    help="Age up to which files and generations in a bucket are kept: who uses them cannot be seen there.",
+)
+@click.option(
     "--cache",
     "only_cache",
     is_flag=True,
@@ -52,12 +62,13 @@ if TYPE_CHECKING:
 )
 @json_option
 def command(
-    store: Path,
+    store: Place,
     apply: bool,
     keep_generations: int,
     keep: tuple[int, ...],
     drop_pending: bool,
     ignore_readers: bool,
+    grace_hours: float,
     only_cache: bool,
     only_frames: bool,
     as_json: bool,
@@ -73,7 +84,10 @@ def command(
     if only_cache or only_frames:
         if keep or drop_pending or keep_generations > 1 or (only_cache and only_frames):
             raise click.UsageError("--cache and --frames delete nothing else; leave out the other options")
-        (_collect_cache if only_cache else _collect_frames)(store, apply, as_json)
+        if only_cache:
+            _collect_cache(store, apply, as_json)
+        else:
+            _collect_frames(require_local(store, "a work directory"), apply, as_json)
         return
     from lvt_pipeline.codes.maintenance import collect_garbage, find_garbage
 
@@ -84,11 +98,12 @@ def command(
         keep=keep,
         drop_pending=drop_pending,
         ignore_readers=ignore_readers,
+        grace_hours=grace_hours,
     )
     echo_facts({**garbage.to_json(), "applied": apply}, as_json, "\n".join(_lines(store, garbage, apply)))
 
 
-def _lines(store: Path, garbage: Garbage, apply: bool) -> Iterator[str]:
+def _lines(store: Place, garbage: Garbage, apply: bool) -> Iterator[str]:
     """A line for everything that is kept on purpose or not needed, then the size of the latter."""
     for number, why in garbage.in_use.items():
         yield f"generation {number} is kept: {why}"
@@ -130,7 +145,7 @@ def _collect_frames(work_dir: Path, apply: bool, as_json: bool) -> None:
     echo_facts(facts, as_json, line)
 
 
-def _collect_cache(store: Path, apply: bool, as_json: bool) -> None:
+def _collect_cache(store: Place, apply: bool, as_json: bool) -> None:
     from lvt_pipeline.codes.loading.cache import cache_files, remove_cache
     from lvt_pipeline.codes.store import open_codes
 

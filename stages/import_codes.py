@@ -8,14 +8,15 @@ import click
 
 from lvt_pipeline.jobs.settings import ImportSettings
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.storage import Place
 from stages.console import Console, echo_record
 from stages.options import Option, json_option, out_option, overwrite_option, settings_options, stage_command
-from stages.values import PATH
+from stages.values import PATH, STORE
 
 
 @stage_command("import-codes")
 @click.argument("folder", type=PATH)
-@out_option("Code store to create, resume or bring up to date.")
+@out_option("Code store to create, resume or bring up to date.", kind=STORE)
 @settings_options(ImportSettings)
 @click.option(
     "--vqvae",
@@ -27,7 +28,7 @@ from stages.values import PATH
 @overwrite_option
 @json_option
 def command(
-    folder: Path, out: Path, settings: ImportSettings, vqvae: Path | None, overwrite: bool, as_json: bool
+    folder: Path, out: Place, settings: ImportSettings, vqvae: Path | None, overwrite: bool, as_json: bool
 ) -> None:
     """Make a code store of a FOLDER of .npy files: one per frame in a folder per clip, or one per clip.
 

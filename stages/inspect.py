@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
+from lvt_pipeline.storage import Place
 from stages.console import echo_facts
 from stages.options import at_option, json_option, stage_command
-from stages.values import PATH
+from stages.values import STORE
 
 
 @stage_command("inspect")
-@click.argument("path", type=PATH)
+@click.argument("path", type=STORE)
 @at_option
 @json_option
-def command(path: Path, at: int | None, as_json: bool) -> None:
+def command(path: Place, at: int | None, as_json: bool) -> None:
     """Describe a manifest, frames, a run, a code store, decoded videos, eval.json, a report or a work directory.
 
     Example: lvt inspect work/data.zarr

@@ -22,7 +22,7 @@ from lvt_pipeline.config import build
 from lvt_pipeline.machine import use_threads
 from lvt_pipeline.settings import About, abouts, choices, list_settings, other_names, type_hints
 from lvt_pipeline.streams import require_working_directory
-from stages.values import PATH, TEXT, ParamType, Real, ValueList, Whole
+from stages.values import PATH, TEXT, ParamType, PathType, Real, ValueList, Whole
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -174,17 +174,23 @@ def setting_rows(cls: type[Any]) -> list[tuple[str, str]]:
 
 
 def out_option(
-    help_text: str, *, required: bool = True, default: str | None = None, shown_default: str | None = None
+    help_text: str,
+    *,
+    required: bool = True,
+    default: str | None = None,
+    shown_default: str | None = None,
+    kind: PathType = PATH,
 ) -> Callable[[Function], Function]:
     """The `-o/--out` option that every writing stage has.
 
     Args:
         shown_default: the default in words, where the command chooses it.
+        kind: `STORE` for an output that may be in a bucket.
     """
     attributes: dict[str, Any] = {"required": True} if required else {"show_default": shown_default or False}
     if default is not None:
         attributes = {"default": default, "show_default": True}
-    return click.option("-o", "--out", type=PATH, help=help_text, **attributes)
+    return click.option("-o", "--out", type=kind, help=help_text, **attributes)
 
 
 def json_option(function: Function) -> Function:

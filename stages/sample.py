@@ -8,6 +8,7 @@ import click
 
 from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.storage import Place
 from stages.console import Console, echo_record
 from stages.options import (
     at_option,
@@ -18,13 +19,13 @@ from stages.options import (
     settings_options,
     stage_command,
 )
-from stages.values import PATH, Whole
+from stages.values import PATH, STORE, Whole
 
 
 @stage_command("sample")
 @click.option("--prior", type=PATH, required=True, help="Run directory from `lvt train-prior`.")
-@click.option("--codes", type=PATH, required=True, help="Code store whose clips provide the priming frames.")
-@out_option("Code store of samples to create or resume, such as samples.zarr.")
+@click.option("--codes", type=STORE, required=True, help="Code store whose clips provide the priming frames.")
+@out_option("Code store of samples to create or resume, such as samples.zarr.", kind=STORE)
 @settings_options(SampleSettings)
 @click.option("--batch-size", type=Whole(1), default=8, show_default=True, help="Number of clips per pass.")
 @click.option(
@@ -38,8 +39,8 @@ from stages.values import PATH, Whole
 @json_option
 def command(
     prior: Path,
-    codes: Path,
-    out: Path,
+    codes: Place,
+    out: Place,
     settings: SampleSettings,
     batch_size: int,
     lookahead: int | None,

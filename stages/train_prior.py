@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.storage import Place
 from lvt_pipeline.training.settings import PriorRunSettings
 from stages.console import Console, echo_facts, echo_record
 from stages.options import at_option, stage_command
 from stages.training import TrainingOptions, dry_run_line, training_options
-from stages.values import PATH, Real, ValueList
+from stages.values import STORE, Real, ValueList
 
 if TYPE_CHECKING:
     from lvt_pipeline.codes.loading.cache import Cache
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @stage_command("train-prior", settings_home=("lvt_pipeline.training.settings", "PriorRunSettings"), lists_settings=True)
 @click.option(
     "--codes",
-    type=PATH,
+    type=STORE,
     multiple=True,
     help="Code store from `lvt encode-dataset`; several are mixed. Not needed with --dry-run.",
 )
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 @at_option
 @training_options(PriorRunSettings, "prior")
 def command(
-    codes: tuple[Path, ...],
+    codes: tuple[Place, ...],
     mix: tuple[float, ...] | None,
     cache: Cache,
     at: int | None,

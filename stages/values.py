@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lvt_pipeline.settings import LARGEST, shown
+from lvt_pipeline.storage import StoreURL, as_place
 
 if TYPE_CHECKING:
     ParamType = click.ParamType[Any]
@@ -17,17 +18,26 @@ else:
 
 
 class PathType(click.Path):
-    """A path as `Path`. The library checks that it exists, because its message also names the remedy."""
+    """A path as `Path`. The library checks that it exists, because its message also names the remedy.
 
-    def __init__(self) -> None:
+    Args:
+        takes_urls: s3://, gs:// and az:// URLs are taken too, as `StoreURL`.
+    """
+
+    def __init__(self, takes_urls: bool = False) -> None:
         super().__init__(path_type=Path)
+        self._takes_urls = takes_urls
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path; an empty text is refused."""
         if value == "":
             self.fail("an empty text is not a path", param, ctx)
         if "://" in str(value):
-            self.fail(f"{shown(str(value))} is a URL; only sources may be, this is a local path", param, ctx)
+            place = as_place(value)
+            if self._takes_urls and isinstance(place, StoreURL):
+                return place
+            may_be = "s3://, gs:// and az:// are taken" if self._takes_urls else "this is a local path"
+            self.fail(f"{shown(str(value))} is a URL; {may_be}; see docs/clusters.md", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -106,5 +116,6 @@ def _short(value: Any) -> Any:
 
 
 PATH = PathType()
+STORE = PathType(takes_urls=True)
 TEXT = TextType()
 SHARE = Share()

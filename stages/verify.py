@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lvt_pipeline.progress import count_of, format_seconds
+from lvt_pipeline.storage import Place
 from stages.console import Console, echo_facts
 from stages.options import at_option, device_option, json_option, stage_command, workers_option
-from stages.values import PATH, Whole
+from stages.values import PATH, STORE, Whole
 
 if TYPE_CHECKING:
     from lvt_pipeline.evaluation.recheck_codes import DecodeReport
 
 
 @stage_command("verify")
-@click.argument("store", type=PATH)
+@click.argument("store", type=STORE)
 @click.option("--decode", "num_clips", type=Whole(1), help="Number of random clips to encode and decode again.")
 @click.option("--vqvae", type=PATH, help="VQ-VAE run that made the codes; for --decode.")
 @click.option("--frames", type=PATH, help="Frame folder that was encoded; for --decode.")
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 @device_option
 @json_option
 def command(
-    store: Path,
+    store: Place,
     num_clips: int | None,
     vqvae: Path | None,
     frames: Path | None,
@@ -63,7 +64,7 @@ def command(
     """
     from lvt_pipeline.frames.verify import is_frames_folder
 
-    if is_frames_folder(store):
+    if isinstance(store, Path) and is_frames_folder(store):
         if repair and manifest is None:
             raise click.UsageError("--repair of frames needs --manifest")
         _verify_frames(store, manifest if repair else None, workers, as_json)
@@ -81,7 +82,7 @@ def _no_decoding() -> None:
 
 
 def _decode(
-    store: Path, frames: Path, vqvae: Path, num_clips: int, seed: int, at: int | None, device: str
+    store: Place, frames: Path, vqvae: Path, num_clips: int, seed: int, at: int | None, device: str
 ) -> DecodeReport:
     from lvt_pipeline.evaluation.recheck_codes import verify_codes
 
@@ -89,7 +90,7 @@ def _decode(
 
 
 def _verify_store(
-    store: Path, repair: bool, at: int | None, decode: Callable[[], DecodeReport | None], as_json: bool
+    store: Place, repair: bool, at: int | None, decode: Callable[[], DecodeReport | None], as_json: bool
 ) -> None:
     """Check a code store; if its files are sound, `decode` checks its codes."""
     from lvt_pipeline.codes.repair import repair_store

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
+from lvt_pipeline.storage import Place, require_local
 from stages.console import echo_facts
 from stages.options import at_option, json_option, stage_command
-from stages.values import PATH, TEXT
+from stages.values import PATH, STORE, TEXT
 
 
 @stage_command("why")
-@click.argument("path", type=PATH)
+@click.argument("path", type=STORE)
 @click.argument("clip", type=TEXT, required=False)
 @click.option(
     "--frames", type=PATH, show_default="those of the work directory", help="With CLIP: frame folder to compare with."
@@ -23,7 +24,7 @@ from stages.values import PATH, TEXT
 @at_option
 @json_option
 def command(
-    path: Path, clip: str | None, frames: Path | None, vqvae: Path | None, at: int | None, as_json: bool
+    path: Place, clip: str | None, frames: Path | None, vqvae: Path | None, at: int | None, as_json: bool
 ) -> None:
     """Compare an artefact of a work directory with what the current videos and settings would make.
 
@@ -38,7 +39,7 @@ def command(
     if clip is None and (frames, vqvae, at) != (None, None, None):
         raise click.UsageError("--frames, --vqvae and --at belong to a CLIP")
     if clip is None:
-        facts = explain(path)
+        facts = explain(require_local(path, "a work directory"))
     else:
         facts = {clip: explain_clip(path, clip, frames=frames, vqvae=vqvae, generation=at)}
     lines = [f"{name}: {'; '.join(reasons) or 'up to date'}" for name, reasons in facts.items()]

@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from lvt_pipeline.storage import objects
+
 BUCKET = "bucket"
 
 
@@ -147,3 +149,4 @@ def connect(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     for name, value in settings.items():
         monkeypatch.setenv(f"AWS_{name}", value)
+    objects.connection.cache_clear()

@@ -24,7 +24,7 @@ ALLOWED_IN_FUNCTIONS = {
 
 # Still above the limits. These lists only get shorter.
 STILL_LARGE_FILES = {
-    "lvt_pipeline.codes.writer": 429,
+    "lvt_pipeline.codes.writer": 426,
 }
 STILL_LONG_FUNCTIONS = {
     "lvt_pipeline.jobs.sample.sample_clips": 76,

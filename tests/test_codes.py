@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ import numpy as np
 import pytest
 import zarr
 
-from lvt_pipeline.codes import layout
 from lvt_pipeline.codes import writer as code_writer
 from lvt_pipeline.codes.layout import read_root
 from lvt_pipeline.codes.plan import plan_codes
@@ -26,6 +26,7 @@ from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import BusyError, ShapeError, StoreError
 from lvt_pipeline.provenance import missing_outputs, read_record
+from lvt_pipeline.storage import PosixStorage
 from tests.toy_codes import FIVE, SCHEMA, codes_of, files_of, planned, record, shards_of, write
 
 
@@ -266,16 +267,17 @@ def test_an_abandoned_extension_is_cleaned_up_when_nothing_is_new(store: Path, t
 def test_an_interrupted_overwrite_goes_on_with_the_same_command(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = layout.remove_tree
+    real = PosixStorage.delete
 
-    def failing(path: Path) -> None:
-        if path.name == "codes":
+    def failing(self: PosixStorage, names: Iterable[str]) -> None:
+        gone = [*names]
+        if any(name.startswith("codes") for name in gone):
             raise KeyboardInterrupt
-        real(path)
+        real(self, gone)
 
     clips = [planned("g", 30), *FIVE]
     with monkeypatch.context() as patch:
-        patch.setattr(layout, "remove_tree", failing)
+        patch.setattr(PosixStorage, "delete", failing)
         with pytest.raises(KeyboardInterrupt):
             write(store, clips, overwrite=True)
     with pytest.raises(StoreError, match="unfinished"):

@@ -119,6 +119,7 @@ def test_gc_removes_orphans_leftovers_and_caches_of_what_is_gone(store: Path) ->
     orphan.write_bytes(b"abandoned")
     (store / "codes/c/1/0/0/.0.77.partial").write_bytes(b"half")
     (store / "codes/.staged").mkdir()
+    (store / "codes/.staged/zarr.json").write_bytes(b"half")
     half = old.with_name(f".{old.name}.77.partial")
     half.write_bytes(b"half")
     assert set(find_garbage(store).caches) == {str(old), str(half)}

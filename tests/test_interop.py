@@ -17,7 +17,7 @@ import zarr
 from lvt_pipeline.codes import schema as codes_module
 from lvt_pipeline.codes import shard_file
 from lvt_pipeline.codes.schema import shard_name
-from lvt_pipeline.codes.shard_file import read_frames
+from lvt_pipeline.codes.shard_file import ShardFile, read_frames
 from lvt_pipeline.codes.store import CodeStore
 from tests.code_stores import LENGTHS, make_store
 
@@ -91,7 +91,7 @@ def test_lvt_reads_any_range_as_zarr_does(grown: CodeStore) -> None:
 def test_threads_read_what_one_reads(grown: CodeStore) -> None:
     whole = grown.read_range(0, grown.array_frames)
     for start, stop in [(0, grown.array_frames), (3, grown.array_frames - 5), (200, 300)]:
-        codes = read_frames(lambda i: grown.path / shard_name(i), grown.schema, start, stop, threads=3)
+        codes = read_frames(lambda i: ShardFile.at(grown.path / shard_name(i)), grown.schema, start, stop, threads=3)
         assert np.array_equal(codes, whole[start:stop])
 
 

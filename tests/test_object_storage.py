@@ -194,6 +194,7 @@ def test_a_forked_process_is_told_to_spawn(moto: str, monkeypatch: pytest.Monkey
 
 def test_without_obstore_a_url_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "obstore.store", None)
+    objects.connection.cache_clear()
     with pytest.raises(LVTError, match=r"pip install 'lvt-pipeline\[s3\]'"):
         open_storage("s3://bucket/x")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from lvt_pipeline.codes.layout import (
     ARRAY,
     ARRAYS,
+    SHARDS,
     StoreRoot,
     as_one_line,
     digest_bytes,
@@ -20,15 +22,14 @@ from lvt_pipeline.codes.layout import (
     numbers_as_text,
     read_file,
     read_root,
-    remove_group,
-    remove_tree,
-    write_group,
+    storage_of,
 )
 from lvt_pipeline.codes.schema import CodeClip, CodeSchema, FrameArray, SideArray, metadata_name, shard_name
-from lvt_pipeline.codes.shard_file import array_metadata, read_chunks, read_frames
+from lvt_pipeline.codes.shard_file import ShardFile, array_metadata, read_chunks, read_frames
 from lvt_pipeline.errors import ArtefactError, LVTError, MismatchError, StoreError
 from lvt_pipeline.frames.records import ArrayFacts
-from lvt_pipeline.storage import describe_os_error, parse_json
+from lvt_pipeline.provenance import ZARR_METADATA
+from lvt_pipeline.storage import Place, open_storage, parse_json
 
 
 class CodeArray:
@@ -39,14 +40,21 @@ class CodeArray:
         layout: which of its arrays: the schema for the codes.
         sizes: bytes of each shard by name, where known.
         generation: that is read, None while it is being written.
+
+    Attributes:
+        num_readers: reads that should wait for an answer at the same time, 0 where reading does not wait.
     """
 
-    def __init__(self, path: Path, layout: FrameArray, sizes: Mapping[str, int], generation: int | None = None) -> None:
+    def __init__(
+        self, path: Place, layout: FrameArray, sizes: Mapping[str, int], generation: int | None = None
+    ) -> None:
         self.path = path
         self.layout = layout
         self._sizes = sizes
         self._generation = generation
-        self._checked: set[int] = set()
+        self._storage = open_storage(path)
+        self.num_readers = self._storage.num_readers
+        self._indexes: dict[str, bytes] = {}
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Frames [start, stop), (stop - start, h, w, n_c) or (stop - start, d).
@@ -59,21 +67,31 @@ class CodeArray:
             return np.empty((0, *self.layout.frame_shape), self.layout.dtype)
         size = self.layout.shard_frames
         shards = range(start // size, (stop - 1) // size + 1)
-        for index in shards:
-            self._require_shard(index)
         try:
             return self._read(start, stop)
         except MemoryError:
             raise LVTError(
                 f"{stop - start} frames of {self.path} do not fit into memory; read fewer at a time"
             ) from None
-        except (StoreError, OSError):
+        except (StoreError, FileNotFoundError):
+            self._indexes.clear()  # a shard may have been repaired meanwhile
             for index in shards:  # find the shard, to name it
                 try:
                     self._read(max(start, index * size), min(stop, (index + 1) * size))
-                except (StoreError, OSError) as error:
+                except (StoreError, FileNotFoundError) as error:
                     raise self._error(index, error) from error
-            raise
+            return self._read(start, stop)
+
+    def read_each(self, ranges: Iterable[tuple[int, int]]) -> Iterator[NDArray[Any]]:
+        """Ranges of frames one after another, as from `read`; where reads wait for answers, the next are asked for."""
+        with ThreadPoolExecutor(max(1, self.num_readers), "read-shards") as pool:
+            reading: deque[Future[NDArray[Any]]] = deque()
+            for frames in ranges:
+                reading.append(pool.submit(self.read, *frames))
+                if len(reading) > self.num_readers:
+                    yield reading.popleft().result()
+            while reading:
+                yield reading.popleft().result()
 
     def read_chunks(self, index: int, numbers: Sequence[int]) -> Iterator[NDArray[Any]]:
         """Some chunks of a shard, each in the memory of the one before. See `shard_file.read_chunks`.
@@ -82,40 +100,26 @@ class CodeArray:
             StoreError: the shard is missing or damaged; it is named.
             LVTError: the operating system refused.
         """
-        self._require_shard(index)
         try:
-            yield from read_chunks(self.path / shard_name(index, self.layout), self.layout, numbers)
-        except (StoreError, OSError) as error:
+            yield from read_chunks(self._shard(index), self.layout, numbers)
+        except (StoreError, FileNotFoundError) as error:
             raise self._error(index, error) from error
 
-    def problem(self, index: int) -> str:
-        """The problem of a shard's file as far as its size shows, empty when there is none.
+    def problems(self, indices: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """Shards whose files are missing or have another size, each with its problem in words.
 
         Raises:
             LVTError: the operating system refused.
         """
-        name = shard_name(index, self.layout)
-        try:
-            size = (self.path / name).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return "is missing"
-        except OSError as error:
-            raise describe_os_error(error, f"reading {self.path / name}") from error
-        expected = self._sizes.get(name, size)
-        return "" if size == expected else f"is damaged ({size} bytes where {expected} were written)"
-
-    def _require_shard(self, index: int) -> None:
-        # A missing shard is an error here, not fill values as for zarr: zeros are codes like any other.
-        if index in self._checked:
-            return
-        problem = self.problem(index)
-        if problem:
-            self._require_generation()
-            raise StoreError(
-                f"{self.path / shard_name(index, self.layout)} {problem}; run the command that made the store again to "
-                "restore it"
-            )
-        self._checked.add(index)
+        folder = f"{self.layout.folder}/c/{indices[0]}" if len(indices) == 1 else f"{self.layout.folder}/c"
+        found = {entry.name: entry.size for entry in self._storage.list(folder)}
+        for index in indices:
+            name = shard_name(index, self.layout)
+            size, expected = found.get(name), self._sizes.get(name, found.get(name))
+            if size is None:
+                yield index, "is missing"
+            elif size != expected:
+                yield index, f"is damaged ({size} bytes where {expected} were written)"
 
     def _require_generation(self) -> None:
         """Report a generation that was removed while it was read."""
@@ -128,17 +132,21 @@ class CodeArray:
 
     def _error(self, index: int, error: Exception) -> LVTError:
         file = self.path / shard_name(index, self.layout)
+        self._require_generation()
+        # A missing shard is an error here, not fill values as for zarr: zeros are codes like any other.
         if isinstance(error, FileNotFoundError):
-            self._require_generation()
             return StoreError(f"{file} is missing; run the command that made the store again to restore it")
-        if isinstance(error, OSError):
-            return describe_os_error(error, f"reading {file}")
         return StoreError(
             f"{file} is damaged ({as_one_line(error)}); delete this file and run the command that made the store again"
         )
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
-        return read_frames(lambda index: self.path / shard_name(index, self.layout), self.layout, start, stop)
+        threads = 1 if self.num_readers else None
+        return read_frames(self._shard, self.layout, start, stop, threads=threads)
+
+    def _shard(self, index: int) -> ShardFile:
+        name = shard_name(index, self.layout)
+        return ShardFile(self._storage, name, self._sizes.get(name), self._indexes)
 
 
 class ClipArray:
@@ -169,7 +177,7 @@ class ClipArray:
 
 
 def side_arrays_of(
-    clips: Iterable[tuple[str, Mapping[str, ArrayFacts]]], known: Iterable[SideArray], where: Path
+    clips: Iterable[tuple[str, Mapping[str, ArrayFacts]]], known: Iterable[SideArray], where: object
 ) -> tuple[SideArray, ...]:
     """The side arrays of a store that holds the arrays of some clips.
 
@@ -196,7 +204,7 @@ def side_arrays_of(
     return tuple(array for array, _ in found.values())
 
 
-def require_metadata(path: Path, root: StoreRoot, array: FrameArray, array_frames: int) -> None:
+def require_metadata(path: Place, root: StoreRoot, array: FrameArray, array_frames: int) -> None:
     """Refuse an array that other readers would read in another way than this one.
 
     Raises:
@@ -249,15 +257,16 @@ def require_places(clips: Sequence[CodeClip], array_frames: Any, num_shards: int
             )
 
 
-def resize_arrays(path: Path, schema: CodeSchema, num_frames: int, root: StoreRoot | None) -> bool:
+def resize_arrays(path: Place, schema: CodeSchema, num_frames: int, root: StoreRoot | None) -> bool:
     """Make all arrays of a store that long, unless they are.
 
     Returns:
         whether an array that the root names now has other metadata than it names.
     """
     is_rewritten = False
-    if schema.arrays and not (path / ARRAYS).exists():
-        write_group(path, path / ARRAYS, group_metadata({}))
+    storage = storage_of(path)
+    if schema.arrays:
+        storage.create(f"{ARRAYS}/{ZARR_METADATA}", group_metadata({}))
     for array in schema.every_array:
         name, metadata = metadata_name(array), array_metadata(num_frames, array)
         known = root.files.get(name) if root else None
@@ -268,11 +277,11 @@ def resize_arrays(path: Path, schema: CodeSchema, num_frames: int, root: StoreRo
         if is_known and parse_json(found or b"", path / name)["shape"][0] == num_frames:
             continue  # as another version of zarr writes it
         is_rewritten |= known not in (None, digest_bytes(metadata))
-        write_group(path, (path / name).parent, metadata)
+        storage.replace(name, metadata)
     return is_rewritten
 
 
-def remove_unpublished(path: Path, schema: CodeSchema | None, first: int) -> None:
+def remove_unpublished(path: Place, schema: CodeSchema | None, first: int) -> None:
     """Remove what an abandoned plan left in the arrays of a store.
 
     Args:
@@ -280,11 +289,14 @@ def remove_unpublished(path: Path, schema: CodeSchema | None, first: int) -> Non
         first: shards from this index on are removed.
     """
     kept = {array.folder for array in schema.every_array} if schema else {ARRAY}
-    for array in [path / ARRAY, *(path / ARRAYS).glob("*/")]:
-        if array.relative_to(path).as_posix() not in kept:
-            remove_group(path, array)
-    if kept == {ARRAY}:
-        remove_group(path, path / ARRAYS)
-    for folder in [folder for name in kept for folder in (path / name / "c").glob("*")]:
-        if not folder.name.isdecimal() or int(folder.name) >= first:
-            remove_tree(folder)
+    storage = storage_of(path)
+
+    def is_kept(name: str) -> bool:
+        folder, is_shard, number = name.partition("/c/")
+        if not is_shard:
+            return name.rpartition("/")[0] in kept | ({ARRAYS} if len(kept) > 1 else set())
+        index = number.partition("/")[0]
+        return folder in kept and index.isdecimal() and int(index) < first
+
+    names = [entry.name for entry in [*storage.list(SHARDS), *storage.list(ARRAYS)]]
+    storage.delete(name for name in names if not is_kept(name))

@@ -11,12 +11,13 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from lvt_pipeline.codes.layout import CARD, StoreRoot, digest_bytes, generation_name, replace_file
+from lvt_pipeline.codes.layout import CARD, StoreRoot, digest_bytes, generation_name, storage_of
 from lvt_pipeline.codes.schema import CodeClip, CodeSchema
+from lvt_pipeline.errors import BusyError
 from lvt_pipeline.provenance import ZARR_METADATA
+from lvt_pipeline.storage import Place
 
 _MADE_OF = {
     "encode-dataset": "Every frame of the clips, once through the encoder of a frame VQ-VAE.",
@@ -119,17 +120,31 @@ def card_bytes(root: StoreRoot, clips: Sequence[CodeClip]) -> bytes:
     return text.encode()
 
 
-def commit_root(path: Path, root: StoreRoot, clips: Sequence[CodeClip]) -> None:
+def commit_root(path: Place, root: StoreRoot, clips: Sequence[CodeClip]) -> StoreRoot:
     """Make this the root of a store, then renew the card, which describes the same.
 
     Args:
-        root: with the digests of all files but the card.
+        root: with the digests of all files but the card. It replaces the one that it was `read_from`, and no other.
         clips: the clip table of its current generation.
+
+    Returns:
+        the root as it is in the store.
+
+    Raises:
+        BusyError: another command has committed meanwhile.
     """
     card = card_bytes(root, clips)
     root = replace(root, files={**root.files, CARD: digest_bytes(card)})
-    replace_file(path, ZARR_METADATA, root.to_bytes())
-    replace_file(path, CARD, card)
+    storage, data = storage_of(path), root.to_bytes()
+    found = storage.read(ZARR_METADATA) if root.read_from else None
+    if found is not None and digest_bytes(found.data) == root.read_from:
+        is_done = storage.replace(ZARR_METADATA, data, found.tag)
+    else:
+        is_done = not root.read_from and storage.create(ZARR_METADATA, data)
+    if not is_done:
+        raise BusyError(f"another command has changed {path} meanwhile; run this again")
+    storage.replace(CARD, card)
+    return replace(root, read_from=digest_bytes(data))
 
 
 def _arrays_row(schema: CodeSchema) -> str:

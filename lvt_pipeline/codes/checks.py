@@ -11,27 +11,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes.layout import (
     PENDING,
+    PENDING_FILE,
     DamagedRootError,
     digest_bytes,
     group_metadata,
     read_attributes,
     read_file,
     read_root,
-    write_group,
+    storage_of,
 )
 from lvt_pipeline.codes.schema import CodeSchema, FrameArray, PlannedClip, shard_name
 from lvt_pipeline.codes.shard_file import checked_values, require_sound, shard_bytes
-from lvt_pipeline.codes.store import CodeStore, is_ours, is_unfinished, open_codes
-from lvt_pipeline.errors import ArtefactError, StoreError
-from lvt_pipeline.provenance import ZARR_METADATA
-from lvt_pipeline.storage import create_bytes, has_line_break, sync_directory, write_bytes
+from lvt_pipeline.codes.store import CodeStore, is_ours, is_published, open_codes
+from lvt_pipeline.errors import ArtefactError, BusyError, StoreError
+from lvt_pipeline.storage import Place, has_line_break
 
 
 def require_clips(clips: Sequence[PlannedClip]) -> None:
@@ -54,19 +53,20 @@ def require_clips(clips: Sequence[PlannedClip]) -> None:
         raise StoreError(f"clip {twice[0]} appears twice; clip ids must differ")
 
 
-def require_place(path: Path) -> None:
+def require_place(path: Place) -> None:
     """Refuse a place where a store cannot be.
 
     Raises:
         StoreError: something else is there.
     """
-    if path.exists() and not path.is_dir():
+    here = storage_of(path).local()
+    if here is not None and here.exists() and not here.is_dir():
         raise StoreError(f"{path} is a file; choose another path for the code store")
-    if not (path / ZARR_METADATA).exists() and path.is_dir() and any(path.iterdir()) and not is_unfinished(path):
+    if storage_of(path).members() and not is_published(path) and not is_ours(path):
         raise StoreError(f"{path} is a folder with other things in it; choose another path for the code store")
 
 
-def require_stage(path: Path, stage: str) -> None:
+def require_stage(path: Place, stage: str) -> None:
     """Refuse to change a store, finished or not, that another command made.
 
     Args:
@@ -88,7 +88,7 @@ def require_stage(path: Path, stage: str) -> None:
         )
 
 
-def open_current(path: Path, overwrite: bool) -> CodeStore | None:
+def open_current(path: Place, overwrite: bool) -> CodeStore | None:
     """The store at `path` that a plan starts from; None when there is none, or when it is not to be looked at.
 
     Raises:
@@ -129,12 +129,20 @@ class PendingPlan:
         if not all(type(number) is int for number in (self.generation, self.first_shard, self.end_shard)):
             raise TypeError("a number of a plan is not an integer")
 
-    def write(self, store: Path) -> None:
-        """Make this the pending plan of a store."""
-        write_group(store, store / PENDING, group_metadata(asdict(self)))
+    def write(self, store: Place) -> None:
+        """Make this the pending plan of a store.
+
+        Raises:
+            BusyError: another command has just begun with a plan of its own.
+        """
+        storage, data = storage_of(store), group_metadata(asdict(self))
+        found = storage.read(PENDING_FILE)
+        is_done = storage.replace(PENDING_FILE, data, found.tag) if found else storage.create(PENDING_FILE, data)
+        if not is_done:
+            raise BusyError(f"another command has just begun to write {store}; run this again when it has finished")
 
 
-def read_pending(store: Path) -> PendingPlan | None:
+def read_pending(store: Place) -> PendingPlan | None:
     """The pending plan of a store, None when there is none or it cannot be used."""
     try:
         attributes = read_attributes(store / PENDING)
@@ -143,13 +151,13 @@ def read_pending(store: Path) -> PendingPlan | None:
         return None
 
 
-def is_unpublished(path: Path, generation: int) -> bool:
+def is_unpublished(path: Place, generation: int) -> bool:
     """Whether an interrupted command left a plan for a later generation than this."""
     pending = read_pending(path)
     return pending is not None and pending.generation > generation
 
 
-def require_pending(path: Path, plan: str) -> None:
+def require_pending(path: Place, plan: str) -> None:
     """Refuse to write for a plan that a store does not wait for.
 
     Raises:
@@ -171,7 +179,7 @@ class ShardWriter:
         plan: identity of the plan that the store must wait for; None for the owner of the store.
     """
 
-    path: Path
+    path: Place
     schema: CodeSchema
     plan: str | None
 
@@ -192,21 +200,21 @@ class ShardWriter:
         """
         digest = ""
         for array, data in self._files(codes, arrays):
-            file = self.path / shard_name(index, array)
+            name = shard_name(index, array)
             if self.plan is not None:
                 require_pending(self.path, self.plan)
-            if not create_bytes(file, data):
-                data = read_file(file) or b""
-                require_sound(file, data, array)
-            digest = self._finish(file, data)
+            if not storage_of(self.path).create(name, data):
+                data = read_file(self.path / name) or b""
+                require_sound(self.path / name, data, array)
+            digest = digest_bytes(data)
         return digest
 
     def replace(self, index: int, codes: NDArray[Any], arrays: Mapping[str, NDArray[Any]]) -> str:
         """Put a shard in the place of a damaged one, which stays until then. Arguments and errors as in `create`."""
         digest = ""
         for array, data in self._files(codes, arrays):
-            write_bytes(self.path / shard_name(index, array), data)
-            digest = self._finish(self.path / shard_name(index, array), data)
+            storage_of(self.path).replace(shard_name(index, array), data)
+            digest = digest_bytes(data)
         return digest
 
     def _files(self, codes: NDArray[Any], arrays: Mapping[str, NDArray[Any]]) -> Iterator[tuple[FrameArray, bytes]]:
@@ -215,10 +223,3 @@ class ShardWriter:
             values = codes if array.name == self.schema.name else arrays.get(array.name)
             where = str(self.path / array.folder)
             yield array, shard_bytes(checked_values(values, array, len(codes), where), array)
-
-    def _finish(self, file: Path, data: bytes) -> str:
-        for folder in file.parents:  # new folders must be as durable as the file in them
-            if folder == self.path:
-                break
-            sync_directory(folder)
-        return digest_bytes(data)

@@ -7,24 +7,22 @@ No other shard is touched, and the older generations stay readable until `mainte
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.codes.layout import ARRAYS, SHARDS, GenerationInfo
+from lvt_pipeline.codes.layout import GenerationInfo, shard_files
 from lvt_pipeline.codes.plan import CodeChange, CodePlan, ShardPlan, cut_into_shards
 from lvt_pipeline.codes.schema import CodeClip, index_of, shard_names
 from lvt_pipeline.codes.store import CodeStore, open_codes, read_table
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.storage import describe_os_error
+from lvt_pipeline.storage import Place
 
 COMPACT = "compact"
 COMPACT_VERSION = 1
@@ -65,7 +63,8 @@ def shard_uses(store: CodeStore, clips: Sequence[CodeClip]) -> list[ShardUse]:
     shard_frames = store.schema.shard_frames
     num_shards = -(-store.array_frames // shard_frames)
     used = _used_runs(clips, shard_frames)
-    on_disk = {index for index in map(index_of, shard_files(store.path)) if 0 <= index < num_shards}
+    sizes = {entry.name: entry.size for entry in shard_files(store.path)}
+    on_disk = {index for index in map(index_of, sizes) if 0 <= index < num_shards}
     uses = []
     for index in sorted({*used, *on_disk}):
         frames = store.root.short_shards.get(index, shard_frames)
@@ -82,7 +81,7 @@ def shard_uses(store: CodeStore, clips: Sequence[CodeClip]) -> list[ShardUse]:
                 frames=frames,
                 dead_frames=frames - alive,
                 edge_frames=edges,
-                bytes=sum(size_of(store.path / name) for name in shard_names(index, store.schema)),
+                bytes=sum(sizes.get(name, 0) for name in shard_names(index, store.schema)),
             )
         )
     return uses
@@ -101,31 +100,6 @@ def _used_runs(clips: Sequence[CodeClip], shard_frames: int) -> dict[int, list[t
             else:
                 runs.append((first, stop))
     return used
-
-
-def shard_files(store: Path) -> list[str]:
-    """All files of shards, hidden ones too, by path relative to the store. Some may go meanwhile."""
-
-    def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
-            raise describe_os_error(error, f"reading {error.filename}")
-
-    names = []
-    for shards in (store / SHARDS, *sorted((store / ARRAYS).glob("*/c"))):
-        for folder, folders, files in os.walk(shards, onerror=refuse):
-            folders.sort()
-            names += [Path(folder, name).relative_to(store).as_posix() for name in sorted(files)]
-    return names
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; 0 when it is gone."""
-    if path.is_dir():
-        return sum(size_of(file) for file in path.rglob("*") if file.is_file())
-    try:
-        return path.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +127,7 @@ class CompactReport:
 
 
 def compact_store(
-    path: Path, *, min_dead: float = 0.0, dry_run: bool = False, progress: Progress = SILENT
+    path: Place, *, min_dead: float = 0.0, dry_run: bool = False, progress: Progress = SILENT
 ) -> CompactReport:
     """Move what the current generation uses out of partly dead shards, into new ones, and publish a generation.
 

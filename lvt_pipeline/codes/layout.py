@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lvt_pipeline.errors import ArtefactError, LVTError, StoreError
+from lvt_pipeline.errors import ArtefactError, StoreError
 from lvt_pipeline.provenance import ZARR_METADATA
-from lvt_pipeline.storage import describe_os_error, parse_json, remove_leftovers, sync_directory, write_bytes
+from lvt_pipeline.storage import (
+    Entry,
+    Place,
+    Storage,
+    open_storage,
+    parse_json,
+)
 
 SCHEMA_VERSION = 2
 ARRAY, ARRAYS, GENERATIONS, PENDING = "codes", "arrays", "generations", "pending"
@@ -30,6 +33,7 @@ OUR_GROUPS = {ARRAY, ARRAYS, GENERATIONS, PENDING}
 CARD = f"{ARRAY}/README.md"  # not in the root: zarr warns about a file there whenever the group's members are listed
 ARRAY_METADATA = f"{ARRAY}/{ZARR_METADATA}"
 SHARDS = f"{ARRAY}/c"
+PENDING_FILE = f"{PENDING}/{ZARR_METADATA}"
 
 _MARKS = (b'"digest": "', b'"short_shards": ')  # of a root; one changed byte leaves one of them
 _SEAL = b'"digest": "'
@@ -82,6 +86,8 @@ class StoreRoot:
         short_shards: frames in the shards that are not full, by index.
         foreign: attributes that others added; they are kept and mean nothing here.
         used_shards: an abandoned plan used shards with numbers below this, so no other plan does; 0 when none did.
+        read_from: SHA-256 of the bytes that this was read from, which a commit of a changed root replaces; empty: of
+            none.
     """
 
     about: Mapping[str, Any]
@@ -91,6 +97,7 @@ class StoreRoot:
     short_shards: Mapping[int, int] = field(default_factory=dict)
     foreign: Mapping[str, Any] = field(default_factory=dict)
     used_shards: int = 0
+    read_from: str = field(default="", compare=False)
 
     @property
     def generation(self) -> int:
@@ -126,7 +133,7 @@ class StoreRoot:
         return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
     @classmethod
-    def from_attributes(cls, attributes: Mapping[str, Any]) -> StoreRoot:
+    def from_attributes(cls, attributes: Mapping[str, Any], read_from: str) -> StoreRoot:
         """The root from the attributes of its group.
 
         Raises:
@@ -154,11 +161,12 @@ class StoreRoot:
             files=files,
             short_shards=short,
             used_shards=used,
+            read_from=read_from,
             foreign={name: value for name, value in attributes.items() if name not in (*_ROOT_NAMES, "digest")},
         )
 
 
-def read_root(path: Path) -> StoreRoot | None:
+def read_root(path: Place) -> StoreRoot | None:
     """The root of the code store at `path`, None when nothing is published there.
 
     Raises:
@@ -169,7 +177,7 @@ def read_root(path: Path) -> StoreRoot | None:
     return None if data is None else parse_root(path, data)
 
 
-def parse_root(path: Path, data: bytes) -> StoreRoot:
+def parse_root(path: Place, data: bytes) -> StoreRoot:
     """The root of the code store at `path` from the bytes of its `zarr.json`. Errors as in `read_root`."""
     file = path / ZARR_METADATA
     remedy = f"lvt verify {path} --repair rebuilds it from the clip tables"
@@ -191,7 +199,7 @@ def parse_root(path: Path, data: bytes) -> StoreRoot:
             "make the store again, or use the version of lvt that made it"
         )
     try:
-        return StoreRoot.from_attributes(attributes)
+        return StoreRoot.from_attributes(attributes, digest_bytes(data))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedRootError(f"{file} is damaged or not ours ({as_one_line(error)}); {remedy}") from error
 
@@ -215,21 +223,17 @@ def table_name(generation: int) -> str:
     return f"{generation_name(generation)}/{ZARR_METADATA}"
 
 
-def read_file(file: Path) -> bytes | None:
+def read_file(file: Place) -> bytes | None:
     """The bytes of a file, None when it does not exist.
 
     Raises:
-        LVTError: the operating system refused to read it, which does not mean that its content is damaged.
+        LVTError: the system or the server refused to read it, which does not mean that its content is damaged.
     """
-    try:
-        return file.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise describe_os_error(error, f"reading {file}") from error
+    found = open_storage(file.parent).read(file.name)
+    return None if found is None else found.data
 
 
-def read_attributes(group: Path) -> dict[str, Any]:
+def read_attributes(group: Place) -> dict[str, Any]:
     """Attributes of a zarr group on disk.
 
     Raises:
@@ -241,7 +245,7 @@ def read_attributes(group: Path) -> dict[str, Any]:
     return attributes_in(data, group / ZARR_METADATA)
 
 
-def attributes_in(data: bytes, file: Path) -> dict[str, Any]:
+def attributes_in(data: bytes, file: Place) -> dict[str, Any]:
     """Attributes in the bytes of a group's `zarr.json`.
 
     Raises:
@@ -303,69 +307,29 @@ def digest_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-# How files and groups appear and go -----------------------------------------------------------------------------------
-# Temporary files are inside `codes/`, where no zarr reader looks for members.
+# Files ----------------------------------------------------------------------------------------------------------------
 
 
-def replace_file(store: Path, name: str, data: bytes) -> None:
-    """Replace a file of a store, whole or not at all, with nothing next to it that zarr could take for a member."""
-    with os_errors_as_one_line(f"writing {store / name}"):
-        staged = store / ARRAY / ".staged"
-        remove_tree(staged)
-        write_bytes(staged / ZARR_METADATA, data)
-        os.replace(staged / ZARR_METADATA, store / name)
-        sync_directory((store / name).parent)
-        remove_tree(staged)
+def storage_of(store: Place) -> Storage:
+    """The files of a store. Those that are being written are inside `codes/`, where zarr looks for no members."""
+    return open_storage(store, ARRAY)
 
 
-def write_group(store: Path, group: Path, data: bytes) -> None:
-    """Make or replace a group of a store; `data` is its `zarr.json`."""
-    if group.exists():
-        replace_file(store, str((group / ZARR_METADATA).relative_to(store)), data)
-        return
-    with os_errors_as_one_line(f"writing {group}"):
-        staged = store / ARRAY / ".staged"
-        remove_tree(staged)
-        write_bytes(staged / ZARR_METADATA, data)
-        os.replace(staged, group)
-        sync_directory(group.parent)
+def has_file(store: Place, name: str) -> bool:
+    """Whether a store has a file of metadata."""
+    return read_file(store / name) is not None
 
 
-def remove_group(store: Path, group: Path) -> None:
-    """Remove a group of a store in one step, if it is there."""
-    if group.exists():
-        with os_errors_as_one_line(f"removing {group}"):
-            staged = store / ARRAY / ".staged-for-removal"
-            remove_tree(staged)
-            os.replace(group, staged)
-            sync_directory(group.parent)
-            remove_tree(staged)
+def generations_in(storage: Storage) -> list[int]:
+    """Numbers of the clip tables that are in a store, whether its root names them or not."""
+    numbers = [entry.name.split("/")[1] for entry in storage.list(GENERATIONS)]
+    return [int(number) for number in numbers if number.isdecimal()]
 
 
-def remove_temporary_files(store: Path) -> None:
-    """Remove what a killed writer left half-written. Call it only while holding the lock."""
-    remove_leftovers(store / ARRAY)
-    for leftover in (store / ARRAY).glob(".staged*"):
-        remove_tree(leftover)
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a file or a folder with all that is in it, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def os_errors_as_one_line(doing: str) -> Iterator[None]:
-    """Turn an error of the operating system into the one-line error; `doing` is such as "writing data.zarr"."""
-    try:
-        yield
-    except LVTError:
-        raise
-    except OSError as error:
-        raise describe_os_error(error, doing) from error
+def shard_files(store: Place) -> list[Entry]:
+    """All files below the shards of the arrays of a store, hidden ones too."""
+    storage = storage_of(store)
+    return [*storage.list(SHARDS), *(entry for entry in storage.list(ARRAYS) if "/c/" in entry.name)]
 
 
 def numbers_as_text(numbers: Sequence[int]) -> str:

@@ -6,23 +6,25 @@ that a live process reads stays (`readers`), and its readers are named.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from lvt_pipeline.codes import layout
 from lvt_pipeline.codes.array import remove_unpublished, resize_arrays
 from lvt_pipeline.codes.card import commit_root
 from lvt_pipeline.codes.checks import is_unpublished, read_pending
-from lvt_pipeline.codes.compaction import ShardUse, shard_files, shard_uses, size_of
-from lvt_pipeline.codes.layout import ARRAY, ARRAYS, GENERATIONS, PENDING, SHARDS, GenerationInfo, StoreRoot
+from lvt_pipeline.codes.compaction import ShardUse, shard_uses
+from lvt_pipeline.codes.layout import GENERATIONS, PENDING, PENDING_FILE, GenerationInfo, StoreRoot
 from lvt_pipeline.codes.loading.cache import cache_files, remove_cache
-from lvt_pipeline.codes.readers import without_readers
+from lvt_pipeline.codes.readers import GRACE_HOURS, without_readers
 from lvt_pipeline.codes.schema import index_of
 from lvt_pipeline.codes.store import ATTEMPTS, CodeStore, open_codes
 from lvt_pipeline.errors import BusyError, StoreError
-from lvt_pipeline.storage import TEMPORARY_SUFFIX, exclusive_lock
+from lvt_pipeline.provenance import ZARR_METADATA
+from lvt_pipeline.storage import TEMPORARY_SUFFIX, Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +63,13 @@ class Garbage:
 
 
 def find_garbage(
-    path: Path,
+    path: Place,
     *,
     keep_generations: int = 1,
     keep: Collection[int] = (),
     drop_pending: bool = False,
     ignore_readers: bool = False,
+    grace_hours: float = GRACE_HOURS,
 ) -> Garbage:
     """The files that `collect_garbage` would delete. Changes nothing.
 
@@ -74,7 +77,8 @@ def find_garbage(
         keep_generations: how many of the newest generations stay readable.
         keep: others that stay readable, by number.
         drop_pending: include the shards of an interrupted encode.
-        ignore_readers: drop generations also on a file system without locks, where readers cannot be seen.
+        ignore_readers: drop generations also where there are no locks, so that readers cannot be seen.
+        grace_hours: in a bucket, what is younger stays: others may be about to use it.
 
     Raises:
         StoreError: there is no store at `path`, it is damaged, or a generation to keep is not in it.
@@ -84,8 +88,8 @@ def find_garbage(
         root = open_codes(path, holds=False).root
         dropped = _dropped(path, root, keep_generations, keep)
         try:
-            with without_readers(path, dropped, is_forced=ignore_readers) as in_use:
-                return _garbage(path, root, {*root.numbers} - {*dropped}, in_use, drop_pending)
+            with without_readers(path, dropped, is_forced=ignore_readers, grace_hours=grace_hours) as in_use:
+                return _garbage(path, root, {*root.numbers} - {*dropped}, in_use, drop_pending, grace_hours)
         except (FileNotFoundError, StoreError):
             if layout.read_root(path) == root:
                 raise
@@ -93,12 +97,13 @@ def find_garbage(
 
 
 def collect_garbage(
-    path: Path,
+    path: Place,
     *,
     keep_generations: int = 1,
     keep: Collection[int] = (),
     drop_pending: bool = False,
     ignore_readers: bool = False,
+    grace_hours: float = GRACE_HOURS,
 ) -> Garbage:
     """Delete the files that the kept generations do not need. Arguments and errors as in `find_garbage`.
 
@@ -113,20 +118,20 @@ def collect_garbage(
     """
     path = path.absolute()
     open_codes(path, holds=False)  # before the lock, which would create a folder
-    with exclusive_lock(path):
+    with layout.storage_of(path).exclusive():
         store = open_codes(path, holds=False)
         dropped = _dropped(path, store.root, keep_generations, keep)
-        with without_readers(path, dropped, is_forced=ignore_readers) as in_use:
-            garbage = _garbage(path, store.root, {*store.root.numbers} - {*dropped}, in_use, drop_pending)
+        with without_readers(path, dropped, is_forced=ignore_readers, grace_hours=grace_hours) as in_use:
+            kept_numbers = {*store.root.numbers} - {*dropped}
+            garbage = _garbage(path, store.root, kept_numbers, in_use, drop_pending, grace_hours)
             kept = [info for info in store.root.generations if info.generation in garbage.kept]
             # First, because a training that makes such a file just now is the one thing that may refuse.
             remove_cache(path, {info.fingerprint for info in kept})
-            with layout.os_errors_as_one_line(f"deleting from {path}"):
-                _delete(store, garbage, kept)
+            _delete(store, garbage, kept)
     return garbage
 
 
-def _dropped(path: Path, root: StoreRoot, keep_generations: int, keep: Collection[int]) -> list[int]:
+def _dropped(path: Place, root: StoreRoot, keep_generations: int, keep: Collection[int]) -> list[int]:
     unknown = sorted(set(keep) - set(root.numbers))
     if unknown:
         raise StoreError(
@@ -136,23 +141,29 @@ def _dropped(path: Path, root: StoreRoot, keep_generations: int, keep: Collectio
 
 
 def _garbage(
-    path: Path, root: StoreRoot, kept: Collection[int], in_use: Mapping[int, str], drop_pending: bool
+    path: Place,
+    root: StoreRoot,
+    kept: Collection[int],
+    in_use: Mapping[int, str],
+    drop_pending: bool,
+    grace_hours: float,
 ) -> Garbage:
     """The files that these generations, and those in use, do not need."""
     kept = sorted({*kept, *in_use})
+    files = _old_files(path, grace_hours)
     stores = [open_codes(path, number, holds=False) for number in kept]
     clips = [clip for store in stores for clip in store.clips]
     uses = shard_uses(stores[-1], clips)
     has_pending = is_unpublished(path, root.generation)
     published = -(-stores[-1].array_frames // stores[-1].schema.shard_frames)  # shards up to the current generation
-    shards, pending = _unused_shards(path, uses, published if has_pending and not drop_pending else None)
-    leftovers = _leftovers(path, root, has_pending)
-    if (path / PENDING).exists() and (drop_pending or not has_pending):
+    shards, pending = _unused_shards(files, uses, published if has_pending and not drop_pending else None)
+    leftovers = _leftovers(files, root, has_pending)
+    if layout.has_file(path, PENDING_FILE) and (drop_pending or not has_pending):
         leftovers.append(PENDING)
     fingerprints = {info.fingerprint for info in root.generations if info.generation in kept}
     caches = cache_files(path, fingerprints)
     dropped = [number for number in root.numbers if number not in kept]
-    deleted = [path / name for name in (*shards, *leftovers, *map(layout.generation_name, dropped))] + caches
+    deleted = {*shards, *leftovers, *map(layout.generation_name, dropped)}
     return Garbage(
         kept=tuple(kept),
         dropped=tuple(dropped),
@@ -161,12 +172,22 @@ def _garbage(
         leftovers=tuple(leftovers),
         caches=tuple(map(str, caches)),
         pending=tuple(pending),
-        bytes=sum(map(size_of, deleted)),
+        bytes=sum(size for name, size in files.items() if {name, name.removesuffix(f"/{ZARR_METADATA}")} & deleted)
+        + sum(file.stat().st_size for file in caches),
         partly_dead=tuple(use for use in uses if 0 < use.dead_frames < use.frames),
     )
 
 
-def _unused_shards(path: Path, uses: Sequence[ShardUse], first_pending: int | None) -> tuple[list[str], list[str]]:
+def _old_files(path: Place, grace_hours: float) -> dict[str, int]:
+    """Sizes of all files of a store, by name; in a bucket, only of those that are older than the grace period."""
+    storage = layout.storage_of(path)
+    limit = math.inf if storage.local() is not None else time.time() - 3600 * grace_hours
+    return {entry.name: entry.size for entry in storage.list() if entry.modified < limit}
+
+
+def _unused_shards(
+    files: Iterable[str], uses: Sequence[ShardUse], first_pending: int | None
+) -> tuple[list[str], list[str]]:
     """Files without a live clip, and those that an interrupted command may still use.
 
     Args:
@@ -175,30 +196,29 @@ def _unused_shards(path: Path, uses: Sequence[ShardUse], first_pending: int | No
     alive = {use.index for use in uses if not use.is_dead}
     shards: list[str] = []
     pending: list[str] = []
-    for name in shard_files(path):
-        if index_of(name) in alive or _is_temporary(Path(name)):
+    for name in files:
+        if "/c/" not in name or index_of(name) in alive or _is_temporary(name):
             continue
         is_pending = first_pending is not None and index_of(name) >= first_pending
         (pending if is_pending else shards).append(name)
     return shards, pending
 
 
-def _leftovers(path: Path, root: StoreRoot, has_pending: bool) -> list[str]:
+def _leftovers(files: Iterable[str], root: StoreRoot, has_pending: bool) -> list[str]:
     """Half-written files, and clip tables that nothing refers to."""
-    folders = [ARRAY, *(f"{ARRAYS}/{folder.name}" for folder in sorted((path / ARRAYS).glob("*/")))]
-    hidden = [
-        f"{name}/{item.name}" for name in folders for item in sorted((path / name).iterdir()) if _is_temporary(item)
-    ]
-    found = [*hidden, *(name for name in shard_files(path) if _is_temporary(Path(name)))]
-    for group in sorted((path / GENERATIONS).glob("[0-9]*")):
-        number = int(group.name) if group.name.isdecimal() else 0
-        if number not in root.numbers and not (has_pending and number > root.generation):
-            found.append(f"{GENERATIONS}/{group.name}")
+    found = [name for name in files if _is_temporary(name)]
+    for name in files:
+        group, _, number = name.removesuffix(f"/{ZARR_METADATA}").partition("/")
+        if group != GENERATIONS or not number[:1].isdecimal() or _is_temporary(name):
+            continue
+        generation = int(number) if number.isdecimal() else 0
+        if generation not in root.numbers and not (has_pending and generation > root.generation):
+            found.append(f"{GENERATIONS}/{number}")
     return found
 
 
 def _delete(store: CodeStore, garbage: Garbage, kept: Sequence[GenerationInfo]) -> None:
-    path = store.path
+    path, storage = store.path, layout.storage_of(store.path)
     gone = {*garbage.shards, *map(layout.table_name, garbage.dropped)}
     root = replace(
         store.root,
@@ -209,32 +229,19 @@ def _delete(store: CodeStore, garbage: Garbage, kept: Sequence[GenerationInfo]) 
     if PENDING in garbage.leftovers and pending is not None and pending.generation > root.generation:
         root = replace(root, used_shards=max(root.used_shards, pending.end_shard))
     if root != store.root:
-        commit_root(path, root, store.clips)
+        root = commit_root(path, root, store.clips)
     if PENDING in garbage.leftovers:
         resize_arrays(path, store.schema, store.array_frames, root)
-    for name in garbage.leftovers:
-        if name.startswith(GENERATIONS) or name == PENDING:
-            layout.remove_group(path, path / name)
-    for number in garbage.dropped:
-        layout.remove_group(path, path / layout.generation_name(number))
-    for name in garbage.shards:
-        _unlink(path / name, path / name.partition("/c/")[0] / "c")
-    for name in garbage.leftovers:
-        if name.startswith((f"{SHARDS}/", f"{ARRAYS}/")):
-            (path / name).unlink(missing_ok=True)
+        storage.delete([PENDING_FILE])
+    groups = {layout.generation_name(number): layout.table_name(number) for number in layout.generations_in(storage)}
+    storage.delete([*(groups.get(name, name) for name in garbage.leftovers if name != PENDING), *sorted(gone)])
     if PENDING in garbage.leftovers:
         remove_unpublished(path, store.schema, -(-store.array_frames // store.schema.shard_frames))
-    layout.remove_temporary_files(path)
 
 
-def _is_temporary(file: Path) -> bool:
-    return file.name.startswith(".") and (file.name.endswith(TEMPORARY_SUFFIX) or file.name.startswith(".staged"))
-
-
-def _unlink(file: Path, top: Path) -> None:
-    """Delete a file and the folders that it leaves empty, up to `top`."""
-    file.unlink(missing_ok=True)
-    for folder in file.parents:
-        if folder == top or any(folder.iterdir()):
-            break
-        folder.rmdir()
+def _is_temporary(name: str) -> bool:
+    """Whether a file is half-written, or in a folder of such files."""
+    return any(
+        part.startswith(".") and (part.endswith(TEMPORARY_SUFFIX) or part.startswith(".staged"))
+        for part in name.split("/")
+    )

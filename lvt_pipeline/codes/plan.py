@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from lvt_pipeline.codes.checks import open_current, require_clips, require_place
@@ -19,6 +18,7 @@ from lvt_pipeline.errors import StoreError
 from lvt_pipeline.machine import paused_collection
 from lvt_pipeline.progress import count_of
 from lvt_pipeline.provenance import Provenance, fingerprint, short
+from lvt_pipeline.storage import Place
 
 KEPT_DIGITS = 16  # of the digest of a clip's source: enough to notice a change
 
@@ -128,7 +128,7 @@ class CodePlan:
 
 
 def plan_codes(
-    path: Path,
+    path: Place,
     schema: CodeSchema,
     clips: Sequence[PlannedClip],
     *,
@@ -152,7 +152,7 @@ def plan_codes(
     return make_plan(open_current(path, overwrite), schema, clips, reencode, damaged)
 
 
-def table_attributes(path: Path, plan: CodePlan, record: Provenance, stage: str) -> dict[str, Any]:
+def table_attributes(path: Place, plan: CodePlan, record: Provenance, stage: str) -> dict[str, Any]:
     """Attributes of the generation that a plan makes: its clip table and its record.
 
     Args:
@@ -367,7 +367,8 @@ def _inspect_shards(
     Args:
         damaged: shards that are known to be wrong although their size is right.
     """
-    broken = [index for index in current.shards() if index in damaged or current.problem(index)]
+    problems = current.problems(current.shards())
+    broken = [index for index in current.shards() if index in damaged or index in problems]
     at_hand = {clip.fingerprint: clip.id for clip in clips} if broken else {}
     size = current.schema.shard_frames
     repairs, lost = [], set()

@@ -3,7 +3,8 @@
 The lock is `flock` on the file of the generation's clip table. It needs no file of its own and ends with the process,
 so a dead reader leaves none behind. `lvt gc` takes the exclusive lock of every generation that it is about to remove;
 where it cannot, the generation stays and the processes that read it are named. On a file system without `flock` no
-reader can be seen, and so no generation is removed unless the user states that nobody reads the store.
+reader can be seen, and so no generation is removed unless the user states that nobody reads the store. In a bucket
+there are no locks at all: a generation that was current until a short while ago stays.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from lvt_pipeline.codes.layout import table_name
+from lvt_pipeline.codes.layout import GENERATIONS, table_name
 from lvt_pipeline.errors import BusyError
 from lvt_pipeline.file_systems import is_supported
-from lvt_pipeline.storage import describe_os_error
+from lvt_pipeline.storage import Place, describe_os_error, open_storage
 
 COMMAND_CHARACTERS = 80  # of a reader's command line that a message shows
 
 _IS_HELD = (errno.EWOULDBLOCK, errno.EACCES)
+GRACE_HOURS = 24.0
 NO_LOCKS = "the file system has no locks, so its readers cannot be seen; see --ignore-readers"
 
 
@@ -58,6 +61,12 @@ class Hold:
                 raise BeingRemovedError(f"{self._table} is being removed by lvt gc") from None
             raise describe_os_error(error, f"reading {self._table}") from error
 
+    @classmethod
+    def on(cls, store: Place, generation: int) -> Self | None:
+        """The lock where there are files to lock, None in a bucket; errors as in `Hold`."""
+        folder = open_storage(store).local()
+        return None if folder is None else cls(folder, generation)
+
     @property
     def is_current(self) -> bool:
         """Whether the locked file is still the one that the store has under its name."""
@@ -87,19 +96,26 @@ class Hold:
 
 
 @contextmanager
-def without_readers(store: Path, generations: Iterable[int], *, is_forced: bool = False) -> Iterator[dict[int, str]]:
+def without_readers(
+    store: Place, generations: Iterable[int], *, is_forced: bool = False, grace_hours: float = GRACE_HOURS
+) -> Iterator[dict[int, str]]:
     """Keep readers away from generations until the block ends, as far as nobody reads them.
 
     Args:
-        is_forced: the user states that nobody reads the store, which is believed where the file system has no locks.
+        is_forced: the user states that nobody reads the store, which is believed where there are no locks.
+        grace_hours: in a bucket, for how long a generation stays after a newer one has taken its place.
 
     Yields:
         the generations that must stay, each with the readers in words.
     """
+    folder = open_storage(store).local()
+    if folder is None:
+        yield {} if is_forced else _recent(store, generations, grace_hours)
+        return
     in_use: dict[int, str] = {}
     with ExitStack() as stack:
         for generation in generations:
-            table = store / table_name(generation)
+            table = folder / table_name(generation)
             try:
                 try:
                     descriptor = os.open(table, os.O_RDWR)  # over NFS an exclusive lock needs it
@@ -118,7 +134,18 @@ def without_readers(store: Path, generations: Iterable[int], *, is_forced: bool 
         yield in_use
 
 
-def require_no_readers(store: Path, in_use: Mapping[int, str]) -> None:
+def _recent(store: Place, generations: Iterable[int], hours: float) -> dict[int, str]:
+    """Generations that were current within the last hours, and so may have readers that nobody can see, in words."""
+    written = {entry.name: entry.modified for entry in open_storage(store).list(GENERATIONS)}
+    limit, reason = time.time() - 3600 * hours, f"it was current within the last {hours:g} hours; see --grace"
+    return {
+        number: reason
+        for number in generations
+        if any(written.get(table_name(later), 0) > limit for later in range(number + 1, number + 2 + len(written)))
+    }
+
+
+def require_no_readers(store: Place, in_use: Mapping[int, str]) -> None:
     """Refuse to replace a store that is being read.
 
     Args:

@@ -13,13 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 from lvt_pipeline.codes import layout
 from lvt_pipeline.codes.array import require_places
 from lvt_pipeline.codes.card import card_bytes, commit_root
 from lvt_pipeline.codes.checks import read_pending
-from lvt_pipeline.codes.layout import ARRAY, ARRAYS, CARD, GENERATIONS, PENDING, SHARDS, StoreRoot
+from lvt_pipeline.codes.layout import ARRAYS, CARD, GENERATIONS, SHARDS, StoreRoot
 from lvt_pipeline.codes.plan import make_plan, table_attributes
 from lvt_pipeline.codes.schema import (
     CodeSchema,
@@ -30,14 +29,14 @@ from lvt_pipeline.codes.schema import (
     shard_name,
     shards_of,
 )
-from lvt_pipeline.codes.shard_file import array_metadata, is_sound
+from lvt_pipeline.codes.shard_file import array_metadata, damaged_frames
 from lvt_pipeline.codes.store import is_ours, is_published, open_codes, read_table
 from lvt_pipeline.errors import StoreError
-from lvt_pipeline.provenance import ZARR_METADATA, Provenance, digest_file
-from lvt_pipeline.storage import exclusive_lock
+from lvt_pipeline.provenance import ZARR_METADATA, Provenance
+from lvt_pipeline.storage import Place
 
 
-def repair_store(path: Path) -> list[str]:
+def repair_store(path: Place) -> list[str]:
     """Repair the metadata of a store of any command; its shards stay as they are.
 
     Returns:
@@ -49,11 +48,11 @@ def repair_store(path: Path) -> list[str]:
     """
     if not is_published(path) and not is_ours(path):
         open_codes(path)  # its error names what it found
-    with exclusive_lock(path):
+    with layout.storage_of(path).exclusive():
         return repair_metadata(path)
 
 
-def repair_metadata(path: Path, schema: CodeSchema | None = None, clips: Sequence[PlannedClip] = ()) -> list[str]:
+def repair_metadata(path: Place, schema: CodeSchema | None = None, clips: Sequence[PlannedClip] = ()) -> list[str]:
     """Repair the metadata of a store. Call it while holding the lock of the store.
 
     Args:
@@ -65,19 +64,18 @@ def repair_metadata(path: Path, schema: CodeSchema | None = None, clips: Sequenc
     Raises:
         StoreError: something cannot be rebuilt; the line names the remedy.
     """
-    if not (path / ZARR_METADATA).exists() and not _tables(path):
+    damaged = layout.read_file(path / ZARR_METADATA)
+    if damaged is None and not _tables(path):
         return []
-    (path / ARRAY).mkdir(exist_ok=True)
-    layout.remove_temporary_files(path)
     repaired = []
     try:
         root = layout.read_root(path)
     except layout.DamagedRootError:
         root = None
     if root is None:
-        if (path / PENDING).exists() and not (path / ZARR_METADATA).exists():
+        if layout.has_file(path, layout.PENDING_FILE) and damaged is None:
             return []  # a first encode that was interrupted before its commit
-        root = _rebuilt_root(path)
+        root = replace(_rebuilt_root(path), read_from=layout.digest_bytes(damaged) if damaged is not None else "")
         repaired.append(ZARR_METADATA)
     repaired += _repair_table(path, root, schema, clips)
     table = read_table(path, root, root.generation)
@@ -91,10 +89,10 @@ def repair_metadata(path: Path, schema: CodeSchema | None = None, clips: Sequenc
     }
     digests = dict(root.files)
     for name, data in expected.items():
-        found = digest_file(path / name) if (path / name).exists() else ""
-        if found not in (root.files.get(name), layout.digest_bytes(data)) and not (path / PENDING).exists():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            layout.replace_file(path, name, data)
+        found = layout.digest_bytes(layout.read_file(path / name) or b"")
+        is_right = found in (root.files.get(name), layout.digest_bytes(data))
+        if not is_right and not layout.has_file(path, layout.PENDING_FILE):
+            layout.storage_of(path).replace(name, data)
             repaired.append(name)
             found = layout.digest_bytes(data)
         digests[name] = found
@@ -103,17 +101,17 @@ def repair_metadata(path: Path, schema: CodeSchema | None = None, clips: Sequenc
     return repaired
 
 
-def _tables(path: Path) -> dict[int, bytes]:
+def _tables(path: Place) -> dict[int, bytes]:
     """Clip tables that are whole, as they were written, by generation."""
     found = {}
-    for file in sorted((path / GENERATIONS).glob(f"[0-9]*/{ZARR_METADATA}")):
-        data = layout.table_without_additions(layout.read_file(file) or b"")
-        if file.parent.name.isdecimal() and data is not None:
-            found[int(file.parent.name)] = data
+    for number in sorted(set(layout.generations_in(layout.storage_of(path)))):
+        data = layout.table_without_additions(layout.read_file(path / layout.table_name(number)) or b"")
+        if data is not None:
+            found[number] = data
     return found
 
 
-def _rebuilt_root(path: Path) -> StoreRoot:
+def _rebuilt_root(path: Place) -> StoreRoot:
     tables = _tables(path)
     pending = read_pending(path)
     if pending is not None:
@@ -132,7 +130,7 @@ def _rebuilt_root(path: Path) -> StoreRoot:
         ) from error
 
 
-def _root_of(path: Path, tables: Mapping[int, bytes]) -> StoreRoot:
+def _root_of(path: Place, tables: Mapping[int, bytes]) -> StoreRoot:
     """The root of a store with these clip tables."""
     files = {layout.table_name(number): layout.digest_bytes(data) for number, data in tables.items()}
     attributes = {
@@ -150,8 +148,9 @@ def _root_of(path: Path, tables: Mapping[int, bytes]) -> StoreRoot:
         arrays = CodeSchema.from_json(table["lvt"]).every_array
         for index, array in product(shards_of(clips, schema.shard_frames), arrays):
             name = shard_name(index, array)
-            if name not in files and (path / name).exists() and is_sound(path / name, array):
-                files[name] = digest_file(path / name)
+            data = layout.read_file(path / name) if name not in files else None
+            if data is not None and not any(damaged_frames(data, array)):
+                files[name] = layout.digest_bytes(data)
         infos.append(
             layout.GenerationInfo(
                 generation=number,
@@ -172,7 +171,7 @@ def _root_of(path: Path, tables: Mapping[int, bytes]) -> StoreRoot:
     )
 
 
-def _repair_table(path: Path, root: StoreRoot, schema: CodeSchema | None, clips: Sequence[PlannedClip]) -> list[str]:
+def _repair_table(path: Place, root: StoreRoot, schema: CodeSchema | None, clips: Sequence[PlannedClip]) -> list[str]:
     """Write the current clip table again if it is damaged.
 
     Raises:
@@ -193,12 +192,11 @@ def _repair_table(path: Path, root: StoreRoot, schema: CodeSchema | None, clips:
                 f"{path / name} is damaged and cannot be rebuilt; {remedy}restore it from a copy, or start the store "
                 f"again with --overwrite{older}"
             ) from error
-        (path / name).parent.mkdir(exist_ok=True)
-        layout.write_group(path, (path / name).parent, rebuilt)
+        layout.storage_of(path).replace(name, rebuilt)
         return [name]
 
 
-def _first_table(path: Path, root: StoreRoot, schema: CodeSchema, clips: Sequence[PlannedClip]) -> bytes:
+def _first_table(path: Place, root: StoreRoot, schema: CodeSchema, clips: Sequence[PlannedClip]) -> bytes:
     """The clip table of a store that was made from these clips at once."""
     schema_of_root = CodeSchema.from_json(root.about)
     schema = replace(schema, shard_frames=schema_of_root.shard_frames, chunk_frames=schema_of_root.chunk_frames)

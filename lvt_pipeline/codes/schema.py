@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -19,7 +18,7 @@ from lvt_pipeline.codes.layout import ARRAY, ARRAYS, SCHEMA_VERSION
 from lvt_pipeline.errors import StoreError
 from lvt_pipeline.frames.records import ArrayFacts, FrameClip
 from lvt_pipeline.provenance import ZARR_METADATA
-from lvt_pipeline.storage import has_line_break
+from lvt_pipeline.storage import Place, has_line_break
 from lvt_pipeline.video.locations import kept_sources, opened_sources
 
 CHUNK_FRAMES = 64  # frames that are compressed together: the least that a read decompresses
@@ -287,7 +286,7 @@ _SHARD_NAME = re.compile(rf"{ARRAY}/c/(?P<codes>0|[1-9]\d*)/0/0/0|{ARRAYS}/[^/]+
 _TYPES: dict[str, set[type]] = {"label": {str, type(None)}, "offset": {int}, "length": {int}, "fps": {int, float}}
 
 
-def clips_from_columns(columns: Mapping[str, Sequence[Any]], path: Path) -> list[CodeClip]:
+def clips_from_columns(columns: Mapping[str, Sequence[Any]], path: Place) -> list[CodeClip]:
     """Rows of the clip table of the store at `path`; sources come back as paths that can be opened.
 
     Raises:
@@ -309,7 +308,7 @@ def clips_from_columns(columns: Mapping[str, Sequence[Any]], path: Path) -> list
     return [CodeClip(**dict(zip(names, row, strict=True))) for row in rows]
 
 
-def clips_to_columns(clips: Sequence[CodeClip], path: Path) -> dict[str, list[Any]]:
+def clips_to_columns(clips: Sequence[CodeClip], path: Place) -> dict[str, list[Any]]:
     """Columns of the clip table of the store at `path`. Sources are kept relative to it, so both can move together."""
     kept = kept_sources(path)
     columns = {name: [getattr(clip, name) for clip in clips] for name in CLIP_COLUMNS}

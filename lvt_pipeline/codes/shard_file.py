@@ -9,11 +9,10 @@ compared with what the array allows before memory is allocated.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +28,7 @@ from lvt_pipeline.codes.schema import CodeSchema, FrameArray
 from lvt_pipeline.errors import ShapeError, StoreError
 from lvt_pipeline.machine import own_cores
 from lvt_pipeline.provenance import ZARR_METADATA
+from lvt_pipeline.storage import Place, Storage, open_storage
 
 CHECKSUM_BYTES = 4
 # `python -m benchmarks store_size` shows what other lengths and levels would give.
@@ -54,16 +54,50 @@ class Chunk:
     size: int
 
 
+@dataclass(frozen=True)
+class ShardFile:
+    """A shard in its storage.
+
+    Attributes:
+        size: bytes that were written, None when that is not known; then all of it is read.
+        indexes: the ends of shards that have been read, by name; several shards may share it.
+    """
+
+    storage: Storage
+    name: str
+    size: int | None = None
+    indexes: dict[str, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, path: Path) -> ShardFile:
+        """The shard at a path."""
+        return cls(open_storage(path.parent), path.name, path.stat().st_size)
+
+    def read(self, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes [start, stop) of it.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            StoreError: it has another size.
+        """
+        found = self.storage.read(self.name) if stop is None else self.storage.read_range(self.name, start, stop)
+        if found is None:
+            raise FileNotFoundError(self.name)
+        if self.size not in (None, found.size):
+            raise StoreError(f"{found.size} bytes where {self.size} were written")
+        return found.data
+
+
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
 def read_frames(
-    shard_file: Callable[[int], Path], array: FrameArray, start: int, stop: int, *, threads: int | None = None
+    shard_file: Callable[[int], ShardFile], array: FrameArray, start: int, stop: int, *, threads: int | None = None
 ) -> NDArray[Any]:
     """Frames [start, stop) of the codes or of a side array.
 
     Args:
-        shard_file: the path of the shard with an index.
+        shard_file: the shard with an index.
         threads: how many decompress; None: as many cores as this process may use, 1 for small reads.
 
     Returns:
@@ -72,7 +106,7 @@ def read_frames(
 
     Raises:
         StoreError: a checksum does not match, or the bytes are not values of this array.
-        OSError: a shard cannot be read.
+        FileNotFoundError: a shard is missing.
     """
     codes = np.empty((stop - start, *array.frame_shape), array.dtype)
     size = array.shard_frames
@@ -83,7 +117,7 @@ def read_frames(
     if threads is None:
         threads = min(own_cores(), MAX_THREADS, codes.nbytes // BYTES_PER_THREAD)
 
-    def read(part: tuple[Path, int, int, int]) -> None:
+    def read(part: tuple[ShardFile, int, int, int]) -> None:
         file, first, last, position = part
         _read_from_shard(file, array, first, last, codes[position : position + last - first])
 
@@ -98,7 +132,9 @@ def read_frames(
     return codes
 
 
-def _split(parts: list[tuple[Path, int, int, int]], chunk: int, threads: int) -> list[tuple[Path, int, int, int]]:
+def _split(
+    parts: list[tuple[ShardFile, int, int, int]], chunk: int, threads: int
+) -> list[tuple[ShardFile, int, int, int]]:
     """The same parts, large ones cut at borders of chunks, so that every thread has something to do."""
     total = sum(last - first for _, first, last, _ in parts)
     length = max(chunk, -(-total // (4 * threads) // chunk) * chunk)
@@ -112,7 +148,7 @@ def _split(parts: list[tuple[Path, int, int, int]], chunk: int, threads: int) ->
     return pieces
 
 
-def _read_from_shard(file: Path, array: FrameArray, first: int, stop: int, out: NDArray[Any]) -> None:
+def _read_from_shard(file: ShardFile, array: FrameArray, first: int, stop: int, out: NDArray[Any]) -> None:
     """Put frames [first, stop) of one shard into `out`."""
     per_chunk = array.frames_per_chunk
     chunks = _fetch(file, array, first, stop)
@@ -127,7 +163,7 @@ def _read_from_shard(file: Path, array: FrameArray, first: int, stop: int, out: 
             out[begin - first : end - first] = decode_chunk(data, chunk, array)[begin - start : end - start]
 
 
-def read_chunks(file: Path, array: FrameArray, numbers: Sequence[int]) -> Iterator[NDArray[Any]]:
+def read_chunks(file: ShardFile, array: FrameArray, numbers: Sequence[int]) -> Iterator[NDArray[Any]]:
     """The codes of some chunks of a shard, one after another in the same memory: each is gone when the next comes.
 
     Args:
@@ -138,7 +174,7 @@ def read_chunks(file: Path, array: FrameArray, numbers: Sequence[int]) -> Iterat
 
     Raises:
         StoreError: a checksum does not match, or the bytes are not values of this array.
-        OSError: the shard cannot be read.
+        FileNotFoundError: the shard is missing.
     """
     per_chunk = array.frames_per_chunk
     codes = np.empty((per_chunk, *array.frame_shape), array.dtype)
@@ -153,25 +189,27 @@ def read_chunks(file: Path, array: FrameArray, numbers: Sequence[int]) -> Iterat
         yield codes
 
 
-def _fetch(file: Path, array: FrameArray, first: int, stop: int) -> list[tuple[Chunk, memoryview]]:
-    """The chunks of a shard that hold some of the frames [first, stop), as they are compressed."""
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        num_bytes = os.fstat(descriptor).st_size
-        tail = min(index_bytes(array), num_bytes)
-        index = os.pread(descriptor, tail, num_bytes - tail)
-        chunks = [
-            chunk
-            for chunk in chunks_of(index, array, num_bytes)
-            if chunk.first_frame < stop and chunk.first_frame + array.frames_per_chunk > first
-        ]
-        if not chunks:
-            return []
-        begin = min(chunk.offset for chunk in chunks)
-        end = max(chunk.offset + chunk.size for chunk in chunks)
-        data = memoryview(os.pread(descriptor, end - begin, begin))
-    finally:
-        os.close(descriptor)
+def _fetch(file: ShardFile, array: FrameArray, first: int, stop: int) -> list[tuple[Chunk, memoryview]]:
+    """The chunks of a shard that hold some of the frames [first, stop), as they are compressed: one or two reads."""
+    is_whole = file.size is None or (first == 0 and stop == array.shard_frames)
+    whole = file.read() if is_whole else b""
+    size = len(whole) if is_whole or file.size is None else file.size
+    if is_whole:
+        index = whole[-index_bytes(array) :]
+    elif file.name in file.indexes:
+        index = file.indexes[file.name]
+    else:
+        index = file.indexes[file.name] = file.read(max(0, size - index_bytes(array)), size)
+    chunks = [
+        chunk
+        for chunk in chunks_of(index, array, size)
+        if chunk.first_frame < stop and chunk.first_frame + array.frames_per_chunk > first
+    ]
+    if not chunks:
+        return []
+    begin = min(chunk.offset for chunk in chunks)
+    end = max(chunk.offset + chunk.size for chunk in chunks)
+    data = memoryview(whole)[begin:end] if is_whole else memoryview(file.read(begin, end))
     return [(chunk, data[chunk.offset - begin : chunk.offset - begin + chunk.size]) for chunk in chunks]
 
 
@@ -266,7 +304,7 @@ def damaged_frames(data: bytes, array: FrameArray) -> Iterator[tuple[int, int, s
             yield chunk.first_frame, chunk.first_frame + array.frames_per_chunk, str(error)
 
 
-def require_sound(file: Path, data: bytes, array: FrameArray) -> None:
+def require_sound(file: Place, data: bytes, array: FrameArray) -> None:
     """Refuse a shard of an unfinished plan that is damaged.
 
     Args:
@@ -277,11 +315,6 @@ def require_sound(file: Path, data: bytes, array: FrameArray) -> None:
     """
     if any(damaged_frames(data, array)):
         raise StoreError(f"{file}, which an interrupted run left, is damaged; delete it and run this again")
-
-
-def is_sound(file: Path, array: FrameArray) -> bool:
-    """Whether every chunk of a shard matches its checksum."""
-    return not any(damaged_frames(file.read_bytes(), array))
 
 
 def _is_checked(data: bytes | memoryview) -> bool:

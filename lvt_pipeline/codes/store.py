@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,6 +41,7 @@ from lvt_pipeline.file_systems import is_lock_file
 from lvt_pipeline.machine import paused_collection
 from lvt_pipeline.progress import SILENT, Progress, count_of
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance
+from lvt_pipeline.storage import Place, as_place, open_storage
 from lvt_pipeline.video.notebook import SHOWN_ROWS, Film, clips_html
 from lvt_pipeline.video.pictures import colour_codes
 
@@ -64,7 +64,7 @@ class CodeStore:
     windows through zarr is slow; `codes.loading.windows.CodeWindows` is for that.
 
     Attributes:
-        path: the zarr group, as an absolute path.
+        path: the zarr group, as an absolute path or a URL.
         schema: K, n_c, grid, tokenizer, ...
         root: the generations and files of the store.
         generation: the generation that is read; `generations` lists those that can be.
@@ -77,7 +77,7 @@ class CodeStore:
 
     def __init__(
         self,
-        path: Path,
+        path: Place,
         schema: CodeSchema,
         root: StoreRoot,
         generation: int,
@@ -215,9 +215,9 @@ class CodeStore:
             raise StoreError(f"{self.path} has no array {name!r}; it has {has}")
         return ClipArray(self.arrays[name], self._side[name], self.clip)
 
-    def problem(self, index: int) -> str:
-        """The problem of the files of a shard as far as their sizes show, empty when there is none."""
-        return next(filter(None, (each.problem(index) for each in (self.codes, *self._side.values()))), "")
+    def problems(self, indices: Sequence[int]) -> dict[int, str]:
+        """Shards whose files are missing or have another size than was written, each with its problem in words."""
+        return dict(item for each in (*self._side.values(), self.codes) for item in each.problems(indices))
 
     def read_range(self, start: int, stop: int) -> NDArray[np.unsignedinteger[Any]]:
         """Frames [start, stop) of the code array, of any clips.
@@ -238,10 +238,11 @@ class CodeStore:
 
 
 @paused_collection()
-def open_codes(path: Path | str, generation: int | None = None, *, holds: bool = True) -> CodeStore:
+def open_codes(path: Place | str, generation: int | None = None, *, holds: bool = True) -> CodeStore:
     """Open a code store for reading.
 
     Args:
+        path: a folder, or a URL such as s3://bucket/data.zarr.
         generation: which generation to read; the current one by default.
         holds: keep `lvt gc` from removing the generation as long as the store is open.
 
@@ -250,7 +251,7 @@ def open_codes(path: Path | str, generation: int | None = None, *, holds: bool =
         BusyError: it keeps changing.
         LVTError: the operating system refused to read it.
     """
-    path = Path(path).absolute()
+    path = as_place(path).absolute()
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(WAIT_SECONDS)
@@ -266,7 +267,7 @@ def open_codes(path: Path | str, generation: int | None = None, *, holds: bool =
             gone = "; lvt gc has removed it" if 1 <= chosen < root.generation else ""
             raise StoreError(f"{path} has no generation {chosen}{gone}; it has {layout.numbers_as_text(root.numbers)}")
         try:
-            hold = Hold(path, chosen) if holds else None
+            hold = Hold.on(path, chosen) if holds else None
             store = _open_generation(path, root, chosen, hold)
         except BeingRemovedError:
             continue
@@ -285,7 +286,7 @@ def open_codes(path: Path | str, generation: int | None = None, *, holds: bool =
 _REMEDY = "run lvt verify {path} --repair, or restore it from a copy"
 
 
-def _open_generation(path: Path, root: StoreRoot, generation: int, hold: Hold | None) -> CodeStore:
+def _open_generation(path: Place, root: StoreRoot, generation: int, hold: Hold | None) -> CodeStore:
     source = path / layout.table_name(generation)
     table = read_table(path, root, generation)
     try:
@@ -305,7 +306,7 @@ def _open_generation(path: Path, root: StoreRoot, generation: int, hold: Hold | 
     return store
 
 
-def read_table(path: Path, root: StoreRoot, generation: int) -> dict[str, Any]:
+def read_table(path: Place, root: StoreRoot, generation: int) -> dict[str, Any]:
     """Attributes of a generation: its clip table and the facts around it.
 
     Raises:
@@ -327,7 +328,7 @@ def read_table(path: Path, root: StoreRoot, generation: int) -> dict[str, Any]:
         raise StoreError(f"{error}; {_REMEDY.format(path=path)}") from error
 
 
-def published_arrays(path: Path) -> tuple[SideArray, ...]:
+def published_arrays(path: Place) -> tuple[SideArray, ...]:
     """The side arrays of the current generation of a store; () when there is none, or its root is damaged."""
     try:
         root = layout.read_root(path)
@@ -336,24 +337,24 @@ def published_arrays(path: Path) -> tuple[SideArray, ...]:
     return CodeSchema.from_json(root.about).arrays if root is not None else ()
 
 
-def is_published(path: Path) -> bool:
+def is_published(path: Place) -> bool:
     """Whether a folder is a store with something to read, sound or not."""
-    return (path / ZARR_METADATA).is_file()
+    return layout.read_file(path / ZARR_METADATA) is not None
 
 
-def is_unfinished(path: Path) -> bool:
+def is_unfinished(path: Place) -> bool:
     """Whether a folder holds what a first encode leaves when it is interrupted, and nothing else."""
     return is_ours(path) and not is_published(path)
 
 
-def is_ours(path: Path) -> bool:
+def is_ours(path: Place) -> bool:
     """Whether a folder holds only what belongs into a code store, and some of it next to the root."""
-    names = {item.name for item in path.iterdir() if not is_lock_file(item.name)} if path.is_dir() else set()
+    names = {name for name in open_storage(path).members() or () if not is_lock_file(name)}
     return bool(names & OUR_GROUPS) and names <= {*OUR_GROUPS, ZARR_METADATA}
 
 
-def _why_unreadable(path: Path) -> str:
-    if not path.exists():
+def _why_unreadable(path: Place) -> str:
+    if open_storage(path).members() is None:
         return f"{path} does not exist; make a code store with lvt encode-dataset"
     if is_unfinished(path):
         return f"{path} is unfinished: its first encode was interrupted; run the command that makes it again"

@@ -17,8 +17,7 @@ from typing import Any
 
 from lvt_pipeline.codes import layout
 from lvt_pipeline.codes.checks import read_pending
-from lvt_pipeline.codes.compaction import shard_files, size_of
-from lvt_pipeline.codes.layout import ARRAY_METADATA, ARRAYS, CARD, GENERATIONS, PENDING, DamagedRootError, StoreRoot
+from lvt_pipeline.codes.layout import ARRAY_METADATA, ARRAYS, CARD, GENERATIONS, DamagedRootError, StoreRoot
 from lvt_pipeline.codes.loading.cache import cache_folder, is_sound, map_file
 from lvt_pipeline.codes.schema import (
     CodeClip,
@@ -34,7 +33,7 @@ from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ArtefactError, StoreError
 from lvt_pipeline.progress import SILENT, Progress, count_of
 from lvt_pipeline.provenance import ZARR_METADATA
-from lvt_pipeline.storage import is_locked, parse_json
+from lvt_pipeline.storage import Place, is_locked, parse_json
 
 WORKERS = 4  # threads; hashing, decompressing and reading all leave Python's lock
 ATTEMPTS = 5  # at a store that changes at the same time
@@ -91,7 +90,7 @@ class VerifyReport:
         return asdict(self)
 
 
-def verify_store(path: Path, generation: int | None = None, *, progress: Progress = SILENT) -> VerifyReport:
+def verify_store(path: Place, generation: int | None = None, *, progress: Progress = SILENT) -> VerifyReport:
     """Check every byte of a store.
 
     Args:
@@ -113,12 +112,12 @@ def verify_store(path: Path, generation: int | None = None, *, progress: Progres
     return report
 
 
-def _state(path: Path) -> tuple[bytes | None, bytes | None]:
+def _state(path: Place) -> tuple[bytes | None, bytes | None]:
     """Everything that states which files belong to a store: the root, and the plan of unfinished work."""
-    return layout.read_file(path / ZARR_METADATA), layout.read_file(path / PENDING / ZARR_METADATA)
+    return layout.read_file(path / ZARR_METADATA), layout.read_file(path / layout.PENDING_FILE)
 
 
-def _verify(path: Path, generation: int | None, progress: Progress) -> VerifyReport:
+def _verify(path: Place, generation: int | None, progress: Progress) -> VerifyReport:
     try:
         root = layout.read_root(path)
     except DamagedRootError as error:
@@ -133,7 +132,7 @@ def _verify(path: Path, generation: int | None, progress: Progress) -> VerifyRep
     return _Verification(path, root, chosen, is_whole=generation is None).run(progress)
 
 
-def find_damaged_shards(path: Path) -> tuple[int, ...]:
+def find_damaged_shards(path: Place) -> tuple[int, ...]:
     """Indices of the shards of the current generation whose bytes have changed since they were written.
 
     Raises:
@@ -150,7 +149,7 @@ def find_damaged_shards(path: Path) -> tuple[int, ...]:
 class _Verification:
     """One pass over a store. `check_shard` may be called by several threads at once."""
 
-    def __init__(self, path: Path, root: StoreRoot, generations: Sequence[int], *, is_whole: bool) -> None:
+    def __init__(self, path: Place, root: StoreRoot, generations: Sequence[int], *, is_whole: bool) -> None:
         self.path = path
         self.root = root
         self.generations = generations
@@ -160,11 +159,11 @@ class _Verification:
         self.notes: list[str] = []
         self.damaged: set[int] = set()
         self.num_files = self.num_bytes = 0
-        self._is_pending = (path / PENDING).exists()
+        self._is_pending = layout.has_file(path, layout.PENDING_FILE)
 
     def run(self, progress: Progress) -> VerifyReport:
         """Check the generations that were asked for."""
-        self.num_files, self.num_bytes = 1, size_of(self.path / ZARR_METADATA)  # the root has been checked
+        self._read(ZARR_METADATA)  # the root has been checked
         self._open_generations()
         self._check_metadata()
         files = self.shard_files
@@ -249,18 +248,17 @@ class _Verification:
                 self._report(name, "is missing")
             elif not self._is_explained(name, data) and layout.read_file(self.path / name) == data:
                 self._report(name, "is not what was written")  # and was not replaced at this moment
-        self._is_pending = (self.path / PENDING).exists()
-        if self._is_pending:
-            data = self._read(f"{PENDING}/{ZARR_METADATA}")
-            if data is not None and not layout.is_sealed(data):
-                self._report(f"{PENDING}/{ZARR_METADATA}", "does not match its digest")
+        data = self._read(layout.PENDING_FILE)
+        self._is_pending = data is not None
+        if data is not None and not layout.is_sealed(data):
+            self._report(layout.PENDING_FILE, "does not match its digest")
 
     def _is_explained(self, name: str, data: bytes) -> bool:
         """Whether a file is right, or differs for a good reason: unfinished work, or additions of others."""
         if layout.digest_bytes(data) == self.root.files.get(name):
             return True
         if name == CARD:
-            return (self.path / PENDING).exists()
+            return layout.has_file(self.path, layout.PENDING_FILE)
         if name in (f"{GENERATIONS}/{ZARR_METADATA}", f"{ARRAYS}/{ZARR_METADATA}"):
             ours = layout.without_additions(data, ())
             return ours is not None and layout.digest_bytes(ours) == self.root.files.get(name)
@@ -302,7 +300,7 @@ class _Verification:
     def _unclaimed(self, used: Collection[str]) -> Iterator[Problem]:
         """Files that the root names but no generation uses, and files that nothing names."""
         others = 0
-        for name in shard_files(self.path):
+        for name in [entry.name for entry in layout.shard_files(self.path)]:
             if name in used:
                 continue
             others += 1
@@ -321,7 +319,7 @@ class _Verification:
             if store is None:
                 continue
             self.num_files += 1
-            self.num_bytes += size_of(file)
+            self.num_bytes += file.stat().st_size
             wrong = _wrong_in_cache(file, store, *split.partition(".")[::2])
             if wrong is not None and file.exists():  # otherwise it was removed meanwhile
                 self._report(str(file), "is not a copy of the store; delete it, it is made again", wrong)

@@ -19,7 +19,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -29,18 +28,20 @@ from lvt_pipeline.codes import checks, layout
 from lvt_pipeline.codes.array import CodeArray, remove_unpublished, resize_arrays
 from lvt_pipeline.codes.card import card_bytes, commit_root
 from lvt_pipeline.codes.checks import PendingPlan, ShardWriter
-from lvt_pipeline.codes.layout import ARRAY, ARRAY_METADATA, ARRAYS, CARD, GENERATIONS, PENDING
+from lvt_pipeline.codes.layout import ARRAY, ARRAY_METADATA, ARRAYS, CARD, GENERATIONS, PENDING, PENDING_FILE
 from lvt_pipeline.codes.plan import CodeChange, CodePlan, ShardPlan, make_plan, table_attributes
 from lvt_pipeline.codes.readers import require_no_readers, without_readers
 from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, metadata_names, shard_name, shard_names, shards_of
 from lvt_pipeline.codes.shard_file import array_metadata, require_sound
 from lvt_pipeline.codes.store import CodeStore, open_codes
-from lvt_pipeline.errors import ShapeError, StoreError
-from lvt_pipeline.provenance import ZARR_METADATA, Provenance, digest_file
-from lvt_pipeline.storage import (
-    exclusive_lock,
-    remove_leftovers,
-    sync_directory,
+from lvt_pipeline.errors import BusyError, ShapeError, StoreError
+from lvt_pipeline.provenance import ZARR_METADATA, Provenance
+from lvt_pipeline.storage import Place
+
+_OTHER_PLAN = (
+    "another command has not finished {path}, and nobody can see whether it still runs, as there are no locks in a "
+    "bucket; run that command again, or, if it will never come back, discard its work with lvt gc {path} "
+    "--drop-pending --apply"
 )
 
 
@@ -50,8 +51,10 @@ class CodeStoreWriter:
     Write every shard of `pending_shards` with `write_shard`, in any order, from one thread; then `publish`.
     """
 
-    def __init__(self, path: Path, plan: CodePlan, settings: Mapping[str, Any], current: CodeStore | None) -> None:
+    def __init__(self, path: Place, plan: CodePlan, settings: Mapping[str, Any], current: CodeStore | None) -> None:
         self.path = path
+        self._storage = layout.storage_of(path)
+        self._is_alone = False  # nobody else can write the store now; see `Storage.exclusive`
         self.plan = plan
         self._settings = settings
         self._current = current
@@ -66,7 +69,7 @@ class CodeStoreWriter:
     @contextmanager
     def open(
         cls,
-        path: Path,
+        path: Place,
         schema: CodeSchema,
         clips: Sequence[PlannedClip],
         *,
@@ -93,26 +96,29 @@ class CodeStoreWriter:
         settings = settings or {}
         checks.require_clips(clips)
         checks.require_place(path)
-        with exclusive_lock(path):
+        with layout.storage_of(path).exclusive() as is_alone:
             checks.require_stage(path, settings.get("stage", ""))
             broken = damaged()
             current = checks.open_current(path, overwrite)
-            pending = None if overwrite and (path / ZARR_METADATA).exists() else checks.read_pending(path)
+            is_replaced = overwrite and layout.has_file(path, ZARR_METADATA)
+            pending = None if is_replaced else checks.read_pending(path)
             first = pending.first_shard if pending else 0
             plan = make_plan(current, schema, clips, reencode, broken, first)
             if pending is not None and pending.plan != plan.identity(settings):
+                if not is_alone and checks.is_unpublished(path, current.generation if current else 0):
+                    raise StoreError(_OTHER_PLAN.format(path=path))
                 plan = make_plan(current, schema, clips, reencode, broken, pending.end_shard)
             writer = cls(path, plan, settings, current)
-            with layout.os_errors_as_one_line(f"preparing {path}"):
-                if overwrite and (path / ZARR_METADATA).exists():
-                    writer._remove_published()
-                writer._prepare()
+            writer._is_alone = is_alone
+            if is_replaced:
+                writer._remove_published()
+            writer._prepare()
             yield writer
 
     @classmethod
     @contextmanager
     def open_plan(
-        cls, path: Path, plan_of: Callable[[CodeStore], CodePlan], settings: Mapping[str, Any]
+        cls, path: Place, plan_of: Callable[[CodeStore], CodePlan], settings: Mapping[str, Any]
     ) -> Iterator[Self]:
         """Own an existing store until the block ends, ready for a plan from its current generation.
 
@@ -122,22 +128,22 @@ class CodeStoreWriter:
         """
         path = path.absolute()
         open_codes(path, holds=False)  # before the lock, which would create a folder
-        with exclusive_lock(path):
+        with layout.storage_of(path).exclusive() as is_alone:
             current = open_codes(path, holds=False)
             writer = cls(path, plan_of(current), settings, current)
+            writer._is_alone = is_alone
             if checks.is_unpublished(path, current.generation) and not writer._is_pending():
                 raise StoreError(
                     f"an interrupted command left {path} unfinished; run it again, or discard its work with "
                     "lvt gc --drop-pending --apply"
                 )
-            if writer.change.publishes or (path / PENDING).exists():
-                with layout.os_errors_as_one_line(f"preparing {path}"):
-                    writer._prepare()
+            if writer.change.publishes or layout.has_file(path, PENDING_FILE):
+                writer._prepare()
             yield writer
 
     @classmethod
     def join(
-        cls, path: Path, schema: CodeSchema, clips: Sequence[PlannedClip], settings: Mapping[str, Any] | None = None
+        cls, path: Place, schema: CodeSchema, clips: Sequence[PlannedClip], settings: Mapping[str, Any] | None = None
     ) -> Self:
         """Help with the plan that another process has begun: write shards without the lock. The owner publishes.
 
@@ -170,16 +176,18 @@ class CodeStoreWriter:
     def pending_shards(self) -> list[ShardPlan]:
         """The shards that are not on disk yet or must be replaced, in order."""
         repairs = {index for index in self._repairs if shard_name(index) not in self._digests}
-        return [
-            plan for index, plan in sorted(self._planned.items()) if index in repairs or not self._is_finished(index)
-        ]
+        finished = self._finished()
+        return [plan for index, plan in sorted(self._planned.items()) if index in repairs or index not in finished]
 
     def finished_shards(self) -> list[ShardPlan]:
         """The new shards of this plan that are on disk, in order, including those of an interrupted run."""
-        return [plan for plan in self.plan.shards if self._is_finished(plan.index)]
+        finished = self._finished()
+        return [plan for plan in self.plan.shards if plan.index in finished]
 
-    def _is_finished(self, index: int) -> bool:
-        return all((self.path / name).exists() for name in shard_names(index, self.schema))
+    def _finished(self) -> set[int]:
+        """Numbers of the planned shards of which every file is there."""
+        found = {entry.name for entry in layout.shard_files(self.path)}
+        return {index for index in self._planned if found.issuperset(shard_names(index, self.schema))}
 
     def read_shard(self, index: int) -> NDArray[np.unsignedinteger[Any]]:
         """Codes of a finished new shard of this plan, (num_frames, h, w, n_c).
@@ -246,7 +254,7 @@ class CodeStoreWriter:
         timeless = replace(record, seconds=0.0, finished="", command=[])
         stage = info.stage if info else record.stage
         table = table_attributes(self.path, self.plan, timeless, stage)
-        self._write_group(self.path / layout.generation_name(number), table, indent=None)
+        self._write_group(layout.generation_name(number), table, indent=None)
         record = replace(record, outputs=self._outputs())
         now = layout.GenerationInfo(
             generation=number,
@@ -256,8 +264,14 @@ class CodeStoreWriter:
             finished=info.finished if info else record.finished,
             stage=stage,
         )
-        self._write_root(record, (*(self._root.generations if self._root else ()), now))
-        self._remove_group(self.path / PENDING)
+        try:
+            self._write_root(record, (*(self._root.generations if self._root else ()), now))
+        except BusyError:
+            published = open_codes(self.path, holds=False)
+            if (published.generation, published.fingerprint) != (number, self.plan.fingerprint):
+                raise
+            record = published.provenance  # another process with the same plan was quicker
+        self._remove_group(PENDING)
         return record
 
     def _renew(self, record: Provenance) -> Provenance:
@@ -280,12 +294,12 @@ class CodeStoreWriter:
 
     def _shards(self) -> dict[str, int]:
         shards = shards_of(self.plan.clips, self.schema.shard_frames)
-        names = [name for index in shards for name in shard_names(index, self.schema)]
-        return {name: (self.path / name).stat().st_size for name in names}
+        sizes = {entry.name: entry.size for entry in layout.shard_files(self.path)}
+        return {name: sizes[name] for index in shards for name in shard_names(index, self.schema)}
 
     def _outputs(self) -> dict[str, int]:
         table = layout.table_name(self.plan.generation)
-        return {**self._shards(), table: (self.path / table).stat().st_size}
+        return {**self._shards(), table: len(layout.read_file(self.path / table) or b"")}
 
     def _write_root(self, record: Provenance, generations: tuple[layout.GenerationInfo, ...]) -> None:
         """The commit."""
@@ -301,6 +315,7 @@ class CodeStoreWriter:
             short_shards=short,
             foreign=self._root.foreign if self._root else {},
             used_shards=self._used_shards(),
+            read_from=self._root.read_from if self._root else "",
         )
         commit_root(self.path, root, self.plan.clips)
 
@@ -315,7 +330,7 @@ class CodeStoreWriter:
         known = self._root.files if self._root else {}
         names = [*metadata_names(self.schema), f"{GENERATIONS}/{ZARR_METADATA}"]
         names.append(layout.table_name(self.plan.generation))
-        fresh = {name: digest_file(self.path / name) for name in names}
+        fresh = {name: layout.digest_bytes(layout.read_file(self.path / name) or b"") for name in names}
         for index, array in product(self._planned, self.schema.every_array):
             name = shard_name(index, array)
             if name not in self._digests:
@@ -326,23 +341,18 @@ class CodeStoreWriter:
         return {**known, **fresh}
 
     def _prepare(self) -> None:
-        """Bring the folder to the state in which shards of this plan can be written."""
-        (self.path / ARRAY).mkdir(exist_ok=True)
-        layout.remove_temporary_files(self.path)
-        for index in self._planned:
-            for name in shard_names(index, self.schema):
-                remove_leftovers((self.path / name).parent)
+        """Bring the store to the state in which shards of this plan can be written."""
         if not self.change.publishes:
             self._discard_unpublished()
             self._remember_used_shards()
-            self._remove_group(self.path / PENDING)
+            self._remove_group(PENDING)
         elif not self._is_pending():
             self._discard_unpublished()
             self._begin_plan()
         self._resize_arrays(self.schema, self.plan.array_frames)
         self._restore_card()
-        if not (self.path / GENERATIONS / ZARR_METADATA).exists():
-            self._write_group(self.path / GENERATIONS, {})
+        if not layout.has_file(self.path, f"{GENERATIONS}/{ZARR_METADATA}"):
+            self._write_group(GENERATIONS, {})
 
     def _resize_arrays(self, schema: CodeSchema, num_frames: int) -> None:
         self._is_array_rewritten |= resize_arrays(self.path, schema, num_frames, self._root)
@@ -369,48 +379,48 @@ class CodeStoreWriter:
         assert self._current is not None  # otherwise there is a plan to publish
         root = self._current.root
         if checks.is_unpublished(self.path, root.generation) and root.used_shards != self._used_shards():
-            self._root = replace(root, used_shards=self._used_shards())
-            commit_root(self.path, self._root, self._current.clips)
+            root = replace(root, used_shards=self._used_shards())
+            self._root = commit_root(self.path, root, self._current.clips)
 
     def _discard_unpublished(self) -> None:
         """Remove the shards and clip tables of an abandoned plan, and make the array as long as it was before."""
+        if not self._is_alone:
+            return  # others may have begun; what nobody needs is left to lvt gc
         published = self._current.array_frames if self._current else 0
         first = -(-published // self.schema.shard_frames)
         if self._current is None:
-            (self.path / ARRAY_METADATA).unlink(missing_ok=True)
+            self._storage.delete([ARRAY_METADATA])
         remove_unpublished(self.path, self._current.schema if self._current else None, first)
         generation = self._current.generation if self._current else 0
-        for folder in (self.path / GENERATIONS).glob("*"):
-            if folder.is_dir() and folder.name > f"{generation:06d}":
-                self._remove_group(folder)
+        later = [number for number in layout.generations_in(self._storage) if number > generation]
+        self._storage.delete(map(layout.table_name, later))
         if self._current is not None:  # before the plan goes, so that the array is as long as the root or a plan states
             self._resize_arrays(self._current.schema, published)
 
     def _restore_card(self) -> None:
         """Write the card of the current generation, which a run killed right after its commit did not."""
         known = self._root.files.get(CARD) if self._root else None
-        file = self.path / CARD
         if known is None or self._root is None or self._current is None:
             return
-        if not file.exists() or digest_file(file) != known:
-            layout.replace_file(self.path, CARD, card_bytes(self._root, self._current.clips))
+        if layout.digest_bytes(layout.read_file(self.path / CARD) or b"") != known:
+            self._storage.replace(CARD, card_bytes(self._root, self._current.clips))
 
     def _remove_published(self) -> None:
         """Remove a whole store: first the plan that could be resumed, then the commit point, then the rest."""
-        folders = (self.path / GENERATIONS).glob("[0-9]*")
-        generations = [int(folder.name) for folder in folders if folder.name.isdecimal()]
+        generations = layout.generations_in(self._storage)
         with without_readers(self.path, generations) as in_use:
             require_no_readers(self.path, in_use)
-            (self.path / ARRAY).mkdir(exist_ok=True)
-            self._remove_group(self.path / PENDING)
-            (self.path / ZARR_METADATA).unlink()
-            sync_directory(self.path)
-            self._remove_group(self.path / GENERATIONS)
-            self._remove_group(self.path / ARRAYS)
-            layout.remove_tree(self.path / ARRAY)
+            self._remove_group(PENDING)
+            self._storage.delete([ZARR_METADATA])
+            for group in (GENERATIONS, ARRAYS, ARRAY):
+                self._remove_group(group)
 
-    def _write_group(self, group: Path, attributes: Mapping[str, Any], indent: int | None = 2) -> None:
-        layout.write_group(self.path, group, layout.group_metadata(attributes, indent))
+    def _write_group(self, group: str, attributes: Mapping[str, Any], indent: int | None = 2) -> None:
+        name, data = f"{group}/{ZARR_METADATA}", layout.group_metadata(attributes, indent)
+        if self._is_alone:
+            self._storage.replace(name, data)
+        elif not self._storage.create(name, data):
+            raise StoreError(f"{self.path / name} is of another command; remove it with lvt gc {self.path} --apply")
 
-    def _remove_group(self, group: Path) -> None:
-        layout.remove_group(self.path, group)
+    def _remove_group(self, group: str) -> None:
+        self._storage.delete([entry.name for entry in self._storage.list(group)])

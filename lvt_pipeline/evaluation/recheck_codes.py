@@ -26,6 +26,7 @@ from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.runs.compatibility import check_tokenizer
 from lvt_pipeline.runs.read import load_vqvae, precision_of
+from lvt_pipeline.storage import Place
 
 BATCH_SIZE = 64  # of stores whose record has none
 # Another kind of device, or another number type, may round a distance between two code vectors the other way. Swapped
@@ -80,7 +81,7 @@ class DecodeReport:
 
 
 def verify_codes(
-    codes: Path,
+    codes: Place,
     frames: Path,
     vqvae: Path,
     num_clips: int,

@@ -23,7 +23,7 @@ from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.compatibility import check_tokenizer
 from lvt_pipeline.runs.read import load_vqvae, run_fingerprint
-from lvt_pipeline.storage import clip_file, describe_os_error, json_log, remove_leftovers, write_bytes
+from lvt_pipeline.storage import Place, clip_file, describe_os_error, json_log, remove_leftovers, write_bytes
 from lvt_pipeline.video.write import write_video
 
 STAGE = "decode"
@@ -43,7 +43,7 @@ class _File:
 
 
 def decode_store(
-    codes: Path,
+    codes: Place,
     vqvae: Path,
     out: Path,
     settings: DecodeSettings = DecodeSettings(),

@@ -51,6 +51,7 @@ from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Bar, Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.read import load_vqvae
+from lvt_pipeline.storage import Place
 
 STAGE = "encode-dataset"
 VERSION = 1
@@ -104,7 +105,7 @@ class EncodeReport:
 def encode_dataset(
     frames: Path,
     vqvae: Path,
-    out: Path,
+    out: Place,
     settings: EncodeSettings = EncodeSettings(),
     *,
     device: str = "auto",
@@ -155,7 +156,7 @@ class _EncodeTask:
         self,
         frames: Path,
         vqvae: Path,
-        out: Path,
+        out: Place,
         settings: EncodeSettings,
         device: str,
         runner: Runner,
@@ -344,7 +345,7 @@ def _planned_clips(frames: FrameShards, schema: CodeSchema) -> list[PlannedClip]
     ]
 
 
-def _side_arrays(frames: FrameShards, names: Sequence[str] | None, out: Path | None) -> tuple[SideArray, ...]:
+def _side_arrays(frames: FrameShards, names: Sequence[str] | None, out: Place | None) -> tuple[SideArray, ...]:
     """The side arrays of a store of these frames.
 
     Args:

@@ -135,8 +135,8 @@ class EncodeElsewhere:
 
     @property
     def paths(self) -> Sequence[Path]:
-        """The inputs and the store."""
-        return self.frames, self.vqvae, self.writer.path
+        """The inputs and the store, as far as they are on a disk."""
+        return [place for place in (self.frames, self.vqvae, self.writer.path) if isinstance(place, Path)]
 
     def start(self) -> ShardEncoder:
         """Load the tokenizer.

@@ -25,7 +25,7 @@ from lvt_pipeline.jobs.settings import ExportSettings
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, fingerprint
-from lvt_pipeline.storage import TEMPORARY_SUFFIX, read_json, remove_leftovers, write_json
+from lvt_pipeline.storage import TEMPORARY_SUFFIX, Place, read_json, remove_leftovers, write_json
 
 STAGE = "export"
 VERSION = 1
@@ -35,7 +35,7 @@ PLAN_NAME = "export.json"
 
 
 def export_codes(
-    codes: Path,
+    codes: Place,
     out: Path,
     settings: ExportSettings = ExportSettings(),
     *,

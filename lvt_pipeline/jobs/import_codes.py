@@ -36,7 +36,7 @@ from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import RECORD_NAME, Provenance, fingerprint, read_record
 from lvt_pipeline.runs.read import load_vqvae
-from lvt_pipeline.storage import describe_os_error, has_line_break, read_json_lines
+from lvt_pipeline.storage import Place, describe_os_error, has_line_break, read_json_lines
 from lvt_pipeline.video.clips import SPLITS
 
 STAGE = "import-codes"
@@ -84,7 +84,7 @@ class _Found:
 
 def import_codes(
     folder: Path,
-    out: Path,
+    out: Place,
     settings: ImportSettings = ImportSettings(),
     *,
     tokenizer: Path | None = None,

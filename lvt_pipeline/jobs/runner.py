@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.progress import Bar
+from lvt_pipeline.storage import Place
 
 P = TypeVar("P", bound="Plan")
 R = TypeVar("R")
@@ -103,7 +104,7 @@ class ArrayStep:
 ALL = ArrayStep()
 
 
-def require_none_missing(out: Path, missing: Sequence[str], num_shards: int) -> None:
+def require_none_missing(out: Place, missing: Sequence[str], num_shards: int) -> None:
     """Refuse to publish while shards are missing.
 
     Raises:

@@ -32,6 +32,7 @@ from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.checkpoints import find_checkpoint
 from lvt_pipeline.runs.compatibility import check_prior, clips_with_class, label_numbers, require_label
 from lvt_pipeline.runs.read import load_prior, read_run_record, run_fingerprint
+from lvt_pipeline.storage import Place
 
 if TYPE_CHECKING:
     from lvt_pipeline.models.prior.model import Prior
@@ -53,8 +54,8 @@ class _Sample:
 
 def sample_clips(
     prior: Path,
-    codes: Path,
-    out: Path,
+    codes: Place,
+    out: Place,
     settings: SampleSettings = SampleSettings(),
     *,
     generation: int | None = None,
@@ -259,7 +260,7 @@ def _plan(
     return result
 
 
-def _report_replaced(out: Path, samples: Sequence[_Sample], progress: Progress) -> None:
+def _report_replaced(out: Place, samples: Sequence[_Sample], progress: Progress) -> None:
     """Report the samples of an existing store that will not be the same afterwards."""
     try:
         old = open_codes(out).clips

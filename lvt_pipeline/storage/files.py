@@ -22,6 +22,7 @@ from lvt_pipeline.errors import BusyError, LVTError
 from lvt_pipeline.file_systems import LOCK_NAME, flush, is_supported, make_lock_file, owner_of
 from lvt_pipeline.machine import advice_for_siblings
 from lvt_pipeline.storage.names import MAX_NAME_BYTES, shortened_name
+from lvt_pipeline.storage.places import Place, StoreURL
 
 TEMPORARY_SUFFIX = ".partial"
 
@@ -243,8 +244,10 @@ def exclusive_lock(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def is_locked(directory: Path) -> bool:
-    """Whether a process owns an output directory at this moment."""
+def is_locked(directory: Place) -> bool:
+    """Whether a process owns an output directory at this moment; nobody can own one in a bucket."""
+    if isinstance(directory, StoreURL):
+        return False
     try:
         descriptor = os.open(directory, os.O_RDONLY)
     except OSError:

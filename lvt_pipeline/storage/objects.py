@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from lvt_pipeline.errors import LVTError
 from lvt_pipeline.storage.places import StoreURL
 from lvt_pipeline.storage.protocol import Entry, Stored
 
+READERS = 16
 ATTEMPTS = 3  # of a conditional write, each with its own retries of the connection
 RETRIES = 8
 RETRY_TIME = timedelta(seconds=60)
@@ -35,10 +37,28 @@ _KEYS = {
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
 Result = TypeVar("Result")
+_first_process: list[int] = []  # that used obstore: its threads are not there in processes forked from it
+
+
+@lru_cache
+def connection(scheme: str, bucket: str) -> Any:
+    """The client of a bucket, with the keys and the address in the environment; `scheme` ends in a colon."""
+    try:
+        from obstore.store import from_url
+    except ImportError:
+        raise LVTError(f"{scheme}//{bucket} needs obstore; install it with pip install 'lvt-pipeline[s3]'") from None
+    _first_process.append(os.getpid())
+    return from_url(
+        f"{scheme}//{bucket}",
+        client_options={"allow_http": True, "timeout": TIMEOUT},
+        retry_config={"max_retries": RETRIES, "retry_timeout": RETRY_TIME},
+    )
 
 
 class ObjectStorage:
     """See `Storage`. Threads may share it; a process that receives it makes a connection of its own."""
+
+    num_readers = READERS
 
     def __init__(self, url: StoreURL) -> None:
         """
@@ -46,19 +66,8 @@ class ObjectStorage:
             LVTError: obstore is not installed, or the settings in the environment cannot be used.
         """
         self.place = url
-        self._process = os.getpid()
-        try:
-            from obstore.store import from_url
-        except ImportError:
-            raise LVTError(f"{url} needs obstore; install it with pip install 'lvt-pipeline[s3]'") from None
-        self._client: Any = self._call(
-            "opening",
-            lambda: from_url(
-                str(url),
-                client_options={"allow_http": True, "timeout": TIMEOUT},
-                retry_config={"max_retries": RETRIES, "retry_timeout": RETRY_TIME},
-            ),
-        )
+        self._prefix = "".join(f"{part}/" for part in url.parts[2:])
+        self._client: Any = self._call("opening", lambda: connection(url.parts[0], url.bucket))
 
     def __reduce__(self) -> tuple[type[ObjectStorage], tuple[StoreURL]]:
         return ObjectStorage, (self.place,)
@@ -72,11 +81,11 @@ class ObjectStorage:
     def _read(self, name: str, span: tuple[int, int] | None) -> Stored | None:
         def get() -> Stored:
             try:
-                found = self._client.get(name, options={"range": span} if span else None)
+                found = self._client.get(self._prefix + name, options={"range": span} if span else None)
             except Exception as error:
                 if span is None or _status(error) != _BEYOND_END:
                     raise
-                return Stored(b"", self._client.head(name)["size"])
+                return Stored(b"", self._client.head(self._prefix + name)["size"])
             return Stored(found.bytes().to_bytes(), found.meta["size"], found.meta["e_tag"] or "")
 
         with suppress(FileNotFoundError):
@@ -89,7 +98,7 @@ class ObjectStorage:
     def replace(self, name: str, data: bytes, tag: str | None = None) -> bool:
         if tag is not None:
             return self._write_if(name, data, {"e_tag": tag}, tag)
-        self._call(f"writing {self.place / name}", lambda: self._client.put(name, data))
+        self._call(f"writing {self.place / name}", lambda: self._client.put(self._prefix + name, data))
         return True
 
     def _write_if(self, name: str, data: bytes, mode: Any, tag: str | None) -> bool:
@@ -97,7 +106,7 @@ class ObjectStorage:
         doing, problem = f"writing {self.place / name}", None
         for _ in range(ATTEMPTS):
             try:
-                self._client.put(name, data, mode=mode, use_multipart=False)
+                self._client.put(self._prefix + name, data, mode=mode, use_multipart=False)
                 return True
             except Exception as error:
                 problem = error
@@ -111,22 +120,30 @@ class ObjectStorage:
 
     def list(self, folder: str = "") -> list[Entry]:
         def entries() -> list[Entry]:
-            found = (item for chunk in self._client.list(folder or None) for item in chunk)
-            return sorted(Entry(item["path"], item["size"], item["last_modified"].timestamp()) for item in found)
+            found = (item for chunk in self._client.list(self._prefix + folder) for item in chunk)
+            return sorted(
+                Entry(item["path"].removeprefix(self._prefix), item["size"], item["last_modified"].timestamp())
+                for item in found
+            )
 
         return self._call(f"listing {self.place / folder}", entries)
 
+    def members(self) -> set[str] | None:
+        found = self._call(f"listing {self.place}", lambda: self._client.list_with_delimiter(self._prefix))
+        paths = [*found["common_prefixes"], *(item["path"] for item in found["objects"])]
+        return {path.removeprefix(self._prefix).strip("/") for path in paths} or None
+
     def delete(self, names: Iterable[str]) -> None:
-        gone = [*names]
+        gone = [self._prefix + name for name in names]
         if gone:
             with suppress(FileNotFoundError):
-                self._call(f"removing {self.place / gone[0]}", lambda: self._client.delete(gone))
+                self._call(f"removing {len(gone)} files of {self.place}", lambda: self._client.delete(gone))
 
     def local(self, name: str = "") -> Path | None:
         return None
 
-    def exclusive(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def exclusive(self) -> AbstractContextManager[bool]:
+        return nullcontext(False)
 
     def _call(self, doing: str, operation: Callable[[], Result]) -> Result:
         """
@@ -134,13 +151,15 @@ class ObjectStorage:
             FileNotFoundError: there is no such file, though there is a bucket.
             LVTError: anything else went wrong.
         """
-        if os.getpid() != self._process:
+        if os.getpid() not in (_first_process or [os.getpid()])[:1]:
             raise LVTError(
                 f"{self.place} was opened before this process was forked from another; start workers of a data loader "
                 "with multiprocessing_context='spawn'"
             )
         try:
             return operation()
+        except LVTError:
+            raise
         except FileNotFoundError as error:
             if _NO_BUCKET.search(str(error)):
                 raise self._in_words(error, doing) from error

@@ -6,6 +6,8 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
+from lvt_pipeline.errors import LVTError
+
 _URL = re.compile(r"(s3|gs|az):/{1,2}[^/]")  # pathlib makes one slash of two
 
 
@@ -28,6 +30,20 @@ class StoreURL(PurePosixPath):
 
 
 Place: TypeAlias = Path | StoreURL
+
+
+def require_local(place: Place, what: str) -> Path:
+    """The path of something that has to be on this machine.
+
+    Args:
+        what: it in words, such as "a frame folder".
+
+    Raises:
+        LVTError: it is a URL.
+    """
+    if isinstance(place, StoreURL):
+        raise LVTError(f"{place} is a URL; {what} has to be on this machine")
+    return place
 
 
 def as_place(place: Place | str) -> Place:

@@ -28,6 +28,8 @@ class PosixStorage:
         staging: relative folder in which files are written before they get their names.
     """
 
+    num_readers = 0
+
     def __init__(self, root: Path, staging: str = "") -> None:
         self.place = root.absolute()
         self._staging = self.place / staging
@@ -99,6 +101,13 @@ class PosixStorage:
                 found.append(Entry(path.relative_to(self.place).as_posix(), status.st_size, status.st_mtime))
         return sorted(found)
 
+    def members(self) -> set[str] | None:
+        with self._one_line(f"reading {self.place}"):
+            try:
+                return set(os.listdir(self.place))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
     def delete(self, names: Iterable[str]) -> None:
         for name in names:
             with self._one_line(f"removing {self.place / name}"):
@@ -112,10 +121,10 @@ class PosixStorage:
         return self.place / name
 
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[bool]:
         with exclusive_lock(self.place):
             remove_leftovers(self._staging)
-            yield
+            yield True
 
     @contextmanager
     def _one_line(self, doing: str) -> Iterator[None]:

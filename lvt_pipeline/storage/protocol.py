@@ -79,14 +79,24 @@ class Storage(Protocol):
     def list(self, folder: str = "") -> list[Entry]:
         """All files below a folder, by name."""
 
+    def members(self) -> set[str] | None:
+        """Names of the files and folders directly in it, None when there is no such folder."""
+
     def delete(self, names: Iterable[str]) -> None:
         """Delete files, those that are there, and on a disk the folders that this leaves empty."""
+
+    @property
+    def num_readers(self) -> int:
+        """Reads that should wait for an answer at the same time, 0 where reading does not wait."""
 
     def local(self, name: str = "") -> Path | None:
         """The path of a file or of the folder on this machine, None in a bucket."""
 
-    def exclusive(self) -> AbstractContextManager[None]:
-        """Be the only writer until the block ends, and clear up after a killed one; nothing of that in a bucket.
+    def exclusive(self) -> AbstractContextManager[bool]:
+        """Be the only writer until the block ends, and clear up after a killed one, where that is possible.
+
+        Yields:
+            whether it is. In a bucket others may write at the same time, and a killed one leaves nothing half-written.
 
         Raises:
             BusyError: another process writes here.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import torch
@@ -31,6 +31,7 @@ from lvt_pipeline.runs.layout import RUN_NAME, TRAINED_CLIPS_NAME
 from lvt_pipeline.runs.read import PRIOR_KIND, read_run, read_run_record, require_kind
 from lvt_pipeline.runs.trained_clips import list_trained_clips
 from lvt_pipeline.runs.warm_start import WarmStart
+from lvt_pipeline.storage import Place
 from lvt_pipeline.training.distributed import Ranks, joined_ranks
 from lvt_pipeline.training.dry_run import measure_step, size_of
 from lvt_pipeline.training.prior_settings import (
@@ -51,7 +52,7 @@ JOB = Job(stage=STAGE, version=VERSION, kind=PRIOR_KIND)
 
 
 def train_prior(
-    codes: Path | Sequence[Path],
+    codes: Place | Sequence[Place],
     out: Path,
     settings: PriorRunSettings = PriorRunSettings(),
     *,
@@ -83,7 +84,7 @@ def train_prior(
         MismatchError: the settings state another K, n_c or grid than the store has, or the stores differ.
         Stopped, ChangedRunError, ConfigError, TrainingError: as `train_vqvae`.
     """
-    paths = [codes] if isinstance(codes, Path) else list(codes)
+    paths = [codes] if isinstance(codes, PurePath) else list(codes)
     require_output_folder(out, STAGE, [*paths, init_from])
     check_mix(settings.training.mix, len(paths))
     stores = _open_stores(paths, out, generation, overwrite, progress)
@@ -115,7 +116,7 @@ def train_prior(
 def dry_run_prior(
     settings: PriorRunSettings = PriorRunSettings(),
     *,
-    codes: Path | Sequence[Path] | None = None,
+    codes: Place | Sequence[Place] | None = None,
     generation: int | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def dry_run_prior(
         are predicted), and the memory and times of `dry_run.measure_step`.
     """
     chosen = choose_device(device)
-    paths = [] if codes is None else [codes] if isinstance(codes, Path) else list(codes)
+    paths = [] if codes is None else [codes] if isinstance(codes, PurePath) else list(codes)
     stores = [open_codes(path, generation) for path in paths]
     config = resolve_settings(settings, stores[0] if stores else None, stores[1:]).model
     windows: list[CodeWindows] = []
@@ -222,7 +223,7 @@ def _make_model(resolved: ResolvedPriorSettings, stores: Sequence[CodeStore], ra
 
 
 def _open_stores(
-    paths: Sequence[Path], out: Path, generation: int | None, overwrite: bool, progress: Progress
+    paths: Sequence[Place], out: Path, generation: int | None, overwrite: bool, progress: Progress
 ) -> list[CodeStore]:
     if generation is not None and len(paths) > 1:
         raise ConfigError("one generation is asked for but several code stores are given; leave --at out")
@@ -290,7 +291,7 @@ def _train_bytes(store: CodeStore) -> int:
     return frames * math.prod(store.schema.frame_shape) * store.dtype.itemsize
 
 
-def _store_of_run(codes: Path, out: Path, role: str, progress: Progress) -> CodeStore:
+def _store_of_run(codes: Place, out: Path, role: str, progress: Progress) -> CodeStore:
     """The generation that an unfinished run was started on, the current one for any other."""
     store = open_codes(codes)
     if not (out / RUN_NAME).exists() or read_run_record(out) is not None:

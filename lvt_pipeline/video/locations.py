@@ -20,7 +20,7 @@ from urllib.parse import unquote
 
 from lvt_pipeline.errors import DecodeError, LVTError
 from lvt_pipeline.provenance import DigestMemo
-from lvt_pipeline.storage import open_regular
+from lvt_pipeline.storage import Place, StoreURL, open_regular
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -89,15 +89,20 @@ def relative_to(location: str, folder: Path) -> str:
 # in a few folders, so the results are remembered by folder.
 
 
-def kept_sources(artefact: Path) -> Translation:
-    """What turns the path of a video into the one that the artefact at `artefact` keeps. Empty stays empty."""
-    base = os.path.abspath(artefact)
-    return _by_folder(lambda source: relative_to(source, Path(base)))
+def kept_sources(artefact: Place) -> Translation:
+    """What turns the path of a video into the one that the artefact at `artefact` keeps. Empty stays empty.
+
+    An artefact in a bucket keeps it as it is: nothing on this machine has a place relative to it.
+    """
+    if isinstance(artefact, StoreURL):
+        return str
+    base = Path(os.path.abspath(artefact))
+    return _by_folder(lambda source: relative_to(source, base))
 
 
-def opened_sources(artefact: Path) -> Translation:
+def opened_sources(artefact: Place) -> Translation:
     """The way back: what turns a kept path into one that can be opened. Empty stays empty."""
-    base = os.path.abspath(artefact)
+    base = str(artefact) if isinstance(artefact, StoreURL) else os.path.abspath(artefact)
     return _by_folder(lambda source: absolute(base, source))
 
 

@@ -8,15 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lvt_pipeline.codes.layout import read_root
+from lvt_pipeline.codes.layout import PENDING_FILE, has_file, read_root
 from lvt_pipeline.codes.store import is_unfinished
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.frames.records import receipts_in
+from lvt_pipeline.outputs import record_of
 from lvt_pipeline.progress import count_of
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance, missing_outputs, read_record, record_path, short
 from lvt_pipeline.runs.layout import METRICS_NAME, RUN_NAME
 from lvt_pipeline.runs.read import read_run, read_run_record
-from lvt_pipeline.storage import json_log
+from lvt_pipeline.storage import Place, StoreURL, json_log, open_storage
 from lvt_pipeline.workspace.states import work_dir_states
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 INSPECTABLE = "give a manifest, frames, a run, a code store, a folder from `lvt decode` or a work directory"
 
 
-def inspect_artefact(path: Path, generation: int | None = None) -> dict[str, Any]:
+def inspect_artefact(path: Place, generation: int | None = None) -> dict[str, Any]:
     """Facts about any artefact of the pipeline.
 
     Args:
@@ -46,10 +47,9 @@ def inspect_artefact(path: Path, generation: int | None = None) -> dict[str, Any
     if generation is not None:
         store = _generation(path, kind, generation)
         record, contents = store.provenance, _facts_of_store(store)
-        found = {index: store.problem(index) for index in store.shards()}
-        problems = [f"shard {index} {problem}" for index, problem in found.items() if problem]
+        problems = [f"shard {index} {problem}" for index, problem in store.problems(store.shards()).items()]
     else:
-        contents = reader(path, record)
+        contents = _codes(path, record) if isinstance(path, StoreURL) else reader(path, record)
     return {
         "kind": kind,
         "path": str(path),
@@ -60,7 +60,7 @@ def inspect_artefact(path: Path, generation: int | None = None) -> dict[str, Any
     }
 
 
-def _generation(path: Path, kind: str, generation: int) -> CodeStore:
+def _generation(path: Place, kind: str, generation: int) -> CodeStore:
     from lvt_pipeline.codes.store import open_codes
 
     if kind != "codes":
@@ -68,13 +68,13 @@ def _generation(path: Path, kind: str, generation: int) -> CodeStore:
     return open_codes(path, generation)
 
 
-def kind_of(path: Path) -> str:
+def kind_of(path: Place) -> str:
     """The kind of the artefact at a path: "frames", "codes", ... or "unknown".
 
     Raises:
         ArtefactError: there is nothing.
     """
-    if not path.exists():
+    if open_storage(path).members() is None if isinstance(path, StoreURL) else not path.exists():
         raise ArtefactError(f"{path} does not exist; {INSPECTABLE}")
     record = _record(path)
     return record.kind if record else _guess(path)
@@ -101,7 +101,9 @@ def describe(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _record(path: Path) -> Provenance | None:
+def _record(path: Place) -> Provenance | None:
+    if isinstance(path, StoreURL):
+        return record_of(path)
     if not (path / ZARR_METADATA).exists() and not record_path(path).exists():
         return None
     try:
@@ -112,8 +114,10 @@ def _record(path: Path) -> Provenance | None:
         raise
 
 
-def _guess(path: Path) -> str:
+def _guess(path: Place) -> str:
     """The kind of an output that has no record (unfinished, or written by hand)."""
+    if isinstance(path, StoreURL):
+        return "codes" if is_unfinished(path) or read_root(path) else "unknown"
     if path.is_file():
         return "manifest" if path.suffix == ".jsonl" else "unknown"
     if (path / "pipeline.toml").exists():
@@ -161,19 +165,20 @@ def _frames(path: Path, record: Provenance | None) -> dict[str, Any]:
     }
 
 
-def _codes(path: Path, record: Provenance | None) -> dict[str, Any]:
+def _codes(path: Place, record: Provenance | None) -> dict[str, Any]:
     from lvt_pipeline.codes.store import open_codes
 
     if record is None:
-        return {"generation": 0, "pending": (path / "pending").exists()}
+        return {"generation": 0, "pending": has_file(path, PENDING_FILE)}
     return _facts_of_store(open_codes(path))
 
 
 def _facts_of_store(store: CodeStore) -> dict[str, Any]:
+    from lvt_pipeline.codes.layout import shard_files
     from lvt_pipeline.codes.schema import shard_name
 
-    files = [store.path / shard_name(index) for index in store.shards()]
-    stored = sum(file.stat().st_size for file in files if file.exists())
+    needed = {shard_name(index) for index in store.shards()}
+    stored = sum(entry.size for entry in shard_files(store.path) if entry.name in needed)
     num_codes = store.num_frames * store.grid[0] * store.grid[1] * store.num_codebooks
     lengths = [clip.length for clip in store.clips]
     arrays = {array.name: f"{array.dimension} x {array.dtype}" for array in store.schema.arrays}

@@ -24,6 +24,7 @@ from lvt_pipeline.jobs.ingest.settings import IngestSettings, line_fingerprint
 from lvt_pipeline.manifest.manifest import read_manifest
 from lvt_pipeline.provenance import SHORT, canonical_json, short
 from lvt_pipeline.runs.read import precision_of, read_tokenizer
+from lvt_pipeline.storage import Place, StoreURL
 from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.read import reader_version, readers_of
 from lvt_pipeline.video.settings import GeometrySettings
@@ -32,7 +33,7 @@ from lvt_pipeline.workspace.settings import find_work_dir
 
 
 def explain_clip(
-    store: Path,
+    store: Place,
     clip_id: str,
     *,
     frames: Path | None = None,
@@ -53,6 +54,8 @@ def explain_clip(
         StoreError: neither the store nor the frames have that clip.
     """
     if frames is None and vqvae is None:
+        if isinstance(store, StoreURL):
+            raise ArtefactError(f"{store} is not in a work directory; give --frames and --vqvae")
         frames, vqvae, manifest = _chain_of(store)
     tokenizer = read_tokenizer(vqvae) if vqvae is not None else None
     codes = open_codes(store, generation)
@@ -105,10 +108,8 @@ def _tokenizer(codes: CodeStore, tokenizer: str | None) -> Iterator[str]:
 
 
 def _lost(codes: CodeStore, row: CodeClip) -> Iterator[str]:
-    for index in shards_of([row], codes.schema.shard_frames):
-        problem = codes.problem(index)
-        if problem:
-            yield f"codes: shard {index}, which holds some of them, {problem}"
+    for index, problem in codes.problems(shards_of([row], codes.schema.shard_frames)).items():
+        yield f"codes: shard {index}, which holds some of them, {problem}"
 
 
 def _renamed(codes: CodeStore, wanted: FrameClip) -> str:

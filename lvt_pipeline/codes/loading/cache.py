@@ -8,6 +8,7 @@ store. Deleting it is always safe: processes that have it open keep it, and the 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -25,7 +26,7 @@ from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import BusyError, ConfigError, LVTError
 from lvt_pipeline.machine import available_memory, free_disk_bytes
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.storage import atomic_writer, describe_os_error, exclusive_lock, remove_leftovers
+from lvt_pipeline.storage import Place, atomic_writer, describe_os_error, exclusive_lock, remove_leftovers
 
 Cache = Literal["auto", "ram", "mmap", "stream"]
 Tier = Literal["ram", "mmap", "stream"]
@@ -53,9 +54,12 @@ def choose_tier(cache: Cache, num_bytes: int, file: Path) -> Tier:
     return "mmap" if file.exists() or free_disk_bytes(file.parent) >= num_bytes + SPARE_DISK_BYTES else "stream"
 
 
-def cache_folder(store: Path) -> Path:
-    """The folder of the mapped files of a store, which is next to it."""
-    return store.with_name(f"{store.name}.cache")
+def cache_folder(store: Place) -> Path:
+    """The folder of the mapped files of a store: next to it, or, if it is in a bucket, in the cache of this user."""
+    if isinstance(store, Path):
+        return store.with_name(f"{store.name}.cache")
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / "lvt" / f"{store.name}-{hashlib.sha256(str(store).encode()).hexdigest()[:12]}.cache"
 
 
 def cache_file(store: CodeStore, split: str, array: str = ARRAY) -> Path:
@@ -64,7 +68,7 @@ def cache_file(store: CodeStore, split: str, array: str = ARRAY) -> Path:
     return cache_folder(store.path) / f"{name}-{store.fingerprint}.npy"
 
 
-def cache_files(store: Path, kept: Collection[str] = ()) -> list[Path]:
+def cache_files(store: Place, kept: Collection[str] = ()) -> list[Path]:
     """The mapped files of a store, half-written ones too.
 
     Args:
@@ -76,7 +80,7 @@ def cache_files(store: Path, kept: Collection[str] = ()) -> list[Path]:
     return [file for file in files if file.stem.rpartition("-")[2] not in kept]
 
 
-def remove_cache(store: Path, kept: Collection[str] = ()) -> list[Path]:
+def remove_cache(store: Place, kept: Collection[str] = ()) -> list[Path]:
     """Delete what `cache_files` lists, and return it. A process that has a file open keeps it.
 
     Raises:

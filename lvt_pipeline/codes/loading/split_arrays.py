@@ -93,13 +93,18 @@ class SplitArray:
 def _read_clips(array: CodeArray, clips: Sequence[CodeClip], progress: Progress) -> Iterator[NDArray[Any]]:
     """Values of clips one after another, in pieces of at most READ_FRAMES frames."""
     with progress.bar(f"reading {array.layout.name}", sum(clip.length for clip in clips), "frames") as bar:
-        for start, stop in _runs(clips):
-            # Pieces end where shards do, so no chunk is decompressed twice.
-            while start < stop:
-                end = min(stop, (start // READ_FRAMES + 1) * READ_FRAMES)
-                yield array.read(start, end)
-                bar.advance(end - start)
-                start = end
+        for values in array.read_each(_read_ranges(clips)):
+            yield values
+            bar.advance(len(values))
+
+
+def _read_ranges(clips: Sequence[CodeClip]) -> Iterator[tuple[int, int]]:
+    """Ranges of at most READ_FRAMES frames. They end where shards do, so no chunk is decompressed twice."""
+    for start, stop in _runs(clips):
+        while start < stop:
+            end = min(stop, (start // READ_FRAMES + 1) * READ_FRAMES)
+            yield start, end
+            start = end
 
 
 def _runs(clips: Sequence[CodeClip]) -> Iterator[tuple[int, int]]:
@@ -152,7 +157,7 @@ def _read_streamed(array: CodeArray, first_frames: NDArray[np.int64], windows: N
                     part = values[: start + frames]
                     windows[window, -start : len(part) - start] = part
 
-    threads = min(own_cores(), MAX_THREADS, len(pieces))
+    threads = min(array.num_readers or min(own_cores(), MAX_THREADS), len(pieces))
     if threads <= 1:
         for piece in pieces:
             read(piece)

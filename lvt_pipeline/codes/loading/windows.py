@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ConfigError, LVTError
 from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.storage import Place
 
 LARGEST_COUNT = 2**62  # of frames or windows: larger numbers do not fit the arithmetic of int64
 
@@ -48,7 +48,7 @@ class CodeWindows(Dataset[Any]):
 
     def __init__(
         self,
-        store: CodeStore | Path | str,
+        store: CodeStore | Place | str,
         frames: int = 16,
         stride: int = 1,
         split: str = "train",

@@ -1,0 +1,225 @@
+"""Code stores in a bucket: the bytes of a local one, one commit, few requests, and nothing lost when anything dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lvt_pipeline.codes.compaction import compact_store
+from lvt_pipeline.codes.loading.batches import make_batches
+from lvt_pipeline.codes.loading.windows import CodeWindows
+from lvt_pipeline.codes.maintenance import collect_garbage, find_garbage
+from lvt_pipeline.codes.store import open_codes
+from lvt_pipeline.codes.verify import verify_store
+from lvt_pipeline.errors import BusyError, StoreError
+from lvt_pipeline.storage import Place, as_place, open_storage
+from tests.object_stores import Proxy, connect, moto_server, proxy_to, weed_server
+from tests.test_object_storage import new_url
+from tests.toy_codes import FIVE, SCHEMA, codes_of, planned, write
+
+Lvt = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    with moto_server() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with weed_server(tmp_path_factory.mktemp("weed")) as address:
+        yield address
+
+
+@pytest.fixture
+def proxy(moto: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with proxy_to(moto) as proxy:
+        connect(proxy.address, monkeypatch)
+        yield proxy
+
+
+@pytest.fixture
+def url(proxy: Proxy) -> Place:
+    return as_place(f"{new_url()}/data.zarr")
+
+
+def files_in(place: Place) -> dict[str, bytes]:
+    storage = open_storage(place)
+    return {entry.name: storage.read(entry.name).data for entry in storage.list()}  # type: ignore[union-attr]
+
+
+def shown(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Files but for those that hold times or the place of the store."""
+    return {name: data for name, data in files.items() if name.startswith("codes/")}
+
+
+def test_a_store_in_a_bucket_has_the_bytes_of_a_local_one(url: Place, tmp_path: Path) -> None:
+    clips = [planned(f"clip{number}", 50, source="") for number in range(5)]
+    for place in (url, tmp_path / "data.zarr"):
+        write(place, clips[:3])
+        write(place, clips[1:])
+        compact_store(place)
+    remote, local = files_in(url), files_in(tmp_path / "data.zarr")
+    assert {*remote} == {*local}
+    differ = [name for name in local if remote[name] != local[name]]
+    assert set(differ) <= {"zarr.json"}  # it holds the time at which it was written
+    assert verify_store(url).problems == ()
+    store = open_codes(str(url))
+    assert np.array_equal(store["clip3"], codes_of(clips[3]))
+    assert str(url) in repr(store)
+
+
+@pytest.mark.parametrize("cache", ["ram", "mmap", "stream"])
+def test_a_prior_sees_the_batches_of_a_local_store_in_every_tier(url: Place, tmp_path: Path, cache: str) -> None:
+    for place in (url, tmp_path / "data.zarr"):
+        write(place, FIVE)
+    batches = [
+        make_batches([CodeWindows(place, frames=8, cache=tier)], 4, 0, shuffle="shards")  # type: ignore[arg-type]
+        for place, tier in ((url, cache), (tmp_path / "data.zarr", "ram"))
+    ]
+    for step in range(4):
+        assert np.array_equal(batches[0].read(step, range(4)), batches[1].read(step, range(4)))
+    assert (tmp_path / "cache").exists() == (cache == "mmap")
+
+
+def test_a_shard_takes_one_request_and_opening_takes_no_listing(url: Place, proxy: Proxy) -> None:
+    write(url, [planned("a", 256 * 3)], replace(SCHEMA, shard_frames=256, chunk_frames=64))
+    proxy.counts.clear()
+    CodeWindows(url, frames=8, cache="ram")
+    assert proxy.counts == {"GET": 3 + 3}  # root, clip table, metadata of the array; then the shards
+    proxy.counts.clear()
+    windows = CodeWindows(url, frames=8, cache="stream")
+    assert proxy.counts == {"GET": 3}
+    windows.read(np.zeros(2, int), np.array([70, 251]))
+    assert proxy.counts == {"GET": 3 + 2 + 2}  # of both shards the index, and one range
+    windows.read(np.zeros(1, int), np.array([30]))
+    assert proxy.counts == {"GET": 3 + 2 + 3}
+
+
+def test_only_old_generations_and_old_files_are_collected_in_a_bucket(url: Place) -> None:
+    write(url, FIVE)
+    write(url, FIVE[2:])
+    open_storage(url).create("codes/c/99/0/0/0", b"abandoned")
+    kept = find_garbage(url)
+    assert [*kept.in_use] == [1]
+    assert "--grace" in kept.in_use[1]
+    assert kept.shards == ()
+    garbage = collect_garbage(url, grace_hours=0)
+    assert garbage.dropped == (1,)
+    assert "codes/c/99/0/0/0" in garbage.shards
+    assert verify_store(url).problems == ()
+    assert np.array_equal(open_codes(url)[FIVE[3].id], codes_of(FIVE[3]))
+
+
+def test_a_second_plan_is_refused_and_its_shards_have_numbers_of_their_own(url: Place) -> None:
+    write(url, FIVE)
+    write(url, [*FIVE, planned("g", 150)], stop_after=1)
+    with pytest.raises(StoreError, match="another command has not finished") as error:
+        write(url, [*FIVE, planned("h", 90)])
+    assert "lvt gc" in str(error.value)
+    collect_garbage(url, drop_pending=True)
+    write(url, [*FIVE, planned("h", 90)])
+    assert open_codes(url).root.used_shards or open_codes(url).shards()[-1] > 3
+    assert verify_store(url).problems == ()
+
+
+def test_of_two_commits_from_one_generation_the_second_is_refused(url: Place, tmp_path: Path) -> None:
+    from lvt_pipeline.codes.card import commit_root
+
+    write(url, FIVE)
+    first, second = open_codes(url), open_codes(url)
+    commit_root(url, first.root, first.clips)
+    before = files_in(url)
+    write(url, FIVE[1:])
+    with pytest.raises(BusyError, match="another command has changed"):
+        commit_root(url, second.root, second.clips)
+    assert before["zarr.json"] != files_in(url)["zarr.json"]
+    assert open_codes(url).generation == 2
+
+
+def test_a_lost_answer_to_the_commit_changes_nothing(url: Place, proxy: Proxy, tmp_path: Path) -> None:
+    lost = set()
+
+    def loses(method: str, path: str) -> bool:
+        """Whether this is the first answer to the first request that writes a file."""
+        is_first = method == "PUT" and path not in lost
+        lost.add(path)
+        return is_first
+
+    proxy.loses = loses
+    write(url, FIVE)
+    proxy.loses = lambda method, path: False
+    write(tmp_path / "data.zarr", FIVE)
+    assert shown(files_in(url)) == shown(files_in(tmp_path / "data.zarr"))
+    assert verify_store(url).problems == ()
+
+
+KILLED = """
+    import os, signal, sys
+    sys.path.insert(0, {root!r})
+    from lvt_pipeline.storage import as_place
+    from lvt_pipeline.codes.writer import CodeStoreWriter
+    from tests.toy_codes import FIVE, write
+    CodeStoreWriter.publish = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+    write(as_place({url!r}), FIVE)
+"""
+
+
+def killed_before_the_root(url: Place, tmp_path: Path) -> None:
+    script = textwrap.dedent(KILLED).format(root=str(Path(__file__).parents[1]), url=str(url))
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ}, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    with pytest.raises(StoreError, match="unfinished"):
+        open_codes(url)
+    write(url, FIVE)
+    write(tmp_path / "data.zarr", FIVE)
+    assert shown(files_in(url)) == shown(files_in(tmp_path / "data.zarr"))
+    assert verify_store(url).problems == ()
+
+
+def test_a_run_killed_between_the_last_shard_and_the_root_ends_in_the_same_bytes(url: Place, tmp_path: Path) -> None:
+    killed_before_the_root(url, tmp_path)
+
+
+@pytest.mark.slow
+def test_seaweedfs_gives_the_same_bytes_and_a_killed_run_ends_in_them(
+    weed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(weed, monkeypatch)
+    killed_before_the_root(as_place(f"{new_url()}/data.zarr"), tmp_path / "killed")
+    test_a_store_in_a_bucket_has_the_bytes_of_a_local_one(as_place(f"{new_url()}/data.zarr"), tmp_path)
+    with proxy_to(weed) as proxy:
+        connect(proxy.address, monkeypatch)
+        url = as_place(f"{new_url()}/data.zarr")
+        test_a_lost_answer_to_the_commit_changes_nothing(url, proxy, tmp_path / "lost")
+
+
+def test_the_commands_take_urls(url: Place, tmp_path: Path, lvt: Lvt) -> None:
+    write(url, FIVE)
+    write(url, FIVE[1:])
+    for command in (["inspect"], ["verify"], ["compact", "--dry-run"], ["gc", "--grace", "0"], ["gc", "--cache"]):
+        code, out, err = lvt(command[0], url, *command[1:])
+        assert (code, err) == (0, ""), err
+        assert str(url) in out or "would move" in out or "given back" in out, out
+    code, out, _ = lvt("export", url, "--format", "npy", "-o", tmp_path / "out")
+    assert code == 0
+    assert np.array_equal(np.load(tmp_path / "out" / f"{FIVE[1].id}.npy"), codes_of(FIVE[1]))
+    code, _, err = lvt("inspect", f"{url}x")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "does not exist" in err
+    code, _, err = lvt("why", url)
+    assert code == 1
+    assert "a work directory has to be on this machine" in err
+    code, _, err = lvt("ingest", "--manifest", "m.jsonl", "-o", url)
+    assert (code, "this is a local path" in err) == (2, True)
