@@ -17,9 +17,9 @@ from skimage import metrics
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import ConfigError, LVTError, MismatchError
 from lvt_pipeline.evaluation import evaluate as stage
-from lvt_pipeline.evaluation import network_process
+from lvt_pipeline.evaluation.distances import network_process
+from lvt_pipeline.evaluation.distances.networks import NetworkError
 from lvt_pipeline.evaluation.evaluate import evaluate
-from lvt_pipeline.evaluation.networks import NetworkError
 from lvt_pipeline.evaluation.protocol_results import Protocol
 from lvt_pipeline.evaluation.protocols import evaluate_protocol
 from lvt_pipeline.evaluation.settings import EvaluateSettings

@@ -14,12 +14,19 @@ from hypothesis import strategies as st
 
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ArtefactError, ShapeError
-from lvt_pipeline.evaluation import fvd
+from lvt_pipeline.evaluation.distances import fvd
+from lvt_pipeline.evaluation.distances.fvd import (
+    FeatureCache,
+    FeatureNetwork,
+    Gaussian,
+    frechet_distance,
+    network_label,
+    resize,
+)
+from lvt_pipeline.evaluation.distances.networks import load_scripted
+from lvt_pipeline.evaluation.distances.sampled_fvd import measure_fvd
 from lvt_pipeline.evaluation.evaluate import evaluate
-from lvt_pipeline.evaluation.fvd import FeatureCache, FeatureNetwork, Gaussian, frechet_distance, network_label, resize
-from lvt_pipeline.evaluation.networks import load_scripted
 from lvt_pipeline.evaluation.pixels import Pixels
-from lvt_pipeline.evaluation.sampled_fvd import measure_fvd
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.evaluation.sources import Sources
 from lvt_pipeline.frames.shards import FrameShards

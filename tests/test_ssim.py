@@ -9,8 +9,8 @@ import pytest
 from skimage import metrics
 
 from lvt_pipeline.errors import ArtefactError, ShapeError
+from lvt_pipeline.evaluation.distances.networks import PerceptualDistance, load_scripted
 from lvt_pipeline.evaluation.metrics import ssim_by_frame
-from lvt_pipeline.evaluation.networks import PerceptualDistance, load_scripted
 from lvt_pipeline.evaluation.pixels import Horizon, errors_by_frame, repeat_last
 from lvt_pipeline.provenance import digest_file
 from tests.scripted_networks import OneNumber, ToyDistance, save_scripted

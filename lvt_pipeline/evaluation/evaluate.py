@@ -17,7 +17,7 @@ bits and both baselines on exactly the same codes. The result is one JSON file:
 - `samples`: error of the decoded samples against what really happened, frame by frame, with the reconstruction's and
   that of repeating the last priming frame; and how much samples of one clip differ. A sample is one possible future, so
   the error is a sanity check, not a score.
-- `fvd`: distances between sets of videos, with the card of the protocol. See `evaluation.sampled_fvd`.
+- `fvd`: distances between sets of videos, with the card of the protocol. See `evaluation.distances.sampled_fvd`.
 - `training_clips`: how many of the evaluated clips the models were trained on, which has to be asked for; absent when
   there is none.
 - `missing`: the measurements that were not made, with their requirements.
@@ -36,12 +36,12 @@ from lvt_pipeline.codes.store import CodeStore, clips_of_split
 from lvt_pipeline.codes.usage import codes_holding, perplexity, usage
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.evaluation.bits import baselines_by_clip, measure_baselines, measure_prior
-from lvt_pipeline.evaluation.fvd import FeatureCache
+from lvt_pipeline.evaluation.distances.fvd import FeatureCache
+from lvt_pipeline.evaluation.distances.networks import NetworkError
+from lvt_pipeline.evaluation.distances.sampled_fvd import measure_fvd, measure_reconstruction_fvd
 from lvt_pipeline.evaluation.metrics import CodeCounts
-from lvt_pipeline.evaluation.networks import NetworkError
 from lvt_pipeline.evaluation.pixels import measure_reconstruction
 from lvt_pipeline.evaluation.results import is_unchanged, plain, without_metric, write_results
-from lvt_pipeline.evaluation.sampled_fvd import measure_fvd, measure_reconstruction_fvd
 from lvt_pipeline.evaluation.samples import measure_samples
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.evaluation.sources import Opened, Sources, open_sources, require_held_out, trained_clips

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from lvt_pipeline.codes.schema import CodeClip, codes_of_frames
 from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import ArtefactError, MismatchError
+from lvt_pipeline.evaluation.distances.networks import PerceptualDistance
 from lvt_pipeline.evaluation.metrics import fits_ssim_window, psnr, squared_errors, ssim_by_frame
-from lvt_pipeline.evaluation.networks import PerceptualDistance
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.progress import SILENT, Progress
 

@@ -22,6 +22,7 @@ from typing import Any
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, ConfigError
+from lvt_pipeline.evaluation.distances.fvd import FeatureCache
 from lvt_pipeline.evaluation.evaluate import (
     CACHE,
     DEFAULTS,
@@ -32,7 +33,6 @@ from lvt_pipeline.evaluation.evaluate import (
     raise_failures,
     write_evaluation,
 )
-from lvt_pipeline.evaluation.fvd import FeatureCache
 from lvt_pipeline.evaluation.protocol_results import Protocol, combined_results, runs_folder
 from lvt_pipeline.evaluation.results import is_unchanged, plain, write_results
 from lvt_pipeline.evaluation.settings import EvaluateSettings

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import MismatchError
+from lvt_pipeline.evaluation.distances.networks import PerceptualDistance
 from lvt_pipeline.evaluation.metrics import CodeCounts, mean_pairwise_squared_error, share_of_differing_pairs
-from lvt_pipeline.evaluation.networks import PerceptualDistance
 from lvt_pipeline.evaluation.pixels import Horizon, Pixels, errors_by_frame, repeat_last
 from lvt_pipeline.jobs.sample import STAGE as SAMPLE_STAGE
 from lvt_pipeline.progress import SILENT, Progress

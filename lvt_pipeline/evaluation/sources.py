@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import LVTError
-from lvt_pipeline.evaluation.fvd import FeatureNetwork
-from lvt_pipeline.evaluation.networks import PerceptualDistance, load_scripted
+from lvt_pipeline.evaluation.distances.fvd import FeatureNetwork
+from lvt_pipeline.evaluation.distances.networks import PerceptualDistance, load_scripted
 from lvt_pipeline.evaluation.pixels import Pixels
 from lvt_pipeline.evaluation.samples import original_of, require_samples_of
 from lvt_pipeline.evaluation.settings import EvaluateSettings

@@ -27,7 +27,7 @@ from lvt_pipeline.models.vqvae.model import full_float32
 
 LOAD_SECONDS = 300.0  # deadline for starting the process and loading a file, also from a slow network disk
 CALL_SECONDS = 600.0  # deadline of one call; a pass of I3D over four videos takes seconds, also without a GPU
-_BOOTSTRAP = "from lvt_pipeline.evaluation.network_process import serve; serve()"
+_BOOTSTRAP = "from lvt_pipeline.evaluation.distances.network_process import serve; serve()"
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lvt_pipeline.errors import ShapeError
-from lvt_pipeline.evaluation.networks import NetworkError, ScriptedNetwork
+from lvt_pipeline.evaluation.distances.networks import NetworkError, ScriptedNetwork
 from lvt_pipeline.evaluation.settings import ResizeRule
 from lvt_pipeline.models.vqvae.model import full_float32
 from lvt_pipeline.provenance import fingerprint

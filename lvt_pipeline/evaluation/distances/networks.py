@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.errors import ArtefactError
-from lvt_pipeline.evaluation.network_process import SHARED, Call, Failed
+from lvt_pipeline.evaluation.distances.network_process import SHARED, Call, Failed
 from lvt_pipeline.models.device import choose_device
 from lvt_pipeline.provenance import digest_file
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore
-from lvt_pipeline.evaluation.fvd import (
+from lvt_pipeline.evaluation.distances.fvd import (
     SHORTEST_CLIP,
     FeatureCache,
     FeatureNetwork,

@@ -1,0 +1,1 @@
+"""Distances that networks measure: FVD and KVD between sets of videos, LPIPS between pictures."""
