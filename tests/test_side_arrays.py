@@ -29,6 +29,7 @@ from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, SideArray
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.codes.verify import verify_store
 from lvt_pipeline.codes.writer import CodeStoreWriter
+from lvt_pipeline.demo.videos import DemoSettings, write_demo_videos
 from lvt_pipeline.errors import ArtefactError, ConfigError, MismatchError, ShapeError, StoreError
 from lvt_pipeline.frames.records import FrameSample
 from lvt_pipeline.frames.shards import FrameShards
@@ -37,6 +38,7 @@ from lvt_pipeline.jobs import encode as encoding
 from lvt_pipeline.jobs.encode import EncodeReport, encode_dataset
 from lvt_pipeline.jobs.export import export_codes
 from lvt_pipeline.jobs.import_codes import import_codes
+from lvt_pipeline.jobs.runner import ArrayStep
 from lvt_pipeline.jobs.settings import EncodeSettings, ExportSettings
 from lvt_pipeline.models.vqvae.model import VQVAE
 from tests.test_encoding import make_model, make_run, pixels
@@ -159,7 +161,7 @@ def test_another_action_moves_its_clip_and_encodes_no_frame(
     command = ["encode-dataset", "--frames", str(frames), "--vqvae", str(run), "-o", str(tmp_path / "s")]
     assert lvt([*command, "--batch-size", "8", "--device", "cpu"]) == 0
     printed = capsys.readouterr()
-    assert "new arrays of 1 clips: their rows are written and their codes copied, no frame is encoded" in printed.err
+    assert "new arrays of 1 clip: their rows are written and their codes copied, no frame is encoded" in printed.err
     assert "2 clips kept, 0 added, 1 changed, 0 removed" in printed.out
     store = open_codes(tmp_path / "s")
     assert store.provenance.counts["encoded_frames"] == 0
@@ -205,6 +207,80 @@ def test_another_dimension_is_refused_with_both_named(run: Path, tmp_path: Path)
     frames = make_frames(tmp_path / "new", action={name: rows[:, :2] for name, rows in ACTIONS.items()})
     with pytest.raises(MismatchError, match="action has 2 values per frame in clip a but 4 in the store"):
         encode(frames, run, tmp_path / "s")
+
+
+def test_processes_of_a_job_array_copy_codes_and_write_rows_as_one_process_does(run: Path, tmp_path: Path) -> None:
+    encode(make_frames(tmp_path / "old", action=ACTIONS), run, tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "many")
+    lengths = {**LENGTHS, "new": 9}
+    actions = {**ACTIONS, "b": ACTIONS["b"] * 2, "new": np.ones((9, 4))}
+    frames = make_frames(tmp_path / "new", lengths, action=actions)
+    encode(frames, run, tmp_path / "one")
+    encode(frames, run, tmp_path / "many", step=ArrayStep("plan"))
+    for number in (2, 1):
+        encode(frames, run, tmp_path / "many", step=ArrayStep("shards", number, 2))
+    encode(frames, run, tmp_path / "many", step=ArrayStep("publish"))
+    one, many = (
+        {name: data for name, data in files_of(tmp_path / store).items() if "/c/" in name or "generations" in name}
+        for store in ("one", "many")
+    )
+    assert one == many
+    assert np.array_equal(open_codes(tmp_path / "many").array("action")["b"], actions["b"].astype(np.float32))
+
+
+def test_action_files_that_come_later_leave_the_codes_of_their_videos_valid(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos, manifest, frames = tmp_path / "videos", tmp_path / "m.jsonl", tmp_path / "frames"
+    paths = write_demo_videos(videos, DemoSettings(num_clips=3, num_frames=8))
+    rows = {path: path.with_suffix(".action.npy") for path in paths}
+    hidden = {path: file.rename(file.with_suffix(".hidden")) for path, file in rows.items()}
+
+    def ingest() -> None:
+        assert lvt(["manifest", "build", str(videos), "-o", str(manifest)]) == 0
+        size = ["--size", "16", "--workers", "0"]
+        assert lvt(["ingest", "--manifest", str(manifest), "-o", str(frames), *size]) == 0
+
+    ingest()
+    encode(frames, run, tmp_path / "s")
+    before = open_codes(tmp_path / "s")
+    for path, file in hidden.items():
+        file.rename(rows[path])
+    ingest()
+    forbid_encoding(monkeypatch)
+    encode(frames, run, tmp_path / "s")
+    store = open_codes(tmp_path / "s")
+    for path in paths:
+        clip_id = f"{path.parent.name}/{path.stem}"
+        assert np.array_equal(store[clip_id], before[clip_id])
+        assert np.array_equal(store.array("action")[clip_id], np.load(rows[path]))
+    moved = np.load(rows[paths[0]]) + 1
+    np.save(rows[paths[0]], moved)
+    ingest()
+    assert encode(frames, run, tmp_path / "s").change.copied == ("train/clip-000",)
+    assert np.array_equal(open_codes(tmp_path / "s").array("action")["train/clip-000"], moved)
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        (["--fps", "5"], slice(0, 20, 2)),
+        (["--max-frames", "7"], slice(0, 7)),
+        (["--stride", "3"], slice(0, 20, 3)),
+    ],
+)
+def test_rows_stay_with_their_frames_when_frames_are_left_out(tmp_path: Path, options: list[str], kept: slice) -> None:
+    (video, *_) = write_demo_videos(tmp_path / "videos", DemoSettings(num_clips=3, num_frames=20))
+    manifest, frames = tmp_path / "m.jsonl", tmp_path / "frames"
+    assert lvt(["manifest", "build", str(tmp_path / "videos"), "-o", str(manifest)]) == 0
+    plain = ["ingest", "--manifest", str(manifest), "--size", "16", "--workers", "0"]
+    assert lvt([*plain, "-o", str(tmp_path / "all")]) == 0
+    assert lvt([*plain, "-o", str(frames), *options]) == 0
+    whole, some = FrameShards(tmp_path / "all"), FrameShards(frames)
+    assert np.array_equal(some.read("train/clip-000"), whole.read("train/clip-000")[kept])
+    rows = np.load(video.with_suffix(".action.npy"))
+    assert np.array_equal(whole.arrays("train/clip-000")["action"], rows)
+    assert np.array_equal(some.arrays("train/clip-000")["action"], rows[kept])
 
 
 # Windows --------------------------------------------------------------------------------------------------------------

@@ -58,8 +58,8 @@ class ChangeTable:
         lines += [f"{row.kind:8} {row.clips:10,} {row.frames:12,}" for row in self.rows]
         if self.copied.clips:
             lines.append(
-                f"new arrays of {self.copied.clips:,} clips: their rows are written and their codes copied, no frame "
-                "is encoded"
+                f"new arrays of {count_of(self.copied.clips, 'clip')}: their rows are written and their codes copied, "
+                "no frame is encoded"
             )
         if self.seconds is None or self.bytes is None:
             return [*lines, "nothing to encode"]

@@ -119,7 +119,7 @@ def _chosen(store: CodeStore, settings: DecodeSettings) -> list[CodeClip]:
 def _made_of(clip: CodeClip, decoder: str, settings: DecodeSettings) -> str:
     return lineage.video_fingerprint(
         VERSION,
-        codes=clip.fingerprint,
+        codes=clip.codes_fingerprint,
         decoder=decoder,
         format=settings.format,
         scale=settings.scale,

@@ -259,10 +259,7 @@ class _EncodeTask:
         self, writer: CodeStoreWriter, shards: Sequence[ShardPlan], tally: EncodeTally, bar: Bar, stop: StopRequest
     ) -> int:
         """Encode shards and return how many were finished before a stop. Damaged ones are replaced on this machine."""
-        plans = [
-            EncodePlan(shard, {part.clip_id: self.frames[part.clip_id] for part in shard.parts}, writer.plan.copies)
-            for shard in shards
-        ]
+        plans = [self._plan_of(shard, writer.plan) for shard in shards]
         here = ShardEncoder(self.frames, self.model, writer.shards, writer.write_shard, self.settings.batch_size)
         elsewhere = EncodeElsewhere(self.frames.root, self.vqvae, writer.helper(), self.settings, self.device)
         repairs = 0 if self.runner.is_local else sum(shard in writer.plan.repairs for shard in shards)
@@ -273,6 +270,11 @@ class _EncodeTask:
                 tally.add(receipt.tally)
                 done += 1
         return done
+
+    def _plan_of(self, shard: ShardPlan, plan: CodePlan) -> EncodePlan:
+        ids = {part.clip_id for part in shard.parts}
+        copies = {clip_id: plan.copies[clip_id] for clip_id in ids if clip_id in plan.copies}
+        return EncodePlan(shard, {clip_id: self.frames[clip_id] for clip_id in ids}, copies)
 
     def table(self, plan: CodePlan) -> ChangeTable:
         """The change in numbers, with an estimate that is measured on a few frames."""

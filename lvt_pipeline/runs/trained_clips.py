@@ -1,7 +1,7 @@
 """The clips that a prior is trained on: listed in its run, so that an evaluation recognises them in any store.
 
-`trained_clips.txt` has a line for each: the first 16 digits of the clip's fingerprint, which names its content and the
-tokenizer, not the file or the store it is in. `run.json` holds the digest of the list.
+`trained_clips.txt` has a line for each: the first 16 digits of the fingerprint of its codes, which names its content
+and the tokenizer, not the file or the store it is in. `run.json` holds the digest of the list.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def list_trained_clips(clips: Iterable[CodeClip], started_from: Path | None = No
         started_from: run whose weights it starts from; its clips count as well.
     """
     before = _read_list(started_from) if started_from is not None else set()
-    lines = sorted({clip.fingerprint[:DIGITS] for clip in clips} | before)
+    lines = sorted({clip.codes_fingerprint[:DIGITS] for clip in clips} | before)
     return "".join(f"{line}\n" for line in lines).encode()
 
 
@@ -39,7 +39,7 @@ def find_trained_clips(clips: Sequence[CodeClip], run: Path | None) -> list[Code
         CheckpointError: the list of the run is missing or was changed.
     """
     trained = _read_list(run) if run is not None else set()
-    return [clip for clip in clips if clip.split == "train" or clip.fingerprint[:DIGITS] in trained]
+    return [clip for clip in clips if clip.split == "train" or clip.codes_fingerprint[:DIGITS] in trained]
 
 
 def _read_list(run: Path) -> set[str]:
