@@ -141,7 +141,8 @@ def store_fingerprint(
 
 
 def sample_fingerprint(version: int, facts: Mapping[str, Any]) -> str:
-    """the prior, the codes of the clip, its id and label, number of the sample, lengths, seed, sampling settings.
+    """the prior, the codes of the clip, its id and label, number of the sample, lengths, seed, sampling settings. For
+    priors with actions also these.
 
     Args:
         facts: prior, clip, label, codes, sample, frames, priming_frames, seed, and the settings that are not off.

@@ -16,7 +16,7 @@ from lvt_pipeline.models.sampling.rule import SamplingRule
 from lvt_pipeline.models.sampling.sampler import sample_by_recomputing
 from tests.test_prior import ORDERS, make_prior, random_codes
 
-ACTING: dict[str, Any] = {"actions": ("action",), "action_width": 2}
+ACTING: dict[str, Any] = {"actions": ("action",), "action_widths": (2,)}
 EVERY_ORDER = {**ORDERS, "single-frame-past": {"kernel_reach": "past"}, "frames-in-parts": {"subscale": (4, 2, 2)}}
 
 
@@ -160,5 +160,7 @@ def test_actions_that_do_not_fit_are_refused() -> None:
         model.sample(codes[:, :2], actions="left")  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match="is not conditioned on actions; leave the actions out"):
         make_prior().logits(codes, actions=random_actions(2, 4))
-    with pytest.raises(ConfigError, match="action_width and action_dropout go with actions"):
-        make_prior(action_width=2)
+    with pytest.raises(ConfigError, match="need one number per array"):
+        make_prior(action_widths=(2,))
+    with pytest.raises(ConfigError, match="action_dropout needs actions"):
+        make_prior(action_dropout=0.5)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import lvt_pipeline as lvt_package
@@ -23,6 +24,7 @@ from lvt_pipeline.runs.layout import RUN_NAME, SEAL, read_sealed, write_sealed
 from lvt_pipeline.runs.read import load_prior, load_vqvae
 from lvt_pipeline.video.tiles import PRIMING_EDGE, SAMPLED_EDGE
 from lvt_pipeline.workspace.settings import PipelineSettings, save_settings
+from tests.listener import Listener
 from tests.toy_work import SIZE, PriorSettings, ToyWork, make_tokenizer, make_toy_work, moving_square
 
 Lvt = Callable[..., tuple[int, str, str]]
@@ -120,6 +122,37 @@ def test_a_label_is_given_by_name_and_its_lack_lists_the_known_ones(work: ToyWor
         attempt(SETTINGS)
     with pytest.raises(MismatchError, match="does not know the label 'walk'; it knows jump, run"):
         attempt(replace(SETTINGS, label="walk"))
+
+
+def test_a_continued_video_is_steered_by_a_file_of_actions(work: ToyWork, video: Path, tmp_path: Path) -> None:
+    model = Prior(replace(PriorSettings().model, actions=("action",), action_widths=(2,), action_dropout=0.0))
+    with torch.no_grad():
+        model.encoder.actions.weight.normal_()  # type: ignore[union-attr]
+    runs = {}
+    for name, config in {"always": model.config, "dropping": replace(model.config, action_dropout=0.5)}.items():
+        runs[name] = tmp_path / name
+        settings = PriorSettings(model=config)
+        save_model_run(runs[name], "prior-run", model, settings, stage="train-prior", version=1, counts={})
+    file, listener = tmp_path / "actions.npy", Listener()
+
+    def steered(run: Path, actions: str | None) -> bytes:
+        settings = replace(SETTINGS, actions=actions)
+        out = tmp_path / "out.png"
+        continue_video(video, out, work.vqvae, run, settings, device="cpu", scale=1, progress=listener)
+        return out.read_bytes()
+
+    np.save(file, np.full((8, 2), 3.0))
+    first = steered(runs["always"], str(file))
+    assert steered(runs["always"], "zero") != first
+    np.save(file, np.zeros((8, 2)))  # the same path with other rows is another video
+    assert steered(runs["always"], str(file)) == steered(runs["always"], "zero")
+    assert not listener.said
+    assert steered(runs["dropping"], None) != first
+    assert "which a video does not have: sampling without; --actions zero or --actions FILE steers" in listener.said[-1]
+    with pytest.raises(LVTError, match="which a video does not have; give --actions zero or --actions FILE"):
+        steered(runs["always"], None)
+    with pytest.raises(MismatchError, match="was trained without actions; leave out --actions zero"):
+        steered(work.prior, "zero")
 
 
 def test_mistakes_are_one_clear_line_and_write_nothing(work: ToyWork, video: Path, tmp_path: Path, lvt: Lvt) -> None:

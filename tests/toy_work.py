@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, codes_fingerprint
+from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, SideArray, codes_fingerprint
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.frames.records import FrameSample
@@ -110,10 +110,16 @@ def make_tokenizer(run: Path, seed: int = 0) -> VQVAE:
     return model.eval()
 
 
-def make_codes(path: Path, frames: FrameShards, tokenizer: VQVAE) -> CodeStore:
-    """Every clip as codes."""
+def make_codes(path: Path, frames: FrameShards, tokenizer: VQVAE, acting: bool = False) -> CodeStore:
+    """Every clip as codes; with random actions, rows of two numbers, where `acting`."""
     fingerprint = tokenizer_fingerprint(tokenizer)
-    schema = CodeSchema(codebook_size=CODES, num_codebooks=BOOKS, grid=(GRID, GRID), tokenizer=fingerprint)
+    schema = CodeSchema(
+        codebook_size=CODES,
+        num_codebooks=BOOKS,
+        grid=(GRID, GRID),
+        tokenizer=fingerprint,
+        arrays=(SideArray(name="action", dtype=np.dtype(np.float32), dimension=2),) if acting else (),
+    )
     planned = [
         PlannedClip(
             id=clip.id,
@@ -129,7 +135,8 @@ def make_codes(path: Path, frames: FrameShards, tokenizer: VQVAE) -> CodeStore:
     with CodeStoreWriter.open(path, schema, planned) as writer:
         for shard in writer.pending_shards():
             parts = [tokenizer.encode(frames.read(part.clip_id, part.start, part.stop)) for part in shard.parts]
-            writer.write_shard(shard.index, torch.cat(parts).numpy())
+            rows = np.random.default_rng(shard.index).normal(size=(sum(map(len, parts)), 2)).astype(np.float32)
+            writer.write_shard(shard.index, torch.cat(parts).numpy(), {"action": rows} if acting else None)
         writer.publish(
             Provenance(
                 kind="codes",
@@ -144,11 +151,15 @@ def make_codes(path: Path, frames: FrameShards, tokenizer: VQVAE) -> CodeStore:
     return open_codes(path)
 
 
-def make_prior(run: Path, seed: int = 0) -> Prior:
-    """A prior run that was never trained."""
+def make_prior(run: Path, seed: int = 0, acting: bool = False) -> Prior:
+    """A prior run that was never trained; one that takes the actions of `make_codes` where `acting`."""
     torch.manual_seed(seed)
     settings = PriorSettings()
+    if acting:
+        settings = PriorSettings(model=replace(settings.model, actions=("action",), action_widths=(2,)))
     model = Prior(settings.model)
+    if model.encoder.actions is not None:
+        torch.nn.init.normal_(model.encoder.actions.weight)
     save_model_run(run, "prior-run", model, settings, stage="train-prior", version=1, counts={})
     return model.eval()
 
@@ -180,10 +191,10 @@ class ToyWork:
         return self.root / "samples.zarr"
 
 
-def make_toy_work(root: Path, lengths: dict[str, int] | None = None) -> ToyWork:
-    """Frames, tokenizer, codes and prior under `root`."""
+def make_toy_work(root: Path, lengths: dict[str, int] | None = None, acting: bool = False) -> ToyWork:
+    """Frames, tokenizer, codes and prior under `root`; with actions where `acting`."""
     work = ToyWork(root)
     frames = make_frames(work.frames, lengths)
-    make_codes(work.codes, frames, make_tokenizer(work.vqvae))
-    make_prior(work.prior)
+    make_codes(work.codes, frames, make_tokenizer(work.vqvae), acting)
+    make_prior(work.prior, acting=acting)
     return work

@@ -20,6 +20,7 @@ from lvt_pipeline.errors import LVTError
 from lvt_pipeline.evaluation.metrics import CodeCounts, PreviousFrameBaseline
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.runs.actions import Rows
 
 if TYPE_CHECKING:
     from lvt_pipeline.models.prior.model import Prior
@@ -33,6 +34,8 @@ def measure_prior(
     settings: EvaluateSettings,
     batch_size: int = 8,
     progress: Progress = SILENT,
+    *,
+    actions: Sequence[Rows] | None = None,
 ) -> tuple[dict[str, Any], list[float]]:
     """Bits/dim of a prior: one global sum over all clips divided by one global count; and the bits per code of each.
 
@@ -50,7 +53,8 @@ def measure_prior(
             batch = clips[start : start + batch_size]
             codes = np.stack([store.read(clip, 0, frames) for clip in batch])
             some_labels = None if labels is None else labels[start : start + batch_size]
-            nats, count = model.nats_by_code(codes.astype(np.int64), priming, some_labels)
+            some_actions = None if actions is None else np.stack(actions[start : start + batch_size])
+            nats, count = model.nats_by_code(codes.astype(np.int64), priming, some_labels, actions=some_actions)
             bits = nats.numpy() / math.log(2)
             total += bits.sum(0)
             per_clip += (bits.sum((1, 2, 3, 4)) * len(batch) / count).tolist()

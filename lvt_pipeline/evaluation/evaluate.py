@@ -8,6 +8,7 @@ bits and both baselines on exactly the same codes. The result is one JSON file:
   codes could reach.
 - `prior`: bits per code, the sum of -log2 p over all codes of frames `priming_frames` and later, divided by their
   number; also by codebook, frame and slice.
+- `actions`: of a prior with actions, whether it obeys them. See `evaluation.actions.measuring`.
 - `baselines`: `unigram_bits` is the entropy of each codebook over these very codes, averaged over the codebooks;
   `previous_frame_bits` is what the smoothed "same code as in the previous frame" predictor, fitted on the training
   split, needs for them. See `evaluation.metrics`.
@@ -35,6 +36,7 @@ from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore, clips_of_split
 from lvt_pipeline.codes.usage import codes_holding, perplexity, usage
 from lvt_pipeline.config import to_plain
+from lvt_pipeline.evaluation.actions.measuring import measure_actions, own_actions_of
 from lvt_pipeline.evaluation.bits import baselines_by_clip, measure_baselines, measure_prior
 from lvt_pipeline.evaluation.distances.fvd import FeatureCache
 from lvt_pipeline.evaluation.distances.networks import NetworkError
@@ -50,6 +52,7 @@ from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
+from lvt_pipeline.runs.actions import Rows
 from lvt_pipeline.runs.compatibility import clips_with_class, label_numbers
 
 STAGE = "evaluate"
@@ -152,7 +155,7 @@ def write_evaluation(
 
 @dataclass
 class _Measuring:
-    """One evaluation: the results so far, and why networks of the user failed, by name of the measurement."""
+    """One evaluation: the results so far, why networks of the user failed, and what else is missing, by measurement."""
 
     opened: Opened
     clips: Sequence[CodeClip]
@@ -162,6 +165,7 @@ class _Measuring:
     progress: Progress
     results: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
 
     def everything(self) -> dict[str, Any]:
         """All parts of the result that the sources allow, and the measurements that are missing."""
@@ -188,7 +192,8 @@ class _Measuring:
                 self.results["reconstruction"] = without_metric(self.results["reconstruction"], "lpips")
             by_clip["evaluated"] = without_metric(by_clip["evaluated"], "lpips")
         failed = {name: f"failed: {reason}" for name, reason in self.failures.items()}
-        return self.results | {"missing": missing_measurements(opened) | failed, "per_clip": by_clip}
+        missing = missing_measurements(opened) | self.missing | failed
+        return self.results | {"missing": missing, "per_clip": by_clip}
 
     def _add_codes(self) -> dict[str, list[float]]:
         """Bits of the prior and of its baselines, and how the codebooks are used; returns the bits of each clip."""
@@ -198,9 +203,12 @@ class _Measuring:
         by_clip = {}
         if opened.prior is not None and opened.sources.prior is not None:
             labels = label_numbers(self.clips, opened.sources.prior, opened.prior)
+            actions = own_actions_of(opened, self.clips, settings.frames)
             self.results["prior"], by_clip["bits"] = measure_prior(
-                store, self.clips, opened.prior, labels, settings, self.batch_size, self.progress
+                store, self.clips, opened.prior, labels, settings, self.batch_size, self.progress, actions=actions
             )
+            if actions is not None:
+                self._add_actions(labels, actions)
             assert self.results["prior"]["codes"] == counts.num_codes, "prior and baselines count the same codes"
         baselines = measure_baselines(counts, training_counts) | {"fitted_on": fitted_on}
         self.results["baselines"] = baselines
@@ -218,6 +226,13 @@ class _Measuring:
             "share_same_as_previous_frame": counts.share_same_as_previous_frame,
         }
         return by_clip | baselines_by_clip(store, self.clips, counts, training_counts, settings)
+
+    def _add_actions(self, labels: Sequence[int] | None, actions: Sequence[Rows]) -> None:
+        found, missing = measure_actions(
+            self.opened, self.clips, labels, actions, self.settings, self.batch_size, self.progress
+        )
+        self.results |= {"actions": found} if found else {}
+        self.missing |= {"actions": missing} if missing else {}
 
 
 def measure_continuations(

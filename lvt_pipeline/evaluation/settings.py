@@ -41,6 +41,12 @@ class EvaluateSettings(Settings):
     max_clips: int | None = setting(
         None, "Largest number of clips; the first ones are measured.", at_least=1, unset="all"
     )
+    action_clips: int | None = setting(
+        None,
+        "Number of clips sampled under true and under shuffled actions, for a prior with actions.",
+        at_least=2,
+        unset="8",
+    )
     resize: ResizeRule = setting(
         "tf1",
         "Enlargement to 224x224 for FVD. tf1: as the published TensorFlow 1 code. half-pixel: as PyTorch and "

@@ -15,6 +15,10 @@ def summary_line(results: Mapping[str, Any]) -> str:
     if "training_clips" in results:
         parts.append(f"{results['training_clips']} of these clips were used for training; the scores are optimistic")
     parts.append(_bits(results))
+    if "actions" in results:
+        saved = results["actions"]["bits_saved"]["shuffled"]
+        interval = f"{saved['low']:.3f} to {saved['high']:.3f}"
+        parts.append(f"true actions save {saved['mean']:.3f} bits against shuffled ones ({interval})")
     if "reconstruction" in results:
         reconstruction = results["reconstruction"]
         decibels = "∞" if reconstruction["psnr"] is None else f"{reconstruction['psnr']:.2f}"

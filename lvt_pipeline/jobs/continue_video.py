@@ -28,6 +28,7 @@ from lvt_pipeline.models.vqvae.config import DOWNSAMPLING
 from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import digest_file
+from lvt_pipeline.runs.actions import Rows, digest_of, given_actions
 from lvt_pipeline.runs.compatibility import check_runs, require_label
 from lvt_pipeline.runs.read import load_prior, load_vqvae, read_run, run_fingerprint
 from lvt_pipeline.storage import write_bytes
@@ -112,18 +113,18 @@ def continue_video(
     require_output_file(out, STAGE, (video, vqvae, prior, codes), mark=FILE_MARK)
     tokenizer, model = load_vqvae(vqvae, device=device), load_prior(prior, device=device)
     precision = check_runs(vqvae, tokenizer, prior, model)
-    _check(model, prior, settings)
-    report_unfinished(prior, progress)
+    actions = _checked(model, prior, settings, progress)
     geometry = _geometry(vqvae, codes, model.config.grid)
     _require_file(video)
     choices = {"sample": to_plain(settings), "geometry": to_plain(geometry), "start": start_seconds, "scale": scale}
     inputs = {"video": digest_file(video), "vqvae": run_fingerprint(vqvae), "prior": run_fingerprint(prior)}
+    inputs |= digest_of(actions)
     with JOB.open_file(out, choices, inputs) as work:
         if work.is_current:
             return Continuation(out=str(out), **work.record.counts)
         frames, fps, begins = _priming_frames(video, geometry, settings.priming_frames, start_seconds)
         use_precision(tokenizer, precision)
-        sampled = _sample(model, tokenizer.encode(frames).numpy(), settings, progress)
+        sampled = _sample(model, tokenizer.encode(frames).numpy(), settings, actions, progress)
         videos = [np.concatenate([frames, tokenizer.decode(one[len(frames) :]).numpy()]) for one in sampled]
         shown = _grid(videos, settings.priming_frames, scale)
         write_bytes(out, with_note(_bytes_of(shown, fps, suffix), suffix, FILE_MARK))
@@ -139,8 +140,9 @@ def continue_video(
         return done
 
 
-def _check(model: Prior, prior: Path, settings: SampleSettings) -> None:
-    """Refuse settings that this prior cannot be sampled with, before the video is read."""
+def _checked(model: Prior, prior: Path, settings: SampleSettings, progress: Progress) -> Rows | None:
+    """Actions (frames, d) of all samples, after refusing settings that do not fit this prior. None: unknown ones, as a
+    video has none of its own."""
     from lvt_pipeline.models.sampling.sampler import require_rule
     from lvt_pipeline.models.sampling.windows import plan_rollout
 
@@ -153,9 +155,19 @@ def _check(model: Prior, prior: Path, settings: SampleSettings) -> None:
     elif model.config.num_classes and not model.config.class_dropout:
         known = ", ".join(model.class_names) or "none"
         raise ConfigError(f"the prior {prior} is conditioned on a class; give one of its labels with --label: {known}")
+    given = given_actions(settings.actions, prior, model.config, settings.frames)
+    report_unfinished(prior, progress)
+    if given is None and model.config.actions:
+        needs = f"the prior {prior} is conditioned on {', '.join(model.config.actions)}, which a video does not have"
+        if not model.config.drops_actions:
+            raise ConfigError(f"{needs}; give --actions zero or --actions FILE")
+        progress.say(f"{needs}: sampling without; --actions zero or --actions FILE steers")
+    return given
 
 
-def _sample(model: Prior, codes: NDArray[np.int64], settings: SampleSettings, progress: Progress) -> NDArray[np.int64]:
+def _sample(
+    model: Prior, codes: NDArray[np.int64], settings: SampleSettings, actions: Rows | None, progress: Progress
+) -> NDArray[np.int64]:
     """Codes (samples, frames, h, w, n_c) that continue codes (priming frames, h, w, n_c)."""
     count = settings.samples_per_clip
     result: NDArray[np.int64] = model.sample(
@@ -164,6 +176,7 @@ def _sample(model: Prior, codes: NDArray[np.int64], settings: SampleSettings, pr
         seed=settings.seed,
         **settings.sampling,
         labels=None if settings.label is None else [settings.label] * count,
+        actions=None if actions is None else np.repeat(actions[None], count, axis=0),
         clip_ids=[CLIP_ID] * count,
         sample_ids=range(count),
         progress=progress,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lvt_pipeline import lineage
 from lvt_pipeline.codes.plan import ShardPlan
-from lvt_pipeline.codes.schema import CodeClip, CodeSchema, PlannedClip
+from lvt_pipeline.codes.schema import CodeClip, CodeSchema, PlannedClip, SideArray
 from lvt_pipeline.codes.store import HELD_OUT_FIRST, CodeStore, clips_of_split, open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import ArtefactError, LVTError, MismatchError
@@ -29,6 +29,7 @@ from lvt_pipeline.models.sampling.rule import SamplingRule
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
+from lvt_pipeline.runs.actions import Rows, digest_of, given_actions, own_actions, split_actions
 from lvt_pipeline.runs.checkpoints import find_checkpoint
 from lvt_pipeline.runs.compatibility import check_prior, clips_with_class, label_numbers, require_label
 from lvt_pipeline.runs.read import load_prior, read_run_record, run_fingerprint
@@ -44,10 +45,11 @@ JOB = Job(stage=STAGE, version=VERSION, kind="codes")
 
 @dataclass(frozen=True)
 class _Sample:
-    """One sample to draw: of which clip and class, the how manyth, and the clip it becomes."""
+    """One sample to draw: of which clip and class, with which actions, the how manyth, and the clip it becomes."""
 
     clip: CodeClip
     label: int | None
+    actions: Rows | None
     number: int
     planned: PlannedClip
 
@@ -87,19 +89,20 @@ def sample_clips(
     require_output_folder(out, STAGE, (prior, codes))
     store = open_codes(codes, generation)
     model = load_prior(prior, device=device)
-    _check(store, prior, model, settings)
+    given = _checked(store, prior, model, settings)
     report_unfinished(prior, progress)
     inputs = {"codes": store.fingerprint, "prior": run_fingerprint(prior)}
     clips, num_short = _chosen_clips(
         store, settings, lambda clips: _labelled(clips, settings.label, prior, model, progress), progress
     )
-    samples = _plan(clips, label_numbers(clips, prior, model), settings, inputs["prior"], _windows(model, settings))
+    conditions = _conditions(clips, store, prior, model, settings, given)
+    samples = _plan(clips, conditions, settings, inputs["prior"], _windows(model, settings))
     _report_replaced(out, samples, progress)
     with (
         stop_requested() as stop,
         CodeStoreWriter.open(
             out,
-            _schema(store, settings),
+            _schema(store, model, settings),
             [sample.planned for sample in samples],
             settings={"stage": STAGE, "version": VERSION},
             reencode=True,  # samples name their tokenizer in their fingerprint, so none is kept by mistake
@@ -109,11 +112,11 @@ def sample_clips(
         shards = writer.pending_shards()
         missing_ids = {part.clip_id for shard in shards for part in shard.parts}
         missing = [sample for sample in samples if sample.planned.id in missing_ids]
-        finished: dict[str, NDArray[Any]] = {}
+        finished: dict[str, dict[str, NDArray[Any]]] = {}
         with progress.bar("sample", len(samples), "clips", done=len(samples) - len(missing)) as bar:
             for batch in _batches(missing, batch_size):
                 sampled = _sample_batch(model, store, batch, settings, lookahead, progress)
-                finished |= {sample.planned.id: codes for sample, codes in zip(batch, sampled, strict=True)}
+                finished |= {sample.planned.id: arrays for sample, arrays in zip(batch, sampled, strict=True)}
                 shards = _write_complete(writer, shards, finished)
                 bar.advance(len(batch))
                 if shards:
@@ -188,11 +191,11 @@ def _start(settings: SampleSettings) -> dict[str, int]:
     return {"start": settings.start} if settings.start else {}
 
 
-def _check(store: CodeStore, prior: Path, model: Prior, settings: SampleSettings) -> None:
-    """Refuse settings that this prior, or codes that this prior and store, cannot be sampled with.
+def _checked(store: CodeStore, prior: Path, model: Prior, settings: SampleSettings) -> Rows | None:
+    """The actions that were given for all samples, after refusing settings, or codes, that do not fit this prior.
 
     Raises:
-        MismatchError: the prior was trained on other codes.
+        MismatchError: the prior was trained on other codes, or takes other actions.
         ShapeError: there are fewer priming frames than the prior needs.
         ConfigError: a setting does not fit the prior.
     """
@@ -203,9 +206,24 @@ def _check(store: CodeStore, prior: Path, model: Prior, settings: SampleSettings
     check_prior(store, prior, model)
     plan_rollout(model, settings.priming_frames, settings.frames)
     require_rule(model, SamplingRule(**settings.drawing))
+    return given_actions(settings.actions, prior, model.config, settings.frames)
 
 
-def _schema(store: CodeStore, settings: SampleSettings) -> CodeSchema:
+def _conditions(
+    clips: Sequence[CodeClip], store: CodeStore, prior: Path, model: Prior, settings: SampleSettings, given: Rows | None
+) -> list[tuple[int | None, Rows | None]]:
+    """Class and actions (frames, d) of the samples of each clip; None where the prior takes none."""
+
+    def actions_of(clip: CodeClip) -> Rows | None:
+        if given is not None or not model.config.actions:
+            return given
+        return own_actions(store, clip, prior, model.config, settings.start, settings.frames)
+
+    labels = label_numbers(clips, prior, model) or repeat(None, len(clips))
+    return list(zip(labels, map(actions_of, clips), strict=True))
+
+
+def _schema(store: CodeStore, model: Prior, settings: SampleSettings) -> CodeSchema:
     return CodeSchema(
         codebook_size=store.codebook_size,
         num_codebooks=store.num_codebooks,
@@ -213,6 +231,10 @@ def _schema(store: CodeStore, settings: SampleSettings) -> CodeSchema:
         tokenizer=store.tokenizer,
         shard_frames=settings.frames,  # one sample, one shard: a killed run loses the batch in flight
         geometry=store.schema.geometry,
+        arrays=tuple(
+            SideArray(name=name, dtype=np.dtype(np.float32), dimension=width)
+            for name, width in zip(model.config.actions or (), model.config.action_widths or (), strict=True)
+        ),
     )
 
 
@@ -226,19 +248,19 @@ def _windows(model: Prior, settings: SampleSettings) -> dict[str, int]:
 
 def _plan(
     clips: Sequence[CodeClip],
-    labels: Sequence[int] | None,
+    conditions: Sequence[tuple[int | None, Rows | None]],
     settings: SampleSettings,
     prior_fingerprint: str,
     windows: dict[str, int],
 ) -> list[_Sample]:
     result = []
-    for clip, label in zip(clips, labels or repeat(None, len(clips)), strict=True):
+    for clip, (label, rows) in zip(clips, conditions, strict=True):
         for number in range(settings.samples_per_clip):
             made_of = {
                 "prior": prior_fingerprint,
                 "clip": clip.id,
                 "label": label,
-                "codes": clip.fingerprint,
+                "codes": clip.codes or clip.fingerprint,
                 "sample": number,
                 "frames": settings.frames,
                 "priming_frames": settings.priming_frames,
@@ -246,6 +268,7 @@ def _plan(
                 **settings.sampling,
                 **windows,
                 **_start(settings),
+                **digest_of(rows),
             }
             planned = PlannedClip(
                 id=f"{clip.id}#{number}" if settings.samples_per_clip > 1 else clip.id,
@@ -256,7 +279,7 @@ def _plan(
                 fps=clip.fps,
                 source=clip.source,
             )
-            result.append(_Sample(clip, label, number, planned))
+            result.append(_Sample(clip, label, rows, number, planned))
     return result
 
 
@@ -284,10 +307,11 @@ def _sample_batch(
     settings: SampleSettings,
     lookahead: int | None,
     progress: Progress,
-) -> NDArray[Any]:
-    """Codes of a batch of samples, (len(batch), frames, h, w, n_c)."""
+) -> list[dict[str, NDArray[Any]]]:
+    """ "codes" (frames, h, w, n_c) of each sample of a batch, and the rows of its side arrays (frames, d_i)."""
     first, after = settings.start, settings.start + settings.priming_frames
     priming = np.stack([store.read(sample.clip, first, after) for sample in batch])
+    actions = [sample.actions for sample in batch if sample.actions is not None]
     sampled = model.sample(
         priming.astype(np.int64),
         frames=settings.frames,
@@ -295,25 +319,28 @@ def _sample_batch(
         **settings.sampling,
         lookahead=lookahead,
         labels=[sample.label for sample in batch if sample.label is not None] or None,
+        actions=np.stack(actions) if actions else None,
         clip_ids=[sample.clip.id for sample in batch],
         sample_ids=[sample.number for sample in batch],
         progress=progress,
     )
-    result: NDArray[Any] = sampled.numpy()
-    return result
+    return [
+        {"codes": codes, **split_actions(sample.actions, model.config)}
+        for codes, sample in zip(sampled.numpy(), batch, strict=True)
+    ]
 
 
 def _write_complete(
-    writer: CodeStoreWriter, shards: Sequence[ShardPlan], finished: dict[str, NDArray[Any]]
+    writer: CodeStoreWriter, shards: Sequence[ShardPlan], finished: dict[str, dict[str, NDArray[Any]]]
 ) -> list[ShardPlan]:
     """Write the shards whose samples are all finished; returns the others. A store made with another length of samples
     keeps its shard size, so a shard may hold parts of several samples."""
     waiting = []
     for shard in shards:
         if all(part.clip_id in finished for part in shard.parts):
-            writer.write_shard(
-                shard.index, np.concatenate([finished[part.clip_id][part.start : part.stop] for part in shard.parts])
-            )
+            parts = [(finished[part.clip_id], slice(part.start, part.stop)) for part in shard.parts]
+            arrays = {name: np.concatenate([values[name][rows] for values, rows in parts]) for name in parts[0][0]}
+            writer.write_shard(shard.index, arrays.pop("codes"), arrays)
         else:
             waiting.append(shard)
     return waiting

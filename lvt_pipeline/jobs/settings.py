@@ -68,6 +68,13 @@ class SampleSettings(Settings):
     label: str | None = setting(
         None, "Label of the samples, for a prior with classes.", example="NAME", unset="that of each clip"
     )
+    actions: str | None = setting(
+        None,
+        "Actions of the samples, for a prior with actions: own (recorded with each clip; after its end its last row is "
+        "repeated), zero, or a .npy or .csv with a row for each frame.",
+        example="own|zero|FILE",
+        unset="own",
+    )
     samples_per_clip: int = setting(1, "Number of samples per clip.", at_least=1)
     frames: int = setting(
         16,

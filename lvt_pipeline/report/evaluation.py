@@ -12,6 +12,7 @@ from typing import Any
 
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.report.actions import action_cards, action_tables
 from lvt_pipeline.report.numbers import format_change, format_decibels, format_number, format_spread
 from lvt_pipeline.report.parts import Part, beats, card, chart, check, table
 from lvt_pipeline.report.plots import Reference, Series
@@ -69,6 +70,7 @@ def evaluation_cards(results: Mapping[str, Any]) -> list[Part]:
         verdict = beats(mse < flat, "the mean picture", f"MSE {mse:.5f}, against {flat:.5f}")
         others = ", ".join(f"{name.upper()} {found[name]:.3f}" for name in ("ssim", "lpips") if name in found)
         cards.append(card("Reconstruction PSNR", format_decibels(mse), "dB", [verdict], others))
+    cards += action_cards(results)
     cards += _fvd_cards(results)
     samples = results.get("samples", {})
     if "mse" in samples and "copy_mse" in samples:
@@ -159,6 +161,7 @@ def _section(results: Mapping[str, Any]) -> Part:
     tables = [
         *_reconstruction_tables(results),
         _codebook_table(results),
+        *action_tables(results),
         *_sample_tables(results),
         *_fvd_tables(results),
     ]

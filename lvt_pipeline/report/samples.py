@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.errors import LVTError
+from lvt_pipeline.evaluation.actions.measuring import steered_codes
 from lvt_pipeline.evaluation.pixels import Pixels
 from lvt_pipeline.evaluation.samples import first_frame_of, original_of, priming_frames_of, siblings_of
 from lvt_pipeline.progress import count_of
@@ -64,7 +65,8 @@ def samples_section(work: WorkDir) -> Part:
         note = f"{len(clips)} of {len(sampled):,} are shown: more would make the page larger than 20 MB."
     if note:
         note += " All are in samples.zarr; lvt decode writes them as videos."
-    return {"num_samples": num_samples, "facts": facts, "clips": clips, "orders": orders_of(values), "note": note}
+    found = {"num_samples": num_samples, "facts": facts, "clips": clips, "orders": orders_of(values), "note": note}
+    return found | {"steered": steered_clip(work)}
 
 
 def within_budget(player: Any, names: Sequence[str]) -> list[Part]:
@@ -115,15 +117,28 @@ class RunVideos:
 
 def videos_of_run(work: WorkDir, name: str, siblings: Sequence[CodeClip]) -> RunVideos:
     """Decode what a run has of one clip; what no longer exists is named."""
-    sampled, store, tokenizer = work.samples, work.codes, work.tokenizer
+    sampled = work.samples
     shown = siblings[:SHOWN_SAMPLES]
-    length = max(clip.length for clip in shown)
     codes = [sampled.read(clip) for clip in shown]
-    origin = original_of(siblings[0], store)
+    origin, start = original_of(siblings[0], work.codes), first_frame_of(sampled)
+    found = videos_of_codes(work, shown[0], origin, codes, priming_frames_of(sampled), start)
+    return replace(found, name=name, num_samples=len(siblings))
+
+
+def videos_of_codes(
+    work: WorkDir,
+    clip: CodeClip,
+    origin: CodeClip | None,
+    samples: Sequence[NDArray[Any]],
+    priming: int,
+    start: int = 0,
+) -> RunVideos:
+    """Decode samples (T, h, w, n_c) of one clip, and what happened from its frame `start` on, if it still exists."""
+    store, tokenizer = work.codes, work.tokenizer
+    length = max(map(len, samples))
     real = real_codes = reconstructed = None
     problem = "" if origin is not None else "The clip that this sample continues is no longer in data.zarr."
     if origin is not None:
-        start = first_frame_of(sampled)
         real_codes = store.read(origin, start, min(origin.length, start + length))
         reconstructed = tokenizer.decode(real_codes).numpy()
         try:
@@ -131,18 +146,34 @@ def videos_of_run(work: WorkDir, name: str, siblings: Sequence[CodeClip]) -> Run
         except LVTError as error:
             problem = f"The real video is not shown: {error}"
     return RunVideos(
-        name=name,
-        clip=shown[0],
+        name="",
+        clip=clip,
         codebook_size=store.codebook_size,
-        priming_frames=priming_frames_of(sampled),
+        priming_frames=priming,
         real=real,
         real_codes=real_codes,
         reconstructed=reconstructed,
-        codes=codes[0],
-        samples=[tokenizer.decode(some).numpy() for some in codes],
-        num_samples=len(siblings),
+        codes=samples[0],
+        samples=[tokenizer.decode(some).numpy() for some in samples],
+        num_samples=len(samples),
         problem=problem,
     )
+
+
+def steered_clip(work: WorkDir) -> Part | None:
+    """The player of one clip continued under three action sequences; None where none were measured."""
+    try:
+        steered = work.results.get("actions", {}).get("steered")
+    except LVTError:
+        return None
+    if steered is None or steered["clip"] not in work.codes:
+        return None
+    clip = work.codes.clip(steered["clip"])
+    runs = [
+        replace(videos_of_codes(work, clip, clip, [codes], steered["priming_frames"]), name=f"{name} actions")
+        for name, codes in zip(steered["sequences"], steered_codes(steered).astype(work.codes.dtype), strict=True)
+    ]
+    return clip_player(clip.id, 1, runs, [], {})
 
 
 def clip_player(

@@ -26,6 +26,7 @@ from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, short
+from lvt_pipeline.runs.actions import action_statistics
 from lvt_pipeline.runs.directory import RunDirectory, RunPlan
 from lvt_pipeline.runs.layout import RUN_NAME, TRAINED_CLIPS_NAME
 from lvt_pipeline.runs.read import PRIOR_KIND, read_run, read_run_record, require_kind
@@ -102,10 +103,7 @@ def train_prior(
         resolved, tiers = _choose_tiers(stores, resolved, cache, None if overwrite else _shuffle_of_run(out), ranks)
 
         def make_task(run: RunDirectory) -> PriorTask:
-            windows = [
-                CodeWindows(one, frames=resolved.model.frames, split="train", cache=tier, progress=progress)
-                for one, tier in zip(stores, tiers, strict=True)
-            ]
+            windows = _open_windows(stores, resolved, tiers, progress)
             _write_clips(run, windows, init_from)
             model = _make_model(resolved, stores, ranks)
             return PriorTask(model, windows, resolved.training, class_names=names, progress=progress)
@@ -154,6 +152,8 @@ def dry_run_prior(
                 # The last slice has the longest context.
                 "slices": torch.full((count,), slices[-1]),
             }
+            if config.action_width:
+                batch["actions"] = torch.zeros(count, config.frames, config.action_width)
             return {**batch, "labels": torch.zeros(count, dtype=torch.int64)} if config.num_classes else batch
 
         facts = measure_step(model, settings.training, make_batch, prior_loss, chosen)
@@ -208,7 +208,19 @@ def _warm_start(run: Path, resolved: ResolvedPriorSettings, store: CodeStore, na
         fresh.append("encoder.slice_embedding.")
     if state["facts"].get("class_names", []) != names:
         fresh.append("encoder.class_embedding.")
+    if tuple(state["settings"]["model"].get("actions") or ()) != resolved.model.actions:
+        fresh.append("encoder.actions.")
     return WarmStart.of(run, PRIOR_KIND, fresh=fresh)
+
+
+def _open_windows(
+    stores: Sequence[CodeStore], resolved: ResolvedPriorSettings, tiers: Sequence[Tier], progress: Progress
+) -> list[CodeWindows]:
+    frames, arrays = resolved.model.frames, resolved.model.actions or ()
+    return [
+        CodeWindows(store, frames=frames, split="train", cache=tier, arrays=arrays, progress=progress)
+        for store, tier in zip(stores, tiers, strict=True)
+    ]
 
 
 def _make_model(resolved: ResolvedPriorSettings, stores: Sequence[CodeStore], ranks: Ranks) -> Prior:
@@ -217,6 +229,8 @@ def _make_model(resolved: ResolvedPriorSettings, stores: Sequence[CodeStore], ra
         model = Prior(resolved.model)
         if resolved.model.is_adaptive:
             set_frequencies(model, count_train_codes(stores, training.mix))
+        if model.encoder.actions is not None:
+            model.encoder.actions.normalise_by(*action_statistics(stores, resolved.model.actions or ()))
         if training.parallel == "ddp" or ranks.size == 1:
             model.to(ranks.device)  # a sharded one may be too large
     return model

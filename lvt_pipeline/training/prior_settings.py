@@ -14,11 +14,13 @@ from lvt_pipeline.codes.usage import count_codes
 from lvt_pipeline.config import build, to_plain
 from lvt_pipeline.errors import ConfigError, MismatchError
 from lvt_pipeline.models.prior.adaptive import cutoffs_by_mass
-from lvt_pipeline.models.prior.config import PriorConfig, uses_clusters
+from lvt_pipeline.models.prior.config import PriorConfig, PriorModelSettings, uses_clusters
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.runs.actions import action_widths
 from lvt_pipeline.training.settings import PriorRunSettings, PriorTraining
 
 FROM_STORE = {"codebook_size": 512, "num_codebooks": 4, "grid": (16, 16)}  # defaults where there is no store: the paper
+BAIR_ACTION_WIDTH = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,22 +63,10 @@ def resolve_settings(
         MismatchError: the settings state something else than the store has.
         ConfigError: the model cannot be built.
     """
-    found: dict[str, Any] = dict(FROM_STORE)
+    actions = settings.model.actions or ()
+    found: dict[str, Any] = FROM_STORE | ({"action_widths": (BAIR_ACTION_WIDTH,) * len(actions)} if actions else {})
     if store is not None:
-        found = {
-            "codebook_size": store.codebook_size,
-            "num_codebooks": store.num_codebooks,
-            "grid": tuple(store.grid),
-        }
-        stated = {name: getattr(settings.model, name) for name in found}
-        wrong = [name for name, value in stated.items() if value is not None and value != found[name]]
-        if wrong:
-            ours = ", ".join(f"{name}={_as_text(stated[name])}" for name in wrong)
-            theirs = ", ".join(f"{name}={_as_text(found[name])}" for name in wrong)
-            raise MismatchError(
-                f"the settings say model.{ours} but the codes in {store.path} have {theirs}; "
-                "leave them out of the settings, or give the codes they were written for"
-            )
+        found = _found_in(store, settings.model)
     values = {name: value for name, value in to_plain(settings.model).items() if value is not None}
     if settings.model.num_classes == "auto":
         values["num_classes"] = len(_labels_of([] if store is None else [store, *others]))
@@ -92,6 +82,27 @@ def resolve_settings(
     except ConfigError as error:
         raise ConfigError(f"{error} (table [model])") from error
     return ResolvedPriorSettings(model=model, training=settings.training)
+
+
+def _found_in(store: CodeStore, model: PriorModelSettings) -> dict[str, Any]:
+    """The settings that a store decides.
+
+    Raises:
+        MismatchError: something else is stated.
+    """
+    found = {"codebook_size": store.codebook_size, "num_codebooks": store.num_codebooks, "grid": tuple(store.grid)}
+    if model.actions:
+        found["action_widths"] = action_widths(store, model.actions)
+    stated = {name: getattr(model, name) for name in found}
+    wrong = [name for name, value in stated.items() if value is not None and value != found[name]]
+    if wrong:
+        ours = ", ".join(f"{name}={_as_text(stated[name])}" for name in wrong)
+        theirs = ", ".join(f"{name}={_as_text(found[name])}" for name in wrong)
+        raise MismatchError(
+            f"the settings say model.{ours} but the codes in {store.path} have {theirs}; "
+            "leave them out of the settings, or give the codes they were written for"
+        )
+    return found
 
 
 def class_names(stores: Sequence[CodeStore], config: PriorConfig) -> list[str]:

@@ -21,6 +21,7 @@ from lvt_pipeline.codes.loading.windows import CodeWindows
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.progress import SILENT, Progress, count_of
+from lvt_pipeline.runs.actions import Rows, join_arrays, read_actions
 from lvt_pipeline.training.settings import PriorTraining
 from lvt_pipeline.training.task import StepLoss, step_seed
 from lvt_pipeline.video.pictures import colour_codes
@@ -31,9 +32,10 @@ EVALUATED_SLICES = 16  # slices per pass of an evaluation
 
 
 def prior_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> StepLoss:
-    """Loss of a slice of every window: "codes" (B, T, h, w, n_c), "slices" int64 (B,), perhaps "labels" (B,)."""
+    """Loss of a slice of every window: "codes" (B, T, h, w, n_c), "slices" int64 (B,), perhaps "labels" (B,) and
+    "actions" (B, T, d)."""
     # The call, because that is what puts sharded weights together.
-    result = model(batch["codes"], batch["slices"], batch.get("labels"))
+    result = model(batch["codes"], batch["slices"], batch.get("labels"), batch.get("actions"))
     if result.loss is None:
         return StepLoss(None, 0, {})
     return StepLoss(result.loss, result.num_targets, {"bits_per_dim": result.loss / math.log(2)})
@@ -81,10 +83,18 @@ class PriorTask:
         self._classes = {name: number for number, name in enumerate(class_names or [])}
         self._val_codes: list[NDArray[np.int64]] = []
         self._val_labels: list[int] = []
+        self._val_actions: list[Rows | None] = []
         for source, count in zip(sources, shares(settings.mix, len(sources), settings.eval_items), strict=True):
             self._add_validation(source, count, progress)
-        self._shown_codes = self._val_codes[0] if self._val_codes else self._batches.read(0, range(1))[0].long().numpy()
-        self._shown_label = self._val_labels[0] if self._val_labels else self._class_of(self._draw(1).clips[0])
+        self._shown = self._shown_clip()
+
+    def _shown_clip(self) -> tuple[NDArray[np.int64], int, Rows | None]:
+        """Codes, class and actions of the clip in the pictures: the first of validation, else of training."""
+        if self._val_codes:
+            return self._val_codes[0], self._val_labels[0], self._val_actions[0]
+        codes, actions = self._read(1, range(1))
+        label = self._class_of(self._draw(1).clips[0])
+        return codes[0].long().numpy(), label, None if actions is None else actions[0]
 
     def _add_validation(self, windows: CodeWindows, num_items: int, progress: Progress) -> None:
         store = windows.store
@@ -103,22 +113,36 @@ class PriorTask:
         chosen: list[CodeClip] = [clips[i * len(clips) // count] for i in range(count)]
         self._val_codes += [store.read(clip, 0, windows.frames).astype(np.int64) for clip in chosen]
         self._val_labels += [self._class_of(clip) for clip in chosen]
+        names = self._config.actions
+        self._val_actions += [read_actions(store, clip, names, 0, windows.frames) if names else None for clip in chosen]
 
     def _class_of(self, clip: CodeClip) -> int:
         """The class of a clip; of one without a label the number of "no class", which class dropout trains."""
         return self._classes.get(clip.label or "", self._config.num_classes if self._config.class_dropout else 0)
 
     def batch(self, step: int, rows: range) -> dict[str, Tensor]:
-        """Windows, slices and labels of some rows of a step's batch."""
+        """Windows, slices, labels and actions of some rows of a step's batch."""
         generator = np.random.default_rng(step_seed(self._settings.seed, step))
         slices = self._slices[generator.integers(0, len(self._slices), self._settings.batch_size)]
         part = slice(rows.start, rows.stop)
-        batch = {"codes": self._batches.read(step - 1, rows), "slices": torch.from_numpy(slices[part])}
+        codes, actions = self._read(step, rows)
+        batch = {"codes": codes, "slices": torch.from_numpy(slices[part])}
         if self._classes:
             labels = np.array([self._class_of(clip) for clip in self._draw(step).clips])
             labels[generator.random(len(labels)) < self._config.class_dropout] = self._config.num_classes
             batch["labels"] = torch.from_numpy(labels[part])
+        if actions is not None:
+            actions[(generator.random(len(slices)) < self._config.drops_actions)[part]] = np.nan
+            batch["actions"] = torch.from_numpy(actions)
         return batch
+
+    def _read(self, step: int, rows: range) -> tuple[Tensor, Rows | None]:
+        """Windows of some rows of a step's batch, and their actions (B, T, d)."""
+        windows, names = self._batches.read(step - 1, rows), self._config.actions
+        if not names:
+            return windows, None
+        store = self._sources[0].store
+        return windows["codes"], join_arrays({name: windows[name].numpy() for name in names}, store, names)
 
     def batch_clips(self, step: int) -> list[str]:
         """Clip and first frame of every row of a step's batch."""
@@ -142,9 +166,10 @@ class PriorTask:
         by_slice = torch.zeros(geometry.num_slices, self._config.num_codebooks, dtype=torch.float64)
         nats = torch.zeros(self._config.num_codebooks, dtype=torch.float64)
         count = 0
-        for codes, label in zip(self._val_codes, self._val_labels, strict=True):
+        for codes, label, actions in zip(self._val_codes, self._val_labels, self._val_actions, strict=True):
             labels = torch.tensor([label]) if self._classes else None
-            by_code, some = model.nats_by_code(codes[None], 1, labels, EVALUATED_SLICES)
+            acting = None if actions is None else actions[None]
+            by_code, some = model.nats_by_code(codes[None], 1, labels, EVALUATED_SLICES, acting)
             nats += by_code.sum((0, 1, 2, 3))
             by_slice += by_code.flatten(0, 3)[geometry.positions].sum(1)
             count += some
@@ -178,13 +203,17 @@ class PriorTask:
             uint8 (H, W, 3), three rows per codebook.
         """
         assert isinstance(model, Prior)
-        labels = torch.tensor([self._shown_label]) if self._classes else None
-        likeliest = model.logits(self._shown_codes[None], labels)[0].argmax(-1).cpu().numpy()
+        codes, label, actions = self._shown
+        conditions: dict[str, Any] = {
+            "labels": torch.tensor([label]) if self._classes else None,
+            "actions": None if actions is None else actions[None],
+        }
+        likeliest = model.logits(codes[None], **conditions)[0].argmax(-1).cpu().numpy()
         # Frames that are given are never predicted; they are shown as they are.
-        likeliest[: self._config.priming_frames] = self._shown_codes[: self._config.priming_frames]
-        given = min(max(SHOWN_PRIMING_FRAMES, self._config.priming_frames), len(self._shown_codes) - 1)
-        sampled = model.sample(self._shown_codes[None, :given], frames=len(self._shown_codes), labels=labels)[0]
-        kinds = np.stack([self._shown_codes, likeliest, sampled.cpu().numpy()])
+        likeliest[: self._config.priming_frames] = codes[: self._config.priming_frames]
+        given = min(max(SHOWN_PRIMING_FRAMES, self._config.priming_frames), len(codes) - 1)
+        sampled = model.sample(codes[None, :given], frames=len(codes), **conditions)[0]
+        kinds = np.stack([codes, likeliest, sampled.cpu().numpy()])
         maps = rearrange(kinds, "kind t h w j -> (j kind) t h w")
         return picture_grid(colour_codes(maps, self._config.codebook_size), scale=3)
 

@@ -77,8 +77,8 @@ class PriorModelSettings(Settings):
         example="NAME,...",
         unset="not conditioned on actions",
     )
-    action_width: int | None = setting(
-        None, "Numbers in a row of all these arrays together.", at_least=1, unset="those of the codes"
+    action_widths: tuple[int, ...] | None = setting(
+        None, "Numbers in a row of each of these arrays.", at_least=1, unset="those of the codes"
     )
     action_dropout: float | None = setting(
         None,
@@ -109,8 +109,12 @@ class PriorConfig(PriorModelSettings):
             raise ConfigError(f"priming_frames={self.priming_frames} leaves nothing to learn in {self.frames} frames")
         if self.class_dropout and not self.num_classes:
             raise ConfigError("class_dropout needs num_classes; this prior is not conditioned on a class")
-        if (self.action_width is None) != (not self.actions) or (self.action_dropout is not None and not self.actions):
-            raise ConfigError("action_width and action_dropout go with actions; this prior is not conditioned on any")
+        if len(self.action_widths or ()) != len(self.actions or ()):
+            raise ConfigError(
+                f"actions={self.actions} and action_widths={self.action_widths} need one number per array"
+            )
+        if self.action_dropout is not None and not self.actions:
+            raise ConfigError("action_dropout needs actions; this prior is not conditioned on actions")
         self._check_clusters()
         slice_shape = require_slices((self.frames, *self.grid), self.subscale, self.kernel, self.kernel_reach)
         if any(size < 1 or length % size for size, length in zip(self.block_shape, slice_shape, strict=True)):
@@ -133,6 +137,11 @@ class PriorConfig(PriorModelSettings):
     def label_rows(self) -> int:
         """Rows of the class embedding: the classes, and one for "no class" where training drops classes."""
         return self.num_classes + (1 if self.class_dropout else 0)
+
+    @property
+    def action_width(self) -> int:
+        """Numbers in a row of all side arrays together (d); 0 for a prior that is not conditioned on any."""
+        return sum(self.action_widths or ())
 
     @property
     def drops_actions(self) -> float:

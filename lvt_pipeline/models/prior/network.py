@@ -91,7 +91,7 @@ class PriorNetwork(nn.Module):
         some_labels = self._checked_labels(labels, batch)
         if actions is None:
             return Conditions(some_labels)
-        checked = checked_actions(actions, self.config.action_width or 0, batch, frames)
+        checked = checked_actions(actions, self.config.action_width, batch, frames)
         return Conditions(some_labels, checked.to(self.device))
 
     def _checked_labels(self, labels: Labels, batch: int) -> Tensor | None:

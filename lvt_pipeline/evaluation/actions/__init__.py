@@ -1,0 +1,1 @@
+"""Whether a prior that is conditioned on actions obeys them."""
