@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from lvt_pipeline.codes.loading import cache as window_cache
 from lvt_pipeline.codes.loading import split_arrays as windows_module
@@ -199,6 +199,23 @@ def test_a_data_loader_fetches_a_batch_with_one_gather(
     loader = DataLoader(windows, batch_size=50, num_workers=num_workers, multiprocessing_context=method)
     assert torch.equal(torch.cat(list(loader)), expected)
     assert all(torch.equal(a, b) for a, b in zip(windows.__getitems__([3, -1]), expected[[3, -1]], strict=True))
+
+
+@pytest.mark.parametrize(("num_workers", "method"), [(0, None), (1, "fork"), (1, "spawn")])
+def test_collate_hands_over_the_batch_that_was_gathered(store: Path, num_workers: int, method: str | None) -> None:
+    windows = CodeWindows(store)
+    fetched = windows.__getitems__([3, -1, 0])
+    assert CodeWindows.collate(fetched) is fetched.whole
+    assert torch.equal(fetched.whole, torch.stack([windows[3], windows[-1], windows[0]]))
+    assert torch.equal(CodeWindows.collate([windows[3], windows[0]]), torch.stack([windows[3], windows[0]]))
+    loader = DataLoader(
+        Subset(windows, range(10, 80)),
+        batch_size=32,
+        num_workers=num_workers,
+        multiprocessing_context=method,
+        collate_fn=CodeWindows.collate,
+    )
+    assert torch.equal(torch.cat(list(loader)), windows.batch(range(10, 80)))
 
 
 def test_a_batch_is_gathered_far_faster_than_a_model_could_use_it(tmp_path: Path) -> None:

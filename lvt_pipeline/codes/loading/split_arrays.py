@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes.array import CodeArray
@@ -75,19 +77,29 @@ class SplitArray:
         """Memory for windows, (num_windows, frames, ...)."""
         return np.empty((num_windows, frames, *self.array.layout.frame_shape), self.dtype)
 
-    def read(self, rows: NDArray[np.int64], places: NDArray[np.int64], out: NDArray[Any]) -> None:
-        """Put windows into `out`, (N, frames, ...) of any dtype that holds the values.
+    def read(
+        self, rows: NDArray[np.int64], places: NDArray[np.int64], frames: int, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Windows, (N, frames, ...).
 
         Args:
             rows: int64 (N,), the first frame of each window in `values`.
             places: int64 (N,), the same in the array of the store.
+            out: where they are put, in any dtype that holds the values; by default a new array in that of the store.
         """
         if self._values is None and self._file is None:
+            out = self.empty(len(rows), frames) if out is None else out
             _read_streamed(self.array, places, out)
-            return
-        values, frames = self.values, out.shape[1]
-        for window, row in zip(out, rows.tolist(), strict=True):
-            window[:] = values[row : row + frames]
+        elif out is None:
+            # NumPy gathers the rows of a view whose rows are overlapping windows, whole ones at a time.
+            size = math.prod(self._shape[1:])
+            windows = sliding_window_view(self.values.reshape(-1), frames * size)[::size]
+            out = windows[rows].reshape(-1, frames, *self._shape[1:])
+        else:
+            values = self.values
+            for window, row in zip(out, rows.tolist(), strict=True):
+                window[:] = values[row : row + frames]
+        return out
 
 
 def _read_clips(array: CodeArray, clips: Sequence[CodeClip], progress: Progress) -> Iterator[NDArray[Any]]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from lvt_pipeline.codes.loading.cache import Cache, Tier, cache_file, choose_tier
 from lvt_pipeline.codes.loading.split_arrays import SplitArray
@@ -130,12 +130,18 @@ class CodeWindows(Dataset[Any]):
         """
         return self.__getitems__([operator.index(index)])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+    def __getitems__(self, indices: Sequence[int]) -> FetchedWindows:
         """Windows by index, in one gather: a `torch.utils.data.DataLoader` fetches a batch with it."""
         windows = self.batch(indices)
         if not isinstance(windows, dict):
-            return list(windows.unbind())
-        return [dict(zip(windows, each, strict=True)) for each in zip(*windows.values(), strict=True)]
+            return FetchedWindows(windows.unbind(), windows)
+        parts = zip(*windows.values(), strict=True)
+        return FetchedWindows((dict(zip(windows, each, strict=True)) for each in parts), windows)
+
+    @staticmethod
+    def collate(windows: Sequence[Any]) -> Any:
+        """The batch that was fetched, without the copy that torch makes: give it to a `DataLoader` as `collate_fn`."""
+        return windows.whole if isinstance(windows, FetchedWindows) else default_collate(list(windows))
 
     def batch(self, indices: NDArray[np.integer[Any]] | Sequence[int]) -> Any:
         """Windows by index, int64 (B, frames, h, w, n_c), in one gather; with side arrays a dict as in
@@ -154,8 +160,7 @@ class CodeWindows(Dataset[Any]):
         Returns:
             int64 (B, frames, h, w, n_c); with side arrays a dict as in `windows[index]`.
         """
-        out = np.empty((len(clips), self.frames, *self.store.schema.frame_shape), np.int64)
-        codes = torch.from_numpy(self.read(clips, starts, out))
+        codes = torch.from_numpy(self.read(clips, starts).astype(np.int64))
         side = side_tensors({name: self.read(clips, starts, name=name) for name in self.arrays})
         return {"codes": codes, **side} if side else codes
 
@@ -183,10 +188,9 @@ class CodeWindows(Dataset[Any]):
         starts = _integers(starts)
         if np.any(starts < 0) or np.any(starts >= self.num_starts[clips]):
             raise IndexError("a window would begin outside its clip or reach beyond the end of it")
-        if out is None:
-            out = self._loaded[name].empty(len(clips), self.frames)
-        self._loaded[name].read(self._first_frame[clips] + starts, self.offsets[clips] + starts, out)
-        return out
+        return self._loaded[name].read(
+            self._first_frame[clips] + starts, self.offsets[clips] + starts, self.frames, out
+        )
 
     def clip(self, index: int) -> CodeClip:
         """The clip that a window is cut from."""
@@ -214,6 +218,14 @@ class CodeWindows(Dataset[Any]):
         clips = np.searchsorted(self._end_of_clip, found, side="right")
         before = np.where(clips > 0, self._end_of_clip[clips - 1], 0)
         return clips, (found - before) * self.stride
+
+
+class FetchedWindows(list[Any]):
+    """Windows that were fetched together, one by one and as the tensor, or dict of tensors, that they are views of."""
+
+    def __init__(self, windows: Iterable[Any], whole: Any) -> None:
+        super().__init__(windows)
+        self.whole = whole
 
 
 def side_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
