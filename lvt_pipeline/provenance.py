@@ -278,7 +278,12 @@ def read_record(output: Place) -> Provenance:
         group = parse_json(found.data, path)
         attributes = group.get("attributes") if isinstance(group, dict) else None
         return Provenance.from_json(attributes.get("provenance") if isinstance(attributes, dict) else None, path)
-    if isinstance(output, StoreURL) or not output.exists():
+    if isinstance(output, StoreURL):
+        found = open_storage(output).read(RECORD_NAME)
+        if found is None:
+            raise ArtefactError(f"{output} does not exist, or is not finished")
+        return Provenance.from_json(parse_json(found.data, output / RECORD_NAME), output / RECORD_NAME)
+    if not output.exists():
         raise ArtefactError(f"{output} does not exist")
     path = record_path(output)
     return Provenance.from_json(read_json(path), path)

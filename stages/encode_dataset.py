@@ -17,7 +17,7 @@ from stages.values import PATH, STORE
 
 
 @stage_command("encode-dataset")
-@click.option("--frames", type=PATH, required=True, help="Frame folder from `lvt ingest`.")
+@click.option("--frames", type=STORE, required=True, help="Frame folder from `lvt ingest`.")
 @click.option("--vqvae", type=PATH, required=True, help="VQ-VAE run from `lvt train-vqvae`.")
 @out_option("Code store to create, resume or bring up to date, such as data.zarr.", kind=STORE)
 @settings_options(EncodeSettings)
@@ -29,7 +29,7 @@ from stages.values import PATH, STORE
 @overwrite_option
 @json_option
 def command(
-    frames: Path,
+    frames: Place,
     vqvae: Path,
     out: Place,
     settings: EncodeSettings,

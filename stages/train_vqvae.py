@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 import click
 
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.storage import Place
 from lvt_pipeline.training.settings import VQVAERunSettings
 from stages.console import Console, echo_facts, echo_record
 from stages.options import stage_command
 from stages.training import TrainingOptions, dry_run_line, training_options
-from stages.values import PATH
+from stages.values import STORE
 
 
 @stage_command("train-vqvae", settings_home=("lvt_pipeline.training.settings", "VQVAERunSettings"), lists_settings=True)
-@click.option("--frames", type=PATH, help="Frame folder from `lvt ingest`. Not needed with --dry-run.")
+@click.option("--frames", type=STORE, help="Frame folder from `lvt ingest`. Not needed with --dry-run.")
 @click.option(
     "--freeze",
     type=click.Choice(["encoder"]),
@@ -26,7 +26,7 @@ from stages.values import PATH
 )
 @training_options(VQVAERunSettings, "vqvae")
 def command(
-    frames: Path | None, freeze: Literal["encoder"] | None, options: TrainingOptions[VQVAERunSettings], as_json: bool
+    frames: Place | None, freeze: Literal["encoder"] | None, options: TrainingOptions[VQVAERunSettings], as_json: bool
 ) -> None:
     """Train the frame VQ-VAE (paper, section 3.1). Run the same command again to resume.
 

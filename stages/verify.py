@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lvt_pipeline.progress import count_of, format_seconds
-from lvt_pipeline.storage import Place
+from lvt_pipeline.storage import Place, require_local
 from stages.console import Console, echo_facts
 from stages.options import at_option, device_option, json_option, stage_command, workers_option
 from stages.values import PATH, STORE, Whole
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.argument("store", type=STORE)
 @click.option("--decode", "num_clips", type=Whole(1), help="Number of random clips to encode and decode again.")
 @click.option("--vqvae", type=PATH, help="VQ-VAE run that made the codes; for --decode.")
-@click.option("--frames", type=PATH, help="Frame folder that was encoded; for --decode.")
+@click.option("--frames", type=STORE, help="Frame folder that was encoded; for --decode.")
 @click.option(
     "--repair",
     is_flag=True,
@@ -41,7 +41,7 @@ def command(
     store: Place,
     num_clips: int | None,
     vqvae: Path | None,
-    frames: Path | None,
+    frames: Place | None,
     repair: bool,
     manifest: Path | None,
     workers: int | None,
@@ -64,7 +64,7 @@ def command(
     """
     from lvt_pipeline.frames.verify import is_frames_folder
 
-    if isinstance(store, Path) and is_frames_folder(store):
+    if is_frames_folder(store):
         if repair and manifest is None:
             raise click.UsageError("--repair of frames needs --manifest")
         _verify_frames(store, manifest if repair else None, workers, as_json)
@@ -82,7 +82,7 @@ def _no_decoding() -> None:
 
 
 def _decode(
-    store: Place, frames: Path, vqvae: Path, num_clips: int, seed: int, at: int | None, device: str
+    store: Place, frames: Place, vqvae: Path, num_clips: int, seed: int, at: int | None, device: str
 ) -> DecodeReport:
     from lvt_pipeline.evaluation.recheck_codes import verify_codes
 
@@ -126,7 +126,7 @@ def _verify_store(
         raise StoreError(f"{store} has {count} ({read} checked)")
 
 
-def _verify_frames(root: Path, manifest: Path | None, workers: int | None, as_json: bool) -> None:
+def _verify_frames(root: Place, manifest: Path | None, workers: int | None, as_json: bool) -> None:
     """Check frames; with a manifest, make damaged shards again."""
     from lvt_pipeline.errors import ArtefactError
     from lvt_pipeline.frames.verify import verify_frames
@@ -135,7 +135,9 @@ def _verify_frames(root: Path, manifest: Path | None, workers: int | None, as_js
     if manifest is None:
         report = verify_frames(root, progress=Console())
     else:
-        report = repair_frames(root, manifest, num_workers=workers, progress=Console())
+        report = repair_frames(
+            require_local(root, "a frame folder to repair"), manifest, num_workers=workers, progress=Console()
+        )
     lines = [f"{problem.shard}: {problem.message}" for problem in report.problems]
     read = f"{count_of(report.shards, 'shard')}, {report.num_bytes / 2**20:,.1f} MiB, {count_of(report.clips, 'clip')}"
     if manifest is not None and lines:

@@ -16,7 +16,7 @@ from stages.values import PATH, STORE, TEXT
 @click.argument("path", type=STORE)
 @click.argument("clip", type=TEXT, required=False)
 @click.option(
-    "--frames", type=PATH, show_default="those of the work directory", help="With CLIP: frame folder to compare with."
+    "--frames", type=STORE, show_default="those of the work directory", help="With CLIP: frame folder to compare with."
 )
 @click.option(
     "--vqvae", type=PATH, show_default="that of the work directory", help="With CLIP: VQ-VAE run to compare with."
@@ -24,7 +24,7 @@ from stages.values import PATH, STORE, TEXT
 @at_option
 @json_option
 def command(
-    path: Place, clip: str | None, frames: Path | None, vqvae: Path | None, at: int | None, as_json: bool
+    path: Place, clip: str | None, frames: Place | None, vqvae: Path | None, at: int | None, as_json: bool
 ) -> None:
     """Compare an artefact of a work directory with what the current videos and settings would make.
 

@@ -23,6 +23,7 @@ from lvt_pipeline.codes.verify import verify_store
 from lvt_pipeline.errors import BusyError, StoreError
 from lvt_pipeline.storage import Place, as_place, open_storage
 from tests.object_stores import Proxy, connect, moto_server, proxy_to, weed_server
+from tests.test_encoding import make_frames, make_model, make_run
 from tests.test_object_storage import new_url
 from tests.toy_codes import FIVE, SCHEMA, codes_of, planned, write
 
@@ -223,3 +224,30 @@ def test_the_commands_take_urls(url: Place, tmp_path: Path, lvt: Lvt) -> None:
     assert "a work directory has to be on this machine" in err
     code, _, err = lvt("ingest", "--manifest", "m.jsonl", "-o", url)
     assert (code, "this is a local path" in err) == (2, True)
+
+
+def test_frames_in_a_bucket_encode_to_the_same_store_and_are_read_once(
+    url: Place, proxy: Proxy, tmp_path: Path, lvt: Lvt
+) -> None:
+    frames, vqvae = make_frames(tmp_path / "frames"), make_run(tmp_path / "run", make_model())
+    remote = url.with_name("frames")
+    for file in frames.iterdir():
+        open_storage(remote).create(file.name, file.read_bytes())
+    code, _, err = lvt("encode-dataset", "--frames", frames, "--vqvae", vqvae, "-o", tmp_path / "data.zarr")
+    assert code == 0, err
+    proxy.counts.clear()
+    code, _, err = lvt("encode-dataset", "--frames", remote, "--vqvae", vqvae, "-o", url)
+    assert code == 0, err
+    first = proxy.counts.pop("GET")
+    assert shown(files_in(url)) == shown(files_in(tmp_path / "data.zarr"))
+    proxy.counts.clear()
+    assert lvt("encode-dataset", "--frames", remote, "--vqvae", vqvae, "-o", url.with_name("again.zarr"))[0] == 0
+    assert proxy.counts["GET"] == first - len([*frames.glob("*.tar")])  # the shards were on this machine
+    code, out, err = lvt("verify", remote)
+    assert (code, err) == (0, "")
+    assert "is sound" in out
+    assert lvt("inspect", remote)[0] == 0
+    name = next(file.name for file in frames.glob("*.tar"))
+    open_storage(remote).replace(name, b"x" * (frames / name).stat().st_size)
+    code, out, err = lvt("verify", remote)
+    assert (code, name in out) == (1, True)

@@ -24,7 +24,7 @@ from lvt_pipeline.codes.schema import index_of
 from lvt_pipeline.codes.store import ATTEMPTS, CodeStore, open_codes
 from lvt_pipeline.errors import BusyError, StoreError
 from lvt_pipeline.provenance import ZARR_METADATA
-from lvt_pipeline.storage import TEMPORARY_SUFFIX, Place
+from lvt_pipeline.storage import TEMPORARY_SUFFIX, Place, as_place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def find_garbage(
     Raises:
         StoreError: there is no store at `path`, it is damaged, or a generation to keep is not in it.
     """
-    path = path.absolute()
+    path = as_place(path).absolute()
     for _ in range(ATTEMPTS):
         root = open_codes(path, holds=False).root
         dropped = _dropped(path, root, keep_generations, keep)
@@ -116,7 +116,7 @@ def collect_garbage(
     Raises:
         BusyError: another process is writing the store, or a memory-mapped copy of it.
     """
-    path = path.absolute()
+    path = as_place(path).absolute()
     open_codes(path, holds=False)  # before the lock, which would create a folder
     with layout.storage_of(path).exclusive():
         store = open_codes(path, holds=False)

@@ -33,7 +33,7 @@ from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ArtefactError, StoreError
 from lvt_pipeline.progress import SILENT, Progress, count_of
 from lvt_pipeline.provenance import ZARR_METADATA
-from lvt_pipeline.storage import Place, is_locked, parse_json
+from lvt_pipeline.storage import Place, as_place, is_locked, parse_json
 
 WORKERS = 4  # threads; hashing, decompressing and reading all leave Python's lock
 ATTEMPTS = 5  # at a store that changes at the same time
@@ -100,7 +100,7 @@ def verify_store(path: Place, generation: int | None = None, *, progress: Progre
         StoreError: there is no store at `path`, or no such generation.
         LVTError: the operating system refused to read a file, which is not damage.
     """
-    path = path.absolute()
+    path = as_place(path).absolute()
     previous: VerifyReport | None = None
     for _ in range(ATTEMPTS):
         before, is_busy = _state(path), is_locked(path)

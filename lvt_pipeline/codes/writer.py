@@ -36,7 +36,7 @@ from lvt_pipeline.codes.shard_file import array_metadata, require_sound
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import BusyError, ShapeError, StoreError
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance
-from lvt_pipeline.storage import Place
+from lvt_pipeline.storage import Place, as_place
 
 _OTHER_PLAN = (
     "another command has not finished {path}, and nobody can see whether it still runs, as there are no locks in a "
@@ -92,7 +92,7 @@ class CodeStoreWriter:
             BusyError: another process is writing it, or reading a store that would be overwritten.
             StoreError: see `plan_codes`; or another command made the store.
         """
-        path = path.absolute()
+        path = as_place(path).absolute()
         settings = settings or {}
         checks.require_clips(clips)
         checks.require_place(path)
@@ -126,7 +126,7 @@ class CodeStoreWriter:
             BusyError: another process is writing it.
             StoreError: there is no store at `path`, or another plan for it is unfinished.
         """
-        path = path.absolute()
+        path = as_place(path).absolute()
         open_codes(path, holds=False)  # before the lock, which would create a folder
         with layout.storage_of(path).exclusive() as is_alone:
             current = open_codes(path, holds=False)
@@ -153,7 +153,7 @@ class CodeStoreWriter:
         Raises:
             StoreError: this is not the plan that the store is waiting for.
         """
-        path, settings = path.absolute(), settings or {}
+        path, settings = as_place(path).absolute(), settings or {}
         pending = checks.read_pending(path)
         current = checks.open_current(path, overwrite=False)
         first = pending.first_shard if pending else 0

@@ -82,7 +82,7 @@ class DecodeReport:
 
 def verify_codes(
     codes: Place,
-    frames: Path,
+    frames: Place,
     vqvae: Path,
     num_clips: int,
     *,

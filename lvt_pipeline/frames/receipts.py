@@ -16,7 +16,7 @@ import numpy as np
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.frames.codecs import CODECS
 from lvt_pipeline.frames.records import FORMAT_VERSION, ArrayFacts, ClipFailure, FrameClip, Part, Receipt
-from lvt_pipeline.storage import read_json
+from lvt_pipeline.storage import Place, StoreURL, open_storage, parse_json, read_json
 from lvt_pipeline.video.clips import SPLITS, Note
 from lvt_pipeline.video.locations import Translation, opened_sources
 
@@ -29,7 +29,7 @@ def staged_tar(folder: Path, name: str, digest: str) -> Path:
     return folder / f"{Path(name).stem}.{digest[:16]}.tar"
 
 
-def read_receipt(path: Path, *, opened: Translation | None = None, is_staged: bool = False) -> Receipt:
+def read_receipt(path: Place, *, opened: Translation | None = None, is_staged: bool = False) -> Receipt:
     """Parse a receipt; sources come back as paths that can be opened.
 
     Args:
@@ -40,7 +40,7 @@ def read_receipt(path: Path, *, opened: Translation | None = None, is_staged: bo
         ArtefactError: it is missing, damaged, or of a format this version does not know.
     """
     opened = opened or opened_sources(path.parent)
-    content = read_json(path)
+    content = read_json(path) if isinstance(path, Path) else _read_remote(path)
     try:
         if content["format"] != FORMAT_VERSION:
             raise ArtefactError(
@@ -55,10 +55,17 @@ def read_receipt(path: Path, *, opened: Translation | None = None, is_staged: bo
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         cause = str(error) if type(error) is ValueError else "a value is missing or of another type"
         raise ArtefactError(f"{path} is not a receipt of a frame shard: {cause}; ingest again") from None
-    if clips:
+    if clips and isinstance(path, Path):  # in a bucket, sizes are compared by listing the folder
         name, digest = content["shard"], content["digest"]
         _check_size(staged_tar(path.parent, name, digest) if is_staged else path.with_name(name), content["size"])
     return receipt
+
+
+def _read_remote(path: StoreURL) -> Any:
+    found = open_storage(path.parent).read(path.name)
+    if found is None:
+        raise ArtefactError(f"{path} does not exist")
+    return parse_json(found.data, path)
 
 
 def _require(is_so: bool, problem: str) -> None:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import difflib
 import io
 import math
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +25,31 @@ from numpy.typing import NDArray
 
 from lvt_pipeline.errors import ArtefactError, ShapeError
 from lvt_pipeline.frames.codecs import decode_frames
+from lvt_pipeline.frames.copies import local_shard
 from lvt_pipeline.frames.receipts import read_receipt
 from lvt_pipeline.frames.records import (
     ArrayFacts,
     ClipFailure,
     FrameClip,
+    Receipt,
     content_fingerprint,
-    receipt_path,
     receipts_in,
 )
 from lvt_pipeline.frames.verify import require_sound
 from lvt_pipeline.machine import paused_collection
 from lvt_pipeline.provenance import RECORD_NAME, Provenance, missing_outputs, read_record
-from lvt_pipeline.storage import describe_os_error
+from lvt_pipeline.storage import Place, as_place, describe_os_error, open_storage
 from lvt_pipeline.video.clips import SPLITS
 from lvt_pipeline.video.geometry import Frames as Frames
-from lvt_pipeline.video.locations import opened_sources
+from lvt_pipeline.video.locations import Translation, opened_sources
 from lvt_pipeline.video.notebook import SHOWN_ROWS, Film, clips_html
 
 
 class FrameReader:
     """Reads frames of known clips, opening no more than the receipts of their shards. Threads may share it."""
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = Path(root).absolute()  # frames are read later, perhaps from another working directory
+    def __init__(self, root: Place | str) -> None:
+        self.root = as_place(root).absolute()  # frames are read later, perhaps from another working directory
         self._opened: dict[str, tuple[str, Sequence[FrameClip]]] = {}
 
     def read(self, clip: FrameClip, start: int = 0, stop: int | None = None) -> Frames:
@@ -69,8 +71,7 @@ class FrameReader:
 
     def arrays(self, clip: FrameClip) -> dict[str, NDArray[Any]]:
         """Arrays that the source holds next to a clip's frames, one row per frame, by name; empty for videos."""
-        self._require_sound(clip.shard)
-        return read_arrays(clip, self.root / clip.shard)
+        return read_arrays(clip, self._tar(clip.shard))
 
     def array_facts(self, clip: FrameClip) -> Mapping[str, ArrayFacts]:
         """What those arrays hold, by name. Receipts of older versions do not state it; then the arrays are read."""
@@ -85,16 +86,19 @@ class FrameReader:
     def _contents(self, shard: str) -> tuple[str, Sequence[FrameClip]]:
         """The digest of a shard and its clips."""
         if shard not in self._opened:
-            receipt = read_receipt(receipt_path(self.root / shard))
+            receipt = read_receipt((self.root / shard).with_suffix(".json"))
             self._opened[shard] = receipt.digest or "", receipt.clips
         return self._opened[shard]
 
-    def _require_sound(self, shard: str) -> None:
-        require_sound(self.root / shard, *self._contents(shard))
+    def _tar(self, shard: str) -> Path:
+        """The tar of a shard, which is on this machine and sound."""
+        digest, clips = self._contents(shard)
+        tar = local_shard(self.root, shard, digest)
+        require_sound(tar, digest, clips)
+        return tar
 
     def _read_bytes(self, shard: str, offset: int, count: int) -> bytearray:
-        self._require_sound(shard)
-        return read_range(self.root / shard, offset, count)
+        return read_range(self._tar(shard), offset, count)
 
 
 class FrameShards(FrameReader):
@@ -108,8 +112,8 @@ class FrameShards(FrameReader):
     """
 
     @paused_collection()
-    def __init__(self, root: Path | str) -> None:
-        """Open a folder that `lvt ingest` finished.
+    def __init__(self, root: Place | str) -> None:
+        """Open a folder that `lvt ingest` finished, or a copy of one in a bucket.
 
         Raises:
             ArtefactError: it is another folder, is unfinished, or a shard is missing or of the wrong size.
@@ -120,8 +124,7 @@ class FrameShards(FrameReader):
         self.failures: list[ClipFailure] = []
         self._shards: dict[str, tuple[str, int, int]] = {}  # by name: digest, and where its clips are in `clips`
         opened = opened_sources(self.root)
-        for path in _receipts_in_order(self.root, self.record):
-            receipt = read_receipt(path, opened=opened)
+        for receipt in _read_receipts(_receipts_in_order(self.root, self.record), opened):
             if receipt.digest is not None:
                 first = len(self.clips)
                 self._shards[receipt.clips[0].shard] = (receipt.digest, first, first + len(receipt.clips))
@@ -259,10 +262,10 @@ def read_range(path: Path, offset: int, count: int) -> bytearray:
     return buffer
 
 
-def _finished_record(root: Path) -> Provenance:
-    if not root.is_dir():
+def _finished_record(root: Place) -> Provenance:
+    if open_storage(root).members() is None:
         raise ArtefactError(f"{root} does not exist; `lvt ingest` makes a folder of frames")
-    if not (root / RECORD_NAME).exists():
+    if isinstance(root, Path) and not (root / RECORD_NAME).exists():
         if receipts_in(root):
             raise ArtefactError(f"{root} is not finished; run the same `lvt ingest` command again to complete it")
         raise ArtefactError(f"{root} is not a folder of frames: it has no {RECORD_NAME}; `lvt ingest` makes one")
@@ -278,7 +281,17 @@ def _finished_record(root: Path) -> Provenance:
     return record
 
 
-def _receipts_in_order(root: Path, record: Provenance) -> list[Path]:
+def _read_receipts(paths: Sequence[Place], opened: Translation) -> Iterator[Receipt]:
+    """Receipts in order; from a bucket several at a time."""
+    readers = open_storage(paths[0]).num_readers if paths else 0
+    if not readers:
+        yield from (read_receipt(path, opened=opened) for path in paths)
+        return
+    with ThreadPoolExecutor(readers, "read-receipts") as pool:
+        yield from pool.map(partial(read_receipt, opened=opened), paths)
+
+
+def _receipts_in_order(root: Place, record: Provenance) -> list[Place]:
     names = [Path(name) for name in record.outputs if name.endswith(".json")]
     return [root / name for name in sorted(names, key=lambda name: (_split_rank(name.stem), name.stem))]
 

@@ -16,11 +16,13 @@ from typing import Any
 
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.frames.codecs import SUFFIXES
+from lvt_pipeline.frames.copies import local_shard
 from lvt_pipeline.frames.receipts import read_receipt
 from lvt_pipeline.frames.records import FrameClip, receipts_in
+from lvt_pipeline.outputs import record_of
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import digest_file, read_record, status_of
-from lvt_pipeline.storage import describe_os_error
+from lvt_pipeline.storage import Place, StoreURL, describe_os_error
 
 _COMPARED = (
     "id",
@@ -110,8 +112,11 @@ def _disagreements(
             yield problem
 
 
-def is_frames_folder(root: Path) -> bool:
-    """Whether a folder holds frame shards, by the names of its files."""
+def is_frames_folder(root: Place) -> bool:
+    """Whether a folder holds frame shards, by the names of its files; in a bucket by its record."""
+    if isinstance(root, StoreURL):
+        record = record_of(root)
+        return record is not None and record.kind == "frames"
     return bool(receipts_in(root))
 
 
@@ -134,7 +139,7 @@ class FramesReport:
     problems: list[ShardProblem]
 
 
-def verify_frames(root: Path, *, progress: Progress = SILENT) -> FramesReport:
+def verify_frames(root: Place, *, progress: Progress = SILENT) -> FramesReport:
     """Check every shard of a folder of frames against its receipt, and the receipts against the record.
 
     Raises:
@@ -153,7 +158,8 @@ def verify_frames(root: Path, *, progress: Progress = SILENT) -> FramesReport:
                 receipt = read_receipt(root / name)
                 problem = None
                 if receipt.digest is not None:
-                    problem = problem_of(root / shard, receipt.digest, receipt.clips)
+                    tar = local_shard(root, shard, receipt.digest, is_fresh=True)
+                    problem = problem_of(tar, receipt.digest, receipt.clips)
                     num_bytes += record.outputs.get(shard, 0)
                 clips += len(receipt.clips)
                 if problem is not None:

@@ -103,7 +103,7 @@ class EncodeReport:
 
 
 def encode_dataset(
-    frames: Path,
+    frames: Place,
     vqvae: Path,
     out: Place,
     settings: EncodeSettings = EncodeSettings(),
@@ -154,7 +154,7 @@ class _EncodeTask:
 
     def __init__(
         self,
-        frames: Path,
+        frames: Place,
         vqvae: Path,
         out: Place,
         settings: EncodeSettings,

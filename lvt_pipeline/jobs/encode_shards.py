@@ -29,6 +29,7 @@ from lvt_pipeline.frames.shards import FrameReader
 from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.progress import Bar
 from lvt_pipeline.runs.read import in_precision, load_vqvae
+from lvt_pipeline.storage import Place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,7 +128,7 @@ class Encoder(Protocol):
 class EncodeElsewhere:
     """Starts the worker in another process."""
 
-    frames: Path
+    frames: Place
     vqvae: Path
     writer: ShardWriter
     settings: EncodeSettings

@@ -21,7 +21,7 @@ from lvt_pipeline.storage.files import (
 )
 from lvt_pipeline.storage.names import clip_file, has_line_break, printable, shortened_name
 from lvt_pipeline.storage.objects import ObjectStorage
-from lvt_pipeline.storage.places import Place, StoreURL, as_place, require_local
+from lvt_pipeline.storage.places import Place, StoreURL, as_place, cache_of, require_local
 from lvt_pipeline.storage.posix import PosixStorage
 from lvt_pipeline.storage.protocol import Entry, Storage, Stored
 from lvt_pipeline.storage.texts import (
@@ -47,6 +47,7 @@ __all__ = [
     "as_place",
     "atomic_directory",
     "atomic_writer",
+    "cache_of",
     "clip_file",
     "create_bytes",
     "decode_text",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
@@ -30,6 +32,12 @@ class StoreURL(PurePosixPath):
 
 
 Place: TypeAlias = Path | StoreURL
+
+
+def cache_of(url: StoreURL) -> Path:
+    """The folder on this machine for copies of what is behind a URL. Deleting it is always safe."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / "lvt" / f"{url.name}-{hashlib.sha256(str(url).encode()).hexdigest()[:12]}.cache"
 
 
 def require_local(place: Place, what: str) -> Path:

@@ -24,6 +24,7 @@ from lvt_pipeline.runs.directory import RunDirectory, RunPlan
 from lvt_pipeline.runs.read import VQVAE_KIND
 from lvt_pipeline.runs.reopening import recorded_start
 from lvt_pipeline.runs.warm_start import WarmStart
+from lvt_pipeline.storage import Place
 from lvt_pipeline.training.distributed import joined_ranks
 from lvt_pipeline.training.dry_run import measure_step, size_of
 from lvt_pipeline.training.session import SessionOptions, run_training
@@ -39,7 +40,7 @@ DRY_RUN_SIZE = 64  # pixels, when a dry run has no frames
 
 
 def train_vqvae(
-    frames: Path,
+    frames: Place,
     out: Path,
     settings: VQVAERunSettings = VQVAERunSettings(),
     *,
@@ -123,7 +124,7 @@ def _warm_start(run: Path, settings: VQVAERunSettings) -> WarmStart:
 
 
 def dry_run_vqvae(
-    settings: VQVAERunSettings = VQVAERunSettings(), *, frames: Path | None = None, device: str = "auto"
+    settings: VQVAERunSettings = VQVAERunSettings(), *, frames: Place | None = None, device: str = "auto"
 ) -> dict[str, Any]:
     """Size, memory and speed of a training, writing nothing.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from lvt_pipeline.models.vqvae.model import VQVAE, to_images, tokenizer_fingerpr
 from lvt_pipeline.models.vqvae.quantize import SlicedQuantizer
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.runs.checkpoints import EMA_NAME, MODEL_NAME
+from lvt_pipeline.storage import Place
 from lvt_pipeline.training.monitors import CodebookWatch
 from lvt_pipeline.training.settings import TrainingSettings, VQVAETraining
 from lvt_pipeline.training.task import StepLoss, step_seed
@@ -202,7 +202,7 @@ def start_codebooks(task: VQVAETask, progress: Progress = SILENT) -> None:
         model.quantizer.start_from(torch.cat(parts), parts[0][:, 0].numel(), generator, bar.advance)
 
 
-def frame_size(clips: Sequence[FrameClip], root: Path) -> tuple[int, int]:
+def frame_size(clips: Sequence[FrameClip], root: Place) -> tuple[int, int]:
     """(H, W) of all clips.
 
     Raises:

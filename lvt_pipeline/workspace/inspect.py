@@ -17,7 +17,7 @@ from lvt_pipeline.progress import count_of
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance, missing_outputs, read_record, record_path, short
 from lvt_pipeline.runs.layout import METRICS_NAME, RUN_NAME
 from lvt_pipeline.runs.read import read_run, read_run_record
-from lvt_pipeline.storage import Place, StoreURL, json_log, open_storage
+from lvt_pipeline.storage import Place, StoreURL, json_log, open_storage, require_local
 from lvt_pipeline.workspace.states import work_dir_states
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def inspect_artefact(path: Place, generation: int | None = None) -> dict[str, An
     """
     kind = kind_of(path)
     record = _record(path)
-    reader = _READERS.get(kind)
+    reader = _READERS.get(kind) if isinstance(path, Path) or kind in ("codes", "frames") else None
     if reader is None:
         raise ArtefactError(f"{path} was not made by lvt; {INSPECTABLE}")
     problems = [f"{name} is missing or has another size" for name in missing_outputs(path, record)] if record else []
@@ -49,7 +49,7 @@ def inspect_artefact(path: Place, generation: int | None = None) -> dict[str, An
         record, contents = store.provenance, _facts_of_store(store)
         problems = [f"shard {index} {problem}" for index, problem in store.problems(store.shards()).items()]
     else:
-        contents = _codes(path, record) if isinstance(path, StoreURL) else reader(path, record)
+        contents = reader(path, record)
     return {
         "kind": kind,
         "path": str(path),
@@ -146,11 +146,11 @@ def _manifest(path: Path, record: Provenance | None) -> dict[str, Any]:
     }
 
 
-def _frames(path: Path, record: Provenance | None) -> dict[str, Any]:
+def _frames(path: Place, record: Provenance | None) -> dict[str, Any]:
     from lvt_pipeline.frames.shards import FrameShards
 
     if record is None:
-        return {"finished_shards": len(receipts_in(path))}
+        return {"finished_shards": len(receipts_in(require_local(path, "an unfinished folder of frames")))}
     shards = FrameShards(path)
     first = shards.clips[0] if shards.clips else None
     return {
@@ -161,7 +161,7 @@ def _frames(path: Path, record: Provenance | None) -> dict[str, Any]:
         "splits": dict(Counter(clip.split for clip in shards.clips)),
         "decoders": dict(Counter(clip.decoder for clip in shards.clips)),
         "failures": dict(Counter(failure.reason for failure in shards.failures)),
-        "bytes": sum(file.stat().st_size for file in path.glob("*.tar")),
+        "bytes": sum(size for name, size in record.outputs.items() if name.endswith(".tar")),
     }
 
 
@@ -220,7 +220,7 @@ def _work_dir(path: Path, record: Provenance | None) -> dict[str, Any]:
     return {state.name: state.state for state in work_dir_states(path)}
 
 
-_READERS: dict[str, Callable[[Path, Provenance | None], dict[str, Any]]] = {
+_READERS: dict[str, Callable[[Any, Provenance | None], dict[str, Any]]] = {
     "manifest": _manifest,
     "frames": _frames,
     "codes": _codes,

@@ -36,7 +36,7 @@ def explain_clip(
     store: Place,
     clip_id: str,
     *,
-    frames: Path | None = None,
+    frames: Place | None = None,
     vqvae: Path | None = None,
     manifest: Path | None = None,
     generation: int | None = None,

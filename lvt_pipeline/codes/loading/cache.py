@@ -8,7 +8,6 @@ store. Deleting it is always safe: processes that have it open keep it, and the 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -26,7 +25,7 @@ from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import BusyError, ConfigError, LVTError
 from lvt_pipeline.machine import available_memory, free_disk_bytes
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.storage import Place, atomic_writer, describe_os_error, exclusive_lock, remove_leftovers
+from lvt_pipeline.storage import Place, atomic_writer, cache_of, describe_os_error, exclusive_lock, remove_leftovers
 
 Cache = Literal["auto", "ram", "mmap", "stream"]
 Tier = Literal["ram", "mmap", "stream"]
@@ -56,10 +55,7 @@ def choose_tier(cache: Cache, num_bytes: int, file: Path) -> Tier:
 
 def cache_folder(store: Place) -> Path:
     """The folder of the mapped files of a store: next to it, or, if it is in a bucket, in the cache of this user."""
-    if isinstance(store, Path):
-        return store.with_name(f"{store.name}.cache")
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return caches / "lvt" / f"{store.name}-{hashlib.sha256(str(store).encode()).hexdigest()[:12]}.cache"
+    return store.with_name(f"{store.name}.cache") if isinstance(store, Path) else cache_of(store)
 
 
 def cache_file(store: CodeStore, split: str, array: str = ARRAY) -> Path:
