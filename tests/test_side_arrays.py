@@ -164,7 +164,7 @@ def test_another_action_moves_its_clip_and_encodes_no_frame(
     assert "new arrays of 1 clip: their rows are written and their codes copied, no frame is encoded" in printed.err
     assert "2 clips kept, 0 added, 1 changed, 0 removed" in printed.out
     store = open_codes(tmp_path / "s")
-    assert store.provenance.counts["encoded_frames"] == 0
+    assert (store.provenance.counts["encoded_frames"], store.provenance.counts["copied"]) == (0, 1)
     for name in LENGTHS:
         assert np.array_equal(store[name], before[name])
         assert np.array_equal(store.array("action")[name], other[name].astype(np.float32))
@@ -407,9 +407,14 @@ def test_webdataset_and_parquet_hold_the_rows_of_each_clip(trained_on: list[Path
         assert len(row["codes"]) == store[row["id"]].size
 
 
-def test_inspect_and_the_card_name_the_arrays(trained_on: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_and_the_card_name_the_arrays(
+    trained_on: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert lvt(["inspect", str(trained_on[0])]) == 0
     assert "3 x float32" in capsys.readouterr().out
+    assert "K=512, action (3 x float32), generation 1" in repr(open_codes(trained_on[0]))
+    assert lvt(["inspect", str(make_frames(tmp_path / "frames", action=ACTIONS))]) == 0
+    assert "4 x float32" in capsys.readouterr().out
     assert "| side arrays | action (3 x float32), in `arrays/` |" in (trained_on[0] / "codes/README.md").read_text()
 
 
@@ -483,7 +488,7 @@ def test_metadata_of_arrays_are_repaired_to_the_same_bytes(tmp_path: Path, name:
     toy_write(tmp_path / "s", CLIPS)
     before = files_of(tmp_path / "s")
     (tmp_path / "s" / name).write_bytes(b"{}" + before[name])
-    assert verify_store(tmp_path / "s").problems
+    assert {problem.file for problem in verify_store(tmp_path / "s").problems} == {name}
     repair_store(tmp_path / "s")
     after = files_of(tmp_path / "s")
     assert {**after, "zarr.json": b"", "codes/README.md": b""} == {**before, "zarr.json": b"", "codes/README.md": b""}

@@ -102,9 +102,10 @@ class CodeStore:
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.schema.frame_shape))
+        arrays = f", {', '.join(map(str, self.schema.arrays))}" if self.schema.arrays else ""
         return (
             f"CodeStore({str(self.path)!r}, {len(self.clips):,} clips, {self.num_frames:,} frames of {shape} codes, "
-            f"K={self.codebook_size}, generation {self.generation})"
+            f"K={self.codebook_size}{arrays}, generation {self.generation})"
         )
 
     def _repr_html_(self) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from lvt_pipeline.codes import layout
 from lvt_pipeline.codes.checks import read_pending
-from lvt_pipeline.codes.layout import ARRAY_METADATA, ARRAYS, CARD, GENERATIONS, DamagedRootError, StoreRoot
+from lvt_pipeline.codes.layout import ARRAYS, CARD, GENERATIONS, DamagedRootError, StoreRoot
 from lvt_pipeline.codes.loading.cache import cache_folder, is_sound, map_file
 from lvt_pipeline.codes.schema import (
     CodeClip,
@@ -294,7 +294,7 @@ class _Verification:
             try:
                 self.stores.append(open_codes(self.path, number))
             except ArtefactError as error:
-                if str(self.path / ARRAY_METADATA) not in str(error):  # that is reported by itself
+                if str(self.path / GENERATIONS) in str(error):  # an array is reported by itself
                     self._report(name, f"cannot be used ({error})")
 
     def _unclaimed(self, used: Collection[str]) -> Iterator[Problem]:

@@ -321,6 +321,7 @@ def _counts(writer: CodeStoreWriter, tally: EncodeTally) -> dict[str, Any]:
         "changed": len(change.changed),
         "removed": len(change.removed),
         "encoded_frames": change.frames,
+        **({"copied": len(change.copied)} if change.copied else {}),
     }
     if change.frames:
         for name, values in (("perplexity", perplexity(tally.occurrences)), ("usage", usage(tally.occurrences))):

@@ -153,11 +153,13 @@ def _frames(path: Place, record: Provenance | None) -> dict[str, Any]:
         return {"finished_shards": len(receipts_in(require_local(path, "an unfinished folder of frames")))}
     shards = FrameShards(path)
     first = shards.clips[0] if shards.clips else None
+    arrays = {name: facts for clip in shards.clips for name, facts in (clip.array_facts or {}).items()}
     return {
         "clips": len(shards.clips),
         "frames": shards.num_frames,
         "frame_shape": [first.height, first.width, 3] if first else None,
         "codec": first.codec if first else None,
+        **({"arrays": {name: f"{arrays[name].dimension} x {arrays[name].dtype}" for name in arrays}} if arrays else {}),
         "splits": dict(Counter(clip.split for clip in shards.clips)),
         "decoders": dict(Counter(clip.decoder for clip in shards.clips)),
         "failures": dict(Counter(failure.reason for failure in shards.failures)),
