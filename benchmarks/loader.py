@@ -141,14 +141,20 @@ def write_store(path: Path) -> None:
     for frame in range(1, len(codes)):
         stays = generator.random((16, 16, 4)) < 0.85
         codes[frame][stays] = codes[frame - 1][stays]
-    codes = np.tile(codes, (CLIPS // CONTENTS, 1, 1, 1))
-    schema = CodeSchema(codebook_size=512, num_codebooks=4, grid=(16, 16), tokenizer="0" * 64)
+    write_codes(path, np.tile(codes, (CLIPS // CONTENTS, 1, 1, 1)).reshape(CLIPS, FRAMES, 16, 16, 4), 512)
+
+
+def write_codes(path: Path, codes: NDArray[np.uint16], codebook_size: int) -> None:
+    """A code store of training clips, (clips, T, h, w, n_c)."""
+    count, frames, h, w, num_codebooks = codes.shape
+    schema = CodeSchema(codebook_size=codebook_size, num_codebooks=num_codebooks, grid=(h, w), tokenizer="0" * 64)
     clips = [
-        PlannedClip(id=str(i), split="train", label=None, length=FRAMES, fingerprint=str(i), fps=10.0, source="")
-        for i in range(CLIPS)
+        PlannedClip(id=str(i), split="train", label=None, length=frames, fingerprint=str(i), fps=10.0, source="")
+        for i in range(count)
     ]
+    flat = codes.reshape(count * frames, h, w, num_codebooks)
     with CodeStoreWriter.open(path, schema, clips, settings={}) as writer:
         for shard in writer.pending_shards():
             begin = shard.index * schema.shard_frames
-            writer.write_shard(shard.index, codes[begin : begin + shard.num_frames])
+            writer.write_shard(shard.index, flat[begin : begin + shard.num_frames])
         writer.publish(Provenance(kind="codes", stage="benchmark", version=1, settings={}, inputs={}, fingerprint=""))

@@ -62,7 +62,7 @@ class SliceDecoder:
         self.pixels, self.rule, self.window = pixels, rule, window
         self.num_pixels = pixels.geometry.num_pixels
         config, device = pixels.model.config, pixels.model.device
-        self._capture = run_and_capture if device.type == "cuda" else capture
+        self._capture = run_and_capture if capture is None and device.type == "cuda" else capture
         self._replays: dict[tuple[int, int], Callable[[], None]] = {}
         self._is_captured = self._capture is not None
         self._keys_per_step = KEYS_PER_STEP["cuda" if self._is_captured else "cpu"]
