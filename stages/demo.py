@@ -12,6 +12,9 @@ from stages.console import Console, echo_facts
 from stages.options import device_option, json_option, out_option, set_option, settings_options, stage_command
 from stages.pipeline import SETTINGS_HOME, closing_lines, run_pipeline
 
+# The videos come with the actions of the arm, so the prior is conditioned on them.
+CONDITIONED = 'prior.model.actions=["action"]'
+
 
 @stage_command("demo", settings_home=SETTINGS_HOME)
 @out_option("Folder for the videos and the work directory.", required=False, default="demo")
@@ -24,6 +27,8 @@ def command(
     out: Path, settings: DemoSettings, overrides: tuple[str, ...], videos_only: bool, device: str, as_json: bool
 ) -> None:
     """Make videos of a robot arm that pushes objects, train a tokenizer and a prior on them, and write samples.
+
+    The prior is conditioned on the movements of the arm's joints.
 
     This takes minutes on two CPU cores. Run it again to resume.
 
@@ -38,6 +43,6 @@ def command(
     from lvt_pipeline.pipeline.options import Making
     from lvt_pipeline.workspace.settings import load_settings
 
-    pipeline = load_settings(videos=videos, work_dir=out / "work", preset="tiny", overrides=overrides)
+    pipeline = load_settings(videos=videos, work_dir=out / "work", preset="tiny", overrides=(CONDITIONED, *overrides))
     facts = run_pipeline(pipeline, console, Making(device=device, progress=console))
     echo_facts(facts, as_json, closing_lines(facts))

@@ -82,11 +82,11 @@ def test_a_demo_of_other_settings_is_not_mixed_in(tmp_path: Path) -> None:
         DemoSettings(num_clips=2)
 
 
-def test_default_splits_are_126_12_and_12() -> None:
+def test_default_splits_are_250_25_and_25() -> None:
     from lvt_pipeline.demo.videos import _splits
 
     splits = _splits(DemoSettings().num_clips)
-    assert [splits.count(name) for name in ("train", "val", "test")] == [126, 12, 12]
+    assert [splits.count(name) for name in ("train", "val", "test")] == [250, 25, 25]
 
 
 def test_most_of_the_picture_stands_still_and_some_moves() -> None:

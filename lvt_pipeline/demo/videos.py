@@ -35,7 +35,7 @@ class DemoSettings(Settings):
 
     seed: int = setting(0, "Random seed.", at_least=0)
     num_clips: int = setting(
-        150, "Number of videos, at least one for each split; one in twelve is in val, as many in test.", at_least=3
+        300, "Number of videos, at least one for each split; one in twelve is in val, as many in test.", at_least=3
     )
     num_frames: int = setting(40, "Number of frames per video.", at_least=1)
     fps: int = setting(10, "Frame rate.", at_least=1)
