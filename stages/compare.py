@@ -57,7 +57,7 @@ def _page(found: Comparison) -> str:
         if not own:
             lines.append("  nothing was measured in both")
     labels = {str(evaluation.fact("fvd.label")) for evaluation in found.evaluations if evaluation.fact("fvd.label")}
-    if any(key.startswith("fvd_") for key in found.table):
+    if any(key.startswith(("fvd_", "kvd_")) for key in found.table):
         lines += ["", *(f"FVD here: {label}" for label in sorted(labels))]
     if any(key.startswith("sample_") for key in found.table):
         lines += [
@@ -78,7 +78,7 @@ def _cell(measured: Measured | None) -> str:
 def _verdict(difference: Difference) -> list[str]:
     if difference.mean is None or difference.low is None or difference.high is None:
         return ["", f"{difference.verdict}: {difference.reason}"]
-    of_what = "runs" if difference.metric.startswith("fvd") else "clips"
+    of_what = "runs" if difference.metric.startswith(("fvd", "kvd")) else "clips"
     how = f"{'paired, ' if difference.is_paired else ''}{difference.values} {of_what}"
     note = f"; {difference.reason}" if difference.reason else ""
     numbers = f"{difference.mean:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]"

@@ -23,6 +23,7 @@ from stages.values import PATH, Whole
 @out_option("JSON file to write.", required=False, default="eval.json")
 @settings_options(EvaluateSettings)
 @click.option("--i3d", type=PATH, help="TorchScript network of FVD. With --frames and --vqvae, adds FVD.")
+@click.option("--features", type=PATH, help="Any TorchScript network of videos in place of --i3d.")
 @click.option("--lpips", type=PATH, help="TorchScript network of LPIPS. Adds LPIPS to every error in pixels.")
 @click.option(
     "--protocol",
@@ -50,6 +51,7 @@ def command(
     out: Path,
     settings: EvaluateSettings,
     i3d: Path | None,
+    features: Path | None,
     lpips: Path | None,
     protocol: str | None,
     runs: int | None,
@@ -70,9 +72,8 @@ def command(
     from lvt_pipeline.evaluation.summary import protocol_line, summary_line
     from lvt_pipeline.storage import read_json
 
-    sources = Sources(
-        codes=codes, generation=at, prior=prior, frames=frames, vqvae=vqvae, samples=samples, i3d=i3d, lpips=lpips
-    )
+    networks = {"i3d": i3d, "features": features, "lpips": lpips}
+    sources = Sources(codes=codes, generation=at, prior=prior, frames=frames, vqvae=vqvae, samples=samples, **networks)
     options: dict[str, Any] = {"device": device, "progress": Console()}
     if protocol is not None:
         record = evaluate_protocol(sources, out, PROTOCOLS[protocol], settings, num_runs=runs, **options)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvt_pipeline.codes.store import CodeStore, open_codes
-from lvt_pipeline.errors import ArtefactError, ShapeError
+from lvt_pipeline.errors import ArtefactError, ConfigError, ShapeError
 from lvt_pipeline.evaluation.distances import fvd
 from lvt_pipeline.evaluation.distances.fvd import (
     FeatureCache,
@@ -23,7 +23,8 @@ from lvt_pipeline.evaluation.distances.fvd import (
     network_label,
     resize,
 )
-from lvt_pipeline.evaluation.distances.networks import load_scripted
+from lvt_pipeline.evaluation.distances.kvd import kernel_distance
+from lvt_pipeline.evaluation.distances.networks import ScriptedNetwork, load_scripted
 from lvt_pipeline.evaluation.distances.sampled_fvd import measure_fvd
 from lvt_pipeline.evaluation.evaluate import evaluate
 from lvt_pipeline.evaluation.pixels import Pixels
@@ -134,9 +135,14 @@ def test_a_network_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 def test_only_a_known_file_is_called_fvd() -> None:
-    assert network_label("0" * 64, NUM_FEATURES).startswith("not FVD")
-    assert network_label("0" * 64, 400).startswith("unknown network")
-    assert network_label(next(iter(fvd.KNOWN_PORTS)), 400).startswith("FVD")
+    def label(sha256: str, num_features: int, *, is_i3d: bool = True) -> str:
+        return network_label(FeatureNetwork(ScriptedNetwork(Path("a.pt"), sha256, "cpu"), is_i3d=is_i3d), num_features)
+
+    known = next(iter(fvd.KNOWN_PORTS))
+    assert label("0" * 64, NUM_FEATURES).startswith("not FVD")
+    assert label("0" * 64, 400).startswith("unknown network")
+    assert label(known, 400).startswith("FVD")
+    assert label(known, 400, is_i3d=False) == f"not FVD: distances in the 400 features of a.pt, SHA-256 {known}"
 
 
 @pytest.fixture(scope="module")
@@ -167,9 +173,12 @@ def test_each_distance_is_that_of_the_videos_it_names(work: ToyWork) -> None:
         "reconstruction": [tokenizer.decode(store.read(store.clip(name), 0, FRAMES)).numpy() for name in ids],
         "copy": [np.stack([*a[:PRIMING], *[a[PRIMING - 1]] * (FRAMES - PRIMING)]) for a in real],
     }
-    target = Gaussian.fit(network.features(real))
+    features = network.features(real)
+    target = Gaussian.fit(features)
     for name, videos in sets.items():
-        assert results[name] == pytest.approx(frechet_distance(target, Gaussian.fit(network.features(videos)))), name
+        found = network.features(videos)
+        assert results[name] == pytest.approx(frechet_distance(target, Gaussian.fit(found))), name
+        assert results["kvd"][name] == pytest.approx(kernel_distance(features, found).to_json()), name
     assert results["real_priming"] != results["reconstructed_priming"]
 
 
@@ -184,6 +193,7 @@ def test_the_card_says_what_a_comparable_number_needs(work: ToyWork) -> None:
     assert (card["frames"], card["priming_frames"], card["priming_pixels"]) == (FRAMES, PRIMING, "real")
     assert (card["real_clips"], card["samples"], card["seed"], card["features"]) == (3, 3, 3, NUM_FEATURES)
     assert "tf1" in card["resize"]
+    assert card["kvd"].startswith("squared MMD, kernel (x·y / F + 1)^3, unbiased")
 
 
 def test_reference_features_are_computed_once_per_data_and_protocol(
@@ -244,7 +254,7 @@ def test_evaluate_measures_fvd_with_a_network_and_says_what_is_missing_without(w
     sources = Sources(codes=work.codes, frames=work.frames, vqvae=work.vqvae, samples=work.samples)
     measured = EvaluateSettings(frames=FRAMES)
     without = evaluate(sources, tmp_path / "without.json", measured, device="cpu")
-    assert "FVD needs a TorchScript I3D (--i3d)" in without.counts["summary"]
+    assert "FVD needs a TorchScript I3D (--i3d) or another network (--features)" in without.counts["summary"]
     assert "fvd" not in read_json(tmp_path / "without.json")
     with_network = replace(sources, i3d=work.root / "toy.pt")
     record = evaluate(with_network, tmp_path / "with.json", measured, device="cpu")
@@ -253,3 +263,20 @@ def test_evaluate_measures_fvd_with_a_network_and_says_what_is_missing_without(w
     assert "FVD" not in results["missing"]
     assert record.inputs["i3d"] == results["fvd"]["card"]["network"]["sha256"]
     assert len(list((tmp_path / ".lvt" / "features").iterdir())) == 3
+    kernel = results["fvd"]["kvd"]["real_priming"]
+    assert kernel["low"] <= kernel["high"]
+    assert f"; kernel distance {kernel['value']:.4g} [" in record.counts["summary"]
+
+
+def test_any_network_measures_distances_that_bear_its_name(work: ToyWork, tmp_path: Path) -> None:
+    network = work.root / "toy.pt"
+    sources = Sources(codes=work.codes, frames=work.frames, vqvae=work.vqvae, samples=work.samples, features=network)
+    record = evaluate(sources, tmp_path / "eval.json", EvaluateSettings(frames=FRAMES), device="cpu")
+    found = read_json(tmp_path / "eval.json")["fvd"]
+    assert record.inputs["features"] == digest_file(network)
+    assert "i3d" not in record.inputs
+    assert found["card"]["network"] == {"file": "toy.pt", "sha256": digest_file(network)}
+    assert found["label"] == f"not FVD: distances in the 6 features of toy.pt, SHA-256 {digest_file(network)}"
+    assert {"real_priming", "reconstruction", "copy", "kvd"} <= found.keys()
+    with pytest.raises(ConfigError, match=r"give one network of videos: the I3D .*toy.pt, or the features .*toy.pt"):
+        evaluate(replace(sources, i3d=network), tmp_path / "eval.json", EvaluateSettings(frames=FRAMES), device="cpu")

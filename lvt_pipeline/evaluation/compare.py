@@ -59,6 +59,8 @@ METRICS = (
     ),
     Metric("fvd_real_priming", "FVD, real priming", "runs", True, SAME_FVD),
     Metric("fvd_reconstructed_priming", "FVD, reconstructed priming", "runs", True, SAME_FVD),
+    Metric("kvd_real_priming", "KVD, real priming", "runs", True, SAME_FVD),
+    Metric("kvd_reconstructed_priming", "KVD, reconstructed priming", "runs", True, SAME_FVD),
 )
 
 
@@ -182,7 +184,8 @@ class Evaluation:
         """The metric of this result, None if it was not measured."""
         values = np.array(list(self.values(metric).values()), np.float64)
         if metric.part == "runs" and not len(values):
-            single = self.fact(f"fvd.{metric.key.removeprefix('fvd_')}")  # samples of one seed
+            kind, _, videos = metric.key.partition("_")
+            single = self.fact(f"fvd.kvd.{videos}.value" if kind == "kvd" else f"fvd.{videos}")  # samples of one seed
             return Measured(single, None, None, 1) if is_number(single) else None
         if not len(values):
             return None

@@ -18,7 +18,8 @@ bits and both baselines on exactly the same codes. The result is one JSON file:
 - `samples`: error of the decoded samples against what really happened, frame by frame, with the reconstruction's and
   that of repeating the last priming frame; and how much samples of one clip differ. A sample is one possible future, so
   the error is a sanity check, not a score.
-- `fvd`: distances between sets of videos, with the card of the protocol. See `evaluation.distances.sampled_fvd`.
+- `fvd`: distances between sets of videos, Fréchet and (`kvd`) kernel distances, with the card of the protocol. See
+  `evaluation.distances.sampled_fvd`.
 - `training_clips`: how many of the evaluated clips the models were trained on, which has to be asked for; absent when
   there is none.
 - `missing`: the measurements that were not made, with their requirements.
@@ -57,7 +58,8 @@ from lvt_pipeline.runs.compatibility import clips_with_class, label_numbers
 
 STAGE = "evaluate"
 FILE_MARK = b'"short_clips": '  # near the beginning of every file with results
-VERSION = 2  # 2: SSIM, LPIPS, FVD, bits by frame and slice, dead codes, diversity, values of single clips
+# 2: SSIM, LPIPS, FVD, bits by frame and slice, dead codes, diversity, values of single clips; 3: KVD.
+VERSION = 3
 JOB = Job(stage=STAGE, version=VERSION, kind="evaluation")
 CACHE = Path(".lvt") / "features"  # next to the result: features of reference videos; may be deleted
 DEFAULTS = EvaluateSettings()
@@ -285,7 +287,7 @@ def missing_measurements(opened: Opened) -> dict[str, str]:
         "LPIPS": pixels + ([] if opened.lpips is not None else ["a TorchScript network (--lpips)"]),
         "FVD of samples" if has_pixels and has_i3d else "FVD": pixels
         + ([] if opened.sampled is not None else ["samples (--samples)"])
-        + ([] if has_i3d else ["a TorchScript I3D (--i3d)"]),
+        + ([] if has_i3d else ["a TorchScript I3D (--i3d) or another network (--features)"]),
     }
     return {name: "needs " + " and ".join(things) for name, things in needs.items() if things}
 

@@ -115,14 +115,25 @@ def _baselines(forced: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str,
         for metric in ("mse", "psnr", "ssim", "lpips")
         if f"{kind}_{metric}" in samples
     }
-    return found | {f"{kind}_fvd": fvd[kind] for kind in ("reconstruction", "copy") if kind in fvd}
+    found |= {f"{kind}_fvd": fvd[kind] for kind in ("reconstruction", "copy") if kind in fvd}
+    kernel = fvd.get("kvd", {})
+    return found | {f"{kind}_kvd": kernel[kind]["value"] for kind in ("reconstruction", "copy") if kind in kernel}
 
 
 def _mean_fvd(
     runs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], names: Sequence[str]
 ) -> dict[str, Any]:
-    """The first run's distances, those of samples averaged over the runs, and the card of all runs."""
+    """The first run's distances, those of samples averaged over the runs, and the card of all runs.
+
+    The ends of the intervals of kernel distances are averaged too: they are of clips, and the runs have the same clips.
+    """
     found = dict(runs[0]["fvd"])
+    kernel = [run["fvd"].get("kvd", {}) for run in runs]
+    found["kvd"] = {
+        kind: {end: statistics.fmean(each[kind][end] for each in kernel) for end in kernel[0][kind]}
+        for kind in kernel[0]
+        if all(kind in each for each in kernel)
+    }
     for kind in FVD_KINDS:
         if f"fvd_{kind}" in names:
             found[kind] = statistics.fmean(row[f"fvd_{kind}"] for row in rows)
@@ -139,7 +150,9 @@ def _row(run: Mapping[str, Any], out: Path) -> dict[str, Any]:
         "samples": f"{runs_folder(out).name}/run-{run['seed']:02d}/samples.zarr",
     }
     row |= {name: run["samples"][name] for name in RUN_METRICS if name in run["samples"]}
-    return row | {f"fvd_{kind}": run["fvd"][kind] for kind in FVD_KINDS if kind in run.get("fvd", {})}
+    fvd = run.get("fvd", {})
+    row |= {f"fvd_{kind}": fvd[kind] for kind in FVD_KINDS if kind in fvd}
+    return row | {f"kvd_{kind}": fvd["kvd"][kind]["value"] for kind in FVD_KINDS if kind in fvd.get("kvd", {})}
 
 
 def _over_runs(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

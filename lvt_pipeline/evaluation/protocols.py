@@ -46,7 +46,7 @@ from lvt_pipeline.progress import SILENT, Progress, count_of
 from lvt_pipeline.provenance import Provenance, fingerprint
 from lvt_pipeline.storage import exclusive_lock, read_json
 
-RUN_JOB = Job(stage="evaluate-run", version=1, kind="evaluation")
+RUN_JOB = Job(stage="evaluate-run", version=2, kind="evaluation")
 
 
 def evaluate_protocol(
@@ -143,7 +143,7 @@ class _Running:
 
     def forced(self) -> Provenance:
         """Measure what no seed changes."""
-        inputs = {name: value for name, value in self.opened.inputs.items() if name != "i3d"}
+        inputs = {name: value for name, value in self.opened.inputs.items() if name not in ("i3d", "features")}
         opened = replace(self.opened, features=None, inputs=inputs)
         return write_evaluation(
             opened, self.forced_path, self.settings, batch_size=self.batch_size, progress=self.progress

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore, open_codes
-from lvt_pipeline.errors import LVTError
+from lvt_pipeline.errors import ConfigError, LVTError
 from lvt_pipeline.evaluation.distances.fvd import FeatureNetwork
 from lvt_pipeline.evaluation.distances.networks import PerceptualDistance, load_scripted
 from lvt_pipeline.evaluation.pixels import Pixels
@@ -38,6 +38,7 @@ class Sources:
         samples: store made by `lvt sample` from these codes; with `frames` and `vqvae` also measured in pixels.
         i3d: TorchScript network of FVD; with frames and a VQ-VAE run it adds that of the samples, or, without
             samples, that of the reconstruction alone.
+        features: any TorchScript network of videos in its place; its distances are named after the file.
         lpips: TorchScript network of LPIPS; adds it to every error in pixels.
     """
 
@@ -48,12 +49,13 @@ class Sources:
     vqvae: Path | None = None
     samples: Path | None = None
     i3d: Path | None = None
+    features: Path | None = None
     lpips: Path | None = None
 
     @property
     def paths(self) -> tuple[Path | None, ...]:
         """Everything that is read, which an output must not replace."""
-        return self.codes, self.prior, self.frames, self.vqvae, self.samples, self.i3d, self.lpips
+        return self.codes, self.prior, self.frames, self.vqvae, self.samples, self.i3d, self.features, self.lpips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +100,12 @@ def open_sources(sources: Sources, settings: EvaluateSettings, device: str) -> O
         require_samples_of(store, sampled, (sources.prior, inputs["prior"]) if sources.prior is not None else None)
         inputs["samples"] = sampled.fingerprint
         opened = replace(opened, sampled=sampled)
-    if sources.i3d is not None:
-        features = FeatureNetwork(load_scripted(sources.i3d, device), settings.resize)
-        inputs["i3d"] = features.network.sha256
+    path = sources.i3d or sources.features
+    if path is not None:
+        if sources.i3d is not None and sources.features is not None:
+            raise ConfigError(f"give one network of videos: the I3D {sources.i3d}, or the features {sources.features}")
+        features = FeatureNetwork(load_scripted(path, device), settings.resize, is_i3d=sources.i3d is not None)
+        inputs["i3d" if features.is_i3d else "features"] = features.network.sha256
         opened = replace(opened, features=features)
     if sources.lpips is not None:
         lpips = PerceptualDistance(load_scripted(sources.lpips, device))

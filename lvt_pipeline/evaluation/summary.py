@@ -50,10 +50,21 @@ def format_fvd(found: Mapping[str, Any]) -> str:
         name = "Fréchet distance (not FVD)" if label.startswith("not") else "FVD, if the network is I3D,"
     kinds = [(kind, found[f"{kind}_priming"]) for kind in ("real", "reconstructed") if f"{kind}_priming" in found]
     if not kinds:
-        return f"{name} of the reconstruction {found['reconstruction']:.5g}"
+        kernel = _format_kernel_distance(found, "reconstruction")
+        return f"{name} of the reconstruction {found['reconstruction']:.5g}{kernel}"
     values = " or ".join(f"{value:.5g} ({kind} priming frames)" for kind, value in kinds)
     against = [f"{kind} {found[kind]:.5g}" for kind in ("reconstruction", "copy") if kind in found]
-    return f"{name} {values} against {', '.join(against)}"
+    kernel = _format_kernel_distance(found, f"{kinds[0][0]}_priming")
+    return f"{name} {values} against {', '.join(against)}{kernel}"
+
+
+def _format_kernel_distance(found: Mapping[str, Any], kind: str) -> str:
+    """The unbiased distance of one kind with its interval, to follow the Fréchet distance."""
+    distance = found.get("kvd", {}).get(kind)
+    if distance is None:
+        return ""
+    name = "KVD" if str(found["label"]).startswith("FVD") else "kernel distance"
+    return f"; {name} {distance['value']:.4g} [{distance['low']:.4g}, {distance['high']:.4g}]"
 
 
 def protocol_line(results: Mapping[str, Any]) -> str:
@@ -76,10 +87,11 @@ def protocol_line(results: Mapping[str, Any]) -> str:
 def _protocol_row(found: Mapping[str, Any], name: str) -> str:
     mean, std = found["mean"][name], found["std"][name]
     spread = "" if std is None else f" ± {std:.4g}"
+    metric = name[:3] if name.startswith(("fvd", "kvd")) else name
     bounds = [
         f"{kind} {found['baselines'][key]:.4g}"
         for kind in ("reconstruction", "copy")
-        if found["baselines"].get(key := f"{kind}_{'fvd' if name.startswith('fvd') else name}") is not None
+        if found["baselines"].get(key := f"{kind}_{metric}") is not None
     ]
     value = f"{mean:.2f}" if math.fabs(mean) >= 10 else f"{mean:.4g}"
     return f"  {name}: {value}{spread}" + (f" ({', '.join(bounds)})" if bounds else "")

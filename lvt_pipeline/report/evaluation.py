@@ -301,11 +301,17 @@ def _fvd_tables(results: Mapping[str, Any]) -> list[Part]:
         if published:
             spread = published.get(f"{name}_std")
             cells.append(_format_distance(published[name], spread) if name in published else "–")
+        if fvd.get("kvd"):
+            kernel = fvd["kvd"].get(key)
+            cells.append("–" if kernel is None else "{value:.4g} [{low:.4g}, {high:.4g}]".format(**kernel))
         is_sampled = key.endswith("_priming") and copied is not None
         rows.append((title, *cells, beats(value < copied, "repeating") if is_sampled else ""))
     title = "FVD" if is_fvd else "Fréchet distance, not FVD" if label.startswith("not") else "Fréchet distance"
     note = f"{label[:1].upper()}{label[1:]}. Less is better."
-    return [table(title, ["", "Measured", *(["Published"] if published else []), ""], rows, note)]
+    if fvd.get("kvd"):
+        note += " The kernel distance (KVD) is of the same features and, unlike FVD, has no bias for few clips."
+    header = ["", "Measured", *(["Published"] if published else []), *(["KVD [95 %]"] if fvd.get("kvd") else []), ""]
+    return [table(title, header, rows, note)]
 
 
 def _protocol_table(protocol: Mapping[str, Any]) -> Part:

@@ -129,6 +129,7 @@ class FeatureNetwork:
 
     network: ScriptedNetwork
     resize_rule: ResizeRule = "tf1"
+    is_i3d: bool = True  # given as the network of FVD; False for any other
 
     @property
     def card(self) -> dict[str, Any]:
@@ -179,8 +180,11 @@ class FeatureNetwork:
         return found
 
 
-def network_label(sha256: str, num_features: int) -> str:
-    """What a distance in the features of this file may be called."""
+def network_label(features: FeatureNetwork, num_features: int) -> str:
+    """What a distance in the features of this network may be called."""
+    sha256 = features.network.sha256
+    if not features.is_i3d:
+        return f"not FVD: distances in the {num_features} features of {features.network.path.name}, SHA-256 {sha256}"
     if sha256 in KNOWN_PORTS:
         return f"FVD, {KNOWN_PORTS[sha256]}"
     if num_features == FEATURE_SIZE:

@@ -1,4 +1,4 @@
-"""FVD of samples, of the tokenizer's reconstructions, and of repeating the last priming frame, on the same clips.
+"""FVD and KVD of samples, of the tokenizer's reconstructions, and of repeating the last priming frame, on equal clips.
 
 The priming frames of a sample are either the real ones, the natural reading of the protocol, or their reconstructions,
 which is what a program gets that decodes all codes. Both are measured unless one is asked for.
@@ -22,6 +22,8 @@ from lvt_pipeline.evaluation.distances.fvd import (
     frechet_distance,
     network_label,
 )
+from lvt_pipeline.evaluation.distances.kvd import CARD as KERNEL_CARD
+from lvt_pipeline.evaluation.distances.kvd import kernel_distance
 from lvt_pipeline.evaluation.pixels import Pixels, repeat_last
 from lvt_pipeline.evaluation.samples import first_frame_of, priming_frames_of, siblings_of
 from lvt_pipeline.evaluation.settings import PrimingPixels
@@ -40,7 +42,8 @@ def measure_fvd(
     only: Collection[str] | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Distances of samples and baselines from the real clips, with the card of the protocol.
+    """Distances of samples and baselines from the real clips, with the card of the protocol. The same names under `kvd`
+    are kernel distances with their intervals, from the same features.
 
     `real_priming` and `reconstructed_priming` are the samples', by the source of their priming frames;
     `reconstruction` is the tokenizer's ceiling; `copy` repeats the last priming frame. `left_out` counts real clips
@@ -59,17 +62,16 @@ def measure_fvd(
     if len(chosen) < FEWEST_CLIPS or len(samples) < FEWEST_CLIPS:
         return _too_few(chosen, num_frames)
     real = _RealClips(chosen, num_frames, pixels, network, cache, progress)
-    results: dict[str, Any] = {"label": real.label}
     for name in ("real", "reconstructed"):
         if priming_pixels in ("both", name):
             videos = _sampled_videos(sampled, pixels, samples, num_frames, has_real_priming=name == "real")
             shown = _with_bar(videos, f"{name} priming", samples, progress)
-            results[f"{name}_priming"] = real.distance(network.features(shown))
-    results["reconstruction"] = real.distance_of_reconstructions()
+            real.compare(f"{name}_priming", network.features(shown), [origin for origin, _ in samples])
+    real.compare_reconstructions()
     if priming_frames := priming_frames_of(sampled):
-        results["copy"] = real.distance_of_copies(priming_frames)
-    results["card"] = {**real.card, **_sampling_card(sampled, priming_pixels, left_out, len(samples))}
-    return results | _warning(num_frames)
+        real.compare_copies(priming_frames)
+    card = {**real.card, **_sampling_card(sampled, priming_pixels, left_out, len(samples))}
+    return real.results(card) | _warning(num_frames)
 
 
 def _sampled_videos(
@@ -124,8 +126,8 @@ def measure_reconstruction_fvd(
     if len(clips) < FEWEST_CLIPS:
         return _too_few(clips, num_frames)
     real = _RealClips(clips, num_frames, pixels, network, cache, progress)
-    found = {"label": real.label, "reconstruction": real.distance_of_reconstructions(), "card": real.card}
-    return found | _warning(num_frames)
+    real.compare_reconstructions()
+    return real.results(real.card) | _warning(num_frames)
 
 
 def _comparable(
@@ -163,27 +165,40 @@ class _RealClips:
             "clips": [(clip.id, pixels.shards[clip.id].fingerprint) for clip in clips],
         }
         features = self._features({"of": "real"}, self._frames)
-        self._target = Gaussian.fit(features)
-        self.label = network_label(network.network.sha256, features.shape[1])
+        self._real, self._target = features, Gaussian.fit(features)
+        self._distances: dict[str, float] = {}
+        self._kernel_distances: dict[str, dict[str, float]] = {}
+        self._label = network_label(network, features.shape[1])
         self.card = {
             **network.card,
             "features": features.shape[1],
             "covariance": "N - 1",
+            "kvd": KERNEL_CARD,
             "frames": num_frames,
             "real_clips": len(clips),
             "pixels": "bytes, rounded; decoded in memory, never compressed",
         }
 
-    def distance(self, features: NDArray[np.float64]) -> float:
-        return frechet_distance(self._target, Gaussian.fit(features))
+    def results(self, card: Mapping[str, Any]) -> dict[str, Any]:
+        return {"label": self._label, **self._distances, "kvd": self._kernel_distances, "card": card}
 
-    def distance_of_reconstructions(self) -> float:
+    def compare(self, name: str, features: NDArray[np.float64], origins: Sequence[CodeClip]) -> None:
+        """Measure a set of videos; `origins` are the clips that they belong to, in the order of the clips."""
+        self._distances[name] = frechet_distance(self._target, Gaussian.fit(features))
+        place = {clip.id: number for number, clip in enumerate(self._clips)}
+        clips, owners = np.unique([place[origin.id] for origin in origins], return_inverse=True)
+        if len(clips) >= FEWEST_CLIPS:
+            self._kernel_distances[name] = kernel_distance(self._real[clips], features, owners).to_json()
+
+    def compare_reconstructions(self) -> None:
         made_of = {"of": "reconstruction", "tokenizer": self._pixels.store.tokenizer}
-        return self.distance(self._features(made_of, lambda clip: self._pixels.reconstructed(clip, self._num_frames)))
+        features = self._features(made_of, lambda clip: self._pixels.reconstructed(clip, self._num_frames))
+        self.compare("reconstruction", features, self._clips)
 
-    def distance_of_copies(self, priming_frames: int) -> float:
+    def compare_copies(self, priming_frames: int) -> None:
         made_of = {"of": "copy", "priming_frames": priming_frames}
-        return self.distance(self._features(made_of, lambda clip: repeat_last(self._frames(clip), priming_frames)))
+        features = self._features(made_of, lambda clip: repeat_last(self._frames(clip), priming_frames))
+        self.compare("copy", features, self._clips)
 
     def _frames(self, clip: CodeClip) -> NDArray[np.uint8]:
         return self._pixels.real(clip, self._num_frames)
