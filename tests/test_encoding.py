@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +59,19 @@ def pixels(name: str, length: int) -> np.ndarray:
 
 
 def make_frames(
-    root: Path, lengths: Mapping[str, int] = LENGTHS, content: Mapping[str, str] | None = None, **options: Any
+    root: Path,
+    lengths: Mapping[str, int] = LENGTHS,
+    content: Mapping[str, str] | None = None,
+    arrays: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    **options: Any,
 ) -> Path:
+    """Frames of clips, with the rows of each array of those clips that it has."""
     content = content or {}
-    samples = [
-        FrameSample.from_array(name, pixels(content.get(name, name), length), **options)
-        for name, length in lengths.items()
-    ]
+    samples = []
+    for name, length in lengths.items():
+        own = {array: rows[name] for array, rows in (arrays or {}).items() if name in rows}
+        sample = FrameSample.from_array(name, pixels(content.get(name, name), length), **options)
+        samples.append(replace(sample, arrays=own))
     write_frames(root, samples, stage="test", settings={"geometry": {"size": SIZE}}, inputs={}, clips_per_shard=2)
     return root
 

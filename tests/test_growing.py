@@ -345,7 +345,7 @@ def test_gc_keeps_frames_that_are_needed(videos: Path, work_dir: Path, tmp_path:
     content = shard.read_bytes()
     shard.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
     code, _, err = lvt("gc", work_dir, "--frames", "--apply")
-    assert (code, "are damaged" in err) == (1, True)
+    assert (code, "has 1 damaged shard" in err) == (1, True)
     shard.write_bytes(content)
     add_videos(videos)
     run(lvt, work_dir, "--until", "ingest")

@@ -158,7 +158,8 @@ def finished_shards(out: Path) -> tuple[int, dict[Path, int]]:
 
 
 def kill_encodes(processes: ForkServerContext, folder: Path, num_kills: int) -> Killer:
-    frames = make_frames(folder / "frames", LENGTHS)
+    actions = {name: np.random.default_rng(length).normal(size=(length, 3)) for name, length in LENGTHS.items()}
+    frames = make_frames(folder / "frames", LENGTHS, arrays={"action": actions})
     run = make_run(folder / "vqvae", make_model())
     command = ["encode-dataset", "--frames", str(frames), "--vqvae", str(run), "--batch-size", str(BATCH)]
     killer = Killer(processes, folder, [*command, "--device", "cpu"], NUM_FRAMES, finished_shards)

@@ -31,9 +31,7 @@ from lvt_pipeline.codes.verify import verify_store
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.demo.videos import DemoSettings, write_demo_videos
 from lvt_pipeline.errors import ArtefactError, ConfigError, MismatchError, ShapeError, StoreError
-from lvt_pipeline.frames.records import FrameSample
 from lvt_pipeline.frames.shards import FrameShards
-from lvt_pipeline.frames.writer import write_frames
 from lvt_pipeline.jobs import encode as encoding
 from lvt_pipeline.jobs.encode import EncodeReport, encode_dataset
 from lvt_pipeline.jobs.export import export_codes
@@ -41,7 +39,8 @@ from lvt_pipeline.jobs.import_codes import import_codes
 from lvt_pipeline.jobs.runner import ArrayStep
 from lvt_pipeline.jobs.settings import EncodeSettings, ExportSettings
 from lvt_pipeline.models.vqvae.model import VQVAE
-from tests.test_encoding import make_model, make_run, pixels
+from tests.test_encoding import make_frames as make_plain_frames
+from tests.test_encoding import make_model, make_run
 from tests.toy_codes import SCHEMA, codes_of, files_of, planned, record
 
 LENGTHS = {"a": 11, "b": 40, "c": 17}
@@ -60,13 +59,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_frames(root: Path, lengths: Mapping[str, int] = LENGTHS, **arrays: Mapping[str, np.ndarray]) -> Path:
-    """Frames of clips, and of each array the rows of those clips that it has."""
-    samples = []
-    for name, length in lengths.items():
-        own = {array: rows[name] for array, rows in arrays.items() if name in rows}
-        samples.append(replace(FrameSample.from_array(name, pixels(name, length)), arrays=own))
-    write_frames(root, samples, stage="test", settings={}, inputs={}, clips_per_shard=2)
-    return root
+    return make_plain_frames(root, lengths, arrays=arrays)
 
 
 def encode(frames: Path, run: Path, out: Path, arrays: tuple[str, ...] | None = None, **options: Any) -> EncodeReport:
