@@ -66,10 +66,10 @@ def command(
     """
     _require_fitting_options(protocol, prior, runs)
     from lvt_pipeline.evaluation.evaluate import evaluate
-    from lvt_pipeline.evaluation.protocol_results import PROTOCOLS
-    from lvt_pipeline.evaluation.protocols import evaluate_protocol
+    from lvt_pipeline.evaluation.protocols.evaluate import evaluate_protocol
+    from lvt_pipeline.evaluation.protocols.results import PROTOCOLS
+    from lvt_pipeline.evaluation.results import protocol_line, summary_line
     from lvt_pipeline.evaluation.sources import Sources
-    from lvt_pipeline.evaluation.summary import protocol_line, summary_line
     from lvt_pipeline.storage import read_json
 
     networks = {"i3d": i3d, "features": features, "lpips": lpips}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from lvt_pipeline.codes.store import CodeClip
 from lvt_pipeline.provenance import Provenance, write_record
 from lvt_pipeline.runs.layout import RUN_NAME, TRAINED_CLIPS_NAME, digest_of, read_sealed, write_sealed
 from lvt_pipeline.runs.trained_clips import list_trained_clips
+from lvt_pipeline.training.task import is_timing
 
 
 def edit_run(run: Path, **changes: Any) -> None:
@@ -29,3 +31,9 @@ def set_trained_clips(run: Path, clips: Iterable[CodeClip]) -> None:
     content = list_trained_clips(clips)
     (run / TRAINED_CLIPS_NAME).write_bytes(content)
     edit_run(run, digests={TRAINED_CLIPS_NAME: hashlib.sha256(content).hexdigest()})
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    """The log of a run without times and memory, which differ between equal runs."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not is_timing(name)} for line in lines]

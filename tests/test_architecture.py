@@ -29,7 +29,6 @@ STILL_LARGE_FILES = {
 STILL_LONG_FUNCTIONS = {
     "lvt_pipeline.jobs.sample.sample_clips": 76,
 }
-STILL_FULL_FOLDERS: dict[str, int] = {}
 
 
 def test_every_folder_is_a_room_with_declared_arrows() -> None:
@@ -77,12 +76,12 @@ def test_functions_fit_on_one_screen() -> None:
 def test_folders_hold_few_modules() -> None:
     full = {str(folder): count for folder, count in house.modules_in_folders().items() if count > 15}
     full.pop("stages", None)  # one file per command
-    assert full == STILL_FULL_FOLDERS
+    assert full == {}
 
 
 @pytest.mark.parametrize(
     ("name", "limit"),
-    [("lines", 46_000), ("median_lines", 8), ("ninetieth_percentile", 25), ("over_40", 34), ("mean_arguments", 2)],
+    [("lines", 46_000), ("median_lines", 8), ("ninetieth_percentile", 25), ("over_40", 32), ("mean_arguments", 2)],
 )
 def test_numbers_of_the_house_stay_within_their_limits(name: str, limit: float) -> None:
     assert getattr(house.numbers(), name) <= limit

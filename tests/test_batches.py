@@ -23,23 +23,12 @@ from lvt_pipeline.codes.loading.shard_order import ShardOrder
 from lvt_pipeline.codes.loading.windows import CodeWindows
 from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import ConfigError, LVTError, StoreError
-from lvt_pipeline.progress import SILENT
-from tests.code_stores import make_store
+from tests.listener import Listener
+from tests.toy_codes import make_store
 
 LENGTHS = {f"train/{i}": 4 + (i * 7) % 23 for i in range(40)}
 FRAMES = 5
 POOL = 8 * FRAMES * 4 * 3 * 2 * 2  # bytes of eight windows
-
-
-class Lines:
-    """Progress that remembers what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.bar = SILENT.bar
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
 
 
 @pytest.fixture
@@ -307,7 +296,7 @@ def test_a_mapped_file_with_a_single_wrong_bit_is_found_and_made_again(store: Co
     flipped[len(good) // 2] ^= 1  # far from the ends of any clip
     for bad in (flipped, good[:-300] + bytes(300), good[:-10], good[:-4], good + b"more", b"", b"\x93NUMPY\x01"):
         file.write_bytes(bad)
-        lines = Lines()
+        lines = Listener()
         again = CodeWindows(store, frames=FRAMES, cache="mmap", progress=lines)
         assert lines.said == [f"{file} is damaged and is made again"]
         assert torch.equal(again.batch(range(30)), expected)

@@ -6,19 +6,8 @@ import numpy as np
 import pytest
 
 from lvt_pipeline.models.vqvae.config import VQVAEConfig
-from lvt_pipeline.progress import SILENT
 from lvt_pipeline.training.monitors import CodebookWatch, collapsed_codebooks
-
-
-class Lines:
-    """Progress that remembers what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.bar = SILENT.bar
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
+from tests.listener import Listener
 
 
 def counts(*used: int, size: int = 100, times: int = 50) -> np.ndarray:
@@ -48,7 +37,7 @@ def test_empty_background_alone_is_no_collapse() -> None:
 
 
 def test_each_change_is_said_once() -> None:
-    lines = Lines()
+    lines = Listener()
     watch = CodebookWatch(VQVAEConfig(), lines)
     states = [counts(50, 50), counts(5, 50), counts(5, 5), counts(5, 5), counts(50, 5), counts(4, 5)]
     assert [watch.look(state, is_settled=True) for state in states] == [[], [0], [0, 1], [0, 1], [1], [0, 1]]
@@ -62,7 +51,7 @@ def test_each_change_is_said_once() -> None:
 
 
 def test_nothing_is_judged_before_the_averages_have_settled() -> None:
-    lines = Lines()
+    lines = Listener()
     assert CodebookWatch(VQVAEConfig(), lines).look(counts(1, 1), is_settled=False) == []
     assert not lines.said
 
@@ -79,7 +68,7 @@ def test_nothing_is_judged_before_the_averages_have_settled() -> None:
 def test_advice_names_what_is_not_set_yet(
     settings: dict[str, object], named: tuple[str, ...], not_named: tuple[str, ...]
 ) -> None:
-    lines = Lines()
+    lines = Listener()
     CodebookWatch(VQVAEConfig(**settings), lines).look(counts(1), is_settled=True)  # type: ignore[arg-type]
     assert all(name in lines.said[0] for name in named)
     assert not any(name in lines.said[0] for name in not_named)

@@ -20,11 +20,11 @@ from lvt_pipeline.evaluation import evaluate as stage
 from lvt_pipeline.evaluation.distances import network_process
 from lvt_pipeline.evaluation.distances.networks import NetworkError
 from lvt_pipeline.evaluation.evaluate import evaluate
-from lvt_pipeline.evaluation.protocol_results import Protocol
-from lvt_pipeline.evaluation.protocols import evaluate_protocol
+from lvt_pipeline.evaluation.protocols.evaluate import evaluate_protocol
+from lvt_pipeline.evaluation.protocols.results import Protocol
+from lvt_pipeline.evaluation.results import summary_line
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.evaluation.sources import Sources
-from lvt_pipeline.evaluation.summary import summary_line
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs.sample import sample_clips
 from lvt_pipeline.jobs.settings import SampleSettings

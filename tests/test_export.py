@@ -26,7 +26,7 @@ from lvt_pipeline.jobs import export as exporting
 from lvt_pipeline.jobs.export import export_codes
 from lvt_pipeline.jobs.settings import ExportSettings
 from lvt_pipeline.provenance import read_record
-from tests.code_stores import LENGTHS, TOKENIZER, make_store
+from tests.toy_codes import LENGTHS, TOKENIZER, make_store
 
 Lvt = Callable[..., tuple[int, str, str]]
 FORMATS = ("npy", "npy-frames", "memmap", "webdataset", "parquet")

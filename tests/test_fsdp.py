@@ -25,7 +25,6 @@ from lvt_pipeline.training.prior_task import PriorTask
 from lvt_pipeline.training.settings import PriorRunSettings, TrainingSettings, VQVAERunSettings
 from lvt_pipeline.training.sharding import shard
 from lvt_pipeline.training.task import StepLoss
-from tests.code_stores import make_store
 from tests.test_prior_training import (
     MODEL,
     TRAINING,
@@ -33,6 +32,7 @@ from tests.test_prior_training import (
     one_thread,  # noqa: F401 (a fixture)
 )
 from tests.torchrun import run_together
+from tests.toy_codes import make_store
 
 STEPS = 8
 STOPPED_AT = 3

@@ -15,7 +15,7 @@ from lvt_pipeline.jobs.export import export_codes
 from lvt_pipeline.jobs.import_codes import import_codes
 from lvt_pipeline.jobs.settings import ExportSettings, ImportSettings
 from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
-from tests.code_stores import make_store
+from tests.toy_codes import make_store
 from tests.toy_work import BOOKS, CODES, make_tokenizer
 
 Lvt = Callable[..., tuple[int, str, str]]

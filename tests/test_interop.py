@@ -19,7 +19,7 @@ from lvt_pipeline.codes import shard_file
 from lvt_pipeline.codes.schema import shard_name
 from lvt_pipeline.codes.shard_file import ShardFile, read_frames
 from lvt_pipeline.codes.store import CodeStore
-from tests.code_stores import LENGTHS, make_store
+from tests.toy_codes import LENGTHS, make_store
 
 READERS = {
     "zarr": """

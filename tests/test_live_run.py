@@ -19,9 +19,9 @@ from lvt_pipeline.runs.live import LiveRun, read_live_run
 from lvt_pipeline.runs.read import read_run
 from lvt_pipeline.storage import exclusive_lock, is_locked
 from stages.status import run_line
-from tests.code_stores import make_store
 from tests.run_files import edit_run
 from tests.test_prior_training import MODEL, TRAINING
+from tests.toy_codes import make_store
 
 SECONDS = 60
 

@@ -16,8 +16,8 @@ from lvt_pipeline.codes.loading.batches import Batches, make_batches
 from lvt_pipeline.codes.loading.cache import cache_folder
 from lvt_pipeline.codes.loading.windows import CodeWindows
 from lvt_pipeline.training.prior import train_prior
-from tests.code_stores import make_store
 from tests.test_prior_training import metrics_of, settings_of
+from tests.toy_codes import make_store
 
 STEPS, BATCH, FRAMES, PARTS = 6, 8, 5, 2
 POOL = 24 * FRAMES * 4 * 3 * 2 * 2  # bytes of 24 windows: the batches of three steps

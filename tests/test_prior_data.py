@@ -30,7 +30,6 @@ from lvt_pipeline.training import prior as prior_training
 from lvt_pipeline.training.prior import train_prior
 from lvt_pipeline.training.prior_task import PriorTask
 from lvt_pipeline.training.task import StepLoss
-from tests.code_stores import make_store
 from tests.test_prior_training import (
     MODEL,
     TRAINING,
@@ -40,6 +39,7 @@ from tests.test_prior_training import (
     task_of,
 )
 from tests.test_prior_training import make_store as make_labelled_store
+from tests.toy_codes import make_store
 
 SHAPE: dict[str, Any] = {"codebook_size": 8, "frame_shape": (4, 4, 2)}
 

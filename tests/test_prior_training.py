@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,6 @@ from lvt_pipeline.errors import ChangedRunError, ConfigError, LVTError, Mismatch
 from lvt_pipeline.models.prior.adaptive import cutoffs_by_mass, frequency_ranks
 from lvt_pipeline.models.prior.config import PriorConfig, PriorModelSettings
 from lvt_pipeline.models.prior.model import Prior
-from lvt_pipeline.progress import SILENT
 from lvt_pipeline.provenance import Provenance, read_record
 from lvt_pipeline.runs.checkpoints import find_checkpoint, load_weights
 from lvt_pipeline.runs.read import load_prior, read_run
@@ -38,7 +35,9 @@ from lvt_pipeline.training.prior import dry_run_prior, train_prior
 from lvt_pipeline.training.prior_settings import FROM_STORE, class_names, resolve_settings
 from lvt_pipeline.training.prior_task import PriorTask
 from lvt_pipeline.training.settings import PriorRunSettings
-from lvt_pipeline.training.task import StepLoss, is_timing
+from lvt_pipeline.training.task import StepLoss
+from tests.listener import Listener
+from tests.run_files import metrics_of
 
 K, GRID, NUM_CODEBOOKS = 8, (4, 4), 2
 MODEL = {
@@ -64,15 +63,6 @@ TRAINING = {
     "checkpoint_every": 4,
 }
 CLIPS = (("a", "train", 6), ("b", "train", 4), ("c", "train", 9), ("d", "train", 2), ("e", "val", 7), ("f", "test", 5))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Such small models lose more to waiting threads than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def settings_of(model: dict[str, Any] | None = None, **training: Any) -> PriorRunSettings:
@@ -110,22 +100,6 @@ def finished(codes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("prior") / "run"
     train_prior(codes, out, settings_of(), device="cpu")
     return out
-
-
-class Lines:
-    """Progress that remembers what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.bar = SILENT.bar
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
-
-
-def metrics_of(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not is_timing(name)} for line in lines]
 
 
 def task_of(codes: Path, settings: PriorRunSettings, frames: int = 4) -> PriorTask:
@@ -280,7 +254,7 @@ def test_model_that_cannot_be_built_is_refused_before_anything_is_written(codes:
 
 def test_store_without_val_clips_trains_and_says_so(tmp_path: Path) -> None:
     store = make_store(tmp_path / "data.zarr", CLIPS[:4])
-    lines = Lines()
+    lines = Listener()
     record = train_prior(store, tmp_path / "run", settings_of(), device="cpu", progress=lines)
     assert any("no val clip" in line for line in lines.said)
     assert any("1 clip of" in line and "shorter than 4 frames" in line for line in lines.said)
@@ -296,7 +270,7 @@ def test_interrupted_run_goes_on_with_its_generation_when_the_store_grows(
         train_prior(store, tmp_path / "parts", settings_of(), device="cpu", max_seconds=0)
     before = open_codes(store).fingerprint
     make_store(store, (*CLIPS, ("g", "train", 8)))
-    lines = Lines()
+    lines = Listener()
     record = train_prior(store, tmp_path / "parts", settings_of(), device="cpu", progress=lines)
     assert record.inputs == {"codes": before}
     assert record.fingerprint == read_record(tmp_path / "whole").fingerprint

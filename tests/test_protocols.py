@@ -17,11 +17,11 @@ from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.errors import ConfigError, Stopped
 from lvt_pipeline.evaluation import evaluate as stage
 from lvt_pipeline.evaluation.evaluate import evaluate
-from lvt_pipeline.evaluation.protocol_results import PROTOCOLS, Protocol
-from lvt_pipeline.evaluation.protocols import evaluate_protocol
+from lvt_pipeline.evaluation.protocols.evaluate import evaluate_protocol
+from lvt_pipeline.evaluation.protocols.results import PROTOCOLS, Protocol
+from lvt_pipeline.evaluation.results import protocol_line
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.evaluation.sources import Sources
-from lvt_pipeline.evaluation.summary import protocol_line
 from lvt_pipeline.jobs import sample as sampling
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.storage import read_json

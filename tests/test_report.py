@@ -16,8 +16,8 @@ import pytest
 
 from lvt_pipeline.errors import ArtefactError, ConfigError
 from lvt_pipeline.evaluation.compare import compare
-from lvt_pipeline.evaluation.protocol_results import Protocol
-from lvt_pipeline.evaluation.protocols import evaluate_protocol
+from lvt_pipeline.evaluation.protocols.evaluate import evaluate_protocol
+from lvt_pipeline.evaluation.protocols.results import Protocol
 from lvt_pipeline.evaluation.sources import Sources
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs.sample import sample_clips

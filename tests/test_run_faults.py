@@ -25,10 +25,10 @@ from lvt_pipeline.runs.read import load_prior, read_run, read_run_config, read_r
 from lvt_pipeline.runs.trained_clips import find_trained_clips
 from lvt_pipeline.training.prior import train_prior
 from lvt_pipeline.training.vqvae import train_vqvae
-from tests.code_stores import make_store
 from tests.test_prior_training import settings_of
 from tests.test_training_options import Watched
 from tests.test_vqvae_training import make_frames, tiny
+from tests.toy_codes import make_store
 
 STEPS = {"max_steps": 6, "log_every": 1, "eval_every": 2, "checkpoint_every": 3, "picture_every": 6}
 LENGTHS = {f"train/{i}": 4 + i % 5 for i in range(11)} | {"val/a": 6, "test/a": 6}

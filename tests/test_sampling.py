@@ -225,27 +225,12 @@ def test_a_stopped_run_goes_on_and_gives_what_an_uninterrupted_one_gives(
     assert tables[0]
 
 
-class Lines:
-    """A progress that keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    def bar(self, *arguments: object, **options: object) -> object:
-        from lvt_pipeline.progress import SILENT
-
-        return SILENT.bar("", None, "")
-
-
 def test_a_missing_split_falls_back_to_the_next_one_and_says_so(tmp_path: Path) -> None:
     work = make_toy_work(tmp_path, lengths={"test/0": 1, "test/1": 1, "test/2": 1})
-    lines = Lines()
+    lines = Listener()
     record = sample_clips(work.prior, work.codes, work.samples, SETTINGS, device="cpu", progress=lines)
     assert record.counts["split"] == "val"
-    assert "using val clips" in lines.lines[0]
+    assert "using val clips" in lines.said[0]
 
 
 def test_short_clips_are_left_out_and_counted(tmp_path: Path) -> None:

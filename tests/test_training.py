@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,19 +43,11 @@ from lvt_pipeline.training.distributed import Ranks, joined_ranks
 from lvt_pipeline.training.loop import train
 from lvt_pipeline.training.settings import HARMLESS_SETTINGS, TrainingSettings
 from lvt_pipeline.training.stepping import learning_rate_at, make_optimizer
-from lvt_pipeline.training.task import StepLoss, is_timing, step_seed
+from lvt_pipeline.training.task import StepLoss, step_seed
+from tests.run_files import metrics_of
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 WIDTH = 6
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Such small models lose more to waiting threads than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class ToyModel(nn.Module):
@@ -179,12 +171,6 @@ def run_toy(
         task = ToyTask(settings, **task_options)
         result = train(task, settings, run, ranks, max_seconds=max_seconds)
         return run.finish(result.weights, {"steps": result.steps}, steps=result.steps, seconds=result.seconds)
-
-
-def metrics_of(run: Path) -> list[dict[str, Any]]:
-    """Lines of the log without their timing fields."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not is_timing(name)} for line in lines]
 
 
 def final_weights(run: Path, name: str = MODEL_NAME) -> dict[str, Tensor]:

@@ -27,9 +27,9 @@ from lvt_pipeline.training import stepping
 from lvt_pipeline.training.prior import train_prior
 from lvt_pipeline.training.task import is_timing
 from lvt_pipeline.training.vqvae import train_vqvae
-from tests.code_stores import make_store
 from tests.test_prior_training import settings_of
 from tests.test_vqvae_training import make_frames, tiny
+from tests.toy_codes import make_store
 
 STEPS = 30
 OFTEN = {"max_steps": STEPS, "log_every": 4, "eval_every": 7, "checkpoint_every": 5, "picture_every": 15}

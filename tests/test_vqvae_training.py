@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +19,17 @@ from lvt_pipeline.frames.records import FrameSample
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.frames.writer import write_frames
 from lvt_pipeline.models.vqvae.model import VQVAE, tokenizer_fingerprint
-from lvt_pipeline.progress import SILENT
 from lvt_pipeline.provenance import read_record
 from lvt_pipeline.runs.checkpoints import find_checkpoint, load_weights
 from lvt_pipeline.runs.read import load_vqvae
 from lvt_pipeline.training import vqvae as vqvae_training
 from lvt_pipeline.training import vqvae_task
 from lvt_pipeline.training.settings import VQVAERunSettings
-from lvt_pipeline.training.task import StepLoss, is_timing
+from lvt_pipeline.training.task import StepLoss
 from lvt_pipeline.training.vqvae import dry_run_vqvae, train_vqvae
 from lvt_pipeline.training.vqvae_task import VQVAETask, start_codebooks, vqvae_loss
+from tests.listener import Listener
+from tests.run_files import metrics_of
 
 MODEL = {
     "num_codebooks": 2,
@@ -52,15 +51,6 @@ TRAINING = {
     "picture_every": 4,
     "checkpoint_every": 4,
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Such small models lose more to waiting threads than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tiny(**training: Any) -> VQVAERunSettings:
@@ -89,22 +79,6 @@ def finished(frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("vqvae") / "run"
     train_vqvae(frames, out, tiny(), device="cpu")
     return out
-
-
-class Lines:
-    """Progress that remembers what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.bar = SILENT.bar
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
-
-
-def metrics_of(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not is_timing(name)} for line in lines]
 
 
 def test_resumed_vqvae_matches_uninterrupted_one_down_to_its_codebooks(
@@ -208,7 +182,7 @@ def test_lines_of_the_log_tell_how_each_codebook_is_used(frames: Path, finished:
 
 
 def test_collapse_is_said_once_and_recorded(frames: Path, tmp_path: Path) -> None:
-    lines = Lines()
+    lines = Listener()
     # With a decay of 0, a code that one step does not use falls to zero, where many others lie already.
     model = replace(tiny().model, ema_decay=0.0, dead_code="none", ema_init="reference", codebook_size=64)
     settings = replace(tiny(eval_every=2), model=model)
@@ -224,7 +198,7 @@ def test_collapse_is_said_once_and_recorded(frames: Path, tmp_path: Path) -> Non
 def test_collapse_is_not_said_again_when_a_run_is_resumed(
     frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = Lines()
+    lines = Listener()
     model = replace(tiny().model, ema_decay=0.0, dead_code="none", ema_init="reference", codebook_size=64)
     settings = replace(tiny(eval_every=2), model=model)
     loss, calls = VQVAETask.loss, 0
@@ -326,7 +300,7 @@ def test_picture_shows_frames_above_reconstructions(finished: Path) -> None:
 
 def test_frames_without_val_clips_train_and_say_so(tmp_path: Path) -> None:
     frames = make_frames(tmp_path / "frames", ("train", "train"))
-    lines = Lines()
+    lines = Listener()
     record = train_vqvae(frames, tmp_path / "run", tiny(), device="cpu", progress=lines)
     assert any("no val clips" in line for line in lines.said)
     assert "val_mse" not in record.counts

@@ -22,11 +22,11 @@ from lvt_pipeline.runs.read import load_vqvae, read_run, run_fingerprint
 from lvt_pipeline.runs.trained_clips import find_trained_clips
 from lvt_pipeline.training.prior import train_prior
 from lvt_pipeline.training.vqvae import train_vqvae
-from tests.code_stores import make_store
 from tests.test_prior_training import make_store as make_codes
 from tests.test_prior_training import settings_of
 from tests.test_training_options import Watched
 from tests.test_vqvae_training import make_frames, tiny
+from tests.toy_codes import make_store
 
 STEPS = {"max_steps": 4, "log_every": 2, "eval_every": 4, "checkpoint_every": 4, "picture_every": 4}
 LENGTHS = {f"train/{i}": 4 + i % 5 for i in range(11)} | {"val/a": 6}

@@ -44,11 +44,10 @@ from lvt_pipeline.evaluation.distances.networks import NetworkError
 from lvt_pipeline.evaluation.distances.sampled_fvd import measure_fvd, measure_reconstruction_fvd
 from lvt_pipeline.evaluation.metrics import CodeCounts
 from lvt_pipeline.evaluation.pixels import measure_reconstruction
-from lvt_pipeline.evaluation.results import is_unchanged, plain, without_metric, write_results
+from lvt_pipeline.evaluation.results import is_unchanged, plain, summary_line, without_metric, write_results
 from lvt_pipeline.evaluation.samples import measure_samples
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.evaluation.sources import Opened, Sources, open_sources, require_held_out, trained_clips
-from lvt_pipeline.evaluation.summary import summary_line
 from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.progress import SILENT, Progress

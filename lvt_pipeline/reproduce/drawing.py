@@ -14,7 +14,7 @@ from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.codes.usage import codes_holding, count_codes
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.evaluation.pixels import real_frames
-from lvt_pipeline.evaluation.protocol_results import runs_folder
+from lvt_pipeline.evaluation.protocols.results import runs_folder
 from lvt_pipeline.evaluation.samples import original_of, priming_frames_of
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.report.clips import METRIC_OF, SAMPLE_METRICS

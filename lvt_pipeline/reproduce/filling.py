@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lvt_pipeline.evaluation.protocol_results import Protocol
+from lvt_pipeline.evaluation.protocols.results import Protocol
 from lvt_pipeline.reproduce.experiments import (
     PriorRecipe,
     Target,

@@ -16,7 +16,7 @@ from lvt_pipeline import config
 from lvt_pipeline.demo.videos import write_demo_videos
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
 from lvt_pipeline.evaluation.evaluate import evaluate
-from lvt_pipeline.evaluation.protocols import evaluate_protocol, recorded_settings
+from lvt_pipeline.evaluation.protocols.evaluate import evaluate_protocol, recorded_settings
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.evaluation.sources import Sources
 from lvt_pipeline.frames.shards import FrameShards

@@ -33,11 +33,10 @@ from lvt_pipeline.evaluation.evaluate import (
     raise_failures,
     write_evaluation,
 )
-from lvt_pipeline.evaluation.protocol_results import Protocol, combined_results, runs_folder
-from lvt_pipeline.evaluation.results import is_unchanged, plain, write_results
+from lvt_pipeline.evaluation.protocols.results import Protocol, combined_results, runs_folder
+from lvt_pipeline.evaluation.results import is_unchanged, plain, summary_line, write_results
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.evaluation.sources import Opened, Sources, open_sources
-from lvt_pipeline.evaluation.summary import summary_line
 from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.jobs.sample import sample_clips
 from lvt_pipeline.jobs.settings import SampleSettings
