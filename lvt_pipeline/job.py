@@ -110,21 +110,11 @@ class Job:
 
     @contextmanager
     def open_file(
-        self,
-        out: Path,
-        settings: Any,
-        inputs: Mapping[str, str],
-        *,
-        overwrite: bool = False,
-        clock: Clock | None = None,
+        self, out: Path, settings: Any, inputs: Mapping[str, str], *, clock: Clock | None = None
     ) -> Iterator[Work]:
-        """Prepare to write one output file, which is replaced as a whole. See also `outputs.require_output_file`.
-
-        Args:
-            overwrite: nothing that exists counts as current.
-        """
+        """Prepare to write one output file, which is replaced as a whole. See also `outputs.require_output_file`."""
         with stop_requested() as stop:
-            yield Work(self, settings, inputs, clock, out=out, is_folder=False, stop=stop, overwrite=overwrite)
+            yield Work(self, settings, inputs, clock, out=out, is_folder=False, stop=stop)
 
 
 class Recorder:
@@ -179,7 +169,7 @@ class Work(Recorder):
         out: Path,
         is_folder: bool,
         stop: StopRequest,
-        overwrite: bool,
+        overwrite: bool = False,
     ) -> None:
         super().__init__(job, settings, inputs, clock)
         self.out, self.stop = out, stop

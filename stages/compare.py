@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lvt_pipeline.progress import aligned
 from stages.console import echo_facts
 from stages.options import json_option, stage_command
 from stages.values import PATH, Real
 
 if TYPE_CHECKING:
-    from lvt_pipeline.evaluation.compare import Comparison, Difference, Measured
+    from lvt_pipeline.evaluation.compare import Comparison, Difference
 
 
 @stage_command("compare")
@@ -47,13 +48,16 @@ def _page(found: Comparison) -> str:
     titles = {metric.key: metric.title for metric in METRICS}
     rows = [["", *(evaluation.name for evaluation in found.evaluations)]]
     rows.append(["clips", *(f"{e.results['clips']} {e.results['split']}" for e in found.evaluations)])
-    rows += [[titles[key], *(_cell(measured) for measured in row)] for key, row in found.table.items()]
-    lines = _aligned(rows)
+    rows += [
+        [titles[key], *("–" if measured is None else measured.text for measured in row)]
+        for key, row in found.table.items()
+    ]
+    lines = aligned(rows)
     lines.append(f"[low, high]: {found.level:.0%} bootstrap interval over clips; of FVD over runs")
     for evaluation in found.evaluations[1:]:
         own = [difference for difference in found.differences if difference.of == evaluation.name]
         lines += ["", f"{evaluation.name} against {found.evaluations[0].name}"]
-        lines += _aligned([[f"  {titles[difference.metric]}", *_verdict(difference)] for difference in own])
+        lines += aligned([[f"  {titles[difference.metric]}", *_verdict(difference)] for difference in own])
         if not own:
             lines.append("  nothing was measured in both")
     labels = {str(evaluation.fact("fvd.label")) for evaluation in found.evaluations if evaluation.fact("fvd.label")}
@@ -67,24 +71,10 @@ def _page(found: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _cell(measured: Measured | None) -> str:
-    if measured is None:
-        return "–"
-    if measured.low is None or measured.high is None:
-        return f"{measured.mean:.4g}"
-    return f"{measured.mean:.4g} [{measured.low:.4g}, {measured.high:.4g}]"
-
-
 def _verdict(difference: Difference) -> list[str]:
-    if difference.mean is None or difference.low is None or difference.high is None:
+    if not difference.text:
         return ["", f"{difference.verdict}: {difference.reason}"]
     of_what = "runs" if difference.metric.startswith(("fvd", "kvd")) else "clips"
     how = f"{'paired, ' if difference.is_paired else ''}{difference.values} {of_what}"
     note = f"; {difference.reason}" if difference.reason else ""
-    numbers = f"{difference.mean:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]"
-    return [numbers, f"{difference.verdict} ({how}{note})"]
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [difference.text, f"{difference.verdict} ({how}{note})"]

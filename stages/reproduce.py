@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lvt_pipeline.progress import aligned
 from lvt_pipeline.reproduce.settings import Asked, load_settings
 from stages.console import Console, echo_facts
 from stages.options import device_option, json_option, set_option, settings_options, stage_command, workers_option
@@ -103,8 +104,7 @@ def _plan_page(reproduction: Reproduction, planned: list[PlannedStep]) -> str:
         )
         for step in planned
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = aligned(rows)
     todo = [step for step in planned if not step.is_done]
     steps = sum(step.training_steps or 0 for step in todo)
     names = ", ".join(target.name for target in reproduction.targets)

@@ -78,30 +78,27 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def mean_interval(values: NDArray[Any], *, level: float = LEVEL, seed: int = 0) -> Interval:
-    """Mean of the values and its interval.
+def mean_interval(values: NDArray[Any], *, level: float = LEVEL) -> Interval:
+    """Mean of the values and its interval; always the same for the same values.
 
     Args:
         values: finite numbers (N,), N at least 2.
         level: how often such intervals contain the true mean, between 0 and 1.
-        seed: of the resampling; the same seed gives the same interval.
 
     Raises:
         ShapeError: fewer than two values.
         ConfigError: the level is not between 0 and 1.
     """
-    return _interval(_resampled_means(values, seed), float(np.mean(values)), level)
+    return _interval(_resampled_means(values, 0), float(np.mean(values)), level)
 
 
-def difference_interval(
-    values: NDArray[Any], against: NDArray[Any], *, level: float = LEVEL, seed: int = 0
-) -> Interval:
+def difference_interval(values: NDArray[Any], against: NDArray[Any], *, level: float = LEVEL) -> Interval:
     """Difference of the means of two unrelated sets of values, each resampled separately; arguments as above.
 
     For values of the same clips, give their differences to `mean_interval`: what makes a clip hard then cancels, and
     the interval is usually much narrower.
     """
-    means = _resampled_means(values, seed) - _resampled_means(against, seed + 1)
+    means = _resampled_means(values, 0) - _resampled_means(against, 1)
     return _interval(means, float(np.mean(values) - np.mean(against)), level)
 
 
@@ -134,6 +131,16 @@ class Measured:
     high: float | None
     values: int
 
+    @property
+    def interval(self) -> str:
+        """Such as "[0.1, 0.3]"; empty without values to resample."""
+        return "" if self.low is None or self.high is None else f"[{self.low:.4g}, {self.high:.4g}]"
+
+    @property
+    def text(self) -> str:
+        """The mean and its interval."""
+        return f"{self.mean:.4g} {self.interval}".rstrip()
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -149,6 +156,13 @@ class Difference:
     is_paired: bool = False
     values: int = 0
     reason: str = ""
+
+    @property
+    def text(self) -> str:
+        """The difference and its interval; empty where there is none."""
+        if self.mean is None or self.low is None or self.high is None:
+            return ""
+        return f"{self.mean:+.3g} [{self.low:+.3g}, {self.high:+.3g}]"
 
 
 @dataclass(frozen=True)

@@ -100,14 +100,13 @@ class Pipeline:
         self,
         *,
         until: str | None = None,
-        on_start: Callable[[str], None] = lambda name: None,
         on_end: Callable[[StageResult], None] = lambda result: None,
     ) -> list[StageResult]:
         """Make the missing and stale outputs, in order.
 
         Args:
             until: the last stage to look at, such as "encode-dataset"; None: all.
-            on_start, on_end: called around each stage that is looked at.
+            on_end: called after each stage that is looked at.
 
         Raises:
             BusyError: another run works in this directory.
@@ -119,7 +118,6 @@ class Pipeline:
             self._planner.require_feasible(until)
             for stage in stages_of(self.settings):
                 self._require_time(stage)
-                on_start(stage.name)
                 result = self._bring_up_to_date(stage)
                 if not results:  # the clips are known: from here on the directory follows these settings
                     save_settings(self.settings, self.work_dir)

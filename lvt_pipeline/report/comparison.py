@@ -146,24 +146,22 @@ def _numbers(comparison: Comparison) -> Part:
 
 
 def _measured_cell(measured: Measured | None) -> str | Part:
-    if measured is None:
-        return "–"
-    if measured.low is None or measured.high is None:
-        return f"{measured.mean:.4g}"
-    return check("value", f"{measured.mean:.4g}", f"[{measured.low:.4g}, {measured.high:.4g}]")
+    if measured is None or not measured.interval:
+        return "–" if measured is None else measured.text
+    return check("value", f"{measured.mean:.4g}", measured.interval)
 
 
 def _difference_cell(difference: Difference | None) -> str | Part:
     if difference is None:
         return "–"
     kind, verdict = VERDICTS[difference.verdict]
-    if difference.mean is None or difference.low is None or difference.high is None:
+    if not difference.text:
         return check(kind, verdict, difference.reason)
     if difference.low == difference.high == 0:
         return check("plain", "equal", f"on all {difference.values}")
-    note = f"{difference.mean:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]"
     how = f"{'paired, ' if difference.is_paired else ''}{difference.values}"
-    return check(kind, verdict, f"{note}, {how}{'; ' + difference.reason if difference.reason else ''}")
+    reason = f"; {difference.reason}" if difference.reason else ""
+    return check(kind, verdict, f"{difference.text}, {how}{reason}")
 
 
 def _facts(runs: Mapping[str, WorkDir]) -> Part:

@@ -27,7 +27,7 @@ NUM_SAMPLES = 6  # rows of figures 3 and 4
 PAPER_HOLDING = "218 of 512"  # section 4.5
 
 
-def draw_frequencies(codes: Path, out: Path, title: str) -> tuple[FigureFiles, str]:
+def plot_frequencies(codes: Path, out: Path, title: str) -> tuple[FigureFiles, str]:
     """Figure 5: how often each code occurs in the training clips, sorted; and its main number beside the paper's."""
     counts = count_codes(open_codes(codes), "train")
     held = " and ".join(map(str, codes_holding(counts)))
@@ -35,23 +35,23 @@ def draw_frequencies(codes: Path, out: Path, title: str) -> tuple[FigureFiles, s
     return plot_code_frequencies(counts, out, title=title), remark
 
 
-def draw_figure(name: str, samples: MeasuredSamples, out: Path, title: str) -> FigureFiles:
+def plot_figure(name: str, samples: MeasuredSamples, out: Path, title: str) -> FigureFiles:
     """Figures 3 and 4: samples. Figures 6, 7 and 8: a sample with its codes; the first, the best and the worst one.
 
     Best and worst are by LPIPS, SSIM or MSE against what really happened, the first that was measured, as in `lvt
     figures`. A sample is one possible future, so this finds samples that go wrong, and is not a score.
     """
-    given = samples.priming_frames
+    priming = samples.priming_frames
     if name in ("figure3", "figure4"):
         videos = [SampledVideo(clip.id, samples.video(clip)) for clip in samples.clips[:NUM_SAMPLES]]
-        return plot_samples(videos, given, out, title=title)
+        return plot_samples(videos, priming, out, title=title)
     is_first = name == "figure6"
     clip, why = (samples.clips[0], "") if is_first else samples.extreme(is_good=name == "figure7")
     return plot_code_rows(
         samples.video(clip),
         samples.samples.read(clip),
         samples.samples.codebook_size,
-        given,
+        priming,
         out,
         real_codes=None if is_first else samples.real_codes(clip),
         title=", ".join(filter(None, (f"{title}: {clip.id}", why))),
@@ -93,10 +93,10 @@ class MeasuredSamples:
         return clip, f"{self._metric.title} {value}, the {'best' if is_good else 'worst'} of {len(self.clips)}"
 
     def video(self, clip: CodeClip) -> NDArray[np.uint8]:
-        """A sample in pixels, its given frames real: uint8 (T, H, W, 3)."""
+        """A sample in pixels, its priming frames the real ones: uint8 (T, H, W, 3)."""
         frames: NDArray[np.uint8] = self._tokenizer.decode(self.samples.read(clip)).numpy()
-        given = self.priming_frames
-        frames[:given] = real_frames(self.store, self._origin(clip), self._shards, clip.length)[:given]
+        priming = self.priming_frames
+        frames[:priming] = real_frames(self.store, self._origin(clip), self._shards, clip.length)[:priming]
         return frames
 
     def real_codes(self, clip: CodeClip) -> NDArray[np.unsignedinteger[Any]]:

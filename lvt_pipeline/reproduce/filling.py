@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lvt_pipeline.evaluation.protocols.results import Protocol
+from lvt_pipeline.progress import count_of
 from lvt_pipeline.reproduce.experiments import (
     PriorRecipe,
     Target,
@@ -120,7 +121,7 @@ def _extra_rows(
     blank = [""] * (len(paper.labels) - 1)
     rows = []
     if copies := _of_copies(results[priors[-1].name]):
-        rows.append(FilledRow(["last given frame repeated", *blank], copies, is_extra=True))
+        rows.append(FilledRow(["last priming frame repeated", *blank], copies, is_extra=True))
     for books, recipe in {it.tokenizer.settings.model.num_codebooks: it for it in priors}.items():
         bits = Measured(results[recipe.name]["baselines"]["previous_frame_bits"])
         labels = ["same code as a frame earlier", *blank]
@@ -158,7 +159,7 @@ def _notes(
     label = _fvd_label(results)
     missing = next((str(it["fvd"]["missing"]) for it in results if "missing" in it.get("fvd", {})), None)
     if label is not None:
-        given = f"{PROTOCOL.priming_frames} frames given, the real ones; " if priors else ""
+        given = f"{PROTOCOL.priming_frames} real priming frames; " if priors else ""
         notes.append(f"FVD: {given}{label}.")
     elif missing is not None:
         notes.append(f"FVD: {missing}.")
@@ -179,10 +180,11 @@ def _timing_notes(
     target: Target, settings: ReproduceSettings, places: Places, priors: Sequence[PriorRecipe]
 ) -> list[str]:
     found = read_json(places.timing(priors[0]))
-    threads = "" if found["threads"] is None else f", {found['threads']} thread{'' if found['threads'] == 1 else 's'}"
+    threads = "" if found["threads"] is None else f", {count_of(found['threads'], 'thread')}"
+    clip = f"one clip of {found['frames']} frames, {found['priming_frames']} of them priming frames"
     notes = [
-        f"s per clip: one clip of {found['frames']} frames, {found['priming_frames']} given, on {found['device']}"
-        f"{threads}, {found['dtype']}, fastest of {len(found['all_seconds'])}; the paper's on one V100 GPU."
+        f"s per clip: {clip}, on {found['device']}{threads}, {found['dtype']}, fastest of {len(found['all_seconds'])}; "
+        "the paper's on one V100 GPU."
     ]
     if settings.scale != "paper":
         counts = [in_millions(count_parameters(it)) for it in target_priors(target, ReproduceSettings(scale="paper"))]

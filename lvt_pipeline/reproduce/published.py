@@ -23,7 +23,7 @@ COLUMNS: Mapping[Column, str] = {
     "seconds": "s per clip",
 }
 NOTHING = "-"  # how the paper prints a number that its source does not give
-COPY = "copy"  # the baseline that repeats the last given frame
+COPY = "copy"  # the baseline that repeats the last priming frame
 
 
 @dataclass(frozen=True)

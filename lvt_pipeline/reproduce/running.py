@@ -329,10 +329,10 @@ class Reproduction:
             table = fill_table(target, self.settings, self._places)
             return Outcome(target, table.write(self._places.tables), table)
         out = self._places.figure(target.name)
-        title = f"{self.data.name}, scale {self.settings.scale}"
+        title = f"{self.data.name}, preset {self.settings.scale}"
         if not target.priors:
             (tokenizer,) = target_tokenizers(target, self.settings)
-            files, remark = drawing.draw_frequencies(self._places.codes(tokenizer), out, title)
+            files, remark = drawing.plot_frequencies(self._places.codes(tokenizer), out, title)
             return Outcome(target, files, remark=remark)
         (prior,) = target_priors(target, self.settings)
         sampled = drawing.MeasuredSamples(
@@ -342,7 +342,7 @@ class Reproduction:
             result=self._places.result(prior),
             device=self._making.device,
         )
-        return Outcome(target, drawing.draw_figure(target.name, sampled, out, title))
+        return Outcome(target, drawing.plot_figure(target.name, sampled, out, title))
 
 
 def _samples_of(out: Path) -> dict[str, str]:

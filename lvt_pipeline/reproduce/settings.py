@@ -28,7 +28,7 @@ Scale = Literal["tiny", "small", "paper"]
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceSettings(Settings):
-    """The contents of `reproduce.toml` in a work directory. A scale is a preset of these."""
+    """The contents of `reproduce.toml` in a work directory. Its `scale` is the preset."""
 
     scale: Scale = setting("tiny", "Preset that the settings started from.")
     videos: str | None = setting(
@@ -78,24 +78,24 @@ class Asked(Settings):
 
     @property
     def given(self) -> dict[str, Any]:
-        """The settings that were given, without the scale; locations are absolute."""
+        """The settings that were given, without the preset; locations are absolute."""
         locate: dict[str, Callable[[str], str]] = {"videos": location_of, "media": location_of, "i3d": os.path.abspath}
         given = {name: value for name, value in asdict(self).items() if value is not None and name != "scale"}
         return {name: locate[name](value) if name in locate else value for name, value in given.items()}
 
 
 def load_settings(work_dir: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()) -> ReproduceSettings:
-    """The settings that the work directory was made with, or those of a scale, changed by options.
+    """The settings that the work directory was made with, or those of a preset, changed by options.
 
     Raises:
-        ConfigError: a setting is unknown, or the directory holds experiments of another scale.
+        ConfigError: a setting is unknown, or the directory holds experiments of another preset.
     """
     path, scale = work_dir / SETTINGS_NAME, asked.scale
     saved = config.read_toml(path) if path.is_file() else None
     if scale is not None and scale not in SCALES:
         close = difflib.get_close_matches(scale, SCALES, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise ConfigError(f"there is no scale {scale!r}; {hint}known: {', '.join(SCALES)}")
+        raise ConfigError(f"there is no preset {scale!r}; {hint}known: {', '.join(SCALES)}")
     if saved is not None and scale is not None and saved.get("scale") != scale:
         raise ConfigError(
             f"{work_dir} holds experiments of preset {saved.get('scale')} but --preset {scale} was asked for; "

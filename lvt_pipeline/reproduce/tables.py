@@ -86,7 +86,7 @@ class FilledTable:
         """Where both kinds of numbers come from, so that nobody mistakes one for the other."""
         runs = "" if self.runs is None else f", {count_of(self.runs, 'run')} of sampling"
         lines = [
-            f"ours: {self.data}, scale {self.scale}, {count_of(self.clips, f'{self.split} clip')}{runs}",
+            f"ours: {self.data}, preset {self.scale}, {count_of(self.clips, f'{self.split} clip')}{runs}",
             f"paper: {DATASETS[self.paper.dataset]}, {TEST_CLIPS[self.paper.dataset]} test clips, as it was printed",
         ]
         if self.dataset != self.paper.dataset:

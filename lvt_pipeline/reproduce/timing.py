@@ -1,4 +1,4 @@
-"""How long sampling one clip takes (paper, section 4.1 and table 7: 16 frames, 5 of them given)."""
+"""How long sampling one clip takes (paper, section 4.1 and table 7: 16 frames, 5 of them priming frames)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ JOB = Job(stage=STAGE, version=VERSION, kind="evaluation")
 
 @dataclass(frozen=True, kw_only=True)
 class TimingSettings:
-    """The settings of a timing. Defaults are the paper's: one clip of 16 frames, 5 of them given."""
+    """The settings of a timing. Defaults are the paper's: one clip of 16 frames, 5 of them priming frames."""
 
     frames: int = 16
     priming_frames: int = 5

@@ -88,7 +88,7 @@ def usage_charts(counts: NDArray[np.int64]) -> list[str]:
     return charts
 
 
-def plot_code_usage(counts: NDArray[np.int64], out: Path, *, title: str = "") -> FigureFiles:
+def plot_code_usage(counts: NDArray[np.int64], out: Path) -> FigureFiles:
     """Plot each codebook as a map with one cell per code, in the order of the indices, on a logarithmic scale.
 
     The CSV has a line per code: `codebook`, `code`, `count`, `share` and `times_even` (count over the count that each
@@ -107,7 +107,7 @@ def plot_code_usage(counts: NDArray[np.int64], out: Path, *, title: str = "") ->
     height = math.ceil(counts.shape[1] / width)
     with figure_look():
         panel = min(PAGE_WIDTH / columns - 0.15, WIDEST_MAP)
-        figure = new_figure(PAGE_WIDTH, (panel * height / width + 0.4) * num_rows + 0.8, title)
+        figure = new_figure(PAGE_WIDTH, (panel * height / width + 0.4) * num_rows + 0.8)
         panels = figure.subplots(num_rows, columns, squeeze=False)
         _plot_maps(figure, panels, times_even, (height, width))
         lines = (

@@ -52,9 +52,7 @@ def plot_loss_curves(
         return save_figure(figure, out, ("run", "split", "step", "value"), [*rows, *levels])
 
 
-def plot_horizon(
-    series: Sequence[Series], priming_frames: int, out: Path, *, y_label: str = "PSNR, dB", title: str = ""
-) -> FigureFiles:
+def plot_horizon(series: Sequence[Series], priming_frames: int, out: Path, *, y_label: str = "PSNR, dB") -> FigureFiles:
     """Plot an error of each frame, as of samples, reconstruction and the last priming frame repeated.
 
     The CSV has a line per point: `name`, `frame` (from 1), `kind` (priming or sampled), `value`.
@@ -73,5 +71,5 @@ def plot_horizon(
         for x, y in zip(item.x, item.y, strict=True)
     ]
     with figure_look():
-        figure = line_figure(series, x_label="frame", y_label=y_label, title=title, priming_frames=priming_frames)
+        figure = line_figure(series, x_label="frame", y_label=y_label, priming_frames=priming_frames)
         return save_figure(figure, out, ("name", "frame", "kind", "value"), rows)

@@ -61,7 +61,7 @@ def plot_samples(videos: Sequence[SampledVideo], priming_frames: int, out: Path,
         return save_figure(plotted.figure, out, SAMPLE_HEADER, lines, plotted.dots_per_inch)
 
 
-def plot_rollout(videos: Sequence[SampledVideo], priming_frames: int, out: Path, *, title: str = "") -> FigureFiles:
+def plot_rollout(videos: Sequence[SampledVideo], priming_frames: int, out: Path) -> FigureFiles:
     """Plot long videos as `plot_samples` does, with `ROLLOUT_COLUMNS` frames evenly spread from the first to the last.
 
     The CSV is that of `plot_samples`, with all frames.
@@ -85,7 +85,7 @@ def plot_rollout(videos: Sequence[SampledVideo], priming_frames: int, out: Path,
     num_priming = int((frames < priming_frames).sum())
     rows = _video_rows(shown, num_priming)
     with figure_look():
-        plotted = plot_picture_rows(rows, num_priming, title=title, numbers=(frames + 1).tolist())
+        plotted = plot_picture_rows(rows, num_priming, numbers=(frames + 1).tolist())
         lines = [line for video in videos for line in _sample_numbers(video, priming_frames)]
         return save_figure(plotted.figure, out, SAMPLE_HEADER, lines, plotted.dots_per_inch)
 
