@@ -44,9 +44,16 @@ from lvt_pipeline.report.plots import (
 from lvt_pipeline.report.plots.codes import usage_charts
 from lvt_pipeline.report.plots.engine import PAGE_WIDTH, PRIMING_COLOUR, line_figure
 from lvt_pipeline.report.plots.page_charts import CHART_INCHES, CHART_SIZE, chart_look, line_chart, place_axes
-from lvt_pipeline.report.samples import strip_pictures
 from lvt_pipeline.report.settings import FigureName
-from lvt_pipeline.video.pictures import CHANGED, UNCHANGED, change_mask, code_palette, colour_codes, png_bytes
+from lvt_pipeline.video.pictures import (
+    CHANGED,
+    UNCHANGED,
+    change_mask,
+    code_palette,
+    code_rows,
+    colour_codes,
+    png_bytes,
+)
 from lvt_pipeline.video.tiles import strip
 from tests.finished_work import make_finished_work
 from tests.toy_work import FRAMES
@@ -126,8 +133,8 @@ def test_a_strip_of_nothing_is_refused() -> None:
 
 def test_a_clip_has_a_code_row_and_a_change_row_for_each_codebook() -> None:
     codes = np.random.default_rng(0).integers(0, 9, (5, 4, 6, 3))
-    rows = strip_pictures(codes, 9)
-    assert [label for label, _ in rows] == [f"{kind} {book}" for kind in ("codebook", "changed") for book in range(3)]
+    rows = [(label, strip(tiles)) for label, tiles in code_rows(codes, 9)]
+    assert [label for label, _ in rows] == [f"{kind} {book}" for kind in ("codes", "changed") for book in range(3)]
     assert all(image.shape == (4, 5 * 6 + 4, 4) for _, image in rows)
 
 

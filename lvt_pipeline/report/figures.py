@@ -7,12 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes.schema import CodeClip
+from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.codes.usage import count_codes
 from lvt_pipeline.errors import ArtefactError, LVTError, MismatchError
 from lvt_pipeline.evaluation.pixels import real_frames
@@ -23,6 +24,7 @@ from lvt_pipeline.evaluation.samples import (
     require_same_codes,
     siblings_of,
 )
+from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
@@ -46,6 +48,9 @@ from lvt_pipeline.report.sections import baseline_references
 from lvt_pipeline.report.settings import FigureName, FigureSettings
 from lvt_pipeline.report.work import MissingPart, WorkDir
 from lvt_pipeline.runs.read import read_run_config
+
+if TYPE_CHECKING:
+    from lvt_pipeline.models.vqvae.model import VQVAE
 
 JOB = Job(stage="figures", version=2, kind="figures")  # 2: priming and sampled frames under these names
 LOSSES = {"vqvae": ("tokenizer", "reconstruction MSE in [0, 1]"), "prior": ("prior", "bits per code")}
@@ -104,7 +109,7 @@ def plot_work_figures(
 
 
 @dataclass(frozen=True)
-class _Sample:
+class ShownSample:
     """One sample: its first frames, and what really happened as far as that still exists."""
 
     name: str
@@ -112,6 +117,38 @@ class _Sample:
     codes: NDArray[np.unsignedinteger[Any]]
     real: NDArray[np.uint8] | None
     real_codes: NDArray[np.unsignedinteger[Any]] | None
+
+
+def read_sample(
+    sampled: CodeStore,
+    clip: CodeClip,
+    num_frames: int,
+    *,
+    store: CodeStore,
+    tokenizer: VQVAE,
+    frames: Callable[[], FrameShards],
+) -> ShownSample:
+    """The first frames of a sample as pixels.
+
+    Its priming frames are the real ones where these still exist, else decoded codes.
+
+    Args:
+        sampled: store of the sample `clip`.
+        store: codes of the real clips.
+        frames: opens their frames.
+    """
+    codes = sampled.read(clip, 0, min(clip.length, num_frames))
+    pixels = tokenizer.decode(codes).numpy().copy()
+    real = real_codes = None
+    origin = original_of(clip, store)
+    if origin is not None:
+        start = first_frame_of(sampled)
+        real_codes = store.read(origin, start, min(origin.length, start + len(codes)))
+        with suppress(LVTError):  # frames may be missing: codes are enough for most of a figure
+            real = real_frames(store, origin, frames(), len(codes), start)
+            num_priming = min(priming_frames_of(sampled), len(real))
+            pixels[:num_priming] = real[:num_priming]
+    return ShownSample(clip.id, pixels, codes, real, real_codes)
 
 
 @dataclass(frozen=True)
@@ -140,29 +177,19 @@ class _Source:
             return [clips[0] for clips in siblings.values()][: self.settings.num_clips]
         return [siblings[name][0] if name in siblings else self.work.samples.clip(name) for name in self.settings.clips]
 
-    def read(self, clip: CodeClip, num_frames: int | None = None) -> _Sample:
-        """The first frames of a sample as pixels, as many as the settings say unless given.
-
-        Its priming frames are the real ones where these still exist, else decoded codes.
+    def read(self, clip: CodeClip, num_frames: int | None = None) -> ShownSample:
+        """The first frames of a sample, as many as the settings say unless given. See `read_sample`.
 
         Raises:
             MismatchError: tokenizer, codes and samples do not belong together.
         """
-        sampled, store = self.work.samples, self.work.codes
-        tokenizer = self.work.require_tokenizer_of(sampled)
-        require_same_codes(store, sampled)
-        codes = sampled.read(clip, 0, min(clip.length, num_frames or self.settings.num_frames))
-        frames = tokenizer.decode(codes).numpy().copy()
-        real = real_codes = None
-        origin = original_of(clip, store)
-        if origin is not None:
-            start = first_frame_of(sampled)
-            real_codes = store.read(origin, start, min(origin.length, start + len(codes)))
-            with suppress(LVTError):  # frames may be missing: codes are enough for most of a figure
-                real = real_frames(store, origin, self.work.frames, len(codes), start)
-                num_priming = min(self.priming_frames, len(real))
-                frames[:num_priming] = real[:num_priming]
-        return _Sample(clip.id, frames, codes, real, real_codes)
+        work = self.work
+        tokenizer = work.require_tokenizer_of(work.samples)
+        require_same_codes(work.codes, work.samples)
+        wanted = num_frames or self.settings.num_frames
+        return read_sample(
+            work.samples, clip, wanted, store=work.codes, tokenizer=tokenizer, frames=lambda: work.frames
+        )
 
 
 def _samples(source: _Source, out: Path) -> FigureFiles:

@@ -20,7 +20,7 @@ from lvt_pipeline.report.numbers import format_number
 from lvt_pipeline.report.parts import Part
 from lvt_pipeline.report.work import WorkDir
 from lvt_pipeline.video.notebook import data_uri
-from lvt_pipeline.video.pictures import change_mask, colour_codes, png_bytes
+from lvt_pipeline.video.pictures import code_rows, png_bytes
 from lvt_pipeline.video.tiles import shrunk, strip
 from lvt_pipeline.video.write import mp4_bytes
 
@@ -282,24 +282,10 @@ def _strips_of_one(
     tiles, codes = shrunk(pictures[:SHOWN_STRIP_FRAMES], STRIP_SIZE), codes[:SHOWN_STRIP_FRAMES]
     video = strip(tiles, tiles.shape[2] // codes.shape[2] or 1)
     rows = [(label, video, "video")]
-    rows += [(name, image, "codes") for name, image in strip_pictures(codes, codebook_size)]
+    rows += [(name, strip(tiles), "codes") for name, tiles in code_rows(codes, codebook_size)]
     return [
         {"label": name, "image": data_uri(png_bytes(image), "image/png"), "kind": kind} for name, image, kind in rows
     ]
-
-
-def strip_pictures(codes: NDArray[Any], codebook_size: int) -> list[tuple[str, NDArray[np.uint8]]]:
-    """The labelled rows of a code figure, uint8 RGBA: n_c of codes in their fixed colours, then n_c of changes.
-
-    Args:
-        codes: integers (T, h, w, n_c).
-    """
-    books = range(codes.shape[-1])
-    numbers = [f" {book}" for book in books] if len(books) > 1 else [""]
-    codes_name = "codebook" if len(books) > 1 else "codes"
-    coloured = [(f"{codes_name}{numbers[book]}", colour_codes(codes[..., book], codebook_size)) for book in books]
-    changes = [(f"changed{numbers[book]}", change_mask(codes[..., book])) for book in books]
-    return [(name, strip(tiles)) for name, tiles in coloured + changes]
 
 
 def _are_equal(one: NDArray[Any] | None, other: NDArray[Any] | None) -> bool:

@@ -6,18 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.codes.usage import codes_holding, count_codes
 from lvt_pipeline.errors import ArtefactError
-from lvt_pipeline.evaluation.pixels import real_frames
 from lvt_pipeline.evaluation.protocols.results import runs_folder
 from lvt_pipeline.evaluation.samples import original_of, priming_frames_of
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.report.clips import METRIC_OF, SAMPLE_METRICS
+from lvt_pipeline.report.figures import ShownSample, read_sample
 from lvt_pipeline.report.numbers import format_number
 from lvt_pipeline.report.plots import FigureFiles, SampledVideo, plot_code_frequencies, plot_code_rows, plot_samples
 from lvt_pipeline.runs.read import load_vqvae
@@ -28,7 +25,7 @@ PAPER_HOLDING = "218 of 512"  # section 4.5
 
 
 def plot_frequencies(codes: Path, out: Path, title: str) -> tuple[FigureFiles, str]:
-    """Figure 5: how often each code occurs in the training clips, sorted; and its main number beside the paper's."""
+    """Figure 5: how often each code occurs in the training clips, sorted; and its main number next to the paper's."""
     counts = count_codes(open_codes(codes), "train")
     held = " and ".join(map(str, codes_holding(counts)))
     remark = f"{held} of {counts.shape[1]} codes hold 80 % of all positions; the paper's on BAIR: {PAPER_HOLDING}"
@@ -43,17 +40,18 @@ def plot_figure(name: str, samples: MeasuredSamples, out: Path, title: str) -> F
     """
     priming = samples.priming_frames
     if name in ("figure3", "figure4"):
-        videos = [SampledVideo(clip.id, samples.video(clip)) for clip in samples.clips[:NUM_SAMPLES]]
-        return plot_samples(videos, priming, out, title=title)
+        shown = map(samples.read, samples.clips[:NUM_SAMPLES])
+        return plot_samples([SampledVideo(one.name, one.frames) for one in shown], priming, out, title=title)
     is_first = name == "figure6"
     clip, why = (samples.clips[0], "") if is_first else samples.extreme(is_good=name == "figure7")
+    one = samples.read(clip)
     return plot_code_rows(
-        samples.video(clip),
-        samples.samples.read(clip),
+        one.frames,
+        one.codes,
         samples.samples.codebook_size,
         priming,
         out,
-        real_codes=None if is_first else samples.real_codes(clip),
+        real_codes=None if is_first else one.real_codes,
         title=", ".join(filter(None, (f"{title}: {clip.id}", why))),
     )
 
@@ -92,16 +90,11 @@ class MeasuredSamples:
         value = format_number(self._values[self._origin(clip).id])
         return clip, f"{self._metric.title} {value}, the {'best' if is_good else 'worst'} of {len(self.clips)}"
 
-    def video(self, clip: CodeClip) -> NDArray[np.uint8]:
-        """A sample in pixels, its priming frames the real ones: uint8 (T, H, W, 3)."""
-        frames: NDArray[np.uint8] = self._tokenizer.decode(self.samples.read(clip)).numpy()
-        priming = self.priming_frames
-        frames[:priming] = real_frames(self.store, self._origin(clip), self._shards, clip.length)[:priming]
-        return frames
-
-    def real_codes(self, clip: CodeClip) -> NDArray[np.unsignedinteger[Any]]:
-        """The codes of what really happened, as long as the sample."""
-        return self.store.read(self._origin(clip), 0, clip.length)
+    def read(self, clip: CodeClip) -> ShownSample:
+        """A whole sample as pixels."""
+        return read_sample(
+            self.samples, clip, clip.length, store=self.store, tokenizer=self._tokenizer, frames=lambda: self._shards
+        )
 
     def _origin(self, clip: CodeClip) -> CodeClip:
         origin = original_of(clip, self.store)

@@ -41,6 +41,21 @@ def change_mask(codes: NDArray[Any]) -> NDArray[np.uint8]:
     return result
 
 
+def code_rows(codes: NDArray[Any], codebook_size: int) -> list[tuple[str, NDArray[np.uint8]]]:
+    """The labelled rows of a code figure: n_c of codes in their colours, then n_c of changes.
+
+    Args:
+        codes: integers (T, h, w, n_c) in [0, K).
+
+    Returns:
+        label, and uint8 (T, h, w, 3 or 4).
+    """
+    numbers = [f" {book}" for book in range(codes.shape[-1])] if codes.shape[-1] > 1 else [""]
+    books = np.moveaxis(codes, -1, 0)
+    rows = [(f"codes{number}", colour_codes(some, codebook_size)) for number, some in zip(numbers, books, strict=True)]
+    return rows + [(f"changed{number}", change_mask(some)) for number, some in zip(numbers, books, strict=True)]
+
+
 def code_palette(codebook_size: int) -> NDArray[np.uint8]:
     """A fixed colour for every code, all different; uint8 (K, 3). The first colours do not depend on K.
 

@@ -19,7 +19,7 @@ from lvt_pipeline.errors import ShapeError
 from lvt_pipeline.evaluation.metrics import squared_errors
 from lvt_pipeline.report.plots.engine import FigureFiles, figure_look, save_figure
 from lvt_pipeline.report.plots.picture_rows import PictureRow, plot_picture_rows
-from lvt_pipeline.video.pictures import CHANGED, UNCHANGED, change_mask, colour_codes
+from lvt_pipeline.video.pictures import CHANGED, UNCHANGED, code_rows
 
 PAIR_SPACE = 0.09  # inches between samples that are below their real video
 ROLLOUT_COLUMNS = 16  # frames of a long sample that are shown
@@ -158,18 +158,10 @@ def _video_rows(videos: Sequence[SampledVideo], num_priming: int) -> list[Pictur
 
 
 def _code_rows(codes: NDArray[Any], codebook_size: int, num_priming: int, group: str) -> list[PictureRow]:
-    """The rows of one video: n_c of codes, then n_c of changes."""
-    num_books = codes.shape[-1]
+    """The rows of one video: n_c of codes, then n_c of changes, each with space above."""
     return [
-        PictureRow(
-            label=kind if num_books == 1 else f"{kind} {book}",
-            tiles=colour_codes(codes[..., book], codebook_size) if kind == "codes" else change_mask(codes[..., book]),
-            num_priming=num_priming,
-            group=group,
-            space_above=BLOCK_SPACE if book == 0 else 0.0,
-        )
-        for kind in ("codes", "changed")
-        for book in range(num_books)
+        PictureRow(label, tiles, num_priming, group, space_above=0.0 if number % codes.shape[-1] else BLOCK_SPACE)
+        for number, (label, tiles) in enumerate(code_rows(codes, codebook_size))
     ]
 
 
