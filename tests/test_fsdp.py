@@ -25,11 +25,10 @@ from lvt_pipeline.training.prior_task import PriorTask
 from lvt_pipeline.training.settings import PriorRunSettings, TrainingSettings, VQVAERunSettings
 from lvt_pipeline.training.sharding import shard
 from lvt_pipeline.training.task import StepLoss
+from tests.run_files import metrics_of
 from tests.test_prior_training import (
     MODEL,
     TRAINING,
-    metrics_of,
-    one_thread,  # noqa: F401 (a fixture)
 )
 from tests.torchrun import run_together
 from tests.toy_codes import make_store

@@ -16,7 +16,8 @@ from lvt_pipeline.codes.loading.batches import Batches, make_batches
 from lvt_pipeline.codes.loading.cache import cache_folder
 from lvt_pipeline.codes.loading.windows import CodeWindows
 from lvt_pipeline.training.prior import train_prior
-from tests.test_prior_training import metrics_of, settings_of
+from tests.run_files import metrics_of
+from tests.test_prior_training import settings_of
 from tests.toy_codes import make_store
 
 STEPS, BATCH, FRAMES, PARTS = 6, 8, 5, 2

@@ -30,11 +30,10 @@ from lvt_pipeline.training import prior as prior_training
 from lvt_pipeline.training.prior import train_prior
 from lvt_pipeline.training.prior_task import PriorTask
 from lvt_pipeline.training.task import StepLoss
+from tests.run_files import metrics_of
 from tests.test_prior_training import (
     MODEL,
     TRAINING,
-    metrics_of,
-    one_thread,  # noqa: F401 (a fixture)
     settings_of,
     task_of,
 )

@@ -14,10 +14,9 @@ from lvt_pipeline.provenance import read_record
 from lvt_pipeline.runs.checkpoints import MODEL_NAME, find_checkpoint, load_weights
 from lvt_pipeline.training.settings import VQVAERunSettings
 from lvt_pipeline.training.vqvae import train_vqvae
+from tests.run_files import metrics_of
 from tests.test_vqvae_training import (
     make_frames,
-    metrics_of,
-    one_thread,  # noqa: F401 (a fixture)
     tiny,
 )
 from tests.torchrun import run_together

@@ -40,6 +40,7 @@ from lvt_pipeline.training.sharding import checkpoint_activations
 from lvt_pipeline.training.stepping import learning_rate_at
 from lvt_pipeline.training.task import StepLoss
 from lvt_pipeline.training.vqvae import train_vqvae, vqvae_loss
+from tests.run_files import metrics_of
 from tests.test_prior_training import make_store
 from tests.test_prior_training import settings_of as prior_settings
 from tests.test_training import (
@@ -48,8 +49,6 @@ from tests.test_training import (
     assert_same_run,
     at_step,
     final_weights,
-    metrics_of,
-    one_thread,  # noqa: F401 (a fixture)
     run_toy,
     send,
     toy_plan,
