@@ -62,6 +62,11 @@ def command(
         planned = reproduction.plan()
         echo_facts({"steps": [step.to_json() for step in planned]}, as_json, _plan_page(reproduction, planned))
         return
+    _run(reproduction, as_json)
+
+
+def _run(reproduction: Reproduction, as_json: bool) -> None:
+    """Make what is missing; a table is printed as soon as it is there, unless all are printed as JSON at the end."""
     console = Console()
 
     def on_target(outcome: Outcome) -> None:

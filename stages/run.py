@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lvt_pipeline.pipeline.settings import RunOptions
 from lvt_pipeline.workspace.layout import ARTEFACTS
 from stages.console import Console, echo_facts
 from stages.options import (
@@ -17,14 +18,16 @@ from stages.options import (
     media_option,
     set_option,
     setting_rows,
+    settings_options,
     stage_command,
     workers_option,
 )
 from stages.pipeline import SETTINGS_HOME, closing_lines, run_pipeline
-from stages.values import PATH, TEXT, Real
+from stages.values import PATH, TEXT
 
 if TYPE_CHECKING:
-    from lvt_pipeline.codes.loading.cache import Cache
+    from lvt_pipeline.pipeline.options import Making
+    from lvt_pipeline.workspace.settings import PipelineSettings
 
 
 def _list_settings(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -62,33 +65,8 @@ def _list_settings(ctx: click.Context, param: click.Parameter, value: bool) -> N
     help="Print all settings for --set and PIPELINE.toml with their defaults, and exit.",
 )
 @click.option("--until", type=click.Choice([artefact.stage for artefact in ARTEFACTS]), help="Last stage to run. [all]")
-@click.option(
-    "--retrain",
-    type=click.Choice(["vqvae", "prior", "all"]),
-    help="Network to train again if its settings or data have changed; the old run is kept.",
-)
-@click.option(
-    "--refine",
-    type=click.Choice(["vqvae", "prior"]),
-    help="Network to train further if its settings or data have changed: a new run that starts from its weights. The "
-    "old run is used until the new one is finished, and kept. A refined tokenizer makes other codes, so the prior is "
-    "then trained again.",
-)
+@settings_options(RunOptions, argument="options")
 @click.option("--dry-run", is_flag=True, help="Print for each stage what would be done and why; write nothing.")
-@click.option("--max-seconds", type=Real(min=0), help="Time after which to save and stop (exit code 75).")
-@click.option(
-    "--cache",
-    type=click.Choice(["auto", "ram", "mmap", "stream"]),
-    default="auto",
-    show_default=True,
-    help="Place of the codes during training: in memory, in a mapped file, or read shard by shard.",
-)
-@click.option(
-    "--track",
-    type=click.Choice(["tensorboard", "wandb"]),
-    multiple=True,
-    help="Tracker that shows the training metrics too; may be repeated.",
-)
 @workers_option
 @device_option
 @json_option
@@ -100,12 +78,8 @@ def command(
     preset: str | None,
     overrides: tuple[str, ...],
     until: str | None,
-    retrain: str | None,
-    refine: str | None,
+    options: RunOptions,
     dry_run: bool,
-    max_seconds: float | None,
-    cache: Cache,
-    track: tuple[str, ...],
     workers: int | None,
     device: str,
     as_json: bool,
@@ -118,9 +92,8 @@ def command(
     """
     if file is None and work_dir is None:
         raise click.UsageError("give a pipeline file, or --videos and --work-dir")
-    if refine is not None and retrain in (refine, "all"):
-        raise click.UsageError(f"--refine {refine} and --retrain {retrain} exclude each other; give one of them")
-    from lvt_pipeline.pipeline.options import Making
+    if options.refine in options.retrained:
+        raise click.UsageError(f"--refine {options.refine} and --retrain {options.retrain} exclude each other")
     from lvt_pipeline.pipeline.running import Pipeline
     from lvt_pipeline.workspace.settings import load_settings
 
@@ -130,21 +103,28 @@ def command(
         file=file, videos=videos, media=media, work_dir=work_dir, preset=preset, overrides=overrides
     )
     console = Console()
-    making = Making(
-        device=device,
-        num_workers=workers,
-        max_failures=settings.max_failures,
-        cache=cache,
-        track=track,
-        deadline=None if max_seconds is None else time.monotonic() + max_seconds,
-        retrain=frozenset(("vqvae", "prior") if retrain == "all" else (retrain,) if retrain else ()),
-        refine=frozenset((refine,) if refine else ()),
-        progress=console,
-    )
+    making = _making(options, settings, device, workers, console)
     if dry_run:
         plan = Pipeline(settings, making).plan()
-        stages = {"stages": [asdict(stage) for stage in plan]}
-        echo_facts(stages, as_json, "\n".join(map(str, plan)))
+        echo_facts({"stages": list(map(asdict, plan))}, as_json, "\n".join(map(str, plan)))
         return
     facts = run_pipeline(settings, console, making, until)
     echo_facts(facts, as_json, closing_lines(facts))
+
+
+def _making(
+    options: RunOptions, settings: PipelineSettings, device: str, workers: int | None, console: Console
+) -> Making:
+    from lvt_pipeline.pipeline.options import Making
+
+    return Making(
+        device=device,
+        num_workers=workers,
+        max_failures=settings.max_failures,
+        cache=options.cache,
+        track=options.track,
+        deadline=None if options.max_seconds is None else time.monotonic() + options.max_seconds,
+        retrain=options.retrained,
+        refine=frozenset((options.refine,) if options.refine else ()),
+        progress=console,
+    )

@@ -15,6 +15,7 @@ from lvt_pipeline.manifest.manifest import MEMO, ManifestSettings, own_files, re
 from lvt_pipeline.manifest.sources import list_source, location_of, recognise
 from lvt_pipeline.manifest.sources.draft import Draft
 from lvt_pipeline.manifest.sources.walk import LeftOut
+from lvt_pipeline.progress import count_of
 from lvt_pipeline.provenance import DigestMemo
 from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.locations import is_url
@@ -36,11 +37,9 @@ class ClipChanges:
     def __str__(self) -> str:
         """The numbers that are not zero, such as "3 clips added, 1 changed"; "" without a change."""
         parts = [(self.added, "added"), (self.changed, "changed"), (self.removed, "removed")]
-        texts = [f"{count:,} {what}" for count, what in parts if count]
-        if not texts:
-            return ""
-        count, _, what = texts[0].partition(" ")
-        return ", ".join([f"{count} clip{'' if count == '1' else 's'} {what}", *texts[1:]])
+        parts = [(count, what) for count, what in parts if count]
+        numbers = [f"{count:,}" if number else count_of(count, "clip") for number, (count, _) in enumerate(parts)]
+        return ", ".join(f"{number} {what}" for number, (_, what) in zip(numbers, parts, strict=True))
 
 
 def compare(old: Mapping[str, str], new: Mapping[str, str]) -> ClipChanges:
