@@ -15,7 +15,7 @@ from lvt_pipeline import lineage
 from lvt_pipeline.errors import ShapeError
 from lvt_pipeline.frames.codecs import Codec, encode_frames
 from lvt_pipeline.video.clips import Note
-from lvt_pipeline.video.geometry import Frames, check_frames
+from lvt_pipeline.video.geometry import Frames, require_frames
 
 FORMAT_VERSION = 1  # raised when the bytes of a shard change for the same frames
 FAILURES_NAME = "failures.jsonl"
@@ -94,7 +94,7 @@ class FrameSample:
         decoder: str = "array",
     ) -> FrameSample:
         """A clip whose frames, uint8 (T, H, W, 3), do not come from a video file."""
-        check_frames(frames)
+        require_frames(frames)
         return cls(
             id=id,
             split=split,

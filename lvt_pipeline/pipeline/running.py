@@ -42,7 +42,7 @@ class StageResult:
     seconds: float
 
 
-def check_failures(frames: StageResult, allowed: float) -> None:
+def require_few_failures(frames: StageResult, allowed: float) -> None:
     """Refuse to continue with frames of which too many clips are missing.
 
     Args:
@@ -124,7 +124,7 @@ class Pipeline:
                 on_end(result)
                 results.append(result)
                 if stage.role == "frames":
-                    check_failures(result, self.settings.max_failures)
+                    require_few_failures(result, self.settings.max_failures)
                 if stage.name == until:
                     break
         return results

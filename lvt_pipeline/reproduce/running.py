@@ -26,7 +26,7 @@ from lvt_pipeline.manifest.sources import recognise
 from lvt_pipeline.models.device import choose_device
 from lvt_pipeline.pipeline.making import Maker
 from lvt_pipeline.pipeline.options import Making
-from lvt_pipeline.pipeline.running import StageResult, bring_up_to_date, check_failures
+from lvt_pipeline.pipeline.running import StageResult, bring_up_to_date, require_few_failures
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance, digest_file, read_record, record_path
 from lvt_pipeline.reproduce import drawing, timing
@@ -174,7 +174,7 @@ class Reproduction:
                     result = bring_up_to_date(step.stage, making, step.make, always=step.always)
                     on_end(result)
                     if result.output == self._places.frames:
-                        check_failures(result, self.settings.max_failures)
+                        require_few_failures(result, self.settings.max_failures)
                     stop.raise_if_set(f"{step.stage.name} is finished")
 
             self._save_settings()

@@ -19,7 +19,7 @@ Frames = NDArray[np.uint8]
 Fit = Literal["crop", "letterbox"]  # crop: the middle of the picture. letterbox: all of it, on black
 
 
-def check_frames(frames: Frames) -> None:
+def require_frames(frames: Frames) -> None:
     """Refuse arrays other than uint8 (T, H, W, 3) with T > 0.
 
     Raises:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from lvt_pipeline.errors import ConfigError, ShapeError
 from lvt_pipeline.storage import write_bytes
-from lvt_pipeline.video.geometry import Frames, check_frames
+from lvt_pipeline.video.geometry import Frames, require_frames
 from lvt_pipeline.video.pictures import png_bytes
 
 ENDINGS = (".mp4", ".gif", ".png", ".npy")
@@ -150,7 +150,7 @@ def enlarge(frames: Frames, scale: int) -> Frames:
     Raises:
         ShapeError: the frames are not uint8 (T, H, W, 3), or the scale is not positive.
     """
-    check_frames(frames)
+    require_frames(frames)
     if scale < 1:
         raise ShapeError(f"the scale is a whole number of at least 1, found {scale}")
     return repeat(frames, "t h w c -> t (h a) (w b) c", a=scale, b=scale) if scale > 1 else frames
