@@ -299,37 +299,57 @@ def test_an_evaluation_of_odd_content_is_one_line_on_the_page(
 NESTED = "[" * 100_000
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        '{"step": "ten", "split": "train", "loss": 1.0}',
-        '{"step": 20, "split": ["train"], "loss": 1.0}',
-        '{"step": null, "split": "val"}',
-        '{"split": "val", "mse": 1}',
-        "[1, 2]",
-        f'{{"step": 20, "split": "train", "loss": {NESTED}',
-        '{"step": 200, "split": "train", "loss": ' + "9" * 6000 + "}",
-        "\x00\xff",
-    ],
-)
+BAD_LINES = [
+    '{"step": "ten", "split": "train", "loss": 1.0}',
+    '{"step": 20, "split": ["train"], "loss": 1.0}',
+    '{"step": null, "split": "val"}',
+    '{"split": "val", "mse": 1}',
+    "[1, 2]",
+    f'{{"step": 20, "split": "train", "loss": {NESTED}',
+    '{"step": 200, "split": "train", "loss": ' + "9" * 6000 + "}",
+    "\x00\xff",
+]
+ODD_VALUES = ['"x"', "[null]", '{"a": 1}', "true", "[[1], 2]", '["a", "b"]']
+
+
+def append(log: Path, *lines: str) -> None:
+    log.write_bytes(log.read_bytes() + "".join(f"{line}\n" for line in lines).encode("latin-1"))
+
+
+def odd_lines(value: str, step: int = 110) -> list[str]:
+    """Lines of training and of validation whose numbers are all this value."""
+    keys = ("loss", "mse", "perplexity", "reconstruction_loss", "batch_perplexity")
+    numbers = ", ".join(f'"{key}": {value}' for key in keys)
+    return [f'{{"step": {step + 10 * i}, "split": "{split}", {numbers}}}' for i, split in enumerate(("train", "val"))]
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
 def test_a_line_of_a_log_that_makes_no_sense_costs_only_itself(work: ToyWork, line: str) -> None:
-    before = page(work)
     log = work.prior / "metrics.jsonl"
-    log.write_bytes(log.read_bytes() + line.encode("latin-1") + b"\n")
+    before = read_metrics(log).main_curves("prior")
+    append(log, line)
+    assert read_metrics(log).main_curves("prior") == before
+
+
+def test_lines_of_a_log_that_make_no_sense_leave_the_page_as_it_was(work: ToyWork) -> None:
+    before = page(work)
+    append(work.prior / "metrics.jsonl", *BAD_LINES)
     after = page(work)
     chart = "Bits per code of the prior over training."
     assert before[before.index(chart) :][:200] == after[after.index(chart) :][:200]
 
 
-@pytest.mark.parametrize("value", ['"x"', "[null]", '{"a": 1}', "true", "[[1], 2]", '["a", "b"]'])
+@pytest.mark.parametrize("value", ODD_VALUES)
 def test_a_value_of_a_log_that_is_no_number_is_left_out(work: ToyWork, value: str) -> None:
     log = work.vqvae / "metrics.jsonl"
-    keys = ("loss", "mse", "perplexity", "reconstruction_loss", "batch_perplexity")
-    numbers = ", ".join(f'"{key}": {value}' for key in keys)
-    lines = "".join(
-        f'{{"step": {step}, "split": "{split}", {numbers}}}\n' for step, split in ((110, "train"), (120, "val"))
-    )
-    log.write_text(log.read_text() + lines)
+    append(log, *odd_lines(value))
+    training, validation = read_metrics(log).main_curves("vqvae")
+    assert (training.y[-1], validation.y[-1]) == (0.1, 0.02)
+
+
+def test_values_of_a_log_that_are_no_numbers_leave_the_page_as_it_was(work: ToyWork) -> None:
+    for number, value in enumerate(ODD_VALUES):
+        append(work.vqvae / "metrics.jsonl", *odd_lines(value, 110 + 20 * number))
     assert "Reconstruction error over training. training ends at 0.1; validation ends at 0.02" in page(work)
 
 

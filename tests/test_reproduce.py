@@ -233,7 +233,7 @@ def filled(**changes: Any) -> FilledTable:
         )
         for number, row in enumerate(paper.rows)
     ]
-    rows.append(FilledRow(("last given frame repeated", ""), {"fvd": Measured(7.0)}, {}, None, is_extra=True))
+    rows.append(FilledRow(("last priming frame repeated", ""), {"fvd": Measured(7.0)}, {}, None, is_extra=True))
     table = FilledTable(
         name="table2",
         paper=paper,
@@ -253,7 +253,7 @@ def filled(**changes: Any) -> FilledTable:
 def test_the_text_has_both_numbers_of_every_row_under_their_titles() -> None:
     lines = filled().to_text().splitlines()
     assert lines[0] == "Table 2: Video prediction performance (Rakhimov et al. 2020, section 4.2)"
-    assert lines[1] == "ours: my clips, scale tiny, 4 test clips, 2 runs of sampling"
+    assert lines[1] == "ours: my clips, preset tiny, 4 test clips, 2 runs of sampling"
     title = next(number for number, line in enumerate(lines) if line.startswith("Subscaling type"))
     spatial = lines[title + 3]
     assert spatial.split() == ["Spatial", "1", "3.000", "1.79", "101.00", "±", "0.12", "524.43", "±", "9.41"]
@@ -311,7 +311,7 @@ def test_numbers_have_the_digits_of_their_column() -> None:
         (["tabel3"], 1, "no target 'tabel3'; did you mean table3?"),
         (["Table 3"], 1, "did you mean table3?"),
         (["figure2"], 1, "known: all, table1"),
-        (["table1", "--scale", "papr"], 1, "no scale 'papr'; did you mean paper? known: tiny, small, paper"),
+        (["table1", "--scale", "papr"], 1, "no preset 'papr'; did you mean paper? known: tiny, small, paper"),
         (["table1", "--videos", "nowhere"], 1, "nowhere does not exist"),
         (["table1", "--set", "run=3"], 1, "unknown setting run; did you mean runs?"),
         (["table1", "--set", "vqvae.model.widht=3"], 1, "tokenizer nc1 (vqvae): unknown setting model.widht"),
