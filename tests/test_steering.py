@@ -30,7 +30,9 @@ from lvt_pipeline.runs.actions import read_rows
 from lvt_pipeline.runs.read import load_prior
 from lvt_pipeline.storage import read_json
 from lvt_pipeline.training.prior import dry_run_prior, train_prior
-from tests.test_prior_training import Lines, metrics_of, one_thread, settings_of  # noqa: F401 (one_thread: a fixture)
+from tests.listener import Listener
+from tests.run_files import metrics_of
+from tests.test_prior_training import settings_of
 from tests.test_warm_start import start_only, weights_of
 from tests.toy_codes import record
 from tests.toy_work import make_toy_work
@@ -140,7 +142,7 @@ def test_streamed_actions_train_the_same_weights(codes: Path, tmp_path: Path) ->
 def test_a_warm_start_with_actions_begins_with_the_logits_of_the_plain_prior(
     codes: Path, plain: Path, tmp_path: Path
 ) -> None:
-    lines = Lines()
+    lines = Listener()
     with pytest.raises(Stopped):
         train_prior(
             codes, tmp_path / "run", settings_of(ACTING, **STEPS), init_from=plain, device="cpu", max_seconds=0,
