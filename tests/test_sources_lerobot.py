@@ -273,6 +273,9 @@ def test_wrong_folders_are_one_clear_line(dataset: Path, tmp_path: Path, monkeyp
     out = tmp_path / "m.jsonl"
     with pytest.raises(ManifestError, match=r"there is no camera 'front'; the dataset has top, wrist, or all for all"):
         listed(dataset, out, camera="front")
+    with pytest.raises(ManifestError, match=r"videos is a part of the LeRobot dataset .*; give .*pushing, or take"):
+        listed(dataset / "videos", out)
+    assert len(listed(dataset / "videos", out, kind="folder")) == 4
     with pytest.raises(ManifestError, match=r"holds no LeRobot dataset: there is no meta/info.json"):
         listed(dataset / "videos", out, kind="lerobot")
     with monkeypatch.context() as patch:

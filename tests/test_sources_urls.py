@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 
 from lvt_pipeline.errors import DecodeError, LVTError, ManifestError
@@ -63,6 +64,16 @@ def test_a_pattern_matches_in_a_bucket(bucket: Any, tmp_path: Path) -> None:
     assert [clip.id for clip in listed("memory://bucket/train/**/*.mp4", tmp_path / "m.jsonl")] == ["pour/0", "pour/1"]
     with pytest.raises(ManifestError, match="matches no video"):
         build_manifest("memory://bucket/**/*.mkv", tmp_path / "m.jsonl")
+
+
+def test_rows_in_a_bucket_are_arrays_of_the_video_next_to_them(bucket: Any, tmp_path: Path) -> None:
+    with bucket.open("/bucket/train/pour/0.action.npy", "wb") as stream:
+        np.save(stream, np.arange(6.0))
+    listed("memory://bucket", tmp_path / "m.jsonl")
+    ingest(tmp_path / "m.jsonl", tmp_path / "frames", SETTINGS, num_workers=0)
+    shards = FrameShards(tmp_path / "frames")
+    assert shards.arrays("train/pour/0")["action"][:, 0].tolist() == [*range(6)]
+    assert shards.arrays("train/pour/1") == {}
 
 
 def test_frames_from_a_bucket_equal_those_from_disk(bucket: Any, tmp_path: Path) -> None:

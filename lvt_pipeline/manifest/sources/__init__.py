@@ -8,7 +8,7 @@ not known yet.
 from __future__ import annotations
 
 import os
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from lvt_pipeline.errors import ManifestError
 from lvt_pipeline.manifest.settings import ManifestSettings, SourceKind
@@ -107,6 +107,12 @@ def recognise(source: str) -> SourceKind:
 def _recognise_folder(folder: str) -> SourceKind:
     if is_url(folder):
         return "folder"
+    above = next((path for path in Path(folder).parents if is_dataset(path)), None)
+    if above is not None:
+        raise ManifestError(
+            f"{folder} is a part of the LeRobot dataset {above}, whose files hold many episodes each; give {above}, or "
+            "take whole files with --kind folder"
+        )
     if find_annotations(folder):
         return "kinetics"
     if find_lists(folder) is not None:
