@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from lvt_pipeline.cli import run as lvt
 from lvt_pipeline.codes.compaction import compact_store
 from lvt_pipeline.codes.loading.batches import Batches, make_batches
-from lvt_pipeline.codes.loading.cache import cache_file
+from lvt_pipeline.codes.loading.cache import cache_file, split_bytes
 from lvt_pipeline.codes.loading.windows import CodeWindows
 from lvt_pipeline.codes.maintenance import collect_garbage, find_garbage
 from lvt_pipeline.codes.repair import repair_store
@@ -302,6 +302,8 @@ def test_windows_have_the_rows_of_their_frames_in_every_tier(trained_on: list[Pa
         assert (window["codes"].dtype, window["action"].dtype) == (torch.int64, torch.float32)
         assert np.array_equal(window["codes"], store.read(clip, first, first + 6))
         assert np.array_equal(window["action"], store.array("action").read(clip, first, first + 6))
+    num_frames = sum(clip.length for clip in store.clips)
+    assert split_bytes(store, "train", ("action",)) - split_bytes(store, "train") == num_frames * 12
     (batch,) = DataLoader(windows, batch_size=len(windows))
     assert batch["action"].shape == (len(windows), 6, 3)
     assert torch.equal(batch["action"][-1], windows[-1]["action"])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lvt_pipeline.codes.loading.batches import check_mix
-from lvt_pipeline.codes.loading.cache import Cache, Tier, cache_file, choose_tier
+from lvt_pipeline.codes.loading.cache import Cache, Tier, cache_file, choose_tier, split_bytes
 from lvt_pipeline.codes.loading.windows import CodeWindows
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ChangedRunError, ConfigError, MismatchError
@@ -275,7 +275,8 @@ def _choose_tiers(
         ConfigError: the order and the tier do not go together.
     """
     training = resolved.training
-    tiers = [choose_tier(cache, _train_bytes(store), cache_file(store, "train")) for store in stores]
+    actions = resolved.model.actions or ()
+    tiers = [choose_tier(cache, split_bytes(store, "train", actions), cache_file(store, "train")) for store in stores]
     # Ranks look at the memory of different hosts, or at different times; their order has to be one.
     streams = ranks.agree(["stream" in tiers])[0]
     shuffle = training.shuffle or recorded or ("shards" if streams else "clips")
@@ -298,11 +299,6 @@ def _choose_tiers(
             )
     training = replace(training, shuffle="shards" if shuffle == "shards" else None)
     return replace(resolved, training=training), tiers
-
-
-def _train_bytes(store: CodeStore) -> int:
-    frames = sum(clip.length for clip in store.split("train"))
-    return frames * math.prod(store.schema.frame_shape) * store.dtype.itemsize
 
 
 def _store_of_run(codes: Place, out: Path, role: str, progress: Progress) -> CodeStore:

@@ -8,9 +8,10 @@ store. Deleting it is always safe: processes that have it open keep it, and the 
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
@@ -21,6 +22,7 @@ from google_crc32c import extend
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes.layout import ARRAY
+from lvt_pipeline.codes.schema import FrameArray
 from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import BusyError, ConfigError, LVTError
 from lvt_pipeline.machine import available_memory, free_disk_bytes
@@ -51,6 +53,13 @@ def choose_tier(cache: Cache, num_bytes: int, file: Path) -> Tier:
     if num_bytes * ranks <= available_memory() / 4:
         return "ram"
     return "mmap" if file.exists() or free_disk_bytes(file.parent) >= num_bytes + SPARE_DISK_BYTES else "stream"
+
+
+def split_bytes(store: CodeStore, split: str, arrays: Iterable[str] = ()) -> int:
+    """Bytes of the codes of a split and of these side arrays."""
+    layouts: list[FrameArray] = [store.schema, *(store.array(name).layout for name in arrays)]
+    frame_bytes = sum(math.prod(layout.frame_shape) * layout.dtype.itemsize for layout in layouts)
+    return frame_bytes * sum(clip.length for clip in store.split(split))
 
 
 def cache_folder(store: Place) -> Path:

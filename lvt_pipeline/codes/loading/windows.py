@@ -8,7 +8,6 @@ shard by shard.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from lvt_pipeline.codes.loading.cache import Cache, Tier, cache_file, choose_tier
+from lvt_pipeline.codes.loading.cache import Cache, Tier, cache_file, choose_tier, split_bytes
 from lvt_pipeline.codes.loading.split_arrays import SplitArray
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore, open_codes
@@ -101,11 +100,8 @@ class CodeWindows(Dataset[Any]):
     def _load(self, cache: Cache, members: Sequence[CodeClip], progress: Progress) -> None:
         """Choose where the arrays of the split are kept, and load them there."""
         arrays = {"codes": self.store.codes, **{name: self.store.array(name).array for name in self.arrays}}
-        num_frames = sum(clip.length for clip in members)
-        layouts = [array.layout for array in arrays.values()]
-        num_bytes = sum(num_frames * math.prod(layout.frame_shape) * layout.dtype.itemsize for layout in layouts)
         files = {name: cache_file(self.store, self.split, name) for name in arrays}
-        self.cache: Tier = choose_tier(cache, num_bytes, files["codes"])
+        self.cache: Tier = choose_tier(cache, split_bytes(self.store, self.split, self.arrays), files["codes"])
         self._loaded = {
             name: SplitArray(array, members, self.cache, files[name], progress) for name, array in arrays.items()
         }
