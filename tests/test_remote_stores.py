@@ -193,6 +193,30 @@ def test_a_run_killed_between_the_last_shard_and_the_root_ends_in_the_same_bytes
     killed_before_the_root(url, tmp_path)
 
 
+HELPING = """
+    import sys
+    sys.path.insert(0, {root!r})
+    from lvt_pipeline.storage import as_place
+    from tests.toy_codes import FIVE, planned, write
+    write(as_place({url!r}), [*FIVE, planned("g", 150)])
+"""
+
+
+def several_writers(url: Place, tmp_path: Path, count: int) -> None:
+    """Several processes make the same store at the same time."""
+    script = textwrap.dedent(HELPING).format(root=str(Path(__file__).parents[1]), url=str(url))
+    running = [subprocess.Popen([sys.executable, "-c", script], env={**os.environ}) for _ in range(count)]
+    assert [process.wait(120) for process in running] == [0] * count
+    write(tmp_path / "data.zarr", [*FIVE, planned("g", 150)])
+    assert shown(files_in(url)) == shown(files_in(tmp_path / "data.zarr"))
+    assert open_codes(url).generations == [1]
+    assert verify_store(url).problems == ()
+
+
+def test_several_processes_with_the_same_plan_make_one_store(url: Place, tmp_path: Path) -> None:
+    several_writers(url, tmp_path, 2)
+
+
 @pytest.mark.slow
 def test_seaweedfs_gives_the_same_bytes_and_a_killed_run_ends_in_them(
     weed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -204,6 +228,8 @@ def test_seaweedfs_gives_the_same_bytes_and_a_killed_run_ends_in_them(
         connect(proxy.address, monkeypatch)
         url = as_place(f"{new_url()}/data.zarr")
         test_a_lost_answer_to_the_commit_changes_nothing(url, proxy, tmp_path / "lost")
+        for number in range(5):
+            several_writers(as_place(f"{new_url()}/data.zarr"), tmp_path / f"several{number}", 3)
 
 
 def test_the_commands_take_urls(url: Place, tmp_path: Path, lvt: Lvt) -> None:
