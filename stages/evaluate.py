@@ -9,17 +9,18 @@ import click
 
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.progress import format_seconds
+from lvt_pipeline.storage import Place
 from stages.console import Console, echo_facts
 from stages.options import at_option, device_option, is_given, json_option, out_option, settings_options, stage_command
-from stages.values import PATH, Whole
+from stages.values import PATH, STORE, Whole
 
 
 @stage_command("evaluate")
-@click.option("--codes", type=PATH, required=True, help="Code store from `lvt encode-dataset`.")
+@click.option("--codes", type=STORE, required=True, help="Code store from `lvt encode-dataset`.")
 @click.option("--prior", type=PATH, help="Prior run. Adds bits/dim and its baselines.")
-@click.option("--frames", type=PATH, help="Frame folder. With --vqvae, adds MSE and PSNR of the reconstruction.")
+@click.option("--frames", type=STORE, help="Frame folder. With --vqvae, adds MSE and PSNR of the reconstruction.")
 @click.option("--vqvae", type=PATH, help="VQ-VAE run that made the codes.")
-@click.option("--samples", type=PATH, help="Store from `lvt sample`. Adds the error of the samples over the horizon.")
+@click.option("--samples", type=STORE, help="Store from `lvt sample`. Adds the error of the samples over the horizon.")
 @out_option("JSON file to write.", required=False, default="eval.json")
 @settings_options(EvaluateSettings)
 @click.option("--i3d", type=PATH, help="TorchScript network of FVD. With --frames and --vqvae, adds FVD.")
@@ -43,11 +44,11 @@ from stages.values import PATH, Whole
 @device_option
 @json_option
 def command(
-    codes: Path,
+    codes: Place,
     prior: Path | None,
-    frames: Path | None,
+    frames: Place | None,
     vqvae: Path | None,
-    samples: Path | None,
+    samples: Place | None,
     out: Path,
     settings: EvaluateSettings,
     i3d: Path | None,

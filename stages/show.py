@@ -8,13 +8,14 @@ import click
 
 from lvt_pipeline.progress import count_of
 from lvt_pipeline.report.settings import ShowSettings
+from lvt_pipeline.storage import Place
 from stages.console import echo_facts
 from stages.options import at_option, device_option, json_option, out_option, settings_options, stage_command
-from stages.values import PATH
+from stages.values import PATH, STORE
 
 
 @stage_command("show")
-@click.argument("source", type=PATH)
+@click.argument("source", type=STORE)
 @out_option("Picture to write: .png is a contact sheet; .mp4 and .gif play.", required=False, default="show.png")
 @settings_options(ShowSettings)
 @click.option(
@@ -24,7 +25,7 @@ from stages.values import PATH
 @device_option
 @json_option
 def command(
-    source: Path,
+    source: Place,
     out: Path,
     settings: ShowSettings,
     vqvae: Path | None,

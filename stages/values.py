@@ -36,8 +36,8 @@ class PathType(click.Path):
             place = as_place(value)
             if self._takes_urls and isinstance(place, StoreURL):
                 return place
-            may_be = "s3://, gs:// and az:// are taken" if self._takes_urls else "this is a local path"
-            self.fail(f"{shown(str(value))} is a URL; {may_be}; see docs/clusters.md", param, ctx)
+            needed = "s3://, gs:// and az:// are taken here" if self._takes_urls else "this must be a local path"
+            self.fail(f"{shown(str(value))} is a URL; {needed}", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -106,4 +106,4 @@ def test_a_url_where_a_local_path_is_needed_is_refused(lvt: Callable[..., tuple[
     given = {"--manifest": "clips.jsonl", "-o": "frames", option: "s3://bucket/x"}
     code, _, err = lvt("ingest", *(text for pair in given.items() for text in pair))
     assert code == 2
-    assert "'s3://bucket/x' is a URL; this is a local path" in " ".join(err.split())
+    assert "'s3://bucket/x' is a URL; this must be a local path" in " ".join(err.split())

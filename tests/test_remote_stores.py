@@ -249,7 +249,7 @@ def test_the_commands_take_urls(url: Place, tmp_path: Path, lvt: Lvt) -> None:
     assert code == 1
     assert "a work directory has to be on this machine" in err
     code, _, err = lvt("ingest", "--manifest", "m.jsonl", "-o", url)
-    assert (code, "this is a local path" in err) == (2, True)
+    assert (code, "this must be a local path" in err) == (2, True)
 
 
 def test_frames_in_a_bucket_encode_to_the_same_store_and_are_read_once(

@@ -19,6 +19,7 @@ from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.runs.compatibility import check_frames_count, check_prior, check_tokenizer
 from lvt_pipeline.runs.read import load_prior, load_vqvae, run_fingerprint
 from lvt_pipeline.runs.trained_clips import find_trained_clips
+from lvt_pipeline.storage import Place
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,18 +43,18 @@ class Sources:
         lpips: TorchScript network of LPIPS; adds it to every error in pixels.
     """
 
-    codes: Path
+    codes: Place
     generation: int | None = None
     prior: Path | None = None
-    frames: Path | None = None
+    frames: Place | None = None
     vqvae: Path | None = None
-    samples: Path | None = None
+    samples: Place | None = None
     i3d: Path | None = None
     features: Path | None = None
     lpips: Path | None = None
 
     @property
-    def paths(self) -> tuple[Path | None, ...]:
+    def paths(self) -> tuple[Place | None, ...]:
         """Everything that is read, which an output must not replace."""
         return self.codes, self.prior, self.frames, self.vqvae, self.samples, self.i3d, self.features, self.lpips
 

@@ -27,7 +27,7 @@ from lvt_pipeline.progress import count_of
 from lvt_pipeline.report.settings import ShowSettings
 from lvt_pipeline.runs.compatibility import check_tokenizer
 from lvt_pipeline.runs.read import load_vqvae
-from lvt_pipeline.storage import printable, write_bytes
+from lvt_pipeline.storage import Place, printable, write_bytes
 from lvt_pipeline.video.geometry import Frames
 from lvt_pipeline.video.pictures import colour_codes, png_bytes
 from lvt_pipeline.video.tiles import codebook_tiles, framed, picture_grid
@@ -69,7 +69,7 @@ class ShownClip:
 
 
 def show(
-    source: Path,
+    source: Place,
     out: Path,
     settings: ShowSettings = ShowSettings(),
     *,
@@ -158,7 +158,7 @@ def film(clips: Sequence[ShownClip], seconds: float, scale: int | None = None) -
 
 
 def _clips_of(
-    source: Path, settings: ShowSettings, vqvae: Path | None, generation: int | None, device: str
+    source: Place, settings: ShowSettings, vqvae: Path | None, generation: int | None, device: str
 ) -> list[ShownClip]:
     kind = kind_of(source)
     if kind == "frames":
@@ -189,7 +189,7 @@ def _tokenizer(store: CodeStore, vqvae: Path, device: str) -> VQVAE:
     return model
 
 
-def _at_random(clips: Sequence[Clip], settings: ShowSettings, source: Path) -> list[Clip]:
+def _at_random(clips: Sequence[Clip], settings: ShowSettings, source: Place) -> list[Clip]:
     """Some of the clips, in their order; the same for the same seed."""
     split = settings.split
     among = [clip for clip in clips if split in (None, clip.split)]
