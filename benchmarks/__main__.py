@@ -22,6 +22,7 @@ from benchmarks import (
     read_back,
     recipes,
     replan,
+    requests,
     sampler,
     store_size,
 )
@@ -40,6 +41,7 @@ BENCHMARKS = {
     "read_back": read_back.run,
     "recipes": recipes.run,
     "replan": replan.run,
+    "requests": requests.run,
     "sampler": sampler.run,
     "store_size": store_size.run,
 }

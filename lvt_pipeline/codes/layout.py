@@ -1,4 +1,4 @@
-"""Files and groups of a code store: the root that names them all, and how each is written or removed in one step.
+"""Files and groups of a code store: the root that names them all, and the storage that they are in.
 
 The `zarr.json` of the root group is the commit point of a store: replacing it is the one step that changes what readers
 see. It names every other file with its SHA-256. It and every group of the store carry a digest of their own bytes (a
