@@ -54,7 +54,7 @@ def test_processes_started_together_share_the_cores(monkeypatch: pytest.MonkeyPa
 
 def test_a_number_that_was_asked_for_is_taken_as_it_is() -> None:
     machine.use_threads(3)
-    with Threads(0.0) as threads:
+    with Threads(0.0, leaves_room=True) as threads:
         threads.leave_room()
         assert torch.get_num_threads() == 3
 
@@ -109,7 +109,8 @@ def test_sampling_leaves_room_and_takes_it_back(monkeypatch: pytest.MonkeyPatch)
     now, free = [0.0], [4]
     monkeypatch.setattr(threads_module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(machine.OtherLoad, "free_cores", lambda self: free[0])
-    with Threads(LARGE) as threads:
+    with Threads(LARGE, leaves_room=True) as threads:
+        assert torch.get_num_threads() == 1  # nothing is known yet
         for time, left, expected in ((1.0, 1, 1), (1.01, 4, 1), (2.0, 3, 3), (3.0, 9, 4)):
             now[0], free[0] = time, left
             threads.leave_room()

@@ -40,19 +40,20 @@ class Threads:
 
     Args:
         seconds: of one thread, for the largest matrix product of the work.
+        leaves_room: begin with one thread; `leave_room` then takes as many as other programs leave cores.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, leaves_room: bool = False) -> None:
         self._before = torch.get_num_threads()
         chosen = machine.chosen_threads()
-        self._is_chosen = chosen is not None
+        self._leaves_room = leaves_room and chosen is None
         useful = max(1, min(self._before, machine.own_cores(), int(seconds / SECONDS_PER_THREAD)))
         self._most = useful if chosen is None else chosen
         self._load = machine.OtherLoad()
         self._looked = time.monotonic()
 
     def __enter__(self) -> Threads:
-        torch.set_num_threads(self._most)
+        torch.set_num_threads(1 if self._leaves_room else self._most)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -63,7 +64,7 @@ class Threads:
 
         For work whose results do not depend on the number of threads.
         """
-        if self._is_chosen or self._most == 1 or time.monotonic() - self._looked < LOOK_SECONDS:
+        if not self._leaves_room or self._most == 1 or time.monotonic() - self._looked < LOOK_SECONDS:
             return
         self._looked = time.monotonic()
         torch.set_num_threads(max(1, min(self._most, self._load.free_cores())))

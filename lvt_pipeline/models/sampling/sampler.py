@@ -94,7 +94,7 @@ def sample(
     results = []
     with (
         progress.bar("sampling", total, "pixels") as bar,
-        Threads(pixel_seconds(model, weights)) as threads,
+        Threads(pixel_seconds(model, weights), leaves_room=True) as threads,
         torch.inference_mode(),
     ):
         pixels = PixelWeights(model, request.geometry, clips_per_pass * rule.streams * lookahead, weights)
