@@ -94,7 +94,6 @@ def load(
     recipe: str | None = None,
     config: Path | None = None,
     overrides: Iterable[str] = (),
-    defaults: Mapping[str, Any] | None = None,
 ) -> Settings:
     """Settings of a stage: defaults, then a preset, then a file, then a recipe, then `--set`; later wins.
 
@@ -103,7 +102,6 @@ def load(
         recipe: the training recipe, instead of that of the preset or file.
     """
     tables = merge(
-        defaults or {},
         read_preset(family, preset) if preset else {},
         with_base(family, read_toml(config)) if config else {},
     )
