@@ -38,7 +38,7 @@ from lvt_pipeline.progress import SILENT, Progress
 
 # Pixels of all clips of a group together that go through the decoder at once, and those of one clip.
 ROWS_PER_PASS = {"cpu": 16, "cuda": 256}
-LOOKAHEADS = range(4, 17)
+LOOKAHEADS = (4, 16)  # the least that pays, and the most
 MAX_CLIPS_PER_PASS = 4096
 PAPERS_RULE = SamplingRule()  # the model's own distribution
 FIRST_SEED = RandomNumbers()
@@ -84,7 +84,8 @@ def sample(
     request = _Request(model, priming, rule, numbers, frames=frames, labels=labels, actions=actions)
     rows, count = ROWS_PER_PASS[model.device.type], len(request.codes)
     if lookahead is None:
-        lookahead = min(max(rows // max(1, count), LOOKAHEADS[0]), LOOKAHEADS[-1])
+        lookahead = min(rows // max(1, count), LOOKAHEADS[1])
+        lookahead = lookahead if lookahead >= LOOKAHEADS[0] else 1  # many clips fill a pass with pixels that are right
     lookahead = whole_number("lookahead", lookahead, minimum=1)
     lookahead = max(1, min(lookahead, request.geometry.num_pixels))
     if clips_per_pass is None:
