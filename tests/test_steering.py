@@ -179,7 +179,7 @@ def test_actions_that_the_codes_do_not_have_are_refused_before_training(codes: P
 
 def test_a_dry_run_counts_the_parameters_of_actions(codes: Path) -> None:
     plain, acting = (dry_run_prior(settings_of(model), codes=codes, device="cpu") for model in ({}, ACTING))
-    assert acting["parameters"] - plain["parameters"] == 16 * 3 * (3 + 1)  # width, steps, numbers and known
+    assert acting["parameters"] - plain["parameters"] == 4 * 16 * 3 * (3 + 1)  # changes, steps, numbers and known
 
 
 # Sampling ------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ The paper compares three scores (its Table 7): "query-key", "key-only" (one lear
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -188,10 +189,18 @@ class Block(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, width) of whole blocks -> the same shape."""
-        x = x + self.attention(self.norm1(x))
-        return self.feed_forward(x)
+    def forward(self, x: Tensor, acting: Tensor | None = None) -> Tensor:
+        """(B, N, width) of whole blocks -> the same shape.
+
+        Args:
+            acting: (B, 1, 4 * width), changes of scale and offset of the inputs of attention and feed-forward.
+        """
+        if acting is None:
+            return self.feed_forward(x + self.attention(self.norm1(x)))
+        scale1, offset1, scale2, offset2 = acting.chunk(4, dim=-1)
+        x = x + self.attention(self.norm1(x) * (1 + scale1) + offset1)
+        change: Tensor = self.linear2(F.relu(self.linear1(self.norm2(x) * (1 + scale2) + offset2)))
+        return x + change
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """The second half: x + W2 ReLU(W1 LN(x) + b1) + b2."""
@@ -207,12 +216,16 @@ class BlockStack(nn.Module):
         self.block = block
         self.layers = nn.ModuleList(Block(block=block, **options) for _ in range(num_layers))  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, slice_shape: Triple) -> Tensor:
-        """(B, N, width) in raster order of the slice -> the same."""
+    def forward(self, x: Tensor, slice_shape: Triple, acting: Sequence[Tensor] = ()) -> Tensor:
+        """(B, N, width) in raster order of the slice -> the same.
+
+        Args:
+            acting: what `Block` takes, one for each layer.
+        """
         batch = len(x)
         x = split_blocks(x, slice_shape, self.block)
-        for layer in self.layers:
-            x = layer(x)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, acting[number].repeat_interleave(len(x) // batch, dim=0)) if acting else layer(x)
         return join_blocks(x, slice_shape, self.block, batch)
 
 

@@ -115,6 +115,8 @@ class PriorConfig(PriorModelSettings):
             )
         if self.action_dropout is not None and not self.actions:
             raise ConfigError("action_dropout needs actions; this prior is not conditioned on actions")
+        if self.actions and self.is_frame_by_frame and not self.encoder_layers:
+            raise ConfigError("actions act inside the encoder's blocks; set encoder_layers to at least 1")
         self._check_clusters()
         slice_shape = require_slices((self.frames, *self.grid), self.subscale, self.kernel, self.kernel_reach)
         if any(size < 1 or length % size for size, length in zip(self.block_shape, slice_shape, strict=True)):

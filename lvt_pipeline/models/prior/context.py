@@ -73,10 +73,11 @@ class ContextEncoder(nn.Module):
         self.project = linear(width * (2 if config.num_classes else 1), config.width, bias=False)
         self.blocks = BlockStack(config.encoder_layers, config.block_shape, causal=False, **config.block_options)
         self.has_position = config.encoder_position
+        self.acts_inside = config.is_frame_by_frame
+        acting_width = config.width * (4 * config.encoder_layers if self.acts_inside else 1)
         self.actions = (
-            ActionEmbedding(config.action_width, config.action_steps, config.width) if config.action_width else None
+            ActionEmbedding(config.action_width, config.action_steps, acting_width) if config.action_width else None
         )
-        self.acts_first = config.is_frame_by_frame
 
     def forward(
         self,
@@ -87,11 +88,11 @@ class ContextEncoder(nn.Module):
         slice_shape: Triple,
         acting: Tensor | None = None,
     ) -> Tensor:
-        """(B, P, d) from the context rows (B, P, used*n_c), slice numbers (B,), labels (B,) and what acts (B, P, d).
+        """(B, P, d) from the context rows (B, P, used*n_c), slice numbers (B,), labels (B,) and what acts.
 
-        What acts is added before the blocks where a slice is one frame. Otherwise their attention, which is not causal,
-        would show a frame what acts on later frames of the slice: there it is added behind them, and the decoder,
-        which is causal, passes it on.
+        What acts changes scale and offset inside the blocks where a slice is one frame, (B, 1, 4 * layers * d).
+        Otherwise their attention, which is not causal, would show a frame what acts on later frames of the slice:
+        there it is added behind them, (B, P, d), and the decoder, which is causal, passes it on.
         """
         x = self.context(rows, table) + self.slice_embedding(slice_indices)[:, None]
         if self.class_embedding is not None:
@@ -100,7 +101,6 @@ class ContextEncoder(nn.Module):
         x = self.project(x)
         if self.has_position:
             x = x + sinusoidal_positions(slice_shape, x.shape[-1]).to(x.device)
-        if acting is not None and self.acts_first:
-            x = x + acting
-        output: Tensor = self.blocks(x, slice_shape)
-        return output if acting is None or self.acts_first else output + acting
+        inside = acting.chunk(len(self.blocks.layers), dim=-1) if acting is not None and self.acts_inside else ()
+        output: Tensor = self.blocks(x, slice_shape, inside)
+        return output if acting is None or self.acts_inside else output + acting

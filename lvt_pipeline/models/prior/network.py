@@ -139,6 +139,7 @@ class PriorNetwork(nn.Module):
         acting = None
         if self.encoder.actions is not None and actions is not None:
             frame = positions[slice_indices] // math.prod(geometry.shape[1:])
+            frame = frame[:, :1] if self.encoder.acts_inside else frame  # one frame per slice
             acting = self.encoder.actions(actions).take_along_dim(frame[..., None], dim=1)
         encoded: Tensor = self.encoder(rows, table, slice_indices, labels, geometry.slice_shape, acting)
         return encoded
