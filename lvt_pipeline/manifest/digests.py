@@ -43,6 +43,7 @@ class ContentDigests:
         self._files: dict[str, str] = {}  # by source
         self._inside: dict[tuple[str, str], Any] = {}  # what files hold, by path and kind
         self._datasets: dict[Path, lerobot.LeRobotDataset] = {}
+        self._shared: dict[str, lerobot.Held] = {}  # by path of a file that holds several episodes
         self.problems: dict[str, str] = {}
 
     def of_all(self, drafts: Sequence[Draft], progress: Progress) -> list[Digests]:
@@ -109,8 +110,11 @@ class ContentDigests:
             raise DecodeError("missing", f"{root} has no episode {draft.record} of {draft.camera}")
         if is_lfs_pointer(draft.source):
             raise DecodeError("unreadable", f"{draft.source} {_LFS}")
-        rows = self._held(Path(episode.table), *lerobot.rows_in(dataset, episode.table))
-        packets = self._held(Path(draft.source), *lerobot.packets_in(dataset, draft.source))
+        for place, find in ((episode.table, lerobot.rows_in), (draft.source, lerobot.packets_in)):
+            if place not in self._shared:  # once for all episodes in the file
+                self._shared[place] = find(dataset, place)
+        rows = self._held(Path(episode.table), *self._shared[episode.table])
+        packets = self._held(Path(draft.source), *self._shared[draft.source])
         number = str(episode.number)
         return rows.get(number, ""), packets.get(number)
 
