@@ -94,9 +94,6 @@ def _own(path: Path) -> None:
     content of the first, replaces it; the content is unique and is read again under that second lock, so a file that
     another process has made meanwhile is never replaced. The second file may be abandoned too, and is replaced in the
     same way.
-
-    Raises:
-        BusyError: another process owns it.
     """
     content = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(8)}"
     while not _create(path, content):

@@ -232,11 +232,7 @@ def report_replaced(out: Place, what: str, replaced: int, removed: int, progress
 
 
 def _require_own_folder(out: Path, job: Job, is_ours: Callable[[Path], bool]) -> None:
-    """Refuse a folder that holds files of another stage or of another program.
-
-    Raises:
-        ArtefactError: it does.
-    """
+    """Refuse a folder that holds files of another stage or of another program."""
     require_output_folder(out, job.stage)
     if finished_record(out) is not None or is_ours(out) or not any(out.iterdir()):
         return

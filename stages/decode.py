@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from lvt_pipeline.jobs.runner import Runner
 from lvt_pipeline.jobs.settings import DecodeSettings
 from lvt_pipeline.progress import count_of
 from lvt_pipeline.storage import Place
@@ -19,6 +20,7 @@ from stages.options import (
     settings_options,
     stage_command,
 )
+from stages.running import runner_options
 from stages.values import PATH, STORE
 
 
@@ -29,6 +31,7 @@ from stages.values import PATH, STORE
 @settings_options(DecodeSettings)
 @at_option
 @device_option
+@runner_options()
 @overwrite_option
 @json_option
 def command(
@@ -38,6 +41,7 @@ def command(
     settings: DecodeSettings,
     at: int | None,
     device: str,
+    runner: Runner,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -47,7 +51,8 @@ def command(
     """
     from lvt_pipeline.jobs.decode import decode_store
 
+    console = Console()
     record = decode_store(
-        codes, vqvae, out, settings, generation=at, device=device, overwrite=overwrite, progress=Console()
+        codes, vqvae, out, settings, generation=at, device=device, overwrite=overwrite, runner=runner, progress=console
     )
     echo_record(record, as_json, count_of(record.counts["clips"], "clip"), out)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from lvt_pipeline.jobs.runner import ArrayStep
+from lvt_pipeline.jobs.runner import ArrayStep, Runner
 from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.progress import count_of, format_seconds
 from lvt_pipeline.storage import Place
 from stages.console import Console, echo_facts
 from stages.options import device_option, json_option, out_option, overwrite_option, settings_options, stage_command
-from stages.running import array_options
+from stages.running import array_options, runner_options
 from stages.values import PATH, STORE
 
 
@@ -25,6 +25,7 @@ from stages.values import PATH, STORE
 @click.option("--dry-run", is_flag=True, help="Print which clips would be kept, added, changed and removed, and stop.")
 @click.option("--reencode", is_flag=True, help="Allow a store of another tokenizer to be encoded again.")
 @click.option("--repair", is_flag=True, help="Check every byte of the store first, and encode damaged parts again.")
+@runner_options()
 @array_options
 @overwrite_option
 @json_option
@@ -37,6 +38,7 @@ def command(
     dry_run: bool,
     reencode: bool,
     repair: bool,
+    runner: Runner,
     step: ArrayStep,
     overwrite: bool,
     as_json: bool,
@@ -58,6 +60,7 @@ def command(
         overwrite=overwrite,
         repair=repair,
         step=step,
+        runner=runner,
         progress=Console(),
     )
     files = f"{count_of(len(report.repaired), 'file')} ({', '.join(report.repaired[:3])})"

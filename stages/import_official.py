@@ -44,11 +44,7 @@ def vqvae(encoder: Path, decoder: Path, codebook: Path, out: Path, overwrite: bo
     "--weights", type=PATH, required=True, help="Checkpoint of the transformer: netG, or its model_final.pth."
 )
 @click.option(
-    "--subscale",
-    type=ValueList(Whole(1), 3),
-    metavar="T,H,W",
-    show_default="from the shapes",
-    help="Subscale factor.",
+    "--subscale", type=ValueList(Whole(1), 3), metavar="T,H,W", show_default="from the shapes", help="Subscale factor."
 )
 @click.option(
     "--num-frames",

@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
-from lvt_pipeline.jobs.runner import ArrayStep
+from lvt_pipeline.jobs.runner import ArrayStep, Runner
 from lvt_pipeline.progress import count_of, format_seconds
 from lvt_pipeline.provenance import Provenance
 from stages.console import Console, echo_facts
-from stages.options import json_option, out_option, overwrite_option, settings_options, stage_command, workers_option
-from stages.running import array_options
+from stages.options import json_option, out_option, overwrite_option, settings_options, stage_command
+from stages.running import array_options, runner_options
 from stages.values import PATH, Real
 
 
@@ -23,7 +23,7 @@ from stages.values import PATH, Real
 @click.option("--manifest", type=PATH, required=True, help="Manifest from `lvt manifest build`.")
 @out_option("Folder of frame shards to create, resume or bring up to date.")
 @settings_options(IngestSettings)
-@workers_option
+@runner_options(decodes_videos=True)
 @click.option(
     "--worker-memory",
     type=Real(0.5, 1e6),
@@ -47,6 +47,7 @@ def command(
     manifest: Path,
     out: Path,
     settings: IngestSettings,
+    runner: Runner,
     workers: int | None,
     worker_memory: float | None,
     max_failures: float,
@@ -85,6 +86,7 @@ def command(
         max_failures=max_failures,
         retry_failed=retry_failed,
         publish_only=step.kind == "publish",
+        runner=runner,
         **options,
     )
     lines = [summary(record, out), *reason_table(record.counts["failures_by_reason"])]

@@ -241,10 +241,7 @@ def set_option(help_text: str = "Change one setting; may be repeated.") -> Calla
 def media_option(function: Function) -> Function:
     """`--media`: where the videos of a list are."""
     return click.option(
-        "--media",
-        type=TEXT,
-        show_default="next to the list",
-        help="Folder or URL of the videos that a list names.",
+        "--media", type=TEXT, show_default="next to the list", help="Folder or URL of the videos that a list names."
     )(function)
 
 
@@ -336,11 +333,7 @@ def _declared(leaf: _Leaf) -> tuple[str, str]:
 def _attributes(leaf: _Leaf, required: Collection[str]) -> dict[str, Any]:
     """The arguments of `click.option`."""
     about, item = leaf.about, leaf.item
-    attributes: dict[str, Any] = {
-        "help": about.help,
-        "old_names": about.old_options,
-        "other_names": leaf.other_names,
-    }
+    attributes: dict[str, Any] = {"help": about.help, "old_names": about.old_options, "other_names": leaf.other_names}
     if leaf.path[-1] in required:
         return {**attributes, "type": _click_type(leaf.hint, about), "required": True}
     if leaf.hint is bool:

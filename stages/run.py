@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lvt_pipeline.jobs.runner import Runner
 from lvt_pipeline.pipeline.settings import RunOptions
 from lvt_pipeline.workspace.layout import ARTEFACTS
 from stages.console import Console, echo_facts
@@ -20,9 +21,9 @@ from stages.options import (
     setting_rows,
     settings_options,
     stage_command,
-    workers_option,
 )
 from stages.pipeline import SETTINGS_HOME, closing_lines, run_pipeline
+from stages.running import runner_options
 from stages.values import PATH, TEXT
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _list_settings(ctx: click.Context, param: click.Parameter, value: bool) -> N
 @click.option("--until", type=click.Choice([artefact.stage for artefact in ARTEFACTS]), help="Last stage to run. [all]")
 @settings_options(RunOptions, argument="options")
 @click.option("--dry-run", is_flag=True, help="Print for each stage what would be done and why; write nothing.")
-@workers_option
+@runner_options(decodes_videos=True)
 @device_option
 @json_option
 def command(
@@ -80,6 +81,7 @@ def command(
     until: str | None,
     options: RunOptions,
     dry_run: bool,
+    runner: Runner,
     workers: int | None,
     device: str,
     as_json: bool,
@@ -103,7 +105,7 @@ def command(
         file=file, videos=videos, media=media, work_dir=work_dir, preset=preset, overrides=overrides
     )
     console = Console()
-    making = _making(options, settings, device, workers, console)
+    making = _making(options, settings, device, workers, runner, console)
     if dry_run:
         plan = Pipeline(settings, making).plan()
         echo_facts({"stages": list(map(asdict, plan))}, as_json, "\n".join(map(str, plan)))
@@ -113,13 +115,14 @@ def command(
 
 
 def _making(
-    options: RunOptions, settings: PipelineSettings, device: str, workers: int | None, console: Console
+    options: RunOptions, settings: PipelineSettings, device: str, workers: int | None, runner: Runner, console: Console
 ) -> Making:
     from lvt_pipeline.pipeline.options import Making
 
     return Making(
         device=device,
         num_workers=workers,
+        runner=runner,
         max_failures=settings.max_failures,
         cache=options.cache,
         track=options.track,

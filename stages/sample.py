@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from lvt_pipeline.jobs.runner import Runner
 from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.progress import count_of
 from lvt_pipeline.storage import Place
@@ -19,6 +20,7 @@ from stages.options import (
     settings_options,
     stage_command,
 )
+from stages.running import runner_options
 from stages.values import PATH, STORE, Whole
 
 
@@ -35,6 +37,7 @@ from stages.values import PATH, STORE, Whole
 )
 @at_option
 @device_option
+@runner_options()
 @overwrite_option
 @json_option
 def command(
@@ -46,6 +49,7 @@ def command(
     lookahead: int | None,
     at: int | None,
     device: str,
+    runner: Runner,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -65,6 +69,7 @@ def command(
         generation=at,
         device=device,
         overwrite=overwrite,
+        runner=runner,
         progress=Console(),
     )
     echo_record(record, as_json, count_of(record.counts["clips"], "sample"), out)

@@ -25,13 +25,7 @@ from stages.values import PATH, STORE
 @device_option
 @json_option
 def command(
-    source: Place,
-    out: Path,
-    settings: ShowSettings,
-    vqvae: Path | None,
-    at: int | None,
-    device: str,
-    as_json: bool,
+    source: Place, out: Path, settings: ShowSettings, vqvae: Path | None, at: int | None, device: str, as_json: bool
 ) -> None:
     """Show clips of SOURCE: a frame folder, or a code store of clips or samples.
 

@@ -20,9 +20,8 @@ from lvt_pipeline.job import Job
 from lvt_pipeline.jobs.ingest import shards as ingest_shards
 from lvt_pipeline.jobs.ingest.folder import begin_plan, finished_shards, publish
 from lvt_pipeline.jobs.ingest.ingest import ingest
-from lvt_pipeline.jobs.ingest.plan import PlannedShard
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
-from lvt_pipeline.jobs.ingest.shards import Decoding, ShardMaker, ShardTask
+from lvt_pipeline.jobs.ingest.shards import Decoding, PlannedShard, ShardMaker, ShardTask
 from lvt_pipeline.manifest.manifest import build_manifest, read_manifest
 from lvt_pipeline.progress import _SilentBar
 from lvt_pipeline.video.settings import GeometrySettings
@@ -93,7 +92,7 @@ def attempt(out: Path, plan: str, manifest: Path) -> None:
     lines = read_manifest(manifest)[:2]
     maker = ShardMaker(out, plan, SETTINGS, Decoding(0, 60.0, None))
     with maker.decoding(lines, _SilentBar(), lambda: False):
-        maker.make(ShardTask(PlannedShard(shard_name("train", 0), lines), {}, 60.0))
+        maker.make(ShardTask(PlannedShard(shard_name("train", 0), lines), {}))
 
 
 def broken_off(manifest: Path, out: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> str:

@@ -23,6 +23,7 @@ from lvt_pipeline.evaluation.results import protocol_line
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.evaluation.sources import Sources
 from lvt_pipeline.jobs import sample as sampling
+from lvt_pipeline.jobs import sample_shards
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.storage import read_json
 from tests.scripted_networks import ToyDistance, ToyFeatures, save_scripted
@@ -144,7 +145,7 @@ def test_a_second_evaluation_does_nothing(work: ToyWork, finished: Path, monkeyp
         path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and "zarr" not in str(path)
     }
     monkeypatch.setattr(stage, "measure_samples", lambda *arguments, **options: pytest.fail("measured again"))
-    monkeypatch.setattr(sampling, "_sample_batch", lambda *arguments: pytest.fail("sampled again"))
+    monkeypatch.setattr(sample_shards, "sample_batch", lambda *arguments: pytest.fail("sampled again"))
     run(work, finished / "eval.json", lpips=work.root / "lpips.pt")
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
@@ -182,8 +183,8 @@ def test_more_runs_keep_those_that_are_there(
 ) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "copy"))
     drawn: list[int] = []
-    original = sampling._sample_batch
-    monkeypatch.setattr(sampling, "_sample_batch", lambda *given: drawn.append(given[3].seed) or original(*given))
+    original = sample_shards.sample_batch
+    monkeypatch.setattr(sample_shards, "sample_batch", lambda *given: drawn.append(given[3].seed) or original(*given))
     run(work, folder / "eval.json", num_runs=4, lpips=work.root / "lpips.pt")
     assert drawn == [3]
     first = read_json(finished / "eval.json")["protocol"]["runs"]

@@ -21,6 +21,7 @@ from lvt_pipeline.evaluation.evaluate import evaluate
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.evaluation.sources import Sources
 from lvt_pipeline.jobs import sample as sampling
+from lvt_pipeline.jobs import sample_shards
 from lvt_pipeline.jobs.sample import sample_clips
 from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.models.prior.model import Prior
@@ -195,7 +196,9 @@ def test_shorter_samples_replace_longer_ones_in_the_same_store(work: ToyWork, tm
 def test_sampling_again_does_nothing(work: ToyWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(work, tmp_path / "s.zarr")
     before = {path: path.read_bytes() for path in (tmp_path / "s.zarr").rglob("*") if path.is_file()}
-    monkeypatch.setattr(sampling, "_sample_batch", lambda *arguments: pytest.fail("a finished sample was drawn again"))
+    monkeypatch.setattr(
+        sample_shards, "sample_batch", lambda *arguments: pytest.fail("a finished sample was drawn again")
+    )
     run(work, tmp_path / "s.zarr")
     assert {path: path.read_bytes() for path in (tmp_path / "s.zarr").rglob("*") if path.is_file()} == before
 
@@ -205,7 +208,7 @@ def test_a_stopped_run_goes_on_and_gives_what_an_uninterrupted_one_gives(
 ) -> None:
     run(work, tmp_path / "whole.zarr", batch_size=1)
     drawn = []
-    draw = sampling._sample_batch
+    draw = sample_shards.sample_batch
 
     def draw_then_stop(*arguments: object) -> np.ndarray:
         drawn.append([sample.clip.id for sample in arguments[2]])
@@ -213,7 +216,7 @@ def test_a_stopped_run_goes_on_and_gives_what_an_uninterrupted_one_gives(
             signal.raise_signal(signal.SIGTERM)
         return draw(*arguments)
 
-    monkeypatch.setattr(sampling, "_sample_batch", draw_then_stop)
+    monkeypatch.setattr(sample_shards, "sample_batch", draw_then_stop)
     with pytest.raises(Stopped, match="2 of 3 samples are in"):
         run(work, tmp_path / "s.zarr", batch_size=1)
     run(work, tmp_path / "s.zarr", batch_size=1)
@@ -272,13 +275,13 @@ def test_samples_of_other_codes_are_sampled_again(
         tmp_path / "other.zarr", make_frames(tmp_path / "frames"), make_tokenizer(tmp_path / "t", seed=5)
     )
     sampled: list[str] = []
-    sample = sampling._sample_batch
+    sample = sample_shards.sample_batch
 
     def sample_and_note(*arguments: object) -> np.ndarray:
         sampled.extend(item.clip.id for item in arguments[2])
         return sample(*arguments)
 
-    monkeypatch.setattr(sampling, "_sample_batch", sample_and_note)
+    monkeypatch.setattr(sample_shards, "sample_batch", sample_and_note)
     sample_clips(work.prior, other.path, tmp_path / "s.zarr", SETTINGS, device="cpu")
     assert len(sampled) == 3
     assert open_codes(tmp_path / "s.zarr").tokenizer == other.tokenizer

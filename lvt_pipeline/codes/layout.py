@@ -19,13 +19,7 @@ from typing import Any
 
 from lvt_pipeline.errors import ArtefactError, StoreError
 from lvt_pipeline.provenance import ZARR_METADATA
-from lvt_pipeline.storage import (
-    Entry,
-    Place,
-    Storage,
-    open_storage,
-    parse_json,
-)
+from lvt_pipeline.storage import Entry, Place, Storage, open_storage, parse_json
 
 SCHEMA_VERSION = 2
 ARRAY, ARRAYS, GENERATIONS, PENDING = "codes", "arrays", "generations", "pending"

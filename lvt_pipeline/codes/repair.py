@@ -172,11 +172,7 @@ def _root_of(path: Place, tables: Mapping[int, bytes]) -> StoreRoot:
 
 
 def _repair_table(path: Place, root: StoreRoot, schema: CodeSchema | None, clips: Sequence[PlannedClip]) -> list[str]:
-    """Write the current clip table again if it is damaged.
-
-    Raises:
-        StoreError: it does not follow from the clips.
-    """
+    """Write the current clip table again if it is damaged."""
     name = layout.table_name(root.generation)
     try:
         read_table(path, root, root.generation)

@@ -29,13 +29,7 @@ from lvt_pipeline.codes import layout
 from lvt_pipeline.codes.array import ClipArray, CodeArray, require_metadata, require_places
 from lvt_pipeline.codes.layout import OUR_GROUPS, SHARDS, StoreRoot
 from lvt_pipeline.codes.readers import BeingRemovedError, Hold
-from lvt_pipeline.codes.schema import (
-    CodeClip,
-    CodeSchema,
-    SideArray,
-    clips_from_columns,
-    shards_of,
-)
+from lvt_pipeline.codes.schema import CodeClip, CodeSchema, SideArray, clips_from_columns, shards_of
 from lvt_pipeline.errors import ArtefactError, BusyError, LVTError, StoreError
 from lvt_pipeline.file_systems import is_lock_file
 from lvt_pipeline.machine import paused_collection

@@ -226,9 +226,9 @@ class CodeStoreWriter:
         """What other processes and machines write the new shards of this plan with."""
         return replace(self.shards, plan=self.plan.identity(self._settings))
 
-    def accept(self, index: int, digest: str) -> None:
-        """Note that a helper has written a shard; `digest` is its receipt."""
-        self._digests[shard_name(index)] = digest
+    def accept(self, receipts: Mapping[int, str]) -> None:
+        """Note that helpers have written shards: their SHA-256, by index."""
+        self._digests |= {shard_name(index): digest for index, digest in receipts.items()}
 
     def publish(self, record: Provenance, info: layout.GenerationInfo | None = None) -> Provenance:
         """Make the plan the current generation.

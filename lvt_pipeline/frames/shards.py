@@ -27,14 +27,7 @@ from lvt_pipeline.errors import ArtefactError, ShapeError
 from lvt_pipeline.frames.codecs import decode_frames
 from lvt_pipeline.frames.copies import local_shard
 from lvt_pipeline.frames.receipts import read_receipt
-from lvt_pipeline.frames.records import (
-    ArrayFacts,
-    ClipFailure,
-    FrameClip,
-    Receipt,
-    content_fingerprint,
-    receipts_in,
-)
+from lvt_pipeline.frames.records import ArrayFacts, ClipFailure, FrameClip, Receipt, content_fingerprint, receipts_in
 from lvt_pipeline.frames.verify import require_sound
 from lvt_pipeline.machine import paused_collection
 from lvt_pipeline.provenance import RECORD_NAME, Provenance, missing_outputs, read_record

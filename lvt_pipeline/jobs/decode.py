@@ -7,24 +7,30 @@ stopped, or a store that grew, costs only the clips that are missing or changed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from lvt_pipeline import lineage
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.job import Clock, Job, report_replaced
+from lvt_pipeline.jobs.runner import LOCAL, Elsewhere, Plan, Runner
 from lvt_pipeline.jobs.settings import DecodeSettings
 from lvt_pipeline.outputs import require_output_folder
-from lvt_pipeline.progress import SILENT, Progress
+from lvt_pipeline.progress import SILENT, Bar, Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.compatibility import check_tokenizer
 from lvt_pipeline.runs.read import load_vqvae, run_fingerprint
 from lvt_pipeline.storage import Place, clip_file, describe_os_error, json_log, remove_leftovers, write_bytes
 from lvt_pipeline.video.write import write_video
+
+if TYPE_CHECKING:
+    from lvt_pipeline.models.vqvae.model import VQVAE
 
 STAGE = "decode"
 VERSION = 1
@@ -51,6 +57,7 @@ def decode_store(
     generation: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
+    runner: Runner = LOCAL,
     progress: Progress = SILENT,
 ) -> Provenance:
     """Decode clips into `out/<clip id>.<format>`; ids with slashes become folders.
@@ -71,7 +78,7 @@ def decode_store(
     clock = Clock()
     require_output_folder(out, STAGE, (codes, vqvae))
     store = open_codes(codes, generation)
-    model = load_vqvae(vqvae, device=device)
+    model = load_vqvae(vqvae, device=device if runner.is_local else "cpu")
     check_tokenizer(store, vqvae, model)
     inputs = {"codes": store.fingerprint, "vqvae": run_fingerprint(vqvae)}
     clips = _chosen(store, settings)
@@ -86,16 +93,15 @@ def decode_store(
         report_replaced(out, f"{kinds} files", replaced, removed, progress)
         work.begin()
         _append(out)
+        _remove_leftovers(out, missing, settings)
+        here = VideoWorker(store, model, out, settings)
+        places = store.path, vqvae.absolute(), out.absolute()
+        elsewhere = Elsewhere(partial(_start, *places, store.generation, settings), places, device)
+        plans = [Plan(f"clip {clip.id}", (clip, wanted[clip.id])) for clip in missing]
         with progress.bar("decode", len(clips), "clips", done=len(clips) - len(missing)) as bar:
-            for clip in missing:
-                work.stop.raise_if_set(f"finished files are in {out}")
-                path = out / _file_name(clip.id, settings.format)
-                remove_leftovers(path.parent)
-                frames = model.decode(store.read(clip)).numpy()
-                write_video(path, frames, settings.fps or clip.fps, settings.scale)
-                done[clip.id] = _File(clip.id, str(path.relative_to(out)), wanted[clip.id], path.stat().st_size)
-                _append(out, done[clip.id])
-                bar.advance()
+            for file in runner.make((here, elsewhere), plans, bar, work.stop, lambda _: f"finished files are in {out}"):
+                done[file.id] = file
+                _append(out, file)
         files = [done[clip.id] for clip in clips]
         _tidy(out, files)
         outputs = {file.file: file.bytes for file in files}
@@ -104,8 +110,41 @@ def decode_store(
         return work.finish(lineage.videos_fingerprint(made_of), outputs, counts)
 
 
+def _remove_leftovers(out: Path, clips: Sequence[CodeClip], settings: DecodeSettings) -> None:
+    for folder in {(out / _file_name(clip.id, settings.format)).parent for clip in clips}:
+        remove_leftovers(folder)
+
+
 def _has_list(out: Path) -> bool:
     return (out / FILES_NAME).exists()
+
+
+def _start(codes: Place, vqvae: Path, out: Path, generation: int, settings: DecodeSettings, device: str) -> VideoWorker:
+    store, model = open_codes(codes, generation), load_vqvae(vqvae, device=device)
+    return VideoWorker(store, model, out, settings)
+
+
+@dataclass(frozen=True)
+class VideoWorker:
+    """Decodes clips to files one after another."""
+
+    store: CodeStore
+    model: VQVAE
+    out: Path
+    settings: DecodeSettings
+
+    def __call__(
+        self, clips: Sequence[tuple[CodeClip, str]], bar: Bar, should_stop: Callable[[], object]
+    ) -> Iterator[_File]:
+        """The files of clips with their fingerprints, as far as they are written before a stop."""
+        for clip, fingerprint in clips:
+            if should_stop():
+                return
+            path = self.out / _file_name(clip.id, self.settings.format)
+            frames = self.model.decode(self.store.read(clip)).numpy()
+            write_video(path, frames, self.settings.fps or clip.fps, self.settings.scale)
+            bar.advance()
+            yield _File(clip.id, str(path.relative_to(self.out)), fingerprint, path.stat().st_size)
 
 
 def _chosen(store: CodeStore, settings: DecodeSettings) -> list[CodeClip]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,15 @@ from lvt_pipeline.interrupts import StopRequest, stop_requested
 from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.jobs.change_table import ChangeTable, change_table
 from lvt_pipeline.jobs.encode_shards import (
-    EncodeElsewhere,
     EncodePlan,
     EncodeTally,
     ShardEncoder,
     encode_batch,
+    start_encoder,
     tokenizer_of,
     use_precision,
 )
-from lvt_pipeline.jobs.runner import ALL, LOCAL, ArrayStep, Runner, require_none_missing
+from lvt_pipeline.jobs.runner import ALL, LOCAL, ArrayStep, Elsewhere, Plan, Runner, require_none_missing
 from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.machine import paused_collection
 from lvt_pipeline.models.vqvae.config import DOWNSAMPLING
@@ -213,12 +214,9 @@ class _EncodeTask:
         writer = CodeStoreWriter.join(self.out, self.schema, self.clips, self.of_plan)
         missing = {shard.index for shard in writer.pending_shards()} if writer.change.publishes else set()
         mine = [shard for shard in step.share(writer.plan.shards) if shard.index in missing]
-        tally = EncodeTally.empty(self.schema)
         total = sum(shard.num_frames for shard in mine)
         with stop_requested() as stop, self.progress.bar("encode", total, "frames") as bar:
-            done = self._encode(writer, mine, tally, bar, stop)
-        if done < len(mine):
-            stop.raise_if_set(f"{done} of {len(mine)} shards are finished")
+            tally = self._encode(writer, mine, bar, stop)
         left = writer.pending_shards() if writer.change.publishes else []
         return self.report(writer.plan, tally=tally, missing=left)
 
@@ -249,32 +247,32 @@ class _EncodeTask:
             done = sum(shard.num_frames for shard in finished)
             total = done + sum(shard.num_frames for shard in missing)
             with self.progress.bar("encode", total, "frames", done=done) as bar:
-                num_done = self._encode(writer, missing, tally, bar, stop)
-            if num_done < len(missing):
-                total = len(missing) + len(finished)
-                stop.raise_if_set(f"{num_done + len(finished)} of {total} shards are finished")
+                tally.add(self._encode(writer, missing, bar, stop, num_finished=len(finished)))
         return tally
 
     def _encode(
-        self, writer: CodeStoreWriter, shards: Sequence[ShardPlan], tally: EncodeTally, bar: Bar, stop: StopRequest
-    ) -> int:
-        """Encode shards and return how many were finished before a stop. Damaged ones are replaced on this machine."""
+        self, writer: CodeStoreWriter, shards: Sequence[ShardPlan], bar: Bar, stop: StopRequest, num_finished: int = 0
+    ) -> EncodeTally:
         plans = [self._plan_of(shard, writer.plan) for shard in shards]
         here = ShardEncoder(self.frames, self.model, writer.shards, writer.write_shard, self.settings.batch_size)
-        elsewhere = EncodeElsewhere(self.frames.root, self.vqvae, writer.helper(), self.settings, self.device)
-        repairs = 0 if self.runner.is_local else sum(shard in writer.plan.repairs for shard in shards)
-        done = 0
-        for runner, part in ((LOCAL, plans[:repairs]), (self.runner, plans[repairs:])):
-            for receipt in runner.run(here, elsewhere, part, bar, lambda: stop):
-                writer.accept(receipt.index, receipt.digest)
-                tally.add(receipt.tally)
-                done += 1
-        return done
+        places, helper = (self.frames.root, self.vqvae.absolute()), writer.helper()
+        start = partial(start_encoder, *places, helper, self.settings)
+        elsewhere = Elsewhere(start, [*places, helper.path], self.device)
 
-    def _plan_of(self, shard: ShardPlan, plan: CodePlan) -> EncodePlan:
+        def saved(done: int) -> str:
+            return f"{done + num_finished} of {len(shards) + num_finished} shards are finished"
+
+        tally = EncodeTally.empty(self.schema)
+        for receipt in self.runner.make((here, elsewhere), plans, bar, stop, saved):
+            writer.accept({receipt.index: receipt.digest})
+            tally.add(receipt.tally)
+        return tally
+
+    def _plan_of(self, shard: ShardPlan, plan: CodePlan) -> Plan[EncodePlan]:
         ids = {part.clip_id for part in shard.parts}
         copies = {clip_id: plan.copies[clip_id] for clip_id in ids if clip_id in plan.copies}
-        return EncodePlan(shard, {clip_id: self.frames[clip_id] for clip_id in ids}, copies)
+        work = EncodePlan(shard, {clip_id: self.frames[clip_id] for clip_id in ids}, copies)
+        return Plan(shard_name(shard.index), work, stays_here=shard in plan.repairs)
 
     def table(self, plan: CodePlan) -> ChangeTable:
         """The change in numbers, with an estimate that is measured on a few frames."""
@@ -354,9 +352,6 @@ def _side_arrays(frames: FrameShards, names: Sequence[str] | None, out: Place | 
     Args:
         names: of the arrays that are wanted; None: all.
         out: a store that may have some already, for other clips.
-
-    Raises:
-        MismatchError: no clip has a wanted array, or arrays of one name have different dimensions.
     """
     known = published_arrays(out) if out is not None else ()
     clips = ((clip.id, frames.array_facts(clip)) for clip in (frames.clips if names != () else ()))
@@ -372,11 +367,7 @@ def _side_arrays(frames: FrameShards, names: Sequence[str] | None, out: Place | 
 
 
 def _grid(frames: FrameShards) -> tuple[int, int]:
-    """(h, w) of the codes of these frames.
-
-    Raises:
-        MismatchError: the folder is empty, or its frames differ in size.
-    """
+    """(h, w) of the codes of these frames."""
     if not frames.clips:
         raise MismatchError(f"{frames.root} has no clips to encode")
     first = frames.clips[0]

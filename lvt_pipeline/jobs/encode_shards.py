@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from lvt_pipeline.codes.array import CodeArray
 from lvt_pipeline.codes.checks import ShardWriter
 from lvt_pipeline.codes.plan import ShardPlan
-from lvt_pipeline.codes.schema import CodeClip, CodeSchema, shard_name
+from lvt_pipeline.codes.schema import CodeClip, CodeSchema
 from lvt_pipeline.errors import LVTError, MismatchError
 from lvt_pipeline.frames.records import FrameClip, stored_rows
 from lvt_pipeline.frames.shards import FrameReader
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 PIECE_BYTES = 2**24  # pixels read at a time
 PIECES_AHEAD = 4  # pieces read before they are needed
 READERS = 2
-SHARD_SECONDS = 3600.0  # for one shard, on a slow processor too
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,6 @@ class EncodePlan:
     shard: ShardPlan
     clips: Mapping[str, FrameClip]
     copies: Mapping[str, CodeClip] = field(default_factory=dict)
-    max_seconds: float = SHARD_SECONDS
-
-    @property
-    def name(self) -> str:
-        """The file of the shard."""
-        return shard_name(self.shard.index)
 
 
 @dataclass
@@ -124,33 +117,15 @@ class Encoder(Protocol):
         """uint8 (N, H, W, 3) -> int64 (N, h, w, n_c) on the CPU."""
 
 
-@dataclass(frozen=True)
-class EncodeElsewhere:
-    """Starts the worker in another process."""
-
-    frames: Place
-    vqvae: Path
-    writer: ShardWriter
-    settings: EncodeSettings
-    device: str
-
-    @property
-    def paths(self) -> Sequence[Path]:
-        """The inputs and the store, as far as they are on a disk."""
-        return [place for place in (self.frames, self.vqvae, self.writer.path) if isinstance(place, Path)]
-
-    def start(self) -> ShardEncoder:
-        """Load the tokenizer.
-
-        Raises:
-            MismatchError: it is not the one that the plan was made for.
-        """
-        model = load_vqvae(self.vqvae, device=self.device)
-        if tokenizer_of(model, self.settings.precision) != self.writer.schema.tokenizer:
-            raise MismatchError(f"{self.vqvae} has changed since the encoding began; run the same command again")
-        use_precision(model, self.settings.precision)
-        writer = self.writer
-        return ShardEncoder(FrameReader(self.frames), model, writer, writer.create, self.settings.batch_size)
+def start_encoder(
+    frames: Place, vqvae: Path, writer: ShardWriter, settings: EncodeSettings, device: str
+) -> ShardEncoder:
+    """The worker in another process, for the tokenizer that the plan was made for."""
+    model = load_vqvae(vqvae, device=device)
+    if tokenizer_of(model, settings.precision) != writer.schema.tokenizer:
+        raise MismatchError(f"{vqvae} has changed since the encoding began; run the same command again")
+    use_precision(model, settings.precision)
+    return ShardEncoder(FrameReader(frames), model, writer, writer.create, settings.batch_size)
 
 
 def tokenizer_of(model: VQVAE, precision: str | None) -> str:
@@ -194,11 +169,7 @@ class ShardEncoder:
     def __call__(
         self, plans: Sequence[EncodePlan], bar: Bar, should_stop: Callable[[], object]
     ) -> Iterator[EncodeReceipt]:
-        """Encode these shards, or as many as there are whole ones before a stop.
-
-        Raises:
-            LVTError: a shard cannot be read or written, or memory is too small.
-        """
+        """Encode these shards, or as many as there are whole ones before a stop."""
         with ThreadPoolExecutor(READERS, "read") as readers, ThreadPoolExecutor(1, "write") as writers:
             codes = self._encoded(_rebatched(self._read_ahead(plans, readers), self._batch_size), bar)
             writing: Future[EncodeReceipt] | None = None
@@ -296,11 +267,7 @@ class ShardEncoder:
 
 
 def encode_batch(encoder: Encoder, batch: NDArray[np.uint8], batch_size: int) -> NDArray[np.int64]:
-    """Codes int64 (N, h, w, n_c) of frames uint8 (N, H, W, 3).
-
-    Raises:
-        LVTError: memory is too small.
-    """
+    """Codes int64 (N, h, w, n_c) of frames uint8 (N, H, W, 3)."""
     import torch
 
     from lvt_pipeline.models.threads import Threads, product_seconds

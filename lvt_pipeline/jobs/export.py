@@ -113,11 +113,7 @@ def _has_plan(out: Path) -> bool:
 
 
 def _plan_of(out: Path) -> Mapping[str, str]:
-    """Fingerprint of each unit that an earlier run wrote or began to write, by name.
-
-    Raises:
-        ArtefactError: the plan is damaged.
-    """
+    """Fingerprint of each unit that an earlier run wrote or began to write, by name."""
     if not _has_plan(out):
         return {}
     plan = read_json(out / PLAN_NAME)

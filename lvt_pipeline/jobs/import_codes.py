@@ -68,11 +68,7 @@ class _Found:
         return np.stack([from_released(frame) for frame in frames])
 
     def read_array(self, name: str, num_frames: int) -> NDArray[Any]:
-        """The rows of a side array, (T, d).
-
-        Raises:
-            ArtefactError: the file does not hold a row of numbers for each frame.
-        """
+        """The rows of a side array, (T, d)."""
         rows = read_npy(self.arrays[name])
         if not rows.ndim or len(rows) != num_frames or rows.dtype.kind not in "biuf":
             raise ArtefactError(
@@ -339,11 +335,7 @@ def _codebook_size(settings: ImportSettings, exported: Provenance | None) -> int
 
 
 def _tokenizer(
-    run: Path | None,
-    folder: Path,
-    exported: Provenance | None,
-    codebook_size: int,
-    frame_shape: tuple[int, int, int],
+    run: Path | None, folder: Path, exported: Provenance | None, codebook_size: int, frame_shape: tuple[int, int, int]
 ) -> str:
     """Fingerprint of what made the codes: that of the run, else that in the export, else one of their own."""
     if run is not None:

@@ -7,29 +7,30 @@ the sample, and on nothing else: not on the batch it was drawn in, nor on the ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lvt_pipeline import lineage
-from lvt_pipeline.codes.plan import ShardPlan
 from lvt_pipeline.codes.schema import CodeClip, CodeSchema, PlannedClip, SideArray
 from lvt_pipeline.codes.store import HELD_OUT_FIRST, CodeStore, clips_of_split, open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import ArtefactError, LVTError, MismatchError
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.job import Clock, Job, report_replaced
+from lvt_pipeline.jobs.runner import LOCAL, Elsewhere, Runner
+from lvt_pipeline.jobs.sample_shards import Sample, SampleWorker, sample_plans, start_sampler
 from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.models.sampling.rule import SamplingRule
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
-from lvt_pipeline.runs.actions import Rows, digest_of, given_actions, own_actions, split_actions
+from lvt_pipeline.runs.actions import Rows, digest_of, given_actions, own_actions
 from lvt_pipeline.runs.checkpoints import find_checkpoint
 from lvt_pipeline.runs.compatibility import check_prior, clips_with_class, label_numbers, require_label
 from lvt_pipeline.runs.read import load_prior, read_run_record, run_fingerprint
@@ -43,17 +44,6 @@ VERSION = 1
 JOB = Job(stage=STAGE, version=VERSION, kind="codes")
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """One sample to draw: of which clip and class, with which actions, the how manyth, and the clip it becomes."""
-
-    clip: CodeClip
-    label: int | None
-    actions: Rows | None
-    number: int
-    planned: PlannedClip
-
-
 def sample_clips(
     prior: Path,
     codes: Place,
@@ -65,6 +55,7 @@ def sample_clips(
     lookahead: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
+    runner: Runner = LOCAL,
     progress: Progress = SILENT,
 ) -> Provenance:
     """Sample continuations of clips into a code store. Finished samples of an interrupted run are kept.
@@ -88,7 +79,7 @@ def sample_clips(
     clock = Clock()
     require_output_folder(out, STAGE, (prior, codes))
     store = open_codes(codes, generation)
-    model = load_prior(prior, device=device)
+    model = load_prior(prior, device=device if runner.is_local else "cpu")
     given = _checked(store, prior, model, settings)
     report_unfinished(prior, progress)
     inputs = {"codes": store.fingerprint, "prior": run_fingerprint(prior)}
@@ -109,18 +100,16 @@ def sample_clips(
             overwrite=overwrite,
         ) as writer,
     ):
-        shards = writer.pending_shards()
-        missing_ids = {part.clip_id for shard in shards for part in shard.parts}
-        missing = [sample for sample in samples if sample.planned.id in missing_ids]
-        finished: dict[str, dict[str, NDArray[Any]]] = {}
-        with progress.bar("sample", len(samples), "clips", done=len(samples) - len(missing)) as bar:
-            for batch in _batches(missing, batch_size):
-                sampled = _sample_batch(model, store, batch, settings, lookahead, progress)
-                finished |= {sample.planned.id: arrays for sample, arrays in zip(batch, sampled, strict=True)}
-                shards = _write_complete(writer, shards, finished)
-                bar.advance(len(batch))
-                if shards:
-                    stop.raise_if_set(f"{len(samples) - len(shards)} of {len(samples)} samples are in {out}")
+        here = SampleWorker(model, store, settings, writer.write_shard, lookahead, progress)
+        places, helper = (prior.absolute(), store.path), writer.helper()
+        start = partial(start_sampler, *places, store.generation, settings, helper, lookahead)
+        elsewhere = Elsewhere(start, [*places, helper.path], device)
+        plans, total = sample_plans(writer, samples, batch_size), len(samples)
+        done = total - len({sample.planned.id for plan in plans for sample in plan.work.samples})
+        saved = partial(_saved, writer)
+        with progress.bar("sample", total, "clips", done=done) as bar:
+            for digests in runner.make((here, elsewhere), plans, bar, stop, saved):
+                writer.accept(digests)
         counts = {
             "clips": len(samples),
             "frames": len(samples) * settings.frames,
@@ -130,6 +119,11 @@ def sample_clips(
             **_start(settings),
         }
         return writer.publish(JOB.recorder(settings, inputs, clock).new_record(counts=counts))
+
+
+def _saved(writer: CodeStoreWriter, _: int) -> str:
+    total = len(writer.plan.clips)
+    return f"{total - len(writer.pending_shards())} of {total} samples are in {writer.path}"
 
 
 def report_unfinished(prior: Path, progress: Progress) -> None:
@@ -192,13 +186,7 @@ def _start(settings: SampleSettings) -> dict[str, int]:
 
 
 def _checked(store: CodeStore, prior: Path, model: Prior, settings: SampleSettings) -> Rows | None:
-    """The actions that were given for all samples, after refusing settings, or codes, that do not fit this prior.
-
-    Raises:
-        MismatchError: the prior was trained on other codes, or takes other actions.
-        ShapeError: there are fewer priming frames than the prior needs.
-        ConfigError: a setting does not fit the prior.
-    """
+    """The actions that were given for all samples, after refusing settings, or codes, that do not fit this prior."""
     # torch loads only when there is something to sample
     from lvt_pipeline.models.sampling.sampler import require_rule
     from lvt_pipeline.models.sampling.windows import plan_rollout
@@ -252,7 +240,7 @@ def _plan(
     settings: SampleSettings,
     prior_fingerprint: str,
     windows: dict[str, int],
-) -> list[_Sample]:
+) -> list[Sample]:
     result = []
     for clip, (label, rows) in zip(clips, conditions, strict=True):
         for number in range(settings.samples_per_clip):
@@ -279,11 +267,11 @@ def _plan(
                 fps=clip.fps,
                 source=clip.source,
             )
-            result.append(_Sample(clip, label, rows, number, planned))
+            result.append(Sample(clip, label, rows, number, planned))
     return result
 
 
-def _report_replaced(out: Place, samples: Sequence[_Sample], progress: Progress) -> None:
+def _report_replaced(out: Place, samples: Sequence[Sample], progress: Progress) -> None:
     """Report the samples of an existing store that will not be the same afterwards."""
     try:
         old = open_codes(out).clips
@@ -293,54 +281,3 @@ def _report_replaced(out: Place, samples: Sequence[_Sample], progress: Progress)
     replaced = sum(clip.id in wanted and wanted[clip.id] != clip.fingerprint for clip in old)
     removed = sum(clip.id not in wanted for clip in old)
     report_replaced(out, "samples", replaced, removed, progress)
-
-
-def _batches(samples: Sequence[_Sample], size: int) -> Iterator[Sequence[_Sample]]:
-    for start in range(0, len(samples), size):
-        yield samples[start : start + size]
-
-
-def _sample_batch(
-    model: Prior,
-    store: CodeStore,
-    batch: Sequence[_Sample],
-    settings: SampleSettings,
-    lookahead: int | None,
-    progress: Progress,
-) -> list[dict[str, NDArray[Any]]]:
-    """ "codes" (frames, h, w, n_c) of each sample of a batch, and the rows of its side arrays (frames, d_i)."""
-    first, after = settings.start, settings.start + settings.priming_frames
-    priming = np.stack([store.read(sample.clip, first, after) for sample in batch])
-    actions = [sample.actions for sample in batch if sample.actions is not None]
-    sampled = model.sample(
-        priming.astype(np.int64),
-        frames=settings.frames,
-        seed=settings.seed,
-        **settings.sampling,
-        lookahead=lookahead,
-        labels=[sample.label for sample in batch if sample.label is not None] or None,
-        actions=np.stack(actions) if actions else None,
-        clip_ids=[sample.clip.id for sample in batch],
-        sample_ids=[sample.number for sample in batch],
-        progress=progress,
-    )
-    return [
-        {"codes": codes, **split_actions(sample.actions, model.config)}
-        for codes, sample in zip(sampled.numpy(), batch, strict=True)
-    ]
-
-
-def _write_complete(
-    writer: CodeStoreWriter, shards: Sequence[ShardPlan], finished: dict[str, dict[str, NDArray[Any]]]
-) -> list[ShardPlan]:
-    """Write the shards whose samples are all finished; returns the others. A store made with another length of samples
-    keeps its shard size, so a shard may hold parts of several samples."""
-    waiting = []
-    for shard in shards:
-        if all(part.clip_id in finished for part in shard.parts):
-            parts = [(finished[part.clip_id], slice(part.start, part.stop)) for part in shard.parts]
-            arrays = {name: np.concatenate([values[name][rows] for values, rows in parts]) for name in parts[0][0]}
-            writer.write_shard(shard.index, arrays.pop("codes"), arrays)
-        else:
-            waiting.append(shard)
-    return waiting

@@ -94,11 +94,7 @@ class SampleSettings(Settings):
         None, "Sample among the k likeliest codes only; 1 always takes the likeliest.", at_least=1, unset="off"
     )
     top_p: float | None = setting(
-        None,
-        "Sample among the likeliest codes that together have this probability.",
-        above=0,
-        at_most=1,
-        unset="off",
+        None, "Sample among the likeliest codes that together have this probability.", above=0, at_most=1, unset="off"
     )
     guidance: float | None = setting(
         None,
@@ -174,9 +170,7 @@ class ImportSettings(Settings):
     other_names: ClassVar[Mapping[str, str]] = {"k": "codebook_size", "vocab_size": "codebook_size"}
 
     codebook_size: int | None = setting(
-        None,
-        "Number of codes in a codebook (K). Required unless `lvt export` wrote the folder.",
-        at_least=1,
+        None, "Number of codes in a codebook (K). Required unless `lvt export` wrote the folder.", at_least=1
     )
     split: Split = setting("train", "Split of clips that are not in a folder named train, val or test.")
     fps: float = setting(10.0, "Frame rate of the clips.", above=0, at_most=LARGEST_FPS)

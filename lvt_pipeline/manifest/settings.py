@@ -31,9 +31,7 @@ class ManifestSettings(Settings):
     }
 
     kind: SourceKind | None = setting(
-        None,
-        "Kind of the source. auto: detect the kind and print it. frames: folders of pictures.",
-        none_word="auto",
+        None, "Kind of the source. auto: detect the kind and print it. frames: folders of pictures.", none_word="auto"
     )
     split: Literal["auto", "hash", "none"] = setting(
         "auto",
@@ -57,10 +55,7 @@ class ManifestSettings(Settings):
     )
     fold: int | None = setting(None, "Number of the UCF101 split, 1 to 3.", at_least=1, at_most=3, unset="1")
     fps: float | None = setting(
-        None,
-        "Frame rate of sources that hold no times.",
-        above=0,
-        unset="BAIR and RLDS 10, folders of pictures 25",
+        None, "Frame rate of sources that hold no times.", above=0, unset="BAIR and RLDS 10, folders of pictures 25"
     )
     missing: Literal["list", "drop"] | None = setting(
         None,

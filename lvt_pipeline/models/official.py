@@ -96,11 +96,7 @@ def vqvae_to_official(config: VQVAEConfig, state: State) -> OfficialVQVAE:
 
 
 def prior_from_official(
-    state: State,
-    *,
-    grid: tuple[int, int] | None = None,
-    frames: int | None = None,
-    subscale: Triple | None = None,
+    state: State, *, grid: tuple[int, int] | None = None, frames: int | None = None, subscale: Triple | None = None
 ) -> tuple[PriorConfig, dict[str, Tensor]]:
     """Config and state dict of our prior for a released one.
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 from lvt_pipeline.errors import StoreError
 from lvt_pipeline.evaluation.evaluate import evaluate
 from lvt_pipeline.evaluation.sources import Sources
 from lvt_pipeline.job import finished_record
 from lvt_pipeline.jobs.decode import decode_store
-from lvt_pipeline.jobs.encode import encode_dataset
+from lvt_pipeline.jobs.encode import EncodeReport, encode_dataset
 from lvt_pipeline.jobs.ingest.ingest import ingest
 from lvt_pipeline.jobs.sample import sample_clips
-from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.pipeline.networks import train_network
 from lvt_pipeline.pipeline.options import Making
-from lvt_pipeline.progress import Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.report.page import write_report
 from lvt_pipeline.training.prior import train_prior
@@ -35,6 +33,7 @@ def make_frames(stage: Stage, making: Making, state: StageState) -> Provenance:
         stage.settings,
         num_workers=making.num_workers,
         max_failures=making.max_failures,
+        runner=making.runner,
         progress=making.progress,
     )
 
@@ -48,9 +47,21 @@ def make_tokenizer(stage: Stage, making: Making, state: StageState) -> Provenanc
 
 
 def make_codes(stage: Stage, making: Making, state: StageState) -> Provenance:
-    """Encode new and changed clips."""
-    frames, vqvae = stage.sources["frames"], stage.sources["tokenizer"]
-    return encode_up_to_date(frames, vqvae, stage.output, stage.settings, making.device, making.progress)
+    """Encode new and changed clips; repair a damaged store, or else make it again, and report it."""
+    where = stage.sources["frames"], stage.sources["tokenizer"], stage.output, stage.settings
+    options: dict[str, Any] = {"device": making.device, "runner": making.runner, "progress": making.progress}
+    encode: Callable[..., EncodeReport] = partial(encode_dataset, *where, **options)
+    try:
+        report = encode(reencode=True)
+    except StoreError as error:  # the frames are there, so a damaged store can be repaired, or else made again
+        try:
+            report = encode(reencode=True, repair=True)
+            making.progress.say(f"{error}; repaired {', '.join(report.repaired)}")
+        except StoreError:
+            making.progress.say(f"{error}; encoding everything again")
+            report = encode(overwrite=True)
+    assert report.provenance is not None, "only a dry run has no record"
+    return report.provenance
 
 
 def make_prior(stage: Stage, making: Making, state: StageState) -> Provenance:
@@ -70,6 +81,7 @@ def make_samples(stage: Stage, making: Making, state: StageState) -> Provenance:
         stage.settings,
         device=making.device,
         overwrite=state.state == "stale",
+        runner=making.runner,
         progress=making.progress,
     )
 
@@ -82,6 +94,7 @@ def make_videos(stage: Stage, making: Making, state: StageState) -> Provenance:
         stage.output,
         stage.settings,
         device=making.device,
+        runner=making.runner,
         progress=making.progress,
     )
 
@@ -125,24 +138,3 @@ MAKERS: Mapping[str, Maker] = {
     "evaluation": make_evaluation,
     "report": make_report,
 }
-
-
-# Codes ---------------------------------------------------------------------------------------------------------------
-
-
-def encode_up_to_date(
-    frames: Path, vqvae: Path, codes: Path, settings: EncodeSettings, device: str, progress: Progress
-) -> Provenance:
-    """Encode new and changed clips; repair a damaged store, or else make it again, and report it."""
-    encode = partial(encode_dataset, frames, vqvae, codes, settings, device=device, progress=progress)
-    try:
-        report = encode(reencode=True)
-    except StoreError as error:  # the frames are there, so a damaged store can be repaired, or else made again
-        try:
-            report = encode(reencode=True, repair=True)
-            progress.say(f"{error}; repaired {', '.join(report.repaired)}")
-        except StoreError:
-            progress.say(f"{error}; encoding everything again")
-            report = encode(overwrite=True)
-    assert report.provenance is not None, "only a dry run has no record"
-    return report.provenance

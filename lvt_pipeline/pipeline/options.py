@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lvt_pipeline.codes.loading.cache import Cache
+from lvt_pipeline.jobs.runner import LOCAL, Runner
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.workspace.stages import Stage, StageState
 
@@ -18,6 +19,7 @@ class Making:
 
     Attributes:
         num_workers: processes that decode videos; None: one per core.
+        runner: where frames, codes, samples and videos are made.
         max_failures: share of clips that may fail in ingest.
         cache: where training codes are kept, as in `train_prior`.
         track: "tensorboard", "wandb": where training metrics are shown as well.
@@ -29,6 +31,7 @@ class Making:
 
     device: str = "auto"
     num_workers: int | None = None
+    runner: Runner = LOCAL
     max_failures: float = 0.5
     cache: Cache = "auto"
     track: Sequence[str] = ()

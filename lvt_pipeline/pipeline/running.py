@@ -97,10 +97,7 @@ class Pipeline:
         return self._planner.plan()
 
     def run(
-        self,
-        *,
-        until: str | None = None,
-        on_end: Callable[[StageResult], None] = lambda result: None,
+        self, *, until: str | None = None, on_end: Callable[[StageResult], None] = lambda result: None
     ) -> list[StageResult]:
         """Make the missing and stale outputs, in order.
 
@@ -177,11 +174,7 @@ class Pipeline:
         return StageResult(stage.name, stage.output, False, state.reasons, record, 0.0)
 
     def _restore_frames(self, wanted_by: Stage) -> None:
-        """Make deleted frames again, for a stage that needs pixels.
-
-        Raises:
-            ArtefactError: the videos are gone too.
-        """
+        """Make deleted frames again, for a stage that needs pixels."""
         stage = next(stage for stage in stages_of(self.settings) if stage.role == "frames")
         if finished_record(stage.output) is not None:
             return
@@ -205,7 +198,5 @@ def _with_wishes(making: Making, settings: PipelineSettings) -> Making:
     wishes = {role: getattr(settings.when_data_changes, role) for role in ("vqvae", "prior")}
     retrain, refine = ({role for role, wish in wishes.items() if wish == what} for what in ("retrain", "refine"))
     return replace(
-        making,
-        retrain=making.retrain | (retrain - making.refine),
-        refine=making.refine | (refine - making.retrain),
+        making, retrain=making.retrain | (retrain - making.refine), refine=making.refine | (refine - making.retrain)
     )

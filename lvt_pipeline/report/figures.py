@@ -65,10 +65,7 @@ class WorkFigures:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {
-            "drawn": {name: files._asdict() for name, files in self.drawn.items()},
-            "missing": dict(self.missing),
-        }
+        return {"drawn": {name: files._asdict() for name, files in self.drawn.items()}, "missing": dict(self.missing)}
 
 
 def plot_work_figures(
@@ -197,11 +194,7 @@ def _samples(source: _Source, out: Path) -> FigureFiles:
 
 
 def _long_rollout(source: _Source, out: Path) -> FigureFiles:
-    """Samples that are longer than the windows in which the prior was trained, from their first to their last frame.
-
-    Raises:
-        ArtefactError: they are not longer.
-    """
+    """Samples that are longer than the windows in which the prior was trained, from their first to their last frame."""
     longest = max(clip.length for clip in source.samples())
     trained_on = int(read_run_config(source.work.require("prior"))["model"]["frames"])
     if longest <= trained_on:
@@ -244,12 +237,7 @@ def _extreme_sample(source: _Source, out: Path, *, is_good: bool) -> FigureFiles
 
 
 def _sample_values(source: _Source) -> tuple[str, dict[str, float]]:
-    """The metric by which samples are good or bad, and its value for each clip, from `eval.json`.
-
-    Raises:
-        MismatchError: `eval.json` measured other samples.
-        ArtefactError: it holds no errors of single samples.
-    """
+    """The metric by which samples are good or bad, and its value for each clip, from `eval.json`."""
     sampled, store = source.work.samples, source.work.codes
     inputs = source.work.results.get("inputs")
     if not isinstance(inputs, Mapping) or inputs.get("samples") != sampled.fingerprint:
@@ -279,11 +267,7 @@ def _loss(source: _Source, out: Path, *, role: str) -> FigureFiles:
 
 
 def _horizon(source: _Source, out: Path, *, metric: str) -> FigureFiles:
-    """Errors of each frame, averaged over clips, as `lvt evaluate` measured them.
-
-    Raises:
-        ArtefactError: it did not, or the file is damaged.
-    """
+    """Errors of each frame, averaged over clips, as `lvt evaluate` measured them."""
     samples = source.work.results.get("samples", {})
     try:
         series = horizon_series(samples, metric)

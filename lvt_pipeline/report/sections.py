@@ -90,10 +90,7 @@ def tokenizer_section(work: WorkDir) -> Part:
     work.require("vqvae")
     log = work.metrics("vqvae")
     error = line_chart(
-        log.main_curves("vqvae"),
-        title="Reconstruction error over training",
-        x_label="step",
-        y_label="MSE in [0, 1]",
+        log.main_curves("vqvae"), title="Reconstruction error over training", x_label="step", y_label="MSE in [0, 1]"
     )
     books = log.codebook_curves("perplexity", SHOWN_BOOKS)
     in_use = line_chart(

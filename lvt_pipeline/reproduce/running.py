@@ -192,11 +192,7 @@ class Reproduction:
             write_bytes(path, text)
 
     def _check_test_clips(self) -> None:
-        """Refuse frames on which only training clips could be measured.
-
-        Raises:
-            LVTError: no clip that is not trained on is long enough.
-        """
+        """Refuse frames on which only training clips could be measured."""
         clips = FrameShards(self._places.frames).clips
         if not any(clip.split != "train" and clip.num_frames >= PROTOCOL.frames for clip in clips):
             raise LVTError(
@@ -277,11 +273,7 @@ class Reproduction:
         """Measure a tokenizer, or a prior on its codes, with settings that are recorded as `recorded`."""
         places, out = self._places, self._places.result(recipe)
         sources = Sources(
-            codes=places.codes(tokenizer),
-            prior=prior,
-            frames=places.frames,
-            vqvae=places.run(tokenizer),
-            i3d=self._i3d,
+            codes=places.codes(tokenizer), prior=prior, frames=places.frames, vqvae=places.run(tokenizer), i3d=self._i3d
         )
         roles = ("codes", "prior", "frames", "vqvae")
         paths = {role: path for role in roles if (path := getattr(sources, role)) is not None}

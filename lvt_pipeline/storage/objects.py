@@ -146,11 +146,7 @@ class ObjectStorage:
         return nullcontext(False)
 
     def _call(self, doing: str, operation: Callable[[], Result]) -> Result:
-        """
-        Raises:
-            FileNotFoundError: there is no such file, though there is a bucket.
-            LVTError: anything else went wrong.
-        """
+        """"""
         if os.getpid() not in (_first_process or [os.getpid()])[:1]:
             raise LVTError(
                 f"{self.place} was opened before this process was forked from another; start workers of a data loader "

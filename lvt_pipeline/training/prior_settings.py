@@ -85,11 +85,7 @@ def resolve_settings(
 
 
 def _found_in(store: CodeStore, model: PriorModelSettings) -> dict[str, Any]:
-    """The settings that a store decides.
-
-    Raises:
-        MismatchError: something else is stated.
-    """
+    """The settings that a store decides."""
     found = {"codebook_size": store.codebook_size, "num_codebooks": store.num_codebooks, "grid": tuple(store.grid)}
     if model.actions:
         found["action_widths"] = action_widths(store, model.actions)

@@ -55,11 +55,7 @@ class RecordedTask(Task, Protocol):
 
 
 def run_training(
-    out: Path,
-    plan: RunPlan,
-    ranks: Ranks,
-    options: SessionOptions,
-    make_task: Callable[[RunDirectory], RecordedTask],
+    out: Path, plan: RunPlan, ranks: Ranks, options: SessionOptions, make_task: Callable[[RunDirectory], RecordedTask]
 ) -> Provenance:
     """Open the run, train its task, and write its record. A finished run is left alone.
 

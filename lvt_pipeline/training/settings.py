@@ -106,10 +106,7 @@ class TrainingSettings(Settings):
     checkpoint_every: int = setting(500, "Steps between checkpoints.", at_least=1)
     keep_checkpoints: int = setting(2, "Number of newest checkpoints to keep, in addition to the best.", at_least=1)
     patience: int | None = setting(
-        None,
-        "Number of evaluations without a better score after which the training ends.",
-        at_least=1,
-        unset="never",
+        None, "Number of evaluations without a better score after which the training ends.", at_least=1, unset="never"
     )
     explosion_factor: float | None = setting(
         100.0,

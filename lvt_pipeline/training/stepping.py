@@ -63,10 +63,7 @@ class BatchLoader:
     """Gives parts of batches in order, and prepares the next ones in a thread meanwhile."""
 
     def __init__(
-        self,
-        make: Callable[[int, range], dict[str, Tensor]],
-        parts: Iterator[tuple[int, range]],
-        device: torch.device,
+        self, make: Callable[[int, range], dict[str, Tensor]], parts: Iterator[tuple[int, range]], device: torch.device
     ) -> None:
         """
         Args:

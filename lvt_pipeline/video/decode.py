@@ -202,13 +202,7 @@ def _shortage_of(facts: VideoFacts, start: float | None, last: float) -> _Shorta
 
 
 def _frames(
-    path: str,
-    facts: VideoFacts,
-    wanted: Indices,
-    geometry: GeometrySettings,
-    remarks: list[Note],
-    *,
-    keep: bool,
+    path: str, facts: VideoFacts, wanted: Indices, geometry: GeometrySettings, remarks: list[Note], *, keep: bool
 ) -> tuple[Frames, str]:
     """The wanted frames and the decoder that gave them."""
     for decoder in readers_for(path, facts, geometry, int(wanted[-1]), keep=keep):
@@ -246,8 +240,7 @@ def choose_frames(timing: Timing, start: float | None, end: float | None, geomet
     if not len(wanted):
         until = "the end" if end is None else f"{end:g} s"
         raise DecodeError(
-            "too-short",
-            f"there is no frame between {first:g} s and {until}: the video lasts {timing.seconds:.2f} s",
+            "too-short", f"there is no frame between {first:g} s and {until}: the video lasts {timing.seconds:.2f} s"
         )
     wanted = wanted[:: geometry.stride]
     # Where the video is cut into clips, `max_frames` is a limit for each of them.

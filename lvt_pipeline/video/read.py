@@ -126,12 +126,7 @@ def _read_folder(clip: Clip, geometry: GeometrySettings, arrays: Arrays) -> Deco
 
 
 def _chosen(
-    clip: Clip,
-    geometry: GeometrySettings,
-    reader: str,
-    num_frames: int,
-    pictures: Iterator[Frames],
-    arrays: Arrays,
+    clip: Clip, geometry: GeometrySettings, reader: str, num_frames: int, pictures: Iterator[Frames], arrays: Arrays
 ) -> DecodedClip:
     """The frames that the clip's range and the geometry ask for, and the same rows of the arrays."""
     assert clip.fps is not None, "checked with the manifest"

@@ -43,16 +43,11 @@ class GeometrySettings(Settings):
         "lanczos", "Resize filter. lanczos: the paper's. decoder: FFmpeg's, about 3 times faster, with other pixels."
     )
     fps: float | None = setting(
-        None,
-        "Frame rate to resample to, by presentation time.",
-        above=0,
-        at_most=MAX_FPS,
-        unset="native",
+        None, "Frame rate to resample to, by presentation time.", above=0, at_most=MAX_FPS, unset="native"
     )
     stride: int = setting(1, "Distance between the frames that are kept, applied after --fps.", at_least=1)
     decoder: Literal["auto", "decord", "pyav"] = setting(
-        "auto",
-        "Video decoder. auto: PyAV, which finds damage as it reads. decord: decord where it is equal.",
+        "auto", "Video decoder. auto: PyAV, which finds damage as it reads. decord: decord where it is equal."
     )
     max_frames: int | None = setting(
         None, "Largest number of frames of a clip; later ones are left out.", at_least=1, unset="all"

@@ -107,11 +107,7 @@ def read_npy(file: Path) -> NDArray[Any]:
 
 
 def _npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order and type of the array.
-
-    Raises:
-        ValueError: the file does not begin as a `.npy` file does.
-    """
+    """Shape, order and type of the array."""
     try:
         version = np.lib.format.read_magic(stream)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
@@ -149,8 +145,5 @@ def _write_frames(store: CodeStore, clip: CodeClip, path: Path) -> None:
 def _clip_list(store: CodeStore, clips: Sequence[CodeClip]) -> Unit:
     lines = "".join(json.dumps(described(clip), ensure_ascii=False) + "\n" for clip in clips)
     return Unit(
-        CLIPS_NAME,
-        unit_fingerprint("clips", VERSION, store, clips),
-        0,
-        lambda path: write_bytes(path, lines.encode()),
+        CLIPS_NAME, unit_fingerprint("clips", VERSION, store, clips), 0, lambda path: write_bytes(path, lines.encode())
     )

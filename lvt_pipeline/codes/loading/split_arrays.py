@@ -143,9 +143,6 @@ def _read_streamed(array: CodeArray, first_frames: NDArray[np.int64], windows: N
     Args:
         first_frames: int64 (N,), positions in the array, in any order.
         windows: (N, frames, ...), of any dtype that holds the values; written.
-
-    Raises:
-        StoreError: a shard is missing or damaged; it is named.
     """
     frames = windows.shape[1]
     per_chunk = array.layout.frames_per_chunk

@@ -250,11 +250,7 @@ def _integers(values: Any) -> NDArray[np.int64]:
 
 
 def _positions(values: Any, count: int, noun: str) -> NDArray[np.int64]:
-    """Positions in [0, count) from indices, of which negative ones count from the end.
-
-    Raises:
-        IndexError: one is out of range.
-    """
+    """Positions in [0, count) from indices, of which negative ones count from the end."""
     found = _integers(values)
     wrong = found[(found < -count) | (found >= count)]
     if wrong.size:

@@ -34,9 +34,7 @@ FEATURE_SIZE = 400  # classes of Kinetics-400
 SHORTEST_CLIP = 10  # frames; the published network halves time too often for fewer
 VIDEOS_PER_PASS = 4
 # Files known to be exact ports of the TF-Hub network, by SHA-256.
-KNOWN_PORTS = {
-    "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2": "i3d_torchscript.pt of StyleGAN-V",
-}
+KNOWN_PORTS = {"bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2": "i3d_torchscript.pt of StyleGAN-V"}
 PORT_ARGUMENTS = {"rescale": False, "resize": False, "return_features": True}
 
 

@@ -47,9 +47,6 @@ class ScriptedNetwork:
         Args:
             what: names the inputs in an error message.
             flags: keyword arguments, used if the network's `forward` has all of them.
-
-        Raises:
-            NetworkError: it raised, crashed, exceeded its deadline, or gave no finite tensor.
         """
         found = SHARED.call(Call(str(self.path.absolute()), self.sha256, self.device, inputs, flags))
         if found is None:

@@ -67,12 +67,7 @@ def finished_shards(out: Path) -> Iterator[FinishedShard]:
 
 
 def begin_plan(out: Path, plan: str, moved: Mapping[str, str]) -> None:
-    """Let the shards of a plan be made.
-
-    Args:
-        plan: its identity, and the name of the folder that its shards wait in.
-        moved: contents that the plan moves into another split than the manifest, with that split.
-    """
+    """Let the shards of a plan be made; `moved` are the contents that it moves into another split than the manifest."""
     (out / NEXT_NAME / plan).mkdir(parents=True, exist_ok=True)
     if read_plan(out) != (plan, moved):
         write_json(out / NEXT_NAME / PLAN_NAME, {"plan": plan, MOVED_NAME: dict(moved)})
@@ -85,21 +80,15 @@ def read_plan(out: Path) -> tuple[str, dict[str, str]]:
     return str(content.get("plan", "")), dict(moved) if isinstance(moved, dict) else {}
 
 
-def publish(
-    out: Path,
-    shards: Sequence[FinishedShard],
-    recorder: Recorder,
-    moved: Mapping[str, str],
-) -> Provenance:
+def publish(out: Path, shards: Sequence[FinishedShard], recorder: Recorder, moved: Mapping[str, str]) -> Provenance:
     """Put new shards in place of the old ones, remove the shards that have no receipt here, and write the record.
 
     Args:
         shards: all of them, in order.
         moved: contents that were moved into a split that would have stayed empty, with that split.
     """
-    receipts = [shard.receipt for shard in shards]
-    clips = [clip for receipt in receipts for clip in receipt.clips]
-    failures = failures_of(receipts)
+    clips = [clip for shard in shards for clip in shard.receipt.clips]
+    failures = failures_of(shard.receipt for shard in shards)
     content = content_fingerprint(clips)
     names = [shard.name for shard in shards]
     waiting = [shard for shard in shards if shard.is_staged]
@@ -187,11 +176,7 @@ def _remove_waiting(out: Path) -> None:
 
 
 def holds_only_ours(out: Path) -> bool:
-    """Whether frames may be written here: never among files that are not ours.
-
-    Raises:
-        ArtefactError: the folder holds something else, which is named.
-    """
+    """Whether frames may be written here: never among files that are not ours."""
     ours = {RECORD_NAME, FAILURES_NAME, NEXT_NAME}
     for path in out.iterdir():
         is_shard = path.suffix in (".tar", ".json") and path.match(f"{SHARD_PATTERN}{path.suffix}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from lvt_pipeline.errors import LVTError, OverBudget
@@ -26,11 +27,10 @@ from lvt_pipeline.jobs.ingest.folder import (
     splits_in,
 )
 from lvt_pipeline.jobs.ingest.job import IngestJob
-from lvt_pipeline.jobs.ingest.plan import PlannedShard
 from lvt_pipeline.jobs.ingest.settings import JOB, STAGE, IngestSettings
-from lvt_pipeline.jobs.ingest.shards import Decoding, IngestElsewhere, ShardMaker
+from lvt_pipeline.jobs.ingest.shards import Decoding, PlannedShard, ShardMaker, start_maker
 from lvt_pipeline.jobs.ingest.space import require_space
-from lvt_pipeline.jobs.runner import LOCAL, ArrayStep, Runner, require_none_missing
+from lvt_pipeline.jobs.runner import LOCAL, ArrayStep, Elsewhere, Runner, require_none_missing
 from lvt_pipeline.machine import num_cores, total_memory
 from lvt_pipeline.manifest.manifest import manifest_fingerprint, read_manifest
 from lvt_pipeline.manifest.splits import Earlier, content_key, fill_empty_splits
@@ -38,6 +38,7 @@ from lvt_pipeline.outputs import record_of, require_output_folder
 from lvt_pipeline.progress import SILENT, Bar, Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.video.clips import Clip
+from lvt_pipeline.video.locations import is_url
 
 CLIP_SECONDS = 120.0  # for opening and decoding a small clip on a busy machine
 DEFAULTS = IngestSettings()
@@ -93,7 +94,7 @@ def ingest(
     with JOB.open_folder(out, settings, inputs, is_ours=holds_only_ours, clock=clock) as work:
         if overwrite:
             remove_shards(out, keep=())
-        run = _Run(out, settings, decoding, runner, work.stop, progress, (manifest, out))
+        run = _Run(out, settings, decoding, runner, work.stop, progress)
         if publish_only:
             run.require_shards(clips)
         lines, moved, shards = run.fill_splits(clips, retry_failed, check_space, damaged)
@@ -126,10 +127,7 @@ def ingest_step(
     check_space: bool = True,
     progress: Progress = SILENT,
 ) -> ShardCounts:
-    """One process of a job array: decide which shard holds which clips, or make some of them.
-
-    Arguments and errors as in `ingest`, which publishes with `publish_only`.
-    """
+    """One process of a job array: decide which shard holds which clips, or make some of them; else as `ingest`."""
     require_output_folder(out, STAGE, (manifest,))
     clips = read_manifest(manifest)
     if settings.shard_mb is not None:
@@ -137,12 +135,12 @@ def ingest_step(
     decoding = _decoding(num_workers, CLIP_SECONDS, worker_memory)
     if step.kind == "shards":
         with stop_requested() as stop:
-            run = _Run(out, settings, decoding, LOCAL, stop, progress, ())
+            run = _Run(out, settings, decoding, LOCAL, stop, progress)
             return run.help_with(step, clips)
     with JOB.open_folder(out, settings, {}, is_ours=holds_only_ours) as work:
         if overwrite:
             remove_shards(out, keep=())
-        run = _Run(out, settings, decoding, LOCAL, work.stop, progress, ())
+        run = _Run(out, settings, decoding, LOCAL, work.stop, progress)
         return run.begin(clips, check_space)
 
 
@@ -161,7 +159,6 @@ class _Run:
     runner: Runner
     stop: StopRequest
     progress: Progress
-    paths: Sequence[Path]  # that every machine must see
 
     def fill_splits(
         self, clips: Sequence[Clip], retry_failed: bool, check_space: bool, damaged: Collection[str]
@@ -202,7 +199,7 @@ class _Run:
         names = {shard.name for shard in job.missing()}
         mine = [shard for shard in step.share(list(job.plan(job.known_weight))) if shard.name in names]
         maker = ShardMaker(self.out, job.identity, self.settings, self.decoding)
-        tasks = [job.task(shard, self.decoding) for shard in mine]
+        tasks = [job.task(shard, self.decoding).work for shard in mine]
         with self.progress.bar("decoding", sum(len(task.shard.lines) for task in tasks), "clip") as bar:
             made = list(maker(tasks, bar, lambda: self.stop))
         if len(made) < len(tasks):
@@ -210,11 +207,7 @@ class _Run:
         return ShardCounts(len(names) + len(job.shards), len(names) - len(made))
 
     def require_shards(self, clips: Sequence[Clip]) -> None:
-        """Refuse to publish while shards of the plan that was begun are missing.
-
-        Raises:
-            LVTError: some are.
-        """
+        """Refuse to publish while shards of the plan that was begun are missing."""
         job = self._begun_job(clips)
         missing = [shard.name for shard in job.missing()]
         require_none_missing(self.out, missing, len(missing) + len(job.shards))
@@ -241,25 +234,25 @@ class _Run:
         make = self._make_by_size if job.is_by_size else self._make
         with self.progress.bar("decoding", job.num_lines, "clip", done=job.num_kept) as bar:
             plan = make(job, bar)
-        if plan is None:
-            self.stop.raise_if_set(f"{len(job.shards)} shards are saved in {self.out}")
-        assert plan is not None, "only a stop ends the work early"
         return [job.shards[shard.name] for shard in plan]
 
-    def _make(self, job: IngestJob, bar: Bar) -> list[PlannedShard] | None:
-        """Make the missing shards and return the plan; None after a stop."""
+    def _make(self, job: IngestJob, bar: Bar) -> list[PlannedShard]:
+        """Make the missing shards and return the plan."""
         missing = job.missing()
         for shard in missing:
             job.discard(shard)
         here = ShardMaker(self.out, job.identity, self.settings, self.decoding)
         decoding = replace(self.decoding, num_workers=1)
-        elsewhere = IngestElsewhere(self.out.absolute(), job.identity, self.settings, decoding, self.paths)
+        sources = [Path(line.source) for line in job.to_decode if not is_url(line.source)][:1]
+        paths = [*(source for source in sources if source.exists()), self.out.absolute()]
+        start = partial(start_maker, paths[-1], job.identity, self.settings, decoding)
         tasks = [job.task(shard, self.decoding) for shard in missing]
-        made = {one.name: one for one in self.runner.run(here, elsewhere, tasks, bar, lambda: self.stop)}
-        job.shards |= made
-        return list(job.plan(job.known_weight)) if len(made) == len(tasks) else None
+        workers = here, Elsewhere(start, paths)
+        for made in self.runner.make(workers, tasks, bar, self.stop, lambda done: self._saved(job)):
+            job.shards[made.name] = made
+        return list(job.plan(job.known_weight))
 
-    def _make_by_size(self, job: IngestJob, bar: Bar) -> list[PlannedShard] | None:
+    def _make_by_size(self, job: IngestJob, bar: Bar) -> list[PlannedShard]:
         """The same for shards whose plan is known as far as their lines are decoded."""
         if not self.runner.is_local:
             raise _sized_elsewhere()
@@ -274,11 +267,15 @@ class _Run:
             for shard in job.plan(weigh):
                 if not job.is_finished(shard):
                     job.discard(shard)
-                    job.shards[shard.name] = maker.make(job.task(shard, self.decoding))
+                    job.shards[shard.name] = maker.make(job.task(shard, self.decoding).work)
                 plan.append(shard)
                 if self.stop:
                     break
-        return None if self.stop else plan
+        self.stop.raise_if_set(self._saved(job))
+        return plan
+
+    def _saved(self, job: IngestJob) -> str:
+        return f"{len(job.shards)} shards are saved in {self.out}"
 
 
 def _sized_elsewhere() -> LVTError:

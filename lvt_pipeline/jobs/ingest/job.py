@@ -10,16 +10,16 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from lvt_pipeline.config import to_plain
-from lvt_pipeline.frames.records import NEXT_NAME, ClipFailure, FrameClip, Receipt, receipt_path
+from lvt_pipeline.frames.records import NEXT_NAME, ClipFailure, FrameClip, Receipt, receipt_path, shard_name
 from lvt_pipeline.frames.verify import problem_of
 from lvt_pipeline.jobs.ingest.folder import FinishedShard, finished_shards
-from lvt_pipeline.jobs.ingest.plan import PlannedShard, plan_shards
 from lvt_pipeline.jobs.ingest.settings import VERSION, IngestSettings, failure_fingerprint, line_fingerprint
-from lvt_pipeline.jobs.ingest.shards import Decoding, Remembered, ShardTask
+from lvt_pipeline.jobs.ingest.shards import Decoding, PlannedShard, Remembered, ShardTask
 from lvt_pipeline.jobs.ingest.workers import START_SECONDS
+from lvt_pipeline.jobs.runner import Plan
 from lvt_pipeline.manifest.manifest import manifest_fingerprint
 from lvt_pipeline.provenance import fingerprint
-from lvt_pipeline.video.clips import Clip
+from lvt_pipeline.video.clips import SPLITS, Clip
 from lvt_pipeline.video.locations import exists
 from lvt_pipeline.video.read import readers_of
 
@@ -88,17 +88,13 @@ class IngestJob:
         """The shards of the plan that are not there, when shards are cut by count."""
         return [shard for shard in self._known_plan() if shard.name not in self.shards]
 
-    def task(self, shard: PlannedShard, decoding: Decoding) -> ShardTask:
+    def task(self, shard: PlannedShard, decoding: Decoding) -> Plan[ShardTask]:
         """The work that a missing shard is."""
-        known = {line.id: self.known[line.id] for line in shard.lines if line.id in self.known}
-        seconds = sum(decoding.seconds(line) for line in shard.lines if line.id not in known)
-        return ShardTask(shard, known, 2 * START_SECONDS + seconds)
+        task = ShardTask(shard, {line.id: self.known[line.id] for line in shard.lines if line.id in self.known})
+        return Plan(shard.name, task, 2 * START_SECONDS + sum(decoding.seconds(line) for line in task.to_decode))
 
     def discard(self, shard: PlannedShard) -> None:
-        """Remove a missing shard that waits under this plan and is not as it should be, such as failures to try again.
-
-        Only the owner of the folder does so, before the shard is made.
-        """
+        """Remove what waits in place of a missing shard, such as failures to try again; for the owner of the folder."""
         receipt_path(self._out / NEXT_NAME / self.identity / shard.name).unlink(missing_ok=True)
 
     def known_failures(self) -> set[str]:
@@ -211,3 +207,32 @@ def _is_whole(clips: Sequence[FrameClip]) -> bool:
 
 def _made_of(clip: FrameClip) -> str:
     return clip.part.fingerprint if clip.part else clip.fingerprint
+
+
+def plan_shards(
+    lines: Sequence[Clip], weigh: Callable[[Clip], float | None], capacity: float
+) -> Iterator[PlannedShard]:
+    """Cut each split into shards: one is full as soon as its lines weigh `capacity` or more.
+
+    Equal weights give equal plans, so a plan by bytes is the same whether a line was decoded just now or by an earlier
+    run. The lines of a shard are weighed, in order, before it comes out.
+
+    Args:
+        weigh: weight of a line; None when it is not known yet, which ends the plan of its split.
+    """
+    for split in SPLITS:
+        index, members, weight = 0, list[Clip](), 0.0
+        for line in lines:
+            if line.split != split:
+                continue
+            added = weigh(line)
+            if added is None:
+                break
+            members.append(line)
+            weight += added
+            if weight >= capacity:
+                yield PlannedShard(shard_name(split, index), members)
+                index, members, weight = index + 1, [], 0.0
+        else:
+            if members:
+                yield PlannedShard(shard_name(split, index), members)

@@ -1,7 +1,4 @@
-"""The worker of ingest: it decodes the lines of shards in processes that may die, and writes whole shards.
-
-Lines that an earlier run decoded are copied from its shards.
-"""
+"""The worker of ingest: decodes the lines of shards in processes that may die, or copies what earlier runs decoded."""
 
 from __future__ import annotations
 
@@ -22,7 +19,6 @@ from lvt_pipeline.frames.records import NEXT_NAME, ClipFailure, FrameClip, Frame
 from lvt_pipeline.frames.shards import pixels_of, read_arrays, read_range
 from lvt_pipeline.frames.writer import stage_shard
 from lvt_pipeline.jobs.ingest.folder import FinishedShard, read_plan
-from lvt_pipeline.jobs.ingest.plan import PlannedShard
 from lvt_pipeline.jobs.ingest.settings import IngestSettings, failure_fingerprint, line_fingerprint
 from lvt_pipeline.jobs.ingest.workers import Failure, run_isolated
 from lvt_pipeline.progress import Bar
@@ -42,17 +38,19 @@ Remembered = list[tuple[Path, FrameClip]] | ClipFailure  # clips with their shar
 
 
 @dataclass(frozen=True)
+class PlannedShard:
+    """A shard that the manifest asks for: its file name and its lines, in manifest order."""
+
+    name: str
+    lines: list[Clip]
+
+
+@dataclass(frozen=True)
 class ShardTask:
     """A shard to make, and what earlier runs know of its lines, by id."""
 
     shard: PlannedShard
     known: Mapping[str, Remembered]
-    max_seconds: float
-
-    @property
-    def name(self) -> str:
-        """Its file."""
-        return self.shard.name
 
     @property
     def to_decode(self) -> list[Clip]:
@@ -62,13 +60,7 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How lines are decoded; nothing of it changes a shard.
-
-    Attributes:
-        num_workers: processes that decode; 0: this process does, without protection.
-        clip_seconds: how long one clip may take, plus time in proportion to its size.
-        worker_memory: bytes that one clip may take; None: no limit.
-    """
+    """How lines are decoded, as in `ingest`; nothing of it changes a shard."""
 
     num_workers: int
     clip_seconds: float
@@ -79,20 +71,9 @@ class Decoding:
         return self.clip_seconds + _reading_seconds(line)
 
 
-@dataclass(frozen=True)
-class IngestElsewhere:
-    """Starts the worker in another process, with one decoding process."""
-
-    out: Path
-    plan: str
-    settings: IngestSettings
-    decoding: Decoding
-    paths: Sequence[Path]
-    device: None = None
-
-    def start(self) -> ShardMaker:
-        """The worker."""
-        return ShardMaker(self.out, self.plan, self.settings, self.decoding)
+def start_maker(out: Path, plan: str, settings: IngestSettings, decoding: Decoding, device: str) -> ShardMaker:
+    """The worker in another process."""
+    return ShardMaker(out, plan, settings, decoding)
 
 
 class _Stopping(Exception):
@@ -100,11 +81,7 @@ class _Stopping(Exception):
 
 
 class ShardMaker:
-    """Makes frame shards of a plan one after another.
-
-    Args:
-        plan: identity of the plan that the folder `out` must wait for.
-    """
+    """Makes frame shards one after another; `plan` is the identity of the plan that the folder `out` must wait for."""
 
     def __init__(self, out: Path, plan: str, settings: IngestSettings, decoding: Decoding) -> None:
         self._out, self._plan, self._settings, self._decoding = out, plan, settings, decoding
@@ -143,11 +120,7 @@ class ShardMaker:
         return _num_bytes(self._outcome_of(line, known))
 
     def make(self, task: ShardTask) -> FinishedShard:
-        """Write a shard as soon as its last line is there.
-
-        Raises:
-            StoreError: its plan was finished or abandoned.
-        """
+        """Write a shard as soon as its last line is there, unless its plan was finished or abandoned."""
         outcomes = [self._outcome_of(line, task.known) for line in task.shard.lines]
         if read_plan(self._out)[0] != self._plan:
             raise StoreError(
@@ -156,11 +129,11 @@ class ShardMaker:
             )
         samples = [sample for outcome in outcomes if not isinstance(outcome, ClipFailure) for sample in outcome]
         failures = [outcome for outcome in outcomes if isinstance(outcome, ClipFailure)]
-        receipt = stage_shard(self._folder, task.name, samples, failures, root=self._out)
+        receipt = stage_shard(self._folder, task.shard.name, samples, failures, root=self._out)
         self._bar.advance(len(task.known))
         for line in task.shard.lines:
             self._outcomes.pop(line.id, None)
-        return FinishedShard(task.name, self._folder, receipt, is_staged=True)
+        return FinishedShard(task.shard.name, self._folder, receipt, is_staged=True)
 
     def _outcome_of(self, line: Clip, known: Mapping[str, Remembered]) -> Outcome:
         """The outcome of a line: of an earlier run, or as soon as the results of this one contain it."""
@@ -276,9 +249,6 @@ def _reading_seconds(clip: Clip) -> float:
         return 0.0
 
 
-# In a decoding process ------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class DecodeTask:
     """One line and the settings to decode it with."""
@@ -308,11 +278,7 @@ class DecodedPayload:
 
 
 def decode_task(task: DecodeTask) -> list[DecodedPayload]:
-    """Decode one line and pack its clips. Runs in a worker process.
-
-    Raises:
-        DecodeError: with a reason.
-    """
+    """Decode one line and pack its clips. Runs in a worker process."""
     settings, geometry = task.settings, task.settings.geometry
     read = read_clip(task.clip, geometry, task.downloads)
     num_frames = len(read.frames)

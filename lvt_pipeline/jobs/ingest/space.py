@@ -41,11 +41,7 @@ class Probe:
 
 
 def count_frames(probe: Probe) -> int:
-    """How many frames a clip will give, without decoding it. Runs in a worker process.
-
-    Raises:
-        DecodeError: it will give none.
-    """
+    """How many frames a clip will give, without decoding it. Runs in a worker process."""
     clip, geometry = probe.clip, probe.geometry
     if clip.kind in ("bair", "rlds", "lerobot"):
         return len(read_clip(clip, geometry, Path()).frames)
@@ -57,11 +53,7 @@ def count_frames(probe: Probe) -> int:
 def require_space(
     out: Path, clips: Sequence[Clip], settings: IngestSettings, num_workers: int, stop: StopRequest
 ) -> None:
-    """Check that the disk of `out` has room for the frames of these clips. Small runs are not checked.
-
-    Raises:
-        LVTError: the disk has too little room.
-    """
+    """Check that the disk of `out` has room for the frames of these clips. Small runs are not checked."""
     local = [clip for clip in clips if not is_url(clip.source)]
     if not local or (len(local) < MANY_LINES and _source_bytes(local) < MANY_BYTES):
         return

@@ -138,11 +138,7 @@ class _Worker:
         self.connection.send((os.getpid(), function.__module__, function.__qualname__, memory_bytes))
 
     def give(self, index: int, task: object, seconds: float) -> None:
-        """Hand over a task.
-
-        Raises:
-            OSError: the worker is dead.
-        """
+        """Hand over a task."""
         self.task = index
         self.deadline = time.monotonic() + seconds
         os.ftruncate(self._remarks.fileno(), 0)

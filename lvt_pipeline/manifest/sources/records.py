@@ -102,11 +102,7 @@ def _record_drafts(shared: Draft, index: RecordIndex, cameras: Sequence[str]) ->
 
 
 def _record_files(source: str, left_out: LeftOut) -> tuple[Path, dict[PurePosixPath, RecordIndex]]:
-    """The tfrecord files below a folder, or the one given, and where their records are.
-
-    Raises:
-        ManifestError: there is none with records.
-    """
+    """The tfrecord files below a folder, or the one given, and where their records are."""
     root = Path(source)
     if root.is_file():
         root, names = root.parent, [PurePosixPath(root.name)]

@@ -35,8 +35,7 @@ class PriorModelSettings(Settings):
     subscale: tuple[int, int, int] = setting((16, 1, 1), "Subscale factor (s_t, s_h, s_w).")
     kernel: tuple[int, int, int] = setting((7, 1, 1), "Kernel of the context convolution; odd numbers.")
     kernel_reach: Reach = setting(
-        "centred",
-        "Reach of the kernel in time: centred on the frame as in the paper, or the frames before it only.",
+        "centred", "Reach of the kernel in time: centred on the frame as in the paper, or the frames before it only."
     )
     block: tuple[int, int, int] | None = setting(None, "Attention block.", unset="the whole slice")
     width: int = setting(512, "Width of the transformer (d).", at_least=1)

@@ -129,11 +129,7 @@ class EMACodebook(nn.Module):
 
     @torch.no_grad()
     def start_from(
-        self,
-        vectors: Tensor,
-        step_size: int,
-        generator: torch.Generator,
-        advance: Callable[[], object] = lambda: None,
+        self, vectors: Tensor, step_size: int, generator: torch.Generator, advance: Callable[[], object] = lambda: None
     ) -> None:
         """Make the table the k-means centres of `vectors`, as if the averages had followed them for long.
 
@@ -245,11 +241,7 @@ class SlicedQuantizer(nn.Module):
         return {f"table.{j}": book.table for j, book in enumerate(self.codebooks)}
 
     def start_from(
-        self,
-        latents: Tensor,
-        step_size: int,
-        generator: torch.Generator,
-        advance: Callable[[], object] = lambda: None,
+        self, latents: Tensor, step_size: int, generator: torch.Generator, advance: Callable[[], object] = lambda: None
     ) -> None:
         """Start every codebook from its channels of latents float32 (B, D, h, w). See `EMACodebook.start_from`."""
         groups = latents.chunk(len(self.books), dim=1)

@@ -20,12 +20,7 @@ class TrainingCurves:
 
 
 def plot_loss_curves(
-    runs: Sequence[TrainingCurves],
-    out: Path,
-    *,
-    y_label: str,
-    references: Sequence[Reference] = (),
-    title: str = "",
+    runs: Sequence[TrainingCurves], out: Path, *, y_label: str, references: Sequence[Reference] = (), title: str = ""
 ) -> FigureFiles:
     """Plot the curves of one or several runs; a run has one colour, thin for training and thick for validation.
 
