@@ -40,6 +40,7 @@ def write_video(path: Path, lengths: Sequence[int], seed: int, codec: str) -> No
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=FPS, options={"qscale": "2", "flags": "+qscale"})
         stream.width = stream.height = 64
+        stream.thread_type, stream.codec_context.thread_count = "NONE", 1  # many threads for small pictures only wait
         stream.pix_fmt, stream.gop_size, stream.max_b_frames = "yuv420p", 5, 2 if codec == "libx264" else 0
         for number in range(sum(lengths)):
             small = np.random.default_rng([seed, number]).integers(0, 256, (4, 4, 3), np.uint8)
