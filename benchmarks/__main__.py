@@ -24,6 +24,7 @@ from benchmarks import (
     replan,
     requests,
     sampler,
+    scale,
     store_size,
 )
 
@@ -43,6 +44,7 @@ BENCHMARKS = {
     "replan": replan.run,
     "requests": requests.run,
     "sampler": sampler.run,
+    "scale": scale.run,
     "store_size": store_size.run,
 }
 
