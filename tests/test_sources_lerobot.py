@@ -272,7 +272,7 @@ def test_what_changed_after_listing_is_a_failure(dataset: Path, tmp_path: Path) 
 
 def test_wrong_folders_are_one_clear_line(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "m.jsonl"
-    with pytest.raises(ManifestError, match=r"there is no camera 'front'; the dataset has top, wrist, or all for all"):
+    with pytest.raises(ManifestError, match=r"there is no camera 'front'; the dataset has top, wrist; all takes each"):
         listed(dataset, out, camera="front")
     with pytest.raises(ManifestError, match=r"videos is a part of the LeRobot dataset .*; give .*pushing, or take"):
         listed(dataset / "videos", out)

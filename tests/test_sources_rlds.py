@@ -154,7 +154,7 @@ def test_an_array_without_a_row_per_frame_is_a_failure_of_its_episode(dataset: P
 
 
 def test_wrong_datasets_are_one_clear_line(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"there is no camera 'front'; the dataset has top, wrist, or all for all"):
+    with pytest.raises(ManifestError, match=r"there is no camera 'front'; the dataset has top, wrist; all takes each"):
         listed(dataset, tmp_path / "m.jsonl", camera="front")
     (dataset / "features.json").write_text(json.dumps(nested(steps=nested(action=tensor("float32", 7)))))
     with pytest.raises(ManifestError, match=r"features.json names no camera"):

@@ -131,7 +131,7 @@ def chosen_cameras(known: Sequence[str], settings: ManifestSettings) -> tuple[li
     chosen = [*known] if wanted in ("all", "both") else [name.strip() for name in wanted.split(",")]
     for name in chosen:
         if name not in known:
-            raise ManifestError(f"there is no camera {name!r}; the dataset has {some(known, 20)}, or all for all")
+            raise ManifestError(f"there is no camera {name!r}; the dataset has {some(known, 20)}; all takes each")
     others = [name for name in known if name not in chosen]
     if settings.camera is not None or not others:
         return chosen, ""
