@@ -36,6 +36,7 @@ COMMANDS = {
     "train-prior": ("train_prior", "Train the video transformer on codes alone."),
     "sample": ("sample", "Continue clips with codes from a trained prior."),
     "continue": ("continue_video", "Continue a video file with sampled frames."),
+    "play": ("play", "Steer a prior by hand: frames appear as they are sampled."),
     "decode": ("decode", "Turn codes back into mp4, gif, png or npy."),
     "evaluate": ("evaluate", "Measure reconstruction, prior, samples and baselines."),
     "compare": ("compare", "Compare evaluations, with intervals."),

@@ -187,11 +187,3 @@ TABLE: dict[str, Callable[..., str]] = {
     "videos": videos_fingerprint,
     "evaluation": results_fingerprint,
 }
-
-
-def table_rows() -> list[tuple[str, str]]:
-    """Each thing and what its fingerprint covers."""
-    return [
-        (thing, " ".join((function.__doc__ or "").split("\n\n")[0].split()).removesuffix("."))
-        for thing, function in TABLE.items()
-    ]

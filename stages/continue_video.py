@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -10,10 +10,10 @@ import click
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.progress import count_of
-from lvt_pipeline.workspace.layout import SETTINGS_NAME, Layout
-from lvt_pipeline.workspace.settings import settings_of
+from lvt_pipeline.workspace.layout import Layout
+from lvt_pipeline.workspace.settings import sample_settings_of
 from stages.console import Console, echo_facts
-from stages.options import device_option, is_given, json_option, out_option, settings_options, stage_command
+from stages.options import device_option, given_fields, json_option, out_option, settings_options, stage_command
 from stages.values import PATH, Real, Whole
 
 # These are about clips of a store.
@@ -67,8 +67,7 @@ def command(
         layout = Layout(work_dir)
         codes = layout["codes"] if layout["codes"].is_dir() and vqvae is None and prior is None else None
         vqvae, prior = vqvae or layout["vqvae"], prior or layout["prior"]
-        if (work_dir / SETTINGS_NAME).is_file():
-            settings = _or_those_of(work_dir, settings)
+        settings = sample_settings_of(work_dir, settings, [*OF_STORES, *given_fields(SampleSettings)])
     if vqvae is None or prior is None:
         raise click.UsageError("give --work-dir, or both --vqvae and --prior", click.get_current_context())
     done = continue_video(
@@ -86,13 +85,3 @@ def command(
     sampled = done.frames - done.priming_frames
     summary = f"{count_of(done.priming_frames, 'frame')} of {video} and {count_of(sampled, 'sampled frame')} -> {out}"
     echo_facts(done.to_json(), as_json, f"{summary} ({done.samples} samples)" if done.samples > 1 else summary)
-
-
-def _or_those_of(work_dir: Path, settings: SampleSettings) -> SampleSettings:
-    """The settings that were given on the command line, and for the rest those of the work directory."""
-    shown = [item.name for item in fields(SampleSettings) if item.name not in OF_STORES]
-    given = {name: getattr(settings, name) for name in shown if is_given(f"setting__{name}")}
-    if "temperature" in given:
-        given.setdefault("codebook_temperatures", None)  # the two exclude each other
-    theirs = settings_of(work_dir).sample
-    return replace(settings, **{name: getattr(theirs, name) for name in shown} | given)

@@ -260,6 +260,11 @@ def is_given(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
+def given_fields(cls: type[Any]) -> list[str]:
+    """The fields of a settings class whose options were given on the command line."""
+    return [item.name for item in fields(cls) if is_given(f"setting__{item.name}")]
+
+
 # Options from settings -----------------------------------------------------------------------------------------------
 
 

@@ -98,12 +98,16 @@ class Browser:
 
     def open(self, path: Path, width: int = 1280, height: int = 900, **media: str) -> None:
         """Show a file at this size; `media` are features such as `prefers-color-scheme`, with underscores."""
+        self.visit(path.resolve().as_uri(), width, height, **media)
+
+    def visit(self, address: str, width: int = 1280, height: int = 900, **media: str) -> None:
+        """Show an address at this size."""
         self.complaints.clear()
         self.requests.clear()
         self.resize(width, height)
         self.media(**media)
-        self.send("Page.navigate", url=path.resolve().as_uri())
-        self.wait_for("document.readyState === 'complete' && location.protocol === 'file:'")
+        self.send("Page.navigate", url=address)
+        self.wait_for(f"document.readyState === 'complete' && location.href.split('#')[0] === {json.dumps(address)}")
 
     def resize(self, width: int, height: int) -> None:
         self.send(
@@ -139,11 +143,15 @@ class Browser:
 
     def press(self, name: str) -> None:
         """A key, such as ArrowRight, Space or Tab, at what has the focus."""
-        key, code = KEYS[name]
+        self.hold(name)
+        self.release(name)
+
+    def hold(self, name: str) -> None:
         text = {"Space": " ", "Enter": "\r"}.get(name)
-        common = {"key": key, "code": name, "windowsVirtualKeyCode": code}
-        self.send("Input.dispatchKeyEvent", type="keyDown", **common, **({"text": text} if text else {}))
-        self.send("Input.dispatchKeyEvent", type="keyUp", **common)
+        self.send("Input.dispatchKeyEvent", type="keyDown", **_key(name), **({"text": text} if text else {}))
+
+    def release(self, name: str) -> None:
+        self.send("Input.dispatchKeyEvent", type="keyUp", **_key(name))
 
     def type(self, text: str) -> None:
         self.send("Input.insertText", text=text)
@@ -185,3 +193,8 @@ class Browser:
             self.complaints.append(facts["entry"]["text"])
         elif event == "Network.requestWillBeSent" and not facts["request"]["url"].startswith(("data:", "blob:")):
             self.requests.append(facts["request"]["url"])
+
+
+def _key(name: str) -> dict[str, Any]:
+    key, code = KEYS[name]
+    return {"key": key, "code": name, "windowsVirtualKeyCode": code}

@@ -40,6 +40,7 @@ for _room, _below in {
     "evaluation": "video frames codes models runs training jobs",
     "workspace": "video manifest frames codes models runs training jobs evaluation demo",
     "report": "video manifest frames codes models runs training jobs evaluation workspace",
+    "play": "video codes models runs jobs workspace report",
     "pipeline": "video manifest frames codes models runs training jobs evaluation workspace report",
     "reproduce": "video manifest frames codes models runs training jobs evaluation workspace report pipeline demo",
 }.items():

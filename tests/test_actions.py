@@ -13,7 +13,7 @@ from lvt_pipeline.errors import ConfigError, ShapeError
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.models.sampling.numbers import RandomNumbers
 from lvt_pipeline.models.sampling.rule import SamplingRule
-from lvt_pipeline.models.sampling.sampler import sample_by_recomputing
+from tests.slow_sampler import sample_by_recomputing
 from tests.test_prior import ORDERS, make_prior, random_codes
 
 ACTING: dict[str, Any] = {"actions": ("action",), "action_widths": (2,)}

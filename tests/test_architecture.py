@@ -12,7 +12,6 @@ from tests import house
 # Modules that import others of ours inside functions, each with its reason.
 TORCH = "torch loads only when a network is used"
 ALLOWED_IN_FUNCTIONS = {
-    "lvt_pipeline.jobs.continue_video": TORCH,
     "lvt_pipeline.jobs.encode_shards": TORCH,
     "lvt_pipeline.jobs.import_codes": TORCH,
     "lvt_pipeline.jobs.sample": TORCH,

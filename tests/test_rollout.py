@@ -11,8 +11,8 @@ from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.models.prior.network import PriorNetwork
 from lvt_pipeline.models.sampling.numbers import RandomNumbers
 from lvt_pipeline.models.sampling.rule import SamplingRule
-from lvt_pipeline.models.sampling.sampler import sample_by_recomputing
 from lvt_pipeline.models.sampling.windows import plan_rollout, window_frames
+from tests.slow_sampler import sample_by_recomputing
 from tests.test_sampler import ORDERS, make_prior, random_codes
 
 WINDOW_ORDERS = ["single-frame", "spatiotemporal"]

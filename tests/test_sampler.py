@@ -17,7 +17,8 @@ from lvt_pipeline.models.sampling.decoder import SliceDecoder
 from lvt_pipeline.models.sampling.numbers import RandomNumbers
 from lvt_pipeline.models.sampling.pixel_weights import PixelWeights
 from lvt_pipeline.models.sampling.rule import SamplingRule
-from lvt_pipeline.models.sampling.sampler import sample, sample_by_recomputing
+from lvt_pipeline.models.sampling.sampler import sample
+from tests.slow_sampler import sample_by_recomputing
 
 TOY = PriorConfig(
     frames=4,

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import resources
 from typing import Any
 
 from lvt_pipeline.codes.layout import CARD, StoreRoot, digest_bytes, generation_name, storage_of
@@ -24,62 +25,6 @@ _MADE_OF = {
     "sample": "Continuations of real clips that a video transformer drew in code space.",
 }
 
-_CARD = """# {clips:,} clips as codes
-
-{made_of}
-Not pixels: integers, which the VQ-VAE that made them turns back into frames.
-
-| | |
-|---|---|
-| clips | {splits} |
-| frames | {frames:,} |
-| codes of a frame | {height} x {width} positions x {books} codebooks, integers in [0, {codebook_size}) |
-{arrays}| labels | {labels} |
-| frames per second | {fps} |
-| tokenizer | `{tokenizer}` (fingerprint of encoder and codebooks) |
-| frames were made with | {geometry} |
-| generation | {generation}, fingerprint `{fingerprint}` |
-
-## Reading
-
-`codes` is one array (frames, h, w, n_c) with all clips one after another; the clip table says where each begins. Rows
-that no clip uses may lie between them. With any zarr v3 reader, such as zarr-python, in the folder of the store:
-
-```python
-import zarr
-
-group = zarr.open_group(".", mode="r")
-clips = group["{table}"].attrs["clips"]
-codes = group["codes"][clips["offset"][0] : clips["offset"][0] + clips["length"][0]]  # clip clips["id"][0]
-```
-
-With lvt, which also notices damage:
-
-```python
-import lvt_pipeline as lvt
-
-store = lvt.open_codes(".")
-codes = store[store.clips[0].id]  # uint (T, h, w, n_c)
-```
-
-`lvt verify` checks every byte, `lvt inspect` says what else is known.
-
-## Lineage
-
-| | |
-|---|---|
-| command | `lvt {stage}`, lvt {lvt_version} |
-| algorithm version | {version} |
-{inputs}{settings}
-The column `source` of the clip table names the video of each clip.
-
-## Licence
-
-Not stated. Codes are derived from the videos: what their licence asks for holds here too.
-
-lvt writes this file anew with every generation; keep text of your own beside the store.
-"""
-
 
 def card_bytes(root: StoreRoot, clips: Sequence[CodeClip]) -> bytes:
     """The card of a store's current generation.
@@ -92,7 +37,8 @@ def card_bytes(root: StoreRoot, clips: Sequence[CodeClip]) -> bytes:
     labels = {clip.label for clip in clips} - {None}
     rates = sorted({clip.fps for clip in clips})
     height, width = about["grid"]
-    text = _CARD.format(
+    card = resources.files(__package__).joinpath("card.md").read_text("utf-8")
+    text = card.format(
         made_of=_MADE_OF.get(record["stage"], "Frames of video as codes of a frame VQ-VAE."),
         clips=len(clips),
         splits=", ".join(f"{name} {count:,}" for name, count in sorted(splits.items(), key=_split_order)),

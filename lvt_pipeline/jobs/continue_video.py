@@ -21,14 +21,13 @@ from lvt_pipeline.config import build, to_plain
 from lvt_pipeline.errors import ConfigError, LVTError
 from lvt_pipeline.job import Job
 from lvt_pipeline.jobs.encode_shards import use_precision
-from lvt_pipeline.jobs.sample import report_unfinished
+from lvt_pipeline.jobs.sample import check_settings, report_unfinished
 from lvt_pipeline.jobs.settings import SampleSettings
-from lvt_pipeline.models.sampling.rule import SamplingRule
 from lvt_pipeline.models.vqvae.config import DOWNSAMPLING
 from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import digest_file
-from lvt_pipeline.runs.actions import Rows, digest_of, given_actions
+from lvt_pipeline.runs.actions import Rows, digest_of
 from lvt_pipeline.runs.compatibility import check_runs, require_label
 from lvt_pipeline.runs.read import load_prior, load_vqvae, read_run, run_fingerprint
 from lvt_pipeline.storage import write_bytes
@@ -143,19 +142,14 @@ def continue_video(
 def _checked(model: Prior, prior: Path, settings: SampleSettings, progress: Progress) -> Rows | None:
     """Actions (frames, d) of all samples, after refusing settings that do not fit this prior. None: unknown ones, as a
     video has none of its own."""
-    from lvt_pipeline.models.sampling.sampler import require_rule
-    from lvt_pipeline.models.sampling.windows import plan_rollout
-
     if settings.priming_frames < 1:
         raise ConfigError("priming_frames=0 would not continue the video; give at least 1")
-    plan_rollout(model, settings.priming_frames, settings.frames)
-    require_rule(model, SamplingRule(**settings.drawing))
+    given = check_settings(prior, model, settings)
     if settings.label is not None:
         require_label(settings.label, prior, model)
     elif model.config.num_classes and not model.config.class_dropout:
         known = ", ".join(model.class_names) or "none"
         raise ConfigError(f"the prior {prior} is conditioned on a class; give one of its labels with --label: {known}")
-    given = given_actions(settings.actions, prior, model.config, settings.frames)
     report_unfinished(prior, progress)
     if given is None and model.config.actions:
         needs = f"the prior {prior} is conditioned on {', '.join(model.config.actions)}, which a video does not have"

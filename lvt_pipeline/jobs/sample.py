@@ -7,7 +7,7 @@ the sample, and on nothing else: not on the batch it was drawn in, nor on the ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
@@ -80,12 +80,11 @@ def sample_clips(
     require_output_folder(out, STAGE, (prior, codes))
     store = open_codes(codes, generation)
     model = load_prior(prior, device=device if runner.is_local else "cpu")
-    given = _checked(store, prior, model, settings)
+    check_prior(store, prior, model)
+    given = check_settings(prior, model, settings)
     report_unfinished(prior, progress)
     inputs = {"codes": store.fingerprint, "prior": run_fingerprint(prior)}
-    clips, num_short = _chosen_clips(
-        store, settings, lambda clips: _labelled(clips, settings.label, prior, model, progress), progress
-    )
+    clips, num_short = choose_clips(store, prior, model, settings, progress)
     conditions = _conditions(clips, store, prior, model, settings, given)
     samples = _plan(clips, conditions, settings, inputs["prior"], _windows(model, settings))
     _report_replaced(out, samples, progress)
@@ -132,16 +131,17 @@ def report_unfinished(prior: Path, progress: Progress) -> None:
         progress.say(f"{prior} is unfinished: sampling with the weights saved at step {find_checkpoint(prior).step}")
 
 
-def _chosen_clips(
-    store: CodeStore,
-    settings: SampleSettings,
-    labelled: Callable[[Sequence[CodeClip]], list[CodeClip]],
-    progress: Progress,
+def choose_clips(
+    store: CodeStore, prior: Path, model: Prior, settings: SampleSettings, progress: Progress
 ) -> tuple[list[CodeClip], int]:
     """The clips to sample from, with their labels, and how many of their split are too short.
 
     Where the split has fewer than were asked for, clips of test, val and train follow, in this order.
     """
+
+    def labelled(clips: Sequence[CodeClip]) -> list[CodeClip]:
+        return _labelled(clips, settings.label, prior, model, progress)
+
     min_frames = settings.start + max(settings.priming_frames, 1)
     if settings.clips:
         return labelled([_clip_named(store, name, min_frames) for name in dict.fromkeys(settings.clips)]), 0
@@ -185,13 +185,12 @@ def _start(settings: SampleSettings) -> dict[str, int]:
     return {"start": settings.start} if settings.start else {}
 
 
-def _checked(store: CodeStore, prior: Path, model: Prior, settings: SampleSettings) -> Rows | None:
-    """The actions that were given for all samples, after refusing settings, or codes, that do not fit this prior."""
+def check_settings(prior: Path, model: Prior, settings: SampleSettings) -> Rows | None:
+    """The actions that were given for all samples, after refusing settings that do not fit this prior."""
     # torch loads only when there is something to sample
     from lvt_pipeline.models.sampling.sampler import require_rule
     from lvt_pipeline.models.sampling.windows import plan_rollout
 
-    check_prior(store, prior, model)
     plan_rollout(model, settings.priming_frames, settings.frames)
     require_rule(model, SamplingRule(**settings.drawing))
     return given_actions(settings.actions, prior, model.config, settings.frames)

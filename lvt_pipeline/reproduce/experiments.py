@@ -22,7 +22,7 @@ from lvt_pipeline.models.prior.adaptive import cutoffs_by_mass
 from lvt_pipeline.models.prior.config import uses_clusters
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.models.vqvae.config import DOWNSAMPLING
-from lvt_pipeline.reproduce.published import COPY, DATASETS, TABLES, Dataset
+from lvt_pipeline.reproduce.published import COPY, DATASETS, TABLES, Dataset, read_table
 from lvt_pipeline.reproduce.settings import ReproduceSettings
 from lvt_pipeline.training.dry_run import count_by_part
 from lvt_pipeline.training.prior_settings import resolve_settings
@@ -61,24 +61,7 @@ class _Prior:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
-_PRIORS: Mapping[str, _Prior] = {
-    "nc1-single-frame": _Prior(1, "table8-single-frame"),
-    "nc1-spatial": _Prior(1, "table8-spatial"),
-    "nc1-spatial-full": _Prior(1, "spatial-full"),
-    "nc1-spatiotemporal": _Prior(1, "table8-spatiotemporal"),
-    "nc1-tied": _Prior(1, "table8-tied"),
-    "nc1-adaptive-input": _Prior(1, "table8-adaptive-input"),
-    "nc1-adaptive-softmax": _Prior(1, "table8-adaptive-softmax"),
-    "nc1-adaptive": _Prior(1, "table8-adaptive"),
-    "nc1-adaptive-tied": _Prior(1, "table8-adaptive-tied"),
-    "nc1-adaptive-tied-projections": _Prior(1, "table8-adaptive-tied-projections"),
-    "nc4-single-frame": _Prior(4, "single-frame"),
-    "nc4-spatial": _Prior(4, "spatial-reference"),
-    "nc4-spatial-full": _Prior(4, "spatial-full"),
-    "nc4-spatiotemporal": _Prior(4, "spatiotemporal"),
-    "nc4-key-only": _Prior(4, "single-frame", {"attention": "key-only"}),
-    "nc4-distance-only": _Prior(4, "single-frame", {"attention": "distance-only"}),
-}
+_PRIORS = {name: _Prior(**prior) for name, prior in read_table("priors.toml").items()}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -129,6 +129,19 @@ def names_same_videos(settings: PipelineSettings, work_dir: Path) -> bool:
         return False
     saved, wanted = _located(load_settings(file=path)), _located(settings)
     return (saved.videos, saved.media) == (wanted.videos, wanted.media)
+
+
+def sample_settings_of(work_dir: Path, settings: SampleSettings, kept: Collection[str]) -> SampleSettings:
+    """The table `sample` of a work directory, except the fields that are `kept` from `settings`.
+
+    Without a settings file, `settings` themselves.
+    """
+    if not (work_dir / SETTINGS_NAME).is_file():
+        return settings
+    values = {name: getattr(settings, name) for name in kept}
+    if "temperature" in kept:
+        values.setdefault("codebook_temperatures", None)  # the two exclude each other
+    return replace(settings_of(work_dir).sample, **values)
 
 
 def settings_of(work_dir: Path) -> PipelineSettings:

@@ -19,7 +19,7 @@ from lvt_pipeline.models.prior.config import PriorConfig
 from lvt_pipeline.models.prior.network import Codes, PriorNetwork
 from lvt_pipeline.models.sampling.numbers import RandomNumbers
 from lvt_pipeline.models.sampling.rule import SamplingRule
-from lvt_pipeline.models.sampling.sampler import sample
+from lvt_pipeline.models.sampling.sampler import Decoders, sample
 from lvt_pipeline.models.vqvae.quantize import integer_codes
 from lvt_pipeline.progress import SILENT, Progress
 
@@ -214,6 +214,7 @@ class Prior(PriorNetwork):
         lookahead: int | None = None,
         weights: Weights = "float32",
         actions: Actions = None,
+        decoders: Decoders | None = None,
         progress: Progress = SILENT,
     ) -> Tensor:
         """Continue clips: sample the codes of the frames after the priming ones.
@@ -224,7 +225,7 @@ class Prior(PriorNetwork):
                 windows, see `sampling/windows.py`.
             temperature, top_k, top_p, guidance: see `SamplingRule`; unset: the model's own distribution.
             seed, clip_ids, sample_ids, uniforms: see `RandomNumbers`.
-            labels, actions, lookahead, weights: see `sampler.sample`, which also names the errors.
+            labels, actions, lookahead, weights, decoders: see `sampler.sample`, which also names the errors.
 
         Returns:
             int64 (B, T, h, w, n_c) on the CPU, the first T0 frames as given.
@@ -241,6 +242,7 @@ class Prior(PriorNetwork):
             actions=actions,
             lookahead=lookahead,
             weights=weights,
+            decoders=decoders,
             progress=progress,
         )
 

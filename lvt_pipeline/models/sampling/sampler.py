@@ -2,8 +2,7 @@
 
 A clip longer than the prior's own is sampled in windows (`windows.py`). The encoder runs once per slice; the decoder
 keeps keys and values of every layer and may sample several pixels per pass (`decoder.py`). Priming frames are pushed
-through in one parallel pass, and slices that are wholly primed are skipped. `sample_by_recomputing` is the slow
-definition of the same result.
+through in one parallel pass, and slices that are wholly primed are skipped.
 
 A code is the first one whose cumulative probability exceeds its random number; numbers are used up per pixel in
 generation order, codebook and clip. Every clip has its own random numbers, and the rows of a matrix product have the
@@ -25,6 +24,7 @@ from lvt_pipeline.errors import NotFiniteError, ShapeError
 from lvt_pipeline.models.arguments import whole_number
 from lvt_pipeline.models.cpu import Weights, require_weights
 from lvt_pipeline.models.prior.conditions import Actions, Conditions, Labels
+from lvt_pipeline.models.prior.config import Triple
 from lvt_pipeline.models.prior.network import Codes, PriorNetwork
 from lvt_pipeline.models.prior.subscale import Subscale
 from lvt_pipeline.models.sampling.decoder import SampledSlice, SliceDecoder
@@ -42,6 +42,7 @@ LOOKAHEADS = (4, 16)  # the least that pays, and the most
 MAX_CLIPS_PER_PASS = 4096
 PAPERS_RULE = SamplingRule()  # the model's own distribution
 FIRST_SEED = RandomNumbers()
+Decoders = dict[tuple[int, Triple], SliceDecoder]  # by number of clips and shape of the window
 
 
 def sample(
@@ -56,6 +57,7 @@ def sample(
     clips_per_pass: int | None = None,
     lookahead: int | None = None,
     weights: Weights = "float32",
+    decoders: Decoders | None = None,
     progress: Progress = SILENT,
 ) -> Tensor:
     """Continue clips: sample the codes of the frames after the priming ones.
@@ -71,6 +73,7 @@ def sample(
             GPUs up to rounding.
         weights: what the decoder's products are computed with, and on GPUs also the keys and values that are kept.
             "bfloat16" and "int8" (x86 only) are faster and change some codes.
+        decoders: kept from call to call, at first empty; all must have the same model, rule, weights and lookahead.
 
     Returns:
         int64 (B, T, h, w, n_c) on the CPU, the first T0 frames as given.
@@ -82,15 +85,8 @@ def sample(
     """
     require_weights(weights, model.device)
     request = _Request(model, priming, rule, numbers, frames=frames, labels=labels, actions=actions)
-    rows, count = ROWS_PER_PASS[model.device.type], len(request.codes)
-    if lookahead is None:
-        lookahead = min(rows // max(1, count), LOOKAHEADS[1])
-        lookahead = lookahead if lookahead >= LOOKAHEADS[0] else 1  # many clips fill a pass with pixels that are right
-    lookahead = whole_number("lookahead", lookahead, minimum=1)
-    lookahead = max(1, min(lookahead, request.geometry.num_pixels))
-    if clips_per_pass is None:
-        clips_per_pass = max(1, rows // lookahead)
-    clips_per_pass = whole_number("clips_per_pass", clips_per_pass, minimum=1, maximum=MAX_CLIPS_PER_PASS)
+    count = len(request.codes)
+    clips_per_pass, lookahead = _sizes_of_passes(request, clips_per_pass, lookahead)
     total = request.rollout.num_open_pixels * math.ceil(count / clips_per_pass)
     results = []
     with (
@@ -98,44 +94,28 @@ def sample(
         Threads(pixel_seconds(model, weights), leaves_room=True) as threads,
         torch.inference_mode(),
     ):
-        pixels = PixelWeights(model, request.geometry, clips_per_pass * rule.streams * lookahead, weights)
-        decoders: dict[int, SliceDecoder] = {}
+        decoders, pixels = {} if decoders is None else decoders, None
+        most_rows = clips_per_pass * rule.streams * lookahead
         for members in _groups(count, clips_per_pass):
-            decoder = decoders.setdefault(len(members), SliceDecoder(pixels, len(members), rule, lookahead))
-            results.append(request.sample_group(members, decoder, threads, bar).cpu())
+            key = (len(members), request.geometry.shape)
+            if key not in decoders:
+                pixels = pixels or PixelWeights(model, request.geometry, most_rows, weights)
+                decoders[key] = SliceDecoder(pixels, len(members), rule, lookahead)
+            results.append(request.sample_group(members, decoders[key], threads, bar).cpu())
     return request.finish(results)
 
 
-def sample_by_recomputing(
-    model: PriorNetwork,
-    priming: Codes,
-    rule: SamplingRule = PAPERS_RULE,
-    numbers: RandomNumbers = FIRST_SEED,
-    *,
-    frames: int | None = None,
-    labels: Labels = None,
-    actions: Actions = None,
-) -> Tensor:
-    """As `sample`, with the whole decoder run again for every pixel: slow and plain, to check `sample` against."""
-    request = _Request(model, priming, rule, numbers, frames=frames, labels=labels, actions=actions)
-    geometry = request.geometry
-    with torch.no_grad():
-        codes, uniforms, conditions = request.group(list(range(len(request.codes))))
-        table = model.context_table(geometry)
-        rows = iter(uniforms)
-        for window in request.rollout.windows:
-            shown = request.shown(codes, window)
-            for index, num_primed in window.open_slices:
-                encoded = request.encode(shown, index, conditions.window(window.start, geometry.shape[0]), table)
-                positions = geometry.positions[index].to(model.device)
-                for pixel in range(num_primed, geometry.num_pixels):
-                    own = shown[:, positions].repeat(rule.streams, 1, 1)
-                    y = model.predictor.norm(model.decoder(own, encoded, geometry.slice_shape))[:, pixel]
-                    for j, number in enumerate(next(rows)):
-                        logits = model.predictor.logits(y, own[:, pixel], j, model.decoder.embeddings)
-                        own[:, pixel, j] = rule.sample(logits, number, j).repeat(rule.streams)
-                    shown[:, positions] = own[: len(codes)]
-    return request.finish([codes.cpu()])
+def _sizes_of_passes(request: _Request, clips_per_pass: int | None, lookahead: int | None) -> tuple[int, int]:
+    """Clips that are sampled together, and pixels of each of them per pass."""
+    rows = ROWS_PER_PASS[request.model.device.type]
+    if lookahead is None:
+        lookahead = min(rows // max(1, len(request.codes)), LOOKAHEADS[1])
+        lookahead = lookahead if lookahead >= LOOKAHEADS[0] else 1  # many clips fill a pass with pixels that are right
+    lookahead = whole_number("lookahead", lookahead, minimum=1)
+    lookahead = max(1, min(lookahead, request.geometry.num_pixels))
+    if clips_per_pass is None:
+        clips_per_pass = max(1, rows // lookahead)
+    return whole_number("clips_per_pass", clips_per_pass, minimum=1, maximum=MAX_CLIPS_PER_PASS), lookahead
 
 
 class _Request:
