@@ -27,8 +27,10 @@ from lvt_pipeline.frames.writer import write_frames
 from lvt_pipeline.jobs.encode import encode_dataset
 from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
-from lvt_pipeline.pipeline.making import encode_up_to_date
+from lvt_pipeline.pipeline.making import make_codes
+from lvt_pipeline.pipeline.options import Making
 from lvt_pipeline.progress import SILENT
+from lvt_pipeline.workspace.stages import Stage, StageState
 from tests.toy_codes import FIVE, SCHEMA, codes_of, files_of, planned, record, shards_of, write
 from tests.toy_work import ToyWork, make_tokenizer, make_toy_work, moving_square
 
@@ -356,7 +358,10 @@ def test_a_run_repairs_a_damaged_store_and_keeps_its_older_generations(work: Toy
     encode_dataset(work.frames, work.root / "other", work.codes, settings, device="cpu", reencode=True)
     flip(work.codes / "zarr.json", 700)
     said: list[str] = []
-    encode_up_to_date(work.frames, work.root / "other", work.codes, settings, "cpu", Saying(said))
+    sources = {"frames": work.frames, "tokenizer": work.root / "other"}
+    stage = Stage(role="codes", name="encode-dataset", output=work.codes, version=1, settings=settings, sources=sources)
+    state = StageState(stage.name, stage.output, "stale", [], None)
+    make_codes(stage, Making(device="cpu", progress=Saying(said)), state)
     assert "repaired zarr.json" in said[0]
     assert open_codes(work.codes).generations == [1, 2]
     assert open_codes(work.codes).tokenizer == tokenizer_fingerprint(other)
