@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,8 +28,14 @@ def fork_server() -> ForkServerContext:
     return context
 
 
+PAUSED_AFTER = 3 * SHARD_FRAMES
+
+
 class Log:
-    """In place of the console: adds a byte to a file for every frame or clip that is done."""
+    """In place of the console: adds a byte to a file for every frame or clip that is done.
+
+    While a file of its name and `.pause` is there, the process waits once it has done a few shards.
+    """
 
     path: str
     done: int
@@ -43,6 +50,8 @@ class Log:
     def advance(self, amount: int = 1, **facts: Any) -> None:
         if self.unit != "pixels":  # a bar of the sampler within that of the samples
             os.write(self.done, b"." * amount)
+        while os.path.exists(f"{self.path}.pause") and os.path.getsize(self.path) >= PAUSED_AFTER:
+            time.sleep(0.001)
 
     def say(self, line: str) -> None:
         pass

@@ -231,7 +231,8 @@ def test_too_little_memory_for_a_pass_is_one_line(
 def test_a_signal_ends_an_encode_with_its_code_and_the_next_run_goes_on(
     processes: ForkServerContext, given: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    store, errors = tmp_path / "data.zarr", tmp_path / "errors"
+    store, errors, pause = tmp_path / "data.zarr", tmp_path / "errors", tmp_path / "log.pause"
+    pause.touch()
     process = processes.Process(
         target=run_command, args=(encode(given, store, "more"), str(tmp_path / "log"), str(errors))
     )
@@ -240,6 +241,7 @@ def test_a_signal_ends_an_encode_with_its_code_and_the_next_run_goes_on(
         assert process.is_alive(), errors.read_text()
         time.sleep(0.001)
     os.kill(process.pid or 0, number)
+    pause.unlink()
     process.join(60)
     assert_one_line(process.exitcode or 0, errors.read_text(), "run the same command again to resume", expected=code)
     finished = len(list((store / "codes/c").glob("*/0/0/0")))
