@@ -81,7 +81,7 @@ def test_the_record_names_every_file_and_its_inputs(work: ToyWork, tmp_path: Pat
 def test_decoding_again_changes_nothing(work: ToyWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(work, tmp_path / "v")
     before = contents(tmp_path / "v")
-    monkeypatch.setattr(decoding, "_write", lambda *arguments: pytest.fail("a finished file was written again"))
+    monkeypatch.setattr(decoding, "write_video", lambda *arguments: pytest.fail("a finished file was written again"))
     run(work, tmp_path / "v")
     assert contents(tmp_path / "v") == before
 
@@ -90,7 +90,7 @@ def test_a_stopped_run_keeps_its_files_and_goes_on(
     work: ToyWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = []
-    write = decoding._write
+    write = decoding.write_video
 
     def write_then_stop(path: Path, *arguments: object) -> None:
         write(path, *arguments)
@@ -98,7 +98,7 @@ def test_a_stopped_run_keeps_its_files_and_goes_on(
         if len(written) == 2:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(decoding, "_write", write_then_stop)
+    monkeypatch.setattr(decoding, "write_video", write_then_stop)
     with pytest.raises(Stopped, match="finished files are in"):
         run(work, tmp_path / "v")
     assert not (tmp_path / "v" / "provenance.json").exists()
@@ -118,13 +118,13 @@ def test_a_stopped_run_keeps_its_files_and_goes_on(
 def written_by(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A list that grows by the name of each file that is written from now on."""
     written: list[str] = []
-    write = decoding._write
+    write = decoding.write_video
 
     def write_and_note(path: Path, *arguments: object) -> None:
         written.append(path.name)
         write(path, *arguments)
 
-    monkeypatch.setattr(decoding, "_write", write_and_note)
+    monkeypatch.setattr(decoding, "write_video", write_and_note)
     return written
 
 

@@ -20,6 +20,8 @@ from lvt_pipeline.errors import BusyError
 from lvt_pipeline.provenance import ZARR_METADATA
 from lvt_pipeline.storage import Place
 
+# Read at once: a process that may read nothing later still writes stores.
+_CARD = resources.files(__package__).joinpath("card.md").read_text("utf-8")
 _MADE_OF = {
     "encode-dataset": "Every frame of the clips, once through the encoder of a frame VQ-VAE.",
     "sample": "Continuations of real clips that a video transformer drew in code space.",
@@ -37,8 +39,7 @@ def card_bytes(root: StoreRoot, clips: Sequence[CodeClip]) -> bytes:
     labels = {clip.label for clip in clips} - {None}
     rates = sorted({clip.fps for clip in clips})
     height, width = about["grid"]
-    card = resources.files(__package__).joinpath("card.md").read_text("utf-8")
-    text = card.format(
+    text = _CARD.format(
         made_of=_MADE_OF.get(record["stage"], "Frames of video as codes of a frame VQ-VAE."),
         clips=len(clips),
         splits=", ".join(f"{name} {count:,}" for name, count in sorted(splits.items(), key=_split_order)),
