@@ -12,9 +12,6 @@ from stages.console import Console, echo_facts
 from stages.options import device_option, json_option, out_option, set_option, settings_options, stage_command
 from stages.pipeline import SETTINGS_HOME, closing_lines, run_pipeline
 
-# The videos come with the actions of the arm, so the prior is conditioned on them.
-CONDITIONED = 'prior.model.actions=["action"]'
-
 
 @stage_command("demo", settings_home=SETTINGS_HOME)
 @out_option("Folder for the videos and the work directory.", required=False, default="demo")
@@ -43,6 +40,8 @@ def command(
     from lvt_pipeline.pipeline.options import Making
     from lvt_pipeline.workspace.settings import load_settings
 
-    pipeline = load_settings(videos=videos, work_dir=out / "work", preset="tiny", overrides=(CONDITIONED, *overrides))
+    # The videos come with the actions of the arm.
+    overrides = ('prior.model.actions=["action"]', *overrides)
+    pipeline = load_settings(videos=videos, work_dir=out / "work", preset="tiny", overrides=overrides)
     facts = run_pipeline(pipeline, console, Making(device=device, progress=console))
     echo_facts(facts, as_json, closing_lines(facts))

@@ -158,7 +158,11 @@ def is_unpublished(path: Place, generation: int) -> bool:
 
 
 def require_pending(path: Place, plan: str) -> None:
-    """Refuse to write for a plan that a store does not wait for."""
+    """Refuse to write for a plan that a store does not wait for.
+
+    Raises:
+        StoreError: it does not.
+    """
     pending = read_pending(path)
     if pending is None or pending.plan != plan:
         raise StoreError(

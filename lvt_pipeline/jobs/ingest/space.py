@@ -53,7 +53,11 @@ def count_frames(probe: Probe) -> int:
 def require_space(
     out: Path, clips: Sequence[Clip], settings: IngestSettings, num_workers: int, stop: StopRequest
 ) -> None:
-    """Check that the disk of `out` has room for the frames of these clips. Small runs are not checked."""
+    """Check that the disk of `out` has room for the frames of these clips. Small runs are not checked.
+
+    Raises:
+        LVTError: the disk has too little room.
+    """
     local = [clip for clip in clips if not is_url(clip.source)]
     if not local or (len(local) < MANY_LINES and _source_bytes(local) < MANY_BYTES):
         return
