@@ -28,7 +28,7 @@ from lvt_pipeline.config import build, merge, read_preset, with_recipe
 from lvt_pipeline.jobs.encode import encode_dataset
 from lvt_pipeline.jobs.ingest.ingest import ingest
 from lvt_pipeline.manifest.manifest import build_manifest
-from lvt_pipeline.report.plots import Series
+from lvt_pipeline.report.plots.engine import Series
 from lvt_pipeline.report.plots.page_charts import line_chart
 from lvt_pipeline.training.prior import train_prior
 from lvt_pipeline.training.settings import PriorRunSettings, VQVAERunSettings

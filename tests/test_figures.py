@@ -28,22 +28,11 @@ from lvt_pipeline.jobs.sample import sample_clips
 from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.report.figures import FIGURES
 from lvt_pipeline.report.numbers import format_number
-from lvt_pipeline.report.plots import (
-    FigureFiles,
-    Reference,
-    SampledVideo,
-    Series,
-    TrainingCurves,
-    plot_code_frequencies,
-    plot_code_rows,
-    plot_code_usage,
-    plot_horizon,
-    plot_loss_curves,
-    plot_samples,
-)
-from lvt_pipeline.report.plots.codes import usage_charts
-from lvt_pipeline.report.plots.engine import PAGE_WIDTH, PRIMING_COLOUR, line_figure
+from lvt_pipeline.report.plots.codes import plot_code_frequencies, plot_code_usage, usage_charts
+from lvt_pipeline.report.plots.engine import PAGE_WIDTH, PRIMING_COLOUR, FigureFiles, Reference, Series, line_figure
+from lvt_pipeline.report.plots.lines import plot_horizon, plot_loss_curves
 from lvt_pipeline.report.plots.page_charts import CHART_INCHES, CHART_SIZE, chart_look, line_chart, place_axes
+from lvt_pipeline.report.plots.videos import SampledVideo, plot_code_rows, plot_samples
 from lvt_pipeline.report.settings import FigureName
 from lvt_pipeline.video.pictures import (
     CHANGED,
@@ -275,7 +264,7 @@ def draw_one(kind: str, out: Path) -> FigureFiles:
         return plot_code_rows(flat_frames(9, 99, 200, 30), some_codes(), 9, 2, out)
     if kind == "loss":
         line = Series("", [1, 2, 3], [3.0, math.nan, 0.5])
-        return plot_loss_curves([TrainingCurves("a", line, line)], out, y_label="bits", title="A title")
+        return plot_loss_curves({"a": (line, line)}, out, y_label="bits", title="A title")
     return plot_horizon([Series("sampled", [1, 2, 3], [30.0, 25.0, math.nan])], 1, out)
 
 
@@ -510,10 +499,10 @@ def test_codes_that_do_not_belong_to_the_frames_are_refused(
 
 
 def test_loss_curves_of_several_runs_are_named_and_keep_every_finite_number(tmp_path: Path) -> None:
-    runs = [
-        TrainingCurves(name, Series("", [1, 2, 3], [5.0, math.nan, factor]), Series("", [3], [2 * factor]))
+    runs = {
+        name: (Series("", [1, 2, 3], [5.0, math.nan, factor]), Series("", [3], [2 * factor]))
         for name, factor in (("small", 1.0), ("large", 0.1))
-    ]
+    }
     files = plot_loss_curves(runs, tmp_path / "f", y_label="bits", references=[Reference("unigram", 4.5)])
     assert {"small, training", "large, validation", "unigram, 4.5", "bits, log scale"} <= set(texts_of(files))
     assert [tuple(line.values()) for line in table(files)] == [
@@ -542,7 +531,7 @@ def test_the_horizon_tells_given_from_generated_frames(tmp_path: Path) -> None:
 def test_curves_without_a_finite_value_are_refused(tmp_path: Path) -> None:
     nothing = Series("", [1.0], [math.nan])
     with pytest.raises(ShapeError, match="nothing to plot"):
-        plot_loss_curves([TrainingCurves("a", nothing, nothing)], tmp_path / "f", y_label="bits")
+        plot_loss_curves({"a": (nothing, nothing)}, tmp_path / "f", y_label="bits")
     with pytest.raises(ShapeError, match="nothing to plot"):
         plot_horizon([nothing], 0, tmp_path / "f")
 

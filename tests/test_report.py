@@ -27,7 +27,7 @@ from lvt_pipeline.report import samples as report_samples
 from lvt_pipeline.report.clips import clips_section, evenly_chosen
 from lvt_pipeline.report.numbers import format_spread
 from lvt_pipeline.report.page import write_comparison, write_report
-from lvt_pipeline.report.plots import Series
+from lvt_pipeline.report.plots.engine import Series
 from lvt_pipeline.report.plots.page_charts import line_chart
 from lvt_pipeline.report.sections import cards
 from lvt_pipeline.report.work import WorkDir, read_metrics, stage_records

@@ -15,7 +15,7 @@ from lvt_pipeline.progress import count_of
 from lvt_pipeline.report.actions import action_cards, action_tables
 from lvt_pipeline.report.numbers import format_change, format_decibels, format_number, format_spread
 from lvt_pipeline.report.parts import Part, beats, card, chart, check, table
-from lvt_pipeline.report.plots import Reference, Series
+from lvt_pipeline.report.plots.engine import Reference, Series
 from lvt_pipeline.report.plots.page_charts import line_chart
 from lvt_pipeline.report.work import WorkDir, settings_text
 

@@ -7,13 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes.schema import CodeClip
-from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.codes.usage import count_codes
 from lvt_pipeline.errors import ArtefactError, LVTError, MismatchError
 from lvt_pipeline.evaluation.pixels import real_frames
@@ -24,7 +23,6 @@ from lvt_pipeline.evaluation.samples import (
     require_same_codes,
     siblings_of,
 )
-from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Progress
@@ -32,27 +30,17 @@ from lvt_pipeline.provenance import fingerprint, write_record
 from lvt_pipeline.report.clips import METRIC_OF, SAMPLE_METRICS, clip_values
 from lvt_pipeline.report.evaluation import HORIZON, horizon_series
 from lvt_pipeline.report.numbers import format_number
-from lvt_pipeline.report.plots import (
-    FigureFiles,
-    SampledVideo,
-    TrainingCurves,
-    plot_code_frequencies,
-    plot_code_rows,
-    plot_code_usage,
-    plot_horizon,
-    plot_loss_curves,
-    plot_rollout,
-    plot_samples,
-)
+from lvt_pipeline.report.plots.codes import plot_code_frequencies, plot_code_usage
+from lvt_pipeline.report.plots.engine import FigureFiles
+from lvt_pipeline.report.plots.lines import plot_horizon, plot_loss_curves
+from lvt_pipeline.report.plots.videos import SampledVideo, plot_code_rows, plot_samples
 from lvt_pipeline.report.sections import baseline_references
 from lvt_pipeline.report.settings import FigureName, FigureSettings
 from lvt_pipeline.report.work import MissingPart, WorkDir
 from lvt_pipeline.runs.read import read_run_config
 
-if TYPE_CHECKING:
-    from lvt_pipeline.models.vqvae.model import VQVAE
-
 JOB = Job(stage="figures", version=2, kind="figures")  # 2: priming and sampled frames under these names
+ROLLOUT_COLUMNS = 16  # frames of a long sample that are shown
 LOSSES = {"vqvae": ("tokenizer", "reconstruction MSE in [0, 1]"), "prior": ("prior", "bits per code")}
 
 
@@ -80,7 +68,7 @@ def plot_work_figures(
     clock, work = Clock(), WorkDir(work_dir)
     work.require_artefacts()
     require_output_folder(out, JOB.stage, work.artefacts)
-    source = _Source(work, settings)
+    source = Source(work, settings)
     drawn: dict[str, FigureFiles] = {}
     missing: dict[str, str] = {}
     chosen = settings.only or tuple(FIGURES)
@@ -116,47 +104,21 @@ class ShownSample:
     real_codes: NDArray[np.unsignedinteger[Any]] | None
 
 
-def read_sample(
-    sampled: CodeStore,
-    clip: CodeClip,
-    num_frames: int,
-    *,
-    store: CodeStore,
-    tokenizer: VQVAE,
-    frames: Callable[[], FrameShards],
-) -> ShownSample:
-    """The first frames of a sample as pixels.
-
-    Its priming frames are the real ones where these still exist, else decoded codes.
-
-    Args:
-        sampled: store of the sample `clip`.
-        store: codes of the real clips.
-        frames: opens their frames.
-    """
-    codes = sampled.read(clip, 0, min(clip.length, num_frames))
-    pixels = tokenizer.decode(codes).numpy().copy()
-    real = real_codes = None
-    origin = original_of(clip, store)
-    if origin is not None:
-        start = first_frame_of(sampled)
-        real_codes = store.read(origin, start, min(origin.length, start + len(codes)))
-        with suppress(LVTError):  # frames may be missing: codes are enough for most of a figure
-            real = real_frames(store, origin, frames(), len(codes), start)
-            num_priming = min(priming_frames_of(sampled), len(real))
-            pixels[:num_priming] = real[:num_priming]
-    return ShownSample(clip.id, pixels, codes, real, real_codes)
-
-
 @dataclass(frozen=True)
-class _Source:
-    """A work directory as the figures read it."""
+class Source:
+    """A work directory as the figures read it.
+
+    Attributes:
+        title: what the titles of figures of samples begin with.
+    """
 
     work: WorkDir
     settings: FigureSettings
+    title: str = ""
 
     @property
     def priming_frames(self) -> int:
+        """How many priming frames the samples start from."""
         return priming_frames_of(self.work.samples)
 
     @cached_property
@@ -175,25 +137,39 @@ class _Source:
         return [siblings[name][0] if name in siblings else self.work.samples.clip(name) for name in self.settings.clips]
 
     def read(self, clip: CodeClip, num_frames: int | None = None) -> ShownSample:
-        """The first frames of a sample, as many as the settings say unless given. See `read_sample`.
+        """The first frames of a sample as pixels, as many as the settings say unless given.
+
+        Its priming frames are the real ones where these still exist, else decoded codes.
 
         Raises:
             MismatchError: tokenizer, codes and samples do not belong together.
         """
-        work = self.work
-        tokenizer = work.require_tokenizer_of(work.samples)
-        require_same_codes(work.codes, work.samples)
-        wanted = num_frames or self.settings.num_frames
-        return read_sample(
-            work.samples, clip, wanted, store=work.codes, tokenizer=tokenizer, frames=lambda: work.frames
-        )
+        sampled, store = self.work.samples, self.work.codes
+        tokenizer = self.work.require_tokenizer_of(sampled)
+        require_same_codes(store, sampled)
+        codes = sampled.read(clip, 0, min(clip.length, num_frames or self.settings.num_frames))
+        pixels = tokenizer.decode(codes).numpy().copy()
+        real = real_codes = None
+        origin = original_of(clip, store)
+        if origin is not None:
+            start = first_frame_of(sampled)
+            real_codes = store.read(origin, start, min(origin.length, start + len(codes)))
+            with suppress(LVTError):  # frames may be missing: codes are enough for most of a figure
+                real = real_frames(store, origin, self.work.frames, len(codes), start)
+                num_priming = min(self.priming_frames, len(real))
+                pixels[:num_priming] = real[:num_priming]
+        return ShownSample(clip.id, pixels, codes, real, real_codes)
+
+    def titled(self, text: str) -> str:
+        """A title that begins as all do."""
+        return f"{self.title}: {text}" if self.title else text
 
 
-def _samples(source: _Source, out: Path) -> FigureFiles:
-    return plot_samples(_videos(source, source.settings.num_frames), source.priming_frames, out)
+def _samples(source: Source, out: Path) -> FigureFiles:
+    return plot_samples(_videos(source, source.settings.num_frames), source.priming_frames, out, title=source.title)
 
 
-def _long_rollout(source: _Source, out: Path) -> FigureFiles:
+def _long_rollout(source: Source, out: Path) -> FigureFiles:
     """Samples that are longer than the windows in which the prior was trained, from their first to their last frame."""
     longest = max(clip.length for clip in source.samples())
     trained_on = int(read_run_config(source.work.require("prior"))["model"]["frames"])
@@ -202,21 +178,21 @@ def _long_rollout(source: _Source, out: Path) -> FigureFiles:
             f"the samples are not longer than the {trained_on} frames that the prior was trained on; "
             f"run lvt sample with --num-frames {4 * trained_on}"
         )
-    return plot_rollout(_videos(source, longest), source.priming_frames, out)
+    return plot_samples(_videos(source, longest), source.priming_frames, out, most_columns=ROLLOUT_COLUMNS)
 
 
-def _videos(source: _Source, num_frames: int) -> list[SampledVideo]:
+def _videos(source: Source, num_frames: int) -> list[SampledVideo]:
     shown = [source.read(clip, num_frames) for clip in source.samples()]
     return [SampledVideo(one.name, one.frames, one.real if source.settings.with_real else None) for one in shown]
 
 
-def _codes(source: _Source, out: Path) -> FigureFiles:
+def _codes(source: Source, out: Path) -> FigureFiles:
     one = source.read(source.samples()[0])
     size = source.work.codes.codebook_size
-    return plot_code_rows(one.frames, one.codes, size, source.priming_frames, out, title=one.name)
+    return plot_code_rows(one.frames, one.codes, size, source.priming_frames, out, title=source.titled(one.name))
 
 
-def _extreme_sample(source: _Source, out: Path, *, is_good: bool) -> FigureFiles:
+def _extreme_sample(source: Source, out: Path, *, is_good: bool) -> FigureFiles:
     """The sample closest to what really happened, or farthest from it, with the real codes."""
     key, values = _sample_values(source)
     metric = METRIC_OF[key]
@@ -232,11 +208,11 @@ def _extreme_sample(source: _Source, out: Path, *, is_good: bool) -> FigureFiles
         source.priming_frames,
         out,
         real_codes=one.real_codes,
-        title=f"{one.name}: {metric.title} {format_number(values[name])}, {rank}",
+        title=source.titled(f"{one.name}: {metric.title} {format_number(values[name])}, {rank}"),
     )
 
 
-def _sample_values(source: _Source) -> tuple[str, dict[str, float]]:
+def _sample_values(source: Source) -> tuple[str, dict[str, float]]:
     """The metric by which samples are good or bad, and its value for each clip, from `eval.json`."""
     sampled, store = source.work.samples, source.work.codes
     inputs = source.work.results.get("inputs")
@@ -257,16 +233,16 @@ def _sample_values(source: _Source) -> tuple[str, dict[str, float]]:
     return key, whole or known
 
 
-def _loss(source: _Source, out: Path, *, role: str) -> FigureFiles:
+def _loss(source: Source, out: Path, *, role: str) -> FigureFiles:
     """The curves of one training; those of the prior with its baselines."""
     source.work.require(role)
     name, y_label = LOSSES[role]
-    curves = TrainingCurves(name, *source.work.metrics(role).main_curves(role))
+    runs = {name: source.work.metrics(role).main_curves(role)}
     references = baseline_references(source.work) if role == "prior" else []
-    return plot_loss_curves([curves], out, y_label=y_label, references=references)
+    return plot_loss_curves(runs, out, y_label=y_label, references=references)
 
 
-def _horizon(source: _Source, out: Path, *, metric: str) -> FigureFiles:
+def _horizon(source: Source, out: Path, *, metric: str) -> FigureFiles:
     """Errors of each frame, averaged over clips, as `lvt evaluate` measured them."""
     samples = source.work.results.get("samples", {})
     try:
@@ -281,7 +257,7 @@ def _horizon(source: _Source, out: Path, *, metric: str) -> FigureFiles:
 
 
 # Name -> how it is plotted into `<name>.png`, `.svg` and `.csv`.
-FIGURES: Mapping[FigureName, Callable[[_Source, Path], FigureFiles]] = {
+FIGURES: Mapping[FigureName, Callable[[Source, Path], FigureFiles]] = {
     "samples": _samples,  # figures 3 and 4
     "long-rollout": _long_rollout,
     "code-frequencies": lambda source, out: plot_code_frequencies(source.code_counts, out),  # figure 5

@@ -23,8 +23,8 @@ from lvt_pipeline.progress import count_of, format_seconds
 from lvt_pipeline.provenance import short
 from lvt_pipeline.report.evaluation import evaluation_cards
 from lvt_pipeline.report.parts import Part, card, chart, problems_of
-from lvt_pipeline.report.plots import Reference
 from lvt_pipeline.report.plots.codes import usage_charts
+from lvt_pipeline.report.plots.engine import Reference
 from lvt_pipeline.report.plots.page_charts import line_chart
 from lvt_pipeline.report.work import MissingPart, RunLog, WorkDir
 from lvt_pipeline.runs.read import read_run, read_run_config

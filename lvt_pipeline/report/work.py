@@ -19,7 +19,7 @@ from lvt_pipeline.progress import format_seconds
 from lvt_pipeline.provenance import Provenance, short
 from lvt_pipeline.report.numbers import format_fact
 from lvt_pipeline.report.parts import Part
-from lvt_pipeline.report.plots import Series
+from lvt_pipeline.report.plots.engine import Series
 from lvt_pipeline.runs.compatibility import check_tokenizer
 from lvt_pipeline.runs.layout import METRICS_NAME
 from lvt_pipeline.runs.read import load_vqvae, precision_of, read_run
@@ -48,6 +48,7 @@ class WorkDir:
     """A work directory. What is opened stays open."""
 
     path: Path
+    device: str = "auto"
 
     @cached_property
     def layout(self) -> Layout:
@@ -118,7 +119,7 @@ class WorkDir:
     @cached_property
     def tokenizer(self) -> VQVAE:
         """The tokenizer."""
-        return load_vqvae(self.require("vqvae"))
+        return load_vqvae(self.require("vqvae"), device=self.device)
 
     def require_tokenizer_of(self, store: CodeStore) -> VQVAE:
         """The tokenizer, if it made the codes of a store.

@@ -327,14 +327,8 @@ class Reproduction:
             files, remark = drawing.plot_frequencies(self._places.codes(tokenizer), out, title)
             return Outcome(target, files, remark=remark)
         (prior,) = target_priors(target, self.settings)
-        sampled = drawing.MeasuredSamples(
-            codes=self._places.codes(prior.tokenizer),
-            frames=self._places.frames,
-            vqvae=self._places.run(prior.tokenizer),
-            result=self._places.result(prior),
-            device=self._making.device,
-        )
-        return Outcome(target, drawing.plot_figure(target.name, sampled, out, title))
+        files = drawing.plot_figure(target.name, self._places, prior, out, title, device=self._making.device)
+        return Outcome(target, files)
 
 
 def _samples_of(out: Path) -> dict[str, str]:

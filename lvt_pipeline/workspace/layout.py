@@ -81,9 +81,14 @@ BY_ROLE = {artefact.role: artefact for artefact in ARTEFACTS}
 
 @dataclass(frozen=True)
 class Layout:
-    """The paths of one work directory, whether they exist or not."""
+    """The paths of one work directory, whether they exist or not.
+
+    Attributes:
+        others: by role, artefacts that are elsewhere.
+    """
 
     work_dir: Path
+    others: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def settings(self) -> Path:
@@ -92,7 +97,7 @@ class Layout:
 
     def __getitem__(self, role: str) -> Path:
         """Path of an artefact."""
-        return self.work_dir / BY_ROLE[role].path
+        return self.others.get(role, self.work_dir / BY_ROLE[role].path)
 
     def command(self, role: str) -> str:
         """The command that makes an artefact: `lvt run` where the directory has its settings, else the single stage."""

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 PAGE_WIDTH = 7.0  # inches: the text width of a page in print
 FONT_SIZE = 8.5  # points
-DOTS_PER_INCH = 200
 TITLE_HEIGHT = 0.25  # inches
 SERIES_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#A8447F")
 PRIMING_COLOUR, SAMPLED_COLOUR = SERIES_COLOURS[0], SERIES_COLOURS[1]
@@ -57,11 +56,13 @@ LOOK: dict[str, Any] = {
     "axes.titlesize": "medium",
     "axes.xmargin": 0.0,
     "axes.ymargin": 0.0,
+    "figure.dpi": 200,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],  # the first comes with matplotlib
     "font.size": FONT_SIZE,
     "grid.color": "#DDDDDD",
     "grid.linewidth": 0.6,
+    "image.composite_image": False,
     "legend.fontsize": "medium",
     "legend.frameon": False,
     "lines.linewidth": 1.6,
@@ -140,13 +141,7 @@ def new_figure(width: float, height: float, title: str = "", *, is_laid_out: boo
     return figure
 
 
-def save_figure(
-    figure: Figure,
-    out: Path,
-    header: Sequence[str],
-    rows: Iterable[Sequence[Any]],
-    dots_per_inch: float = DOTS_PER_INCH,
-) -> FigureFiles:
+def save_figure(figure: Figure, out: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> FigureFiles:
     """Write `out`.png, .svg and .csv; call it inside `figure_look`.
 
     Args:
@@ -159,7 +154,7 @@ def save_figure(
     files = FigureFiles(*(out.with_name(f"{out.name}.{ending}") for ending in FigureFiles._fields))
     for file, left_out in ((files.png, "Software"), (files.svg, "Date")):  # they would change from run to run
         stream = io.BytesIO()
-        figure.savefig(stream, format=file.suffix[1:], dpi=dots_per_inch, metadata={left_out: None})
+        figure.savefig(stream, format=file.suffix[1:], metadata={left_out: None})
         write_bytes(file, stream.getvalue())
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")

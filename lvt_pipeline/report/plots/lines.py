@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lvt_pipeline.report.plots.engine import FigureFiles, Reference, Series, figure_look, line_figure, save_figure
 
 
-@dataclass(frozen=True)
-class TrainingCurves:
-    """How the training of one run went: its name, and values by step, of training batches and of validation."""
-
-    name: str
-    training: Series
-    validation: Series
-
-
 def plot_loss_curves(
-    runs: Sequence[TrainingCurves], out: Path, *, y_label: str, references: Sequence[Reference] = (), title: str = ""
+    runs: Mapping[str, tuple[Series, Series]],
+    out: Path,
+    *,
+    y_label: str,
+    references: Sequence[Reference] = (),
+    title: str = "",
 ) -> FigureFiles:
     """Plot the curves of one or several runs; a run has one colour, thin for training and thick for validation.
 
@@ -28,6 +24,7 @@ def plot_loss_curves(
     and no step.
 
     Args:
+        runs: values by step, of training batches and of validation, by name of the run.
         out: path of the files without an ending.
         references: levels to compare with, such as a baseline.
 
@@ -35,12 +32,12 @@ def plot_loss_curves(
         ShapeError: no run has a finite value.
     """
     shown, rows = [], []
-    for number, run in enumerate(runs):
-        for split, kind, line in (("train", "training", run.training), ("val", "validation", run.validation)):
-            name = f"{run.name}, {kind}" if len(runs) > 1 else kind
+    for number, (run, (training, validation)) in enumerate(runs.items()):
+        for split, kind, line in (("train", "training", training), ("val", "validation", validation)):
+            name = f"{run}, {kind}" if len(runs) > 1 else kind
             line = replace(line.finite, name=name, style=number, is_thin=split == "train")
             shown.append(line)
-            rows += [(run.name, split, x, y) for x, y in zip(line.x, line.y, strict=True)]
+            rows += [(run, split, x, y) for x, y in zip(line.x, line.y, strict=True)]
     levels = [(item.name, "reference", None, item.value) for item in references]
     with figure_look():
         figure = line_figure(shown, x_label="step", y_label=y_label, title=title, references=references)

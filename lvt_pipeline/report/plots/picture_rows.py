@@ -51,14 +51,6 @@ class PictureRow:
     space_above: float = 0.0
 
 
-@dataclass(frozen=True)
-class RowFigure:
-    """A plotted figure and the resolution at which its pictures are whole pixels."""
-
-    figure: Figure
-    dots_per_inch: int
-
-
 def plot_picture_rows(
     rows: Sequence[PictureRow],
     num_priming: int,
@@ -66,8 +58,10 @@ def plot_picture_rows(
     title: str = "",
     legend: Sequence[tuple[tuple[int, int, int], str]] = (),
     numbers: Sequence[int] | None = None,
-) -> RowFigure:
+) -> Figure:
     """Plot rows under a head with frame numbers and the kind of the frames; call it inside `figure_look`.
+
+    The figure has the resolution at which its pictures are whole pixels.
 
     Args:
         num_priming: frames 1 to this are headed as priming frames, the others as sampled.
@@ -89,7 +83,7 @@ def plot_picture_rows(
     sheet.add_frames(rows)
     sheet.add_groups(rows)
     sheet.add_legend(legend)
-    return RowFigure(sheet.figure, layout.dots)
+    return sheet.figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +121,6 @@ class _Layout:
     def column(self, frame: int) -> int:
         """Left edge of a frame's tiles."""
         return self.left + frame * (self.tile_width + self.gap)
-
-    def box(self, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
-        """Left, bottom, width and height as shares of the page, from the bottom left corner."""
-        return left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height
 
 
 def _lay_out(rows: Sequence[PictureRow], has_title: bool, meanings: Sequence[str]) -> _Layout:
@@ -171,15 +161,17 @@ def _lay_out(rows: Sequence[PictureRow], has_title: bool, meanings: Sequence[str
 
 
 class _Sheet:
-    """A page on which things are placed at pixels."""
+    """A page whose coordinates are pixels from the top left corner."""
 
     def __init__(self, layout: _Layout) -> None:
         from matplotlib.figure import Figure
 
         # Slightly more, because matplotlib cuts what rounding leaves just below a whole pixel.
         size = ((layout.width + 1e-4) / layout.dots, (layout.height + 1e-4) / layout.dots)
-        self.figure = Figure(figsize=size)
+        self.figure = Figure(figsize=size, dpi=layout.dots)
         self.layout = layout
+        self.axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, layout.width), ylim=(layout.height, 0))
+        self.axes.set_axis_off()
 
     def add_title(self, title: str) -> None:
         layout = self.layout
@@ -213,9 +205,8 @@ class _Sheet:
         image = strip(tiles, layout.gap)
         # Slightly less, because matplotlib may enlarge a picture to whole pixels when rounding leaves it just above.
         height, width = image.shape[0] - 1e-3, image.shape[1] - 1e-3
-        axes = self.figure.add_axes(layout.box(layout.left, top, width, height))
-        axes.set_axis_off()
-        axes.imshow(image, interpolation="none", aspect="auto")
+        place = (layout.left, layout.left + width, top + height, top)
+        self.axes.imshow(image, interpolation="none", aspect="auto", extent=place)
 
     def add_frames(self, rows: Sequence[PictureRow]) -> None:
         """A frame around the priming tiles of rows that touch, in the gaps around them."""
@@ -256,24 +247,16 @@ class _Sheet:
         left, middle = layout.left, layout.below + layout.pixels(0.8 * LINE)
         size = layout.pixels(0.11)
         for colour, meaning in legend:
-            x, y, width, height = layout.box(left, middle - size / 2, size, size)
             face = tuple(channel / 255 for channel in colour)
-            self.figure.add_artist(
-                Rectangle((x, y), width, height, transform=self.figure.transFigure, facecolor=face, edgecolor="none")
-            )
+            self.axes.add_patch(Rectangle((left, middle - size / 2), size, size, facecolor=face, edgecolor="none"))
             self.text(left + 1.5 * size, middle, meaning, ha="left")
             left += layout.pixels(LEGEND_SPACE + text_width(meaning))
 
     def text(self, x: float, y: float, text: str, **options: Any) -> None:
-        left, bottom, _, _ = self.layout.box(x, y, 0, 0)
-        self.figure.text(left, bottom, text, **{"ha": "center", "va": "center_baseline", **options})
+        self.axes.text(x, y, text, **{"ha": "center", "va": "center_baseline", **options})
 
     def line(self, x: Sequence[float], y: Sequence[float], **options: Any) -> None:
-        from matplotlib.lines import Line2D
-
-        corners = [self.layout.box(left, top, 0, 0) for left, top in zip(x, y, strict=True)]
-        options = {"transform": self.figure.transFigure, "solid_capstyle": "butt", **options}
-        self.figure.add_artist(Line2D([corner[0] for corner in corners], [corner[1] for corner in corners], **options))
+        self.axes.plot(x, y, solid_capstyle="butt", clip_on=False, **options)
 
 
 def _spans(rows: Sequence[PictureRow], joins: Callable[[PictureRow, PictureRow], bool]) -> Iterator[tuple[int, int]]:

@@ -8,7 +8,7 @@ video above those of the sampled one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from lvt_pipeline.report.plots.picture_rows import PictureRow, plot_picture_rows
 from lvt_pipeline.video.pictures import CHANGED, UNCHANGED, code_rows
 
 PAIR_SPACE = 0.09  # inches between samples that are below their real video
-ROLLOUT_COLUMNS = 16  # frames of a long sample that are shown
 BLOCK_SPACE = 0.07  # inches above each block of code rows
 SAMPLE_HEADER = ("clip", "frame", "kind", "difference_to_previous", "mse_to_real")
 
@@ -41,8 +40,20 @@ class SampledVideo:
     frames: NDArray[np.uint8]
     real: NDArray[np.uint8] | None = None
 
+    def at(self, frames: NDArray[np.int64]) -> SampledVideo:
+        """Only those of these frames that it has."""
+        real = None if self.real is None else self.real[frames[frames < len(self.real)]]
+        return replace(self, frames=self.frames[frames[frames < len(self.frames)]], real=real)
 
-def plot_samples(videos: Sequence[SampledVideo], priming_frames: int, out: Path, *, title: str = "") -> FigureFiles:
+
+def plot_samples(
+    videos: Sequence[SampledVideo],
+    priming_frames: int,
+    out: Path,
+    *,
+    title: str = "",
+    most_columns: int | None = None,
+) -> FigureFiles:
     """Plot every video as a row, with its first `priming_frames` framed, under frame numbers from 1.
 
     The CSV has a line per video and frame: `clip`, `frame`, `kind` (priming or sampled), `difference_to_previous`
@@ -50,44 +61,21 @@ def plot_samples(videos: Sequence[SampledVideo], priming_frames: int, out: Path,
 
     Args:
         out: path of the files without an ending.
+        most_columns: of longer videos only this many frames are shown, evenly spread from the first to the last; the
+            CSV has them all. By default all are shown.
 
     Raises:
         ShapeError: there is no video, or a real one has another frame size.
     """
-    rows = _video_rows(videos, priming_frames)
-    with figure_look():
-        plotted = plot_picture_rows(rows, priming_frames, title=title)
-        lines = [line for video in videos for line in _sample_numbers(video, priming_frames)]
-        return save_figure(plotted.figure, out, SAMPLE_HEADER, lines, plotted.dots_per_inch)
-
-
-def plot_rollout(videos: Sequence[SampledVideo], priming_frames: int, out: Path) -> FigureFiles:
-    """Plot long videos as `plot_samples` does, with `ROLLOUT_COLUMNS` frames evenly spread from the first to the last.
-
-    The CSV is that of `plot_samples`, with all frames.
-
-    Args:
-        out: path of the files without an ending.
-
-    Raises:
-        ShapeError: there is no video, or a real one has another frame size.
-    """
-    length = max((len(video.frames) for video in videos), default=0)
-    frames = np.unique(np.linspace(0, length - 1, ROLLOUT_COLUMNS).round().astype(np.int64)) if length else np.arange(0)
-    shown = [
-        SampledVideo(
-            video.name,
-            video.frames[frames[frames < len(video.frames)]],
-            None if video.real is None else video.real[frames[frames < len(video.real)]],
-        )
-        for video in videos
-    ]
+    frames = np.arange(max((len(video.frames) for video in videos), default=0))
+    if most_columns is not None and len(frames):
+        frames = np.unique(np.linspace(0, frames[-1], most_columns).round().astype(np.int64))
     num_priming = int((frames < priming_frames).sum())
-    rows = _video_rows(shown, num_priming)
+    rows = _video_rows([video.at(frames) for video in videos], num_priming)
     with figure_look():
-        plotted = plot_picture_rows(rows, num_priming, numbers=(frames + 1).tolist())
+        figure = plot_picture_rows(rows, num_priming, title=title, numbers=(frames + 1).tolist())
         lines = [line for video in videos for line in _sample_numbers(video, priming_frames)]
-        return save_figure(plotted.figure, out, SAMPLE_HEADER, lines, plotted.dots_per_inch)
+        return save_figure(figure, out, SAMPLE_HEADER, lines)
 
 
 def plot_code_rows(
@@ -123,10 +111,10 @@ def plot_code_rows(
         rows += _code_rows(some, codebook_size, num_priming, "" if real_codes is None else name)
     with figure_look():
         legend = ((CHANGED, "code differs from the frame before"), (UNCHANGED, "stays the same"))
-        plotted = plot_picture_rows(rows, priming_frames, title=title, legend=legend)
+        figure = plot_picture_rows(rows, priming_frames, title=title, legend=legend)
         header = ("video", "frame", "kind", "codebook", "changed_share")
         lines = [line for name, some in blocks for line in _code_numbers(name, some, priming_frames)]
-        return save_figure(plotted.figure, out, header, lines, plotted.dots_per_inch)
+        return save_figure(figure, out, header, lines)
 
 
 def _require_codes(num_frames: int, codes: NDArray[Any], real_codes: NDArray[Any] | None, codebook_size: int) -> None:
