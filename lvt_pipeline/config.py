@@ -218,6 +218,14 @@ def to_toml(settings: Any) -> str:
     return tomli_w.dumps(without_none(to_plain(settings)))
 
 
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, names with dots; empty tables are left out."""
+    result: dict[str, Any] = {}
+    for name, value in tables.items():
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return result
+
+
 def without_none(value: Any) -> Any:
     """Nested tables without the values that are not set, as TOML holds them."""
     if isinstance(value, Mapping):

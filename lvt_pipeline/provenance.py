@@ -314,19 +314,20 @@ def differences(record: Provenance, version: int, settings: Mapping[str, Any], i
     lines = []
     if record.version != version:
         lines.append(f"algorithm version: {record.version} -> {version}")
-    lines += _changes("setting ", record.settings, settings)
-    lines += _changes(
+    lines += changes("setting ", record.settings, settings)
+    lines += changes(
         "input ", {k: short(v) for k, v in record.inputs.items()}, {k: short(v) for k, v in inputs.items()}
     )
     return lines
 
 
-def _changes(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def changes(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """A line for each value that differs, nested names with dots; all of them begin with the prefix."""
     lines = []
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += _changes(f"{prefix}{key}.", before, after)
+            lines += changes(f"{prefix}{key}.", before, after)
         elif canonical_json(before) != canonical_json(after):
             lines.append(f"{prefix}{key}: {canonical_json(before)} -> {canonical_json(after)}")
     return lines

@@ -573,6 +573,9 @@ def test_a_protocol_is_shown_with_its_spread_its_baselines_and_what_is_not_as_in
     for name in ("mse", "ssim", "lpips", "fvd_real_priming", "fvd_reconstructed_priming"):
         mean, std = (results["protocol"][key][name] for key in ("mean", "std"))
         assert format_spread(mean, std) in main_tables, name
+    assert "KVD [95 %]" in main_tables
+    for kernel in results["fvd"]["kvd"].values():
+        assert "{value:.4g} [{low:.4g}, {high:.4g}]".format(**kernel) in main_tables
     assert "LPIPS over the horizon" in text
     assert "repeating the last frame" in text
 

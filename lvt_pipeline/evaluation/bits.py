@@ -108,6 +108,28 @@ def measure_baselines(counts: CodeCounts, training_counts: CodeCounts) -> dict[s
     }
 
 
+def count_training_codes(
+    store: CodeStore, progress: Progress = SILENT, *, most_frames: int | None = None
+) -> tuple[str, int, CodeCounts]:
+    """Counts of the codes of the training split, or of all clips where there is none.
+
+    Args:
+        most_frames: counting ends with the clip that reaches this many; the whole split by default.
+
+    Returns:
+        "train" or "all", the number of its clips, and the counts.
+    """
+    split, clips = ("train", store.split("train")) if store.split("train") else ("all", store.clips)
+    counts = CodeCounts.empty(store.num_codebooks, store.codebook_size)
+    with progress.bar("count training codes", len(clips), "clips") as bar:
+        for clip in clips:
+            if most_frames is not None and counts.num_codes >= most_frames * math.prod(store.schema.frame_shape):
+                break
+            counts += CodeCounts.of(store.read(clip), store.codebook_size)
+            bar.advance()
+    return split, len(clips), counts
+
+
 def baselines_by_clip(
     store: CodeStore,
     clips: Sequence[CodeClip],

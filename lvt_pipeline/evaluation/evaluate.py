@@ -38,11 +38,11 @@ from lvt_pipeline.codes.store import CodeStore, clips_of_split
 from lvt_pipeline.codes.usage import codes_holding, perplexity, usage
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.evaluation.actions.measuring import measure_actions, own_actions_of
-from lvt_pipeline.evaluation.bits import baselines_by_clip, measure_baselines, measure_prior
+from lvt_pipeline.evaluation.bits import baselines_by_clip, count_training_codes, measure_baselines, measure_prior
 from lvt_pipeline.evaluation.distances.fvd import FeatureCache
 from lvt_pipeline.evaluation.distances.networks import NetworkError
 from lvt_pipeline.evaluation.distances.sampled_fvd import measure_fvd, measure_reconstruction_fvd
-from lvt_pipeline.evaluation.metrics import CodeCounts
+from lvt_pipeline.evaluation.metrics import CodeCounts, pool
 from lvt_pipeline.evaluation.pixels import measure_reconstruction
 from lvt_pipeline.evaluation.results import is_unchanged, plain, summary_line, without_metric, write_results
 from lvt_pipeline.evaluation.samples import measure_samples
@@ -199,8 +199,13 @@ class _Measuring:
     def _add_codes(self) -> dict[str, list[float]]:
         """Bits of the prior and of its baselines, and how the codebooks are used; returns the bits of each clip."""
         opened, settings, store = self.opened, self.settings, self.opened.store
-        counts = _evaluated_counts(store, self.clips, settings)
-        fitted_on, training_counts = _training_counts(store, self.progress)
+        size, priming = store.codebook_size, settings.priming_frames
+        each = (CodeCounts.of(store.read(clip, 0, settings.frames), size, priming) for clip in self.clips)
+        counts = pool(each, store.num_codebooks, size)
+        split, num_clips, training_counts = count_training_codes(store, self.progress)
+        if split != "train":
+            self.progress.say(f"{store.path} has no train clip; the previous-frame baseline is fitted on all clips")
+        fitted_on = {"split": split, "clips": num_clips, "codes": training_counts.num_codes}
         by_clip = {}
         if opened.prior is not None and opened.sources.prior is not None:
             labels = label_numbers(self.clips, opened.sources.prior, opened.prior)
@@ -289,25 +294,3 @@ def missing_measurements(opened: Opened) -> dict[str, str]:
         + ([] if has_i3d else ["a TorchScript I3D (--i3d) or another network (--features)"]),
     }
     return {name: "needs " + " and ".join(things) for name, things in needs.items() if things}
-
-
-def _evaluated_counts(store: CodeStore, clips: Sequence[CodeClip], settings: EvaluateSettings) -> CodeCounts:
-    counts = CodeCounts.empty(store.num_codebooks, store.codebook_size)
-    for clip in clips:
-        codes = store.read(clip, 0, settings.frames)
-        counts += CodeCounts.of(codes, store.codebook_size, settings.priming_frames)
-    return counts
-
-
-def _training_counts(store: CodeStore, progress: Progress) -> tuple[dict[str, Any], CodeCounts]:
-    """Counts of all training codes, or of all codes when there is no training split; and their numbers."""
-    split, clips = "train", store.split("train")
-    if not clips:
-        split, clips = "all", list(store.clips)
-        progress.say(f"{store.path} has no train clip; the previous-frame baseline is fitted on all clips")
-    counts = CodeCounts.empty(store.num_codebooks, store.codebook_size)
-    with progress.bar("count training codes", len(clips), "clips") as bar:
-        for clip in clips:
-            counts += CodeCounts.of(store.read(clip), store.codebook_size)
-            bar.advance()
-    return {"split": split, "clips": len(clips), "codes": counts.num_codes}, counts

@@ -95,13 +95,18 @@ def _bits(results: Mapping[str, Any]) -> str:
     return f"{results['prior']['bits_per_dim']:.3f} bits per code ({verdict}: {named})"
 
 
+def is_fvd(label: Any) -> bool:
+    """Whether the distances of a result may be called FVD, by their `label`; a result without a label has none."""
+    return str(label or "FVD").startswith("FVD")
+
+
 def format_fvd(found: Mapping[str, Any]) -> str:
     """The distance of an `fvd` part under the name that its network allows."""
     if "missing" in found:
         return f"no FVD: {found['missing']}"
     label = str(found["label"])
     name = "FVD"
-    if not label.startswith("FVD"):
+    if not is_fvd(label):
         name = "Fréchet distance (not FVD)" if label.startswith("not") else "FVD, if the network is I3D,"
     kinds = [(kind, found[f"{kind}_priming"]) for kind in ("real", "reconstructed") if f"{kind}_priming" in found]
     if not kinds:
@@ -118,7 +123,7 @@ def _format_kernel_distance(found: Mapping[str, Any], kind: str) -> str:
     distance = found.get("kvd", {}).get(kind)
     if distance is None:
         return ""
-    name = "KVD" if str(found["label"]).startswith("FVD") else "kernel distance"
+    name = "KVD" if is_fvd(found["label"]) else "kernel distance"
     return f"; {name} {distance['value']:.4g} [{distance['low']:.4g}, {distance['high']:.4g}]"
 
 

@@ -22,6 +22,7 @@ from lvt_pipeline.evaluation.compare import (
     read_evaluation,
     values_of_clips,
 )
+from lvt_pipeline.evaluation.results import is_fvd
 from lvt_pipeline.progress import SILENT, Progress, count_of, format_seconds
 from lvt_pipeline.provenance import short
 from lvt_pipeline.report.clips import METRIC_OF, evenly_chosen, order, sample_metric
@@ -121,8 +122,8 @@ def _notes(comparison: Comparison) -> list[str]:
             "without being better videos."
         )
     for evaluation in comparison.evaluations:
-        label = str(evaluation.fact("fvd.label") or "FVD")
-        if not label.startswith("FVD"):
+        label = evaluation.fact("fvd.label")
+        if not is_fvd(label):
             notes.append(f"The distance called FVD is, in {evaluation.name}, {label}.")
     return notes
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lvt_pipeline.errors import ArtefactError
+from lvt_pipeline.evaluation.results import is_fvd
 from lvt_pipeline.progress import count_of
 from lvt_pipeline.report.actions import action_cards, action_tables
 from lvt_pipeline.report.numbers import format_change, format_decibels, format_number, format_spread
@@ -290,8 +291,7 @@ def _sample_tables(results: Mapping[str, Any]) -> list[Part]:
 def _fvd_tables(results: Mapping[str, Any]) -> list[Part]:
     fvd, protocol = results.get("fvd", {}), results.get("protocol", {})
     label = str(fvd.get("label", "FVD"))
-    is_fvd = label.startswith("FVD")
-    published = protocol.get("published", {}) if is_fvd else {}
+    published = protocol.get("published", {}) if is_fvd(label) else {}
     rows: list[Sequence[str | Part]] = []
     for key, name, title in FVD_ROWS:
         if fvd.get(key) is None:
@@ -306,7 +306,7 @@ def _fvd_tables(results: Mapping[str, Any]) -> list[Part]:
             cells.append("–" if kernel is None else "{value:.4g} [{low:.4g}, {high:.4g}]".format(**kernel))
         is_sampled = key.endswith("_priming") and copied is not None
         rows.append((title, *cells, beats(value < copied, "repeating") if is_sampled else ""))
-    title = "FVD" if is_fvd else "Fréchet distance, not FVD" if label.startswith("not") else "Fréchet distance"
+    title = "FVD" if is_fvd(label) else "Fréchet distance, not FVD" if label.startswith("not") else "Fréchet distance"
     note = f"{label[:1].upper()}{label[1:]}. Less is better."
     if fvd.get("kvd"):
         note += " The kernel distance (KVD) is of the same features and, unlike FVD, has no bias for few clips."
@@ -350,7 +350,7 @@ def _fvd_cards(results: Mapping[str, Any]) -> list[Part]:
     value, copied = float(fvd[kind]), fvd.get("copy")
     checks = [] if copied is None else [beats(value < copied, "repeating the last frame", f"{copied:.5g}")]
     label = str(fvd.get("label", "FVD"))
-    name, note = ("FVD", "") if label.startswith("FVD") else ("Fréchet distance", label)
+    name, note = ("FVD", "") if is_fvd(label) else ("Fréchet distance", label)
     spread = protocol.get("std", {}).get(f"fvd_{kind}")
     return [card(name, f"{value:.5g}", "" if spread is None else f"± {spread:.3g}", checks, note)]
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes.schema import CodeClip
-from lvt_pipeline.codes.usage import count_codes
 from lvt_pipeline.errors import ArtefactError, LVTError, MismatchError
+from lvt_pipeline.evaluation.bits import count_training_codes
 from lvt_pipeline.evaluation.pixels import real_frames
 from lvt_pipeline.evaluation.samples import (
     first_frame_of,
@@ -124,10 +124,7 @@ class Source:
     @cached_property
     def code_counts(self) -> NDArray[np.int64]:
         """How often each code occurs in the training split, or in all clips where there is none; int64 (n_c, K)."""
-        store = self.work.codes
-        splits = ["train"] if store.split("train") else ["val", "test"]
-        counts: NDArray[np.int64] = np.sum([count_codes(store, split) for split in splits], axis=0)
-        return counts
+        return count_training_codes(self.work.codes)[2].occurrences
 
     def samples(self) -> list[CodeClip]:
         """The samples that are shown: those asked for, or the first one of each clip."""

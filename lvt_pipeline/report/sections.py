@@ -17,6 +17,7 @@ import numpy as np
 from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.codes.usage import codes_holding, perplexity, usage
 from lvt_pipeline.errors import ArtefactError, LVTError
+from lvt_pipeline.evaluation.bits import count_training_codes
 from lvt_pipeline.evaluation.metrics import CodeCounts
 from lvt_pipeline.frames.records import FrameClip, noted
 from lvt_pipeline.progress import count_of, format_seconds
@@ -203,14 +204,8 @@ def codes_section(work: WorkDir) -> Part:
 
 def _count(store: CodeStore) -> tuple[CodeCounts, str]:
     """How the codes of the training split are used, or of all clips where there is none, and a note about it."""
-    split, clips = ("train", store.split("train")) if store.split("train") else ("all", store.clips)
-    counts = CodeCounts.empty(store.num_codebooks, store.codebook_size)
-    counted = 0
-    for clip in clips:
-        if counted >= COUNTED_FRAMES:
-            break
-        counts += CodeCounts.of(store.read(clip), store.codebook_size)
-        counted += clip.length
+    split, _, counts = count_training_codes(store, most_frames=COUNTED_FRAMES)
+    counted = counts.num_codes // math.prod(store.schema.frame_shape)
     still = [share for share in counts.share_same_as_previous_frame if not math.isnan(share)]
     note = f"Counted over {count_of(counted, 'frame')} of {split} clips."
     if still:

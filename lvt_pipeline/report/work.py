@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvt_pipeline.codes.store import CodeStore, open_codes
+from lvt_pipeline.config import flat
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
 from lvt_pipeline.evaluation.results import is_number, read_results
 from lvt_pipeline.frames.shards import FrameShards
@@ -205,15 +206,9 @@ def _record_facts(record: Provenance) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
-def settings_text(settings: Mapping[str, Any], prefix: str = "") -> str:
+def settings_text(settings: Mapping[str, Any]) -> str:
     """Settings as `name = value` lines, nested names with dots; values as JSON, which TOML writes the same way."""
-    lines = []
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            lines.append(settings_text(value, f"{prefix}{name}."))
-        else:
-            lines.append(f"{prefix}{name} = {json.dumps(value, ensure_ascii=False)}")
-    return "\n".join(line for line in lines if line)
+    return "\n".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in flat(settings).items())
 
 
 def _progress_of(path: Path) -> str:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lvt_pipeline.demo.videos import SETTINGS_NAME as DEMO_NAME
-from lvt_pipeline.errors import ArtefactError, ConfigError
-from lvt_pipeline.provenance import read_record
+from lvt_pipeline.errors import ConfigError
+from lvt_pipeline.job import finished_record
 from lvt_pipeline.reproduce.experiments import PriorRecipe, TokenizerRecipe
 from lvt_pipeline.reproduce.published import Dataset
 from lvt_pipeline.reproduce.settings import SETTINGS_NAME
@@ -89,10 +89,8 @@ def describe_data(videos: str | None, places: Places) -> Data:
     videos = videos or _videos_of_run(places.work_dir)
     if makes_demo(videos, places) or (videos is not None and (Path(videos) / DEMO_NAME).is_file()):
         return Data(DEMO, None)
-    try:
-        counts = read_record(places.manifest).counts
-    except ArtefactError:
-        counts = {}
+    record = finished_record(places.manifest)
+    counts = {} if record is None else record.counts
     kind, labels = counts.get("source"), counts.get("labels", 0)
     if kind == "bair":
         return Data("BAIR robot pushing", "bair")

@@ -21,6 +21,7 @@ from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.evaluation.sources import Sources
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.interrupts import stop_requested
+from lvt_pipeline.job import finished_record
 from lvt_pipeline.manifest.manifest import build_manifest
 from lvt_pipeline.manifest.sources import recognise
 from lvt_pipeline.models.device import choose_device
@@ -28,7 +29,7 @@ from lvt_pipeline.pipeline.making import Maker
 from lvt_pipeline.pipeline.options import Making
 from lvt_pipeline.pipeline.running import StageResult, bring_up_to_date, require_few_failures
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.provenance import Provenance, digest_file, read_record, record_path
+from lvt_pipeline.provenance import Provenance, digest_file, record_path
 from lvt_pipeline.reproduce import drawing, timing
 from lvt_pipeline.reproduce.experiments import (
     PriorRecipe,
@@ -333,11 +334,9 @@ class Reproduction:
 
 def _samples_of(out: Path) -> dict[str, str]:
     """The samples that a result was made of. They follow from the other inputs, and are named in the result itself."""
-    try:
-        record = read_record(out)
-    except ArtefactError:
-        return {}
-    return {role: value for role, value in record.inputs.items() if role.startswith("samples-")}
+    record = finished_record(out)
+    inputs = {} if record is None else record.inputs
+    return {role: value for role, value in inputs.items() if role.startswith("samples-")}
 
 
 @cache

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lvt_pipeline.evaluation.results import is_fvd
 from lvt_pipeline.progress import count_of
 from lvt_pipeline.reproduce.published import (
     COLUMNS,
@@ -101,7 +102,7 @@ class FilledTable:
         if column == "fvd":
             if self.fvd_label is None:
                 ours = f"ours: {NEEDS_I3D}"
-            elif not self.fvd_label.startswith("FVD"):
+            elif not is_fvd(self.fvd_label):
                 ours = "ours: not FVD" if self.fvd_label.startswith("not") else "ours: if the network is I3D"
         return ours, f"paper, {SHORT_NAMES[self.paper.dataset]}"
 

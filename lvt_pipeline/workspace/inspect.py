@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lvt_pipeline.codes.layout import PENDING_FILE, has_file, read_root
 from lvt_pipeline.codes.store import is_unfinished
+from lvt_pipeline.config import flat
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.frames.records import receipts_in
 from lvt_pipeline.outputs import record_of
@@ -96,7 +97,7 @@ def describe(facts: dict[str, Any]) -> str:
                      f"{made_by['seconds']:.1f} s")  # fmt: skip
         lines.append(f"  fingerprint  {short(made_by['fingerprint'])}")
         lines += [f"  input        {role} {short(value)}" for role, value in made_by["inputs"].items()]
-        lines += [f"  setting      {name} = {value}" for name, value in _flat(made_by["settings"])]
+        lines += [f"  setting      {name} = {value}" for name, value in flat(made_by["settings"]).items()]
     lines += [f"PROBLEM: {problem}" for problem in facts["problems"]]
     return "\n".join(lines)
 
@@ -237,14 +238,4 @@ _READERS: dict[str, Callable[[Any, Provenance | None], dict[str, Any]]] = {
 
 
 def _table(contents: dict[str, Any]) -> list[str]:
-    return [f"  {name.replace('_', ' '):14} {value}" for name, value in _flat(contents)]
-
-
-def _flat(values: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{name}.")
-        else:
-            rows.append((f"{prefix}{name}", value))
-    return rows
+    return [f"  {name.replace('_', ' '):14} {value}" for name, value in flat(contents).items()]

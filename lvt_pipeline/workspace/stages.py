@@ -20,7 +20,7 @@ from lvt_pipeline.job import finished_record
 from lvt_pipeline.jobs import decode, encode, sample
 from lvt_pipeline.jobs.ingest import settings as ingest
 from lvt_pipeline.manifest import manifest
-from lvt_pipeline.provenance import Provenance, canonical_json, differences, missing_outputs
+from lvt_pipeline.provenance import Provenance, changes, differences, missing_outputs
 from lvt_pipeline.runs.read import in_precision, read_run
 from lvt_pipeline.training import prior, vqvae
 from lvt_pipeline.workspace.clip_changes import changes_of_codes, changes_of_frames, changes_since_training
@@ -159,10 +159,7 @@ class Stage:
             return
         frames = finished_record(self.sources["frames"]) if "frames" in self.sources else None
         if frames is not None and facts.get("geometry") is not None:
-            old, new = facts["geometry"], frames.settings.get("geometry", {})
-            for name in sorted({*old, *new}):
-                if old.get(name) != new.get(name):
-                    yield f"geometry.{name}: {canonical_json(old.get(name))} -> {canonical_json(new.get(name))}"
+            yield from changes("geometry.", facts["geometry"], frames.settings.get("geometry", {}))
         codes = finished_record(self.sources["codes"]) if "codes" in self.sources else None
         if codes is not None and codes.inputs.get("tokenizer") != facts.get("tokenizer"):
             yield "it was trained on codes of another tokenizer"

@@ -22,7 +22,7 @@ from lvt_pipeline.frames.records import FrameClip
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs.ingest.settings import IngestSettings, line_fingerprint
 from lvt_pipeline.manifest.manifest import read_manifest
-from lvt_pipeline.provenance import SHORT, canonical_json, short
+from lvt_pipeline.provenance import SHORT, changes, short
 from lvt_pipeline.runs.read import precision_of, read_tokenizer
 from lvt_pipeline.storage import Place, StoreURL
 from lvt_pipeline.video.clips import Clip
@@ -126,10 +126,7 @@ def _changed_frames(codes: CodeStore, row: CodeClip, wanted: FrameClip, frames: 
         reasons.append(f"source content: {old_digest[:SHORT]} -> {short(wanted.digest)}")
     if old_decoder and old_decoder != wanted.decoder:
         reasons.append(f"decoder: {old_decoder} -> {wanted.decoder}")
-    old, new = codes.schema.geometry, frames.record.settings.get("geometry", {})
-    for name in sorted({*old, *new}):
-        if old.get(name) != new.get(name):
-            reasons.append(f"geometry.{name}: {canonical_json(old.get(name))} -> {canonical_json(new.get(name))}")
+    reasons += changes("geometry.", codes.schema.geometry, frames.record.settings.get("geometry", {}))
     if not old_digest:
         reasons.append("frames: changed; the store is too old to say whether in source content, time range or decoder")
     elif not reasons:

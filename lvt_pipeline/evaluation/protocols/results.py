@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lvt_pipeline.evaluation.results import is_number
+from lvt_pipeline.evaluation.results import is_fvd, is_number
 from lvt_pipeline.progress import count_of
 
 RUN_METRICS = ("mse", "psnr", "ssim", "lpips", "share_same_as_previous_frame")
@@ -184,9 +184,9 @@ def _deviations(results: Mapping[str, Any], num_runs: int, protocol: Protocol) -
         found.append(f"{results['split']} clips, the paper has test clips")
     if num_runs != protocol.runs:
         found.append(f"{count_of(num_runs, 'run')}, the paper has {protocol.runs}")
-    label = str(results.get("fvd", {}).get("label", "FVD"))
-    if not label.startswith("FVD"):
-        found.append(label)
+    label = results.get("fvd", {}).get("label")
+    if not is_fvd(label):
+        found.append(str(label))
     return found
 
 
