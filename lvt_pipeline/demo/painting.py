@@ -58,12 +58,10 @@ class _Canvas:
     def __init__(self, pixels: Array) -> None:
         self.pixels = pixels
 
-    def window(self, center: Vector, half: float | Vector) -> _Window | None:
-        """The pixels within `half` of a point, to each side and up and down; None when there are none."""
+    def window(self, center: Vector, half: float | Vector) -> _Window:
+        """The pixels within `half` of a point, to each side and up and down; there may be none."""
         (left, top), (right, bottom) = np.floor(center - half).astype(int), np.ceil(center + half).astype(int) + 1
-        left, top, right, bottom = max(0, left), max(0, top), min(WIDTH, right), min(HEIGHT, bottom)
-        if left >= right or top >= bottom:
-            return None
+        left, top, right, bottom = max(0, left), max(0, top), max(0, min(WIDTH, right)), max(0, min(HEIGHT, bottom))
         return _Window(self.pixels[top:bottom, left:right], _columns()[:, left:right], _rows()[top:bottom])
 
 
@@ -135,16 +133,12 @@ def _outline(window: _Window, thing: Thing, center: Vector) -> Array:
 
 def _shade_thing(canvas: _Canvas, thing: Thing) -> None:
     window = canvas.window(thing.position + LIGHT * thing.height / 2, thing.radius * 1.3 + thing.height + 2)
-    if window is None:
-        return
     for share, softness, strength in ((0.15, 2.5, 0.35), (0.75, 5.0, 0.3)):  # a dark contact and a wide soft part
         window.darken(_outline(window, thing, thing.position + LIGHT * thing.height * share), softness, strength)
 
 
 def _draw_thing(canvas: _Canvas, thing: Thing) -> None:
     window = canvas.window(thing.position, thing.radius * 1.4 + thing.height + 2)
-    if window is None:
-        return
     if thing.shape == "ball":
         _draw_ball(window, thing)
         return
@@ -251,8 +245,6 @@ def _shade_arm(canvas: _Canvas, parts: Sequence[_Part]) -> None:
     ends = np.array([end + by for part, by in fallen for end in (part.a, part.b)])
     low, high = ends.min(axis=0), ends.max(axis=0)
     window = canvas.window((low + high) / 2, (high - low) / 2 + 12)
-    if window is None:
-        return
     distances = (_capsule(window, part.a + by, part.b + by, part.radius_a, part.radius_b) for part, by in fallen)
     window.darken(reduce(np.minimum, distances), 5.0, 0.42)
 
@@ -261,8 +253,6 @@ def _draw_parts(canvas: _Canvas, parts: Sequence[_Part]) -> None:
     for part in parts:
         thickest = max(part.radius_a, part.radius_b)
         window = canvas.window((part.a + part.b) / 2, np.abs(part.b - part.a) / 2 + thickest + 2)
-        if window is None:
-            continue
         distance = _capsule(window, part.a, part.b, part.radius_a, part.radius_b)
         # A rod is brightest along its middle.
         depth = np.clip(-distance / np.float32(thickest), 0, 1)
@@ -290,7 +280,6 @@ def _empty_table() -> Array:
     floor = np.array([58, 60, 66], np.float32) * (1 + 0.05 * _smooth_noise(rng, 2.0, 2.0))[..., None]
     canvas = _Canvas(floor.astype(np.float32))
     window = canvas.window(np.array([WIDTH / 2, HEIGHT / 2]), WIDTH)
-    assert window is not None
     window.darken(_table_outline(x - 3, y - 3), 8.0, 0.5)
     window.paint(_table_outline(x, y - 3), np.array([104, 72, 46], np.float32))  # the front edge
     window.paint(_table_outline(x, y), wood)

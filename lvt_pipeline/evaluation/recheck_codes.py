@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes.layout import table_name
-from lvt_pipeline.codes.schema import CodeClip, codes_of_frames
+from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.codes.verify import Problem
-from lvt_pipeline.errors import ArtefactError, ConfigError
+from lvt_pipeline.errors import ArtefactError, ConfigError, MismatchError
 from lvt_pipeline.evaluation.metrics import mean_squared_error, psnr
 from lvt_pipeline.evaluation.pixels import Pixels
 from lvt_pipeline.frames.shards import FrameShards
@@ -121,7 +121,9 @@ def verify_codes(
 def _check_clip(pixels: Pixels, clip: CodeClip) -> Iterator[ClipCheck | Problem | str]:
     """The result for one clip and its problem, if it has one; only its id when its frames are not there."""
     store = pixels.store
-    if not _has_its_frames(pixels, clip):
+    try:
+        frames = pixels.real(clip, clip.length)
+    except MismatchError:
         yield clip.id
         return
     try:
@@ -129,25 +131,17 @@ def _check_clip(pixels: Pixels, clip: CodeClip) -> Iterator[ClipCheck | Problem 
     except ArtefactError as error:
         yield Problem(file=clip.id, message=f"cannot be read ({error})", clips=(clip.id,))
         return
-    result = _checked(pixels, clip, stored)
+    result = _checked(pixels, clip, frames, stored)
     yield result
     if result.same_codes < 1 - TOLERATED_SHARE:
         message = f"has a clip of whose codes {1 - result.same_codes:.1%} are not those of its frames"
         yield Problem(file=table_name(store.generation), message=message, clips=(clip.id,))
 
 
-def _has_its_frames(pixels: Pixels, clip: CodeClip) -> bool:
-    """Whether the frames on disk are those that the clip's codes were made from."""
-    try:
-        source = pixels.shards[clip.id]
-    except ArtefactError:
-        return False
-    return codes_of_frames(source, pixels.store.tokenizer) == clip.codes_fingerprint
-
-
-def _checked(pixels: Pixels, clip: CodeClip, codes: NDArray[np.unsignedinteger[Any]]) -> ClipCheck:
+def _checked(
+    pixels: Pixels, clip: CodeClip, frames: NDArray[np.uint8], codes: NDArray[np.unsignedinteger[Any]]
+) -> ClipCheck:
     """Encode the frames of a clip again, and decode its codes."""
-    frames = pixels.shards.read(clip.id)
     # Codes are compared one by one, so frames must pass in batches of the size they were encoded in.
     batch_size = int(pixels.store.provenance.settings.get("batch_size", BATCH_SIZE))
     again = pixels.tokenizer.encode(frames, batch_size=batch_size).numpy()

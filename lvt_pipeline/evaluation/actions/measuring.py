@@ -188,17 +188,13 @@ def _measure_samples(
         "frames": sampling.frames,
         "priming_frames": priming,
         "same_codes": {name: float(np.mean(values)) for name, values in equal.items()},
-        "delta_same_codes": _paired(np.array(equal["true"]) - np.array(equal["shuffled"])),
+        "delta_same_codes": asdict(mean_interval(np.array(equal["true"]) - np.array(equal["shuffled"]))),
     }
     if pixels is not None:
         by_clip = {name: np.array([psnr(value) for value in values]) for name, values in errors.items()}
         results["psnr"] = {name: psnr(float(np.mean(values))) for name, values in errors.items()}
-        results["delta_psnr"] = _paired(by_clip["true"] - by_clip["shuffled"])
+        results["delta_psnr"] = asdict(mean_interval(by_clip["true"] - by_clip["shuffled"]))
     return results
-
-
-def _paired(differences: NDArray[np.float64]) -> dict[str, float]:
-    return asdict(mean_interval(differences))
 
 
 def _measure_probe(
