@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes.array import CodeArray
@@ -92,8 +91,9 @@ class SplitArray:
             _read_streamed(self.array, places, out)
         elif out is None:
             # NumPy gathers the rows of a view whose rows are overlapping windows, whole ones at a time.
-            size = math.prod(self._shape[1:])
-            windows = sliding_window_view(self.values.reshape(-1), frames * size)[::size]
+            values, size = self.values, math.prod(self._shape[1:])
+            shape, strides = (len(values) - frames + 1, frames * size), (size * values.itemsize, values.itemsize)
+            windows: NDArray[Any] = np.ndarray(shape, values.dtype, values, strides=strides)
             out = windows[rows].reshape(-1, frames, *self._shape[1:])
         else:
             values = self.values

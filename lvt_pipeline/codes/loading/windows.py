@@ -156,7 +156,7 @@ class CodeWindows(Dataset[Any]):
         Returns:
             int64 (B, frames, h, w, n_c); with side arrays a dict as in `windows[index]`.
         """
-        codes = torch.from_numpy(self.read(clips, starts).astype(np.int64))
+        codes = torch.from_numpy(self.read(clips, starts)).long()  # torch widens faster than NumPy
         side = side_tensors({name: self.read(clips, starts, name=name) for name in self.arrays})
         return {"codes": codes, **side} if side else codes
 
