@@ -19,6 +19,7 @@ from lvt_pipeline.codes.checks import read_pending
 from lvt_pipeline.codes.layout import read_root
 from lvt_pipeline.codes.maintenance import collect_garbage
 from lvt_pipeline.codes.plan import ShardPlan
+from lvt_pipeline.codes.repair import repair_store
 from lvt_pipeline.codes.schema import PlannedClip, index_of
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.codes.verify import verify_store
@@ -144,6 +145,10 @@ def test_numbers_of_shards_of_an_abandoned_plan_are_not_used_again(tmp_path: Pat
             write(path, FIVE[1:])
     assert read_pending(path) is None
     assert verify_store(path).problems == ()
+    sound = (path / "zarr.json").read_bytes()
+    (path / "zarr.json").write_bytes(sound[:30] + b"x" + sound[31:])
+    assert repair_store(path) == ["zarr.json"]
+    assert f'"used_shards": {abandoned.new_shards.stop}'.encode() in (path / "zarr.json").read_bytes()
     following = write(path, [*FIVE, *MANY[:2]])
     assert following.new_shards.start == abandoned.new_shards.stop
     assert verify_store(path).problems == ()

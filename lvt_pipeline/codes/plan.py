@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 from lvt_pipeline.codes.checks import open_current, require_clips, require_place
@@ -21,6 +23,8 @@ from lvt_pipeline.provenance import Provenance, fingerprint, short
 from lvt_pipeline.storage import Place
 
 KEPT_DIGITS = 16  # of the digest of a clip's source: enough to notice a change
+_FACTS = ("id", "split", "label", "length", "fps", "source", "codes")  # of a clip, next to its content
+_facts_of = attrgetter(*_FACTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +107,7 @@ class CodePlan:
     made_of: Mapping[str, Sequence[str]] = field(default_factory=dict)
     copies: Mapping[str, CodeClip] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """The fingerprint of the generation."""
         return table_fingerprint(self.schema, self.clips)
@@ -238,7 +242,7 @@ def make_plan(
             frames=sum(row.length for row in fresh if row.id not in copies) + sum(plan.num_frames for plan in repairs),
             publishes=publishes,
             num_frames={
-                **_frames_by_kind(change, rows, published),
+                **_frames_by_kind(change, rows, fresh, published),
                 **({"copied": sum(row.length for row in fresh if row.id in copies)} if copies else {}),
             },
             copied=tuple(copies),
@@ -259,17 +263,20 @@ def _places(
 
     Clips of equal content have a range each, as in a store made from scratch; only a late twin shares one.
     """
-    available: dict[str, list[CodeClip]] = {}  # by content, the next one last
+    available: dict[str, CodeClip] = {}  # by content
+    twins: dict[str, list[CodeClip]] = {}  # of those, the next one last
     for row in reversed(published):
-        available.setdefault(row.fingerprint, []).append(row)
+        if row.fingerprint in available:
+            twins.setdefault(row.fingerprint, []).append(available[row.fingerprint])
+        available[row.fingerprint] = row
     rows: list[CodeClip] = []
     fresh: list[CodeClip] = []
     for clip in clips:
         same = available.get(clip.fingerprint)
-        if same:
-            rows.append(_row(clip, same[-1].offset))
-            if len(same) > 1:
-                same.pop()
+        if same is not None:
+            rows.append(same if _facts_of(clip) == _facts_of(same) else _row(clip, same.offset))
+            if twins.get(clip.fingerprint):
+                available[clip.fingerprint] = twins[clip.fingerprint].pop()
             continue
         rows.append(_row(clip, offset))
         fresh.append(rows[-1])
@@ -279,7 +286,8 @@ def _places(
 
 def _copies(fresh: Sequence[CodeClip], published: Sequence[CodeClip]) -> dict[str, CodeClip]:
     """The published rows with the codes of new rows, by id of the new ones."""
-    found = {row.codes_fingerprint: row for row in published}
+    wanted = {row.codes_fingerprint for row in fresh}
+    found = {row.codes_fingerprint: row for row in published if row.codes_fingerprint in wanted} if wanted else {}
     return {row.id: found[row.codes_fingerprint] for row in fresh if row.codes_fingerprint in found}
 
 
@@ -295,7 +303,8 @@ def _change(
             change["changed" if clip.id in old_ids else "added"].append(clip.id)
             continue
         change["kept"].append(clip.id)
-        renamed[clip.fingerprint] += clip.id not in old_ids
+        if clip.id not in old_ids:
+            renamed[clip.fingerprint] += 1
     for row in published:
         if row.id in new_ids:
             continue
@@ -316,30 +325,26 @@ def _made_of(clips: Sequence[PlannedClip]) -> dict[str, Sequence[str]]:
 
 
 def _frames_by_kind(
-    change: Mapping[str, Sequence[str]], rows: Sequence[CodeClip], published: Sequence[CodeClip]
+    change: Mapping[str, Sequence[str]],
+    rows: Sequence[CodeClip],
+    fresh: Sequence[CodeClip],
+    published: Sequence[CodeClip],
 ) -> dict[str, int]:
     """Frames of the clips of each kind, by its name."""
-    added, changed, removed = set(change["added"]), set(change["changed"]), set(change["removed"])
-    frames = {
-        "added": sum(row.length for row in rows if row.id in added),
-        "changed": sum(row.length for row in rows if row.id in changed),
-        "removed": sum(row.length for row in published if row.id in removed),
+    added, removed = set(change["added"]), set(change["removed"])
+    new = sum(row.length for row in fresh)
+    from_nothing = sum(row.length for row in fresh if row.id in added)
+    return {
+        "kept": sum(row.length for row in rows) - new,
+        "added": from_nothing,
+        "changed": new - from_nothing,
+        "removed": sum(row.length for row in published if row.id in removed) if removed else 0,
     }
-    return {"kept": sum(row.length for row in rows) - frames["added"] - frames["changed"], **frames}
 
 
 def _row(clip: PlannedClip, offset: int) -> CodeClip:
-    return CodeClip(
-        id=clip.id,
-        split=clip.split,
-        label=clip.label,
-        offset=offset,
-        length=clip.length,
-        fingerprint=clip.fingerprint,
-        fps=clip.fps,
-        source=clip.source,
-        codes=clip.codes,
-    )
+    facts = dict(zip(_FACTS, _facts_of(clip), strict=True))
+    return CodeClip(offset=offset, fingerprint=clip.fingerprint, **facts)
 
 
 def cut_into_shards(clips: Sequence[CodeClip], size: int) -> Iterator[ShardPlan]:

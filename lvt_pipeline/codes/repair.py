@@ -10,6 +10,7 @@ Shards are repaired by encoding them again (`writer`). The files around them fol
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -75,7 +76,9 @@ def repair_metadata(path: Place, schema: CodeSchema | None = None, clips: Sequen
     if root is None:
         if layout.has_file(path, layout.PENDING_FILE) and damaged is None:
             return []  # a first encode that was interrupted before its commit
-        root = replace(_rebuilt_root(path), read_from=layout.digest_bytes(damaged) if damaged is not None else "")
+        root = _rebuilt_root(path)
+        used = _used_shards(path, root, damaged or b"")
+        root = replace(root, read_from=layout.digest_bytes(damaged) if damaged is not None else "", used_shards=used)
         repaired.append(ZARR_METADATA)
     repaired += _repair_table(path, root, schema, clips)
     table = read_table(path, root, root.generation)
@@ -128,6 +131,16 @@ def _rebuilt_root(path: Place) -> StoreRoot:
             f"{path / ZARR_METADATA} is damaged and the clip tables are not ours; restore it from a copy, or start the "
             "store again with --overwrite"
         ) from error
+
+
+def _used_shards(path: Place, root: StoreRoot, damaged: bytes) -> int:
+    """`StoreRoot.used_shards`, as far as the damaged root, shards and a plan that was not published still show it."""
+    pending = read_pending(path)
+    noted = [int(number) for number in re.findall(rb'"used_shards": (\d{1,9}),', damaged)]
+    present = [index_of(entry.name) + 1 for entry in layout.shard_files(path)]
+    used = max(0, *noted, *present, pending.end_shard if pending else 0)
+    table = read_table(path, root, root.generation)
+    return used if used > -(-table["array_frames"] // root.about["shard_frames"]) else 0
 
 
 def _root_of(path: Place, tables: Mapping[int, bytes]) -> StoreRoot:

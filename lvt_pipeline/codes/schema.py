@@ -5,8 +5,10 @@ from __future__ import annotations
 import operator
 import re
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from math import isfinite
 from typing import Any, ClassVar, Protocol
 
@@ -297,15 +299,20 @@ def clips_from_columns(columns: Mapping[str, Sequence[Any]], path: Place) -> lis
             raise TypeError(f"column {name} of the clip table has a wrong type")
     if has_line_break("".join(columns["id"])) or not all(columns["id"]):
         raise ValueError("a clip id is empty or has a line break or control character in it")
-    if not all(isfinite(fps) and fps > 0 for fps in columns["fps"]):
+    if not all(isfinite(fps) and fps > 0 for fps in {*columns["fps"]}):
         raise ValueError("a frame rate is not a number above 0")
     opened = opened_sources(path)
     # Of a million clips most share these texts, so each text is kept once.
     shared = {name: [text and sys.intern(text) for text in columns[name]] for name in ("split", "label")}
     columns = {**columns, **shared, "source": [opened(source) for source in columns["source"]]}
     names = [name for name in (*CLIP_COLUMNS, "codes") if name in columns]
-    rows = zip(*(columns[name] for name in names), strict=True)
-    return [CodeClip(**dict(zip(names, row, strict=True))) for row in rows]
+    if len({len(columns[name]) for name in names}) > 1:
+        raise ValueError("the columns of the clip table have different lengths")
+    # Column by column: the constructor takes four times as long, which counts for millions of clips.
+    clips = [object.__new__(CodeClip) for _ in columns["id"]]
+    for name in (*CLIP_COLUMNS, "codes"):
+        deque(map(getattr(CodeClip, name).__set__, clips, columns.get(name, repeat(""))), maxlen=0)
+    return clips
 
 
 def clips_to_columns(clips: Sequence[CodeClip], path: Place) -> dict[str, list[Any]]:
@@ -377,13 +384,10 @@ def index_of(name: str) -> int:
 
 def shards_of(clips: Sequence[CodeClip], shard_frames: int) -> list[int]:
     """Indices of the shards that hold these clips, ascending."""
-    return sorted(
-        {
-            index
-            for clip in clips
-            for index in range(clip.offset // shard_frames, (clip.offset + clip.length - 1) // shard_frames + 1)
-        }
-    )
+    first = np.fromiter((clip.offset for clip in clips), np.int64, len(clips))
+    last = first + np.fromiter((clip.length for clip in clips), np.int64, len(clips)) - 1
+    spans = np.unique(np.stack([first // shard_frames, last // shard_frames], 1), axis=0).tolist()
+    return sorted({index for start, stop in spans for index in range(start, stop + 1)})
 
 
 def chunk_size(size: int) -> int:
