@@ -159,6 +159,15 @@ def test_ray_makes_the_codes_samples_and_videos_that_this_process_makes(
 
 
 @pytest.mark.slow
+def test_lines_of_ray_are_not_in_the_json_output(frames: Path, run: Path, tmp_path: Path) -> None:
+    places = ["--frames", str(frames), "--vqvae", str(run), "-o", str(tmp_path / "s"), "--device", "cpu"]
+    command = [sys.executable, "-m", "lvt_pipeline", "encode-dataset", *places, "--runner", "ray", "--workers", "1"]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, cwd=ROOT, timeout=200)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["generation"] == 1
+
+
+@pytest.mark.slow
 def test_lvt_run_makes_the_same_work_directory_with_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(6):
         video(tmp_path / "videos" / f"{number}.mp4", number)
