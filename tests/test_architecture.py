@@ -25,9 +25,7 @@ ALLOWED_IN_FUNCTIONS = {
 STILL_LARGE_FILES = {
     "lvt_pipeline.codes.writer": 426,
 }
-STILL_LONG_FUNCTIONS = {
-    "lvt_pipeline.jobs.sample.sample_clips": 75,
-}
+STILL_LONG_FUNCTIONS: dict[str, int] = {}
 
 
 def test_every_folder_is_a_room_with_declared_arrows() -> None:
@@ -80,7 +78,7 @@ def test_folders_hold_few_modules() -> None:
 
 @pytest.mark.parametrize(
     ("name", "limit"),
-    [("lines", 46_067), ("median_lines", 8), ("ninetieth_percentile", 25), ("over_40", 31), ("mean_arguments", 2)],
+    [("lines", 46_096), ("median_lines", 8), ("ninetieth_percentile", 25), ("over_40", 30), ("mean_arguments", 2)],
 )
 def test_numbers_of_the_house_stay_within_their_limits(name: str, limit: float) -> None:
     assert getattr(house.numbers(), name) <= limit

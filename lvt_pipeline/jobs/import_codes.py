@@ -251,13 +251,7 @@ def _examined(
         for clip in found:
             codes = clip.read()
             _check(codes, clip, codebook_size)
-            shape = (codes.shape[1], codes.shape[2], codes.shape[3])
-            frame_shape = frame_shape or shape
-            if shape != frame_shape:
-                raise ArtefactError(
-                    f"{clip.files[0]} has frames of (h, w, n_c) = {shape} but those of clip {found[0].id} have "
-                    f"{frame_shape}; a store holds one shape"
-                )
+            frame_shape = _shape_of_frames(codes, clip, found[0], frame_shape)
             facts[clip.id] = {name: ArrayFacts.of(clip.read_array(name, len(codes))) for name in clip.arrays}
             about = listed.get(clip.id, {})
             digest = hashlib.sha256(codes.astype(dtype.newbyteorder("<")).tobytes()).hexdigest()
@@ -277,6 +271,19 @@ def _examined(
     order = {clip_id: number for number, clip_id in enumerate(listed)}
     planned.sort(key=lambda clip: order.get(clip.id, len(order)))  # as exported; others stay in order of their ids
     return planned, frame_shape, facts
+
+
+def _shape_of_frames(
+    codes: NDArray[Any], clip: _Found, first: _Found, known: tuple[int, int, int] | None
+) -> tuple[int, int, int]:
+    """(h, w, n_c) of the frames of a clip, which must be that of the first clip if it is known."""
+    shape = (codes.shape[1], codes.shape[2], codes.shape[3])
+    if shape != (known or shape):
+        raise ArtefactError(
+            f"{clip.files[0]} has frames of (h, w, n_c) = {shape} but those of clip {first.id} have {known}; a store "
+            "holds one shape"
+        )
+    return shape
 
 
 def _check(codes: NDArray[Any], clip: _Found, codebook_size: int) -> None:

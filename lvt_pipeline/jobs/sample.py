@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,8 +23,8 @@ from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import ArtefactError, LVTError, MismatchError
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.job import Clock, Job, report_replaced
-from lvt_pipeline.jobs.runner import LOCAL, Elsewhere, Runner
-from lvt_pipeline.jobs.sample_shards import Sample, SampleWorker, sample_plans, start_sampler
+from lvt_pipeline.jobs.runner import LOCAL, Elsewhere, Runner, Workers
+from lvt_pipeline.jobs.sample_shards import Sample, SamplePlan, SampleWorker, sample_plans, start_sampler
 from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.models.sampling.rule import SamplingRule
 from lvt_pipeline.outputs import require_output_folder
@@ -80,44 +80,66 @@ def sample_clips(
     require_output_folder(out, STAGE, (prior, codes))
     store = open_codes(codes, generation)
     model = load_prior(prior, device=device if runner.is_local else "cpu")
-    check_prior(store, prior, model)
-    given = check_settings(prior, model, settings)
-    report_unfinished(prior, progress)
-    inputs = {"codes": store.fingerprint, "prior": run_fingerprint(prior)}
-    clips, num_short = choose_clips(store, prior, model, settings, progress)
-    conditions = _conditions(clips, store, prior, model, settings, given)
-    samples = _plan(clips, conditions, settings, inputs["prior"], _windows(model, settings))
-    _report_replaced(out, samples, progress)
+    task = _SampleTask(prior, model, store, settings, progress)
+    _report_replaced(out, task.samples, progress)
     with (
         stop_requested() as stop,
         CodeStoreWriter.open(
             out,
             _schema(store, model, settings),
-            [sample.planned for sample in samples],
+            [sample.planned for sample in task.samples],
             settings={"stage": STAGE, "version": VERSION},
             reencode=True,  # samples name their tokenizer in their fingerprint, so none is kept by mistake
             overwrite=overwrite,
         ) as writer,
     ):
-        here = SampleWorker(model, store, settings, writer.write_shard, lookahead, progress)
-        places, helper = (prior.absolute(), store.path), writer.helper()
-        start = partial(start_sampler, *places, store.generation, settings, helper, lookahead)
-        elsewhere = Elsewhere(start, [*places, helper.path], device)
-        plans, total = sample_plans(writer, samples, batch_size), len(samples)
+        workers = task.workers(writer, lookahead, device)
+        plans, total = sample_plans(writer, task.samples, batch_size), len(task.samples)
         done = total - len({sample.planned.id for plan in plans for sample in plan.work.samples})
-        saved = partial(_saved, writer)
         with progress.bar("sample", total, "clips", done=done) as bar:
-            for digests in runner.make((here, elsewhere), plans, bar, stop, saved):
+            for digests in runner.make(workers, plans, bar, stop, partial(_saved, writer)):
                 writer.accept(digests)
-        counts = {
-            "clips": len(samples),
-            "frames": len(samples) * settings.frames,
-            "priming_frames": settings.priming_frames,
-            "split": clips[0].split,
-            "short_clips": num_short,
-            **_start(settings),
+        return writer.publish(JOB.recorder(settings, task.inputs, clock).new_record(counts=task.counts()))
+
+
+class _SampleTask:
+    """What a sampling is about: the prior, the clips that it continues, and the samples that the store will hold.
+
+    Raises:
+        MismatchError, LVTError: as `sample_clips`.
+    """
+
+    def __init__(
+        self, prior: Path, model: Prior, store: CodeStore, settings: SampleSettings, progress: Progress
+    ) -> None:
+        self.prior, self.model, self.store, self.settings, self.progress = prior, model, store, settings, progress
+        check_prior(store, prior, model)
+        given = check_settings(prior, model, settings)
+        report_unfinished(prior, progress)
+        self.inputs = {"codes": store.fingerprint, "prior": run_fingerprint(prior)}
+        self.clips, self.num_short = choose_clips(store, prior, model, settings, progress)
+        conditions = _conditions(self.clips, store, prior, model, settings, given)
+        self.samples = _plan(self.clips, conditions, settings, self.inputs["prior"], _windows(model, settings))
+
+    def workers(
+        self, writer: CodeStoreWriter, lookahead: int | None, device: str
+    ) -> Workers[SamplePlan, dict[int, str]]:
+        """What samples shards in this process, and how it is started in others."""
+        here = SampleWorker(self.model, self.store, self.settings, writer.write_shard, lookahead, self.progress)
+        places, helper = (self.prior.absolute(), self.store.path), writer.helper()
+        start = partial(start_sampler, *places, self.store.generation, self.settings, helper, lookahead)
+        return here, Elsewhere(start, [*places, helper.path], device)
+
+    def counts(self) -> dict[str, Any]:
+        """Facts about the samples for the record."""
+        return {
+            "clips": len(self.samples),
+            "frames": len(self.samples) * self.settings.frames,
+            "priming_frames": self.settings.priming_frames,
+            "split": self.clips[0].split,
+            "short_clips": self.num_short,
+            **_start(self.settings),
         }
-        return writer.publish(JOB.recorder(settings, inputs, clock).new_record(counts=counts))
 
 
 def _saved(writer: CodeStoreWriter, _: int) -> str:
