@@ -17,6 +17,7 @@ from lvt_pipeline.pipeline.running import Pipeline
 from lvt_pipeline.report.work import WorkDir, stage_records
 from lvt_pipeline.storage import read_json
 from lvt_pipeline.video.write import write_mp4
+from lvt_pipeline.workspace import states as workspace_states
 from lvt_pipeline.workspace.settings import settings_of
 from lvt_pipeline.workspace.states import work_dir_states
 from tests.conftest import moving_square, tiny_options
@@ -195,8 +196,11 @@ def test_a_kill_between_two_renames_costs_nothing(work_dir: Path, lvt: Lvt) -> N
 def test_a_prior_on_another_tokenizer_cannot_be_refined(work_dir: Path, lvt: Lvt) -> None:
     code, _, err = lvt("run", work_dir, "--set", "vqvae.training.seed=5", "--refine", "prior")
     assert code == 1
-    assert "runs/prior cannot be refined" in err
-    assert "--retrain prior starts from nothing" in err
+    assert (
+        "runs/prior cannot be refined, as its tokenizer is another one (codes will change: setting training.seed" in err
+    )
+    assert "have it trained again with --retrain prior" in err
+    assert names(work_dir) == ["prior", "vqvae"]  # nothing was trained
 
 
 def test_a_refined_run_resumes_with_more_steps(videos: Path, work_dir: Path, lvt: Lvt) -> None:
@@ -275,6 +279,82 @@ def test_an_expensive_network_is_replaced_only_on_request(
     assert weights(work_dir, "prior") == before
     assert "train-prior" in run(lvt, work_dir, "--retrain", "prior", *change)[0]
     assert weights(work_dir, "prior.old-1") == before != weights(work_dir, "prior")
+
+
+WHEN = "when_data_changes"
+OTHER_TOKENIZERS = {
+    "refine": ("--refine", "vqvae"),
+    "retrain": ("--retrain", "vqvae"),
+    "setting": ("--retrain", "vqvae", "--set", "vqvae.training.seed=5"),
+    "precision": ("--set", "encode.precision=bfloat16", "--until", "encode-dataset"),
+    "wish": ("--set", f"{WHEN}.vqvae=refine"),
+    "both refined": ("--set", f"{WHEN}.vqvae=refine", "--set", f"{WHEN}.prior=refine"),
+    "until": ("--refine", "vqvae", "--until", "train-vqvae"),
+    "resumed": (),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_TOKENIZERS)
+def test_a_long_trained_prior_is_asked_about_before_its_tokenizer_is_trained(
+    videos: Path, work_dir: Path, lvt: Lvt, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(networks, "CHEAP_SECONDS", 0)
+    options = OTHER_TOKENIZERS[name]
+    add_videos(videos, 1)
+    if name == "resumed":
+        (work_dir / "runs" / "vqvae" / "provenance.json").unlink()
+    before = contents(work_dir)
+    code, _, err = lvt("run", work_dir, *options)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "runs/prior trained for 0 minutes and cannot be used with another tokenizer (codes will change: " in err
+    assert f"have it trained again with --retrain {'all' if '--retrain' in options else 'prior'}, which keeps" in err
+    assert contents(work_dir) == before
+    if "--until" not in options:
+        planned = plan(lvt, work_dir, *options)["train-prior"]
+        assert planned["action"] == "refuse"
+        assert planned["reasons"][0] in err
+
+
+def test_what_was_agreed_to_is_not_asked_about(
+    videos: Path, work_dir: Path, lvt: Lvt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks, "CHEAP_SECONDS", 0)
+    add_videos(videos, 1)
+    for options in (
+        ("--refine", "vqvae", "--retrain", "prior"),
+        ("--retrain", "all"),
+        ("--set", f"{WHEN}.vqvae=refine", "--set", f"{WHEN}.prior=retrain"),
+    ):
+        planned = plan(lvt, work_dir, *options)
+        assert [planned[stage]["action"] for stage in NETWORKS] in (["refine", "make again"], ["make again"] * 2)
+    made, _ = run(lvt, work_dir, *options, "--until", "train-prior")
+    assert made[-3:] == ["train-vqvae", "encode-dataset", "train-prior"]
+    assert names(work_dir) == ["prior", "prior.old-1", "vqvae", "vqvae.old-1"]
+
+
+def test_a_long_trained_prior_is_asked_about_before_training_also_when_nobody_could_look_for_videos(
+    videos: Path, work_dir: Path, lvt: Lvt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks, "CHEAP_SECONDS", 0)
+    monkeypatch.setattr(workspace_states, "changes_of_videos", lambda *arguments: None)  # as at a URL
+    add_videos(videos, 1)
+    before = {name: weights(work_dir, name) for name in ("vqvae", "prior")}
+    code, _, err = lvt("run", work_dir, "--refine", "vqvae", "--workers", "1")
+    assert code == 1
+    assert "have it trained again with --retrain prior" in err
+    assert names(work_dir) == ["prior", "vqvae"]
+    assert {name: weights(work_dir, name) for name in before} == before
+
+
+def test_a_decoder_that_is_refined_alone_leaves_codes_and_prior_valid(
+    videos: Path, work_dir: Path, lvt: Lvt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks, "CHEAP_SECONDS", 0)
+    codes = lvt_pipeline.open_codes(work_dir / "data.zarr").fingerprint
+    made, _ = run(lvt, work_dir, "--refine", "vqvae", "--set", "vqvae.training.freeze=encoder")
+    assert made == ["train-vqvae", "decode", "evaluate", "report"]
+    assert lvt_pipeline.open_codes(work_dir / "data.zarr").fingerprint == codes
+    assert names(work_dir) == ["prior", "vqvae", "vqvae.old-1"]
 
 
 def test_a_prior_on_another_tokenizer_is_stale_and_not_outdated(work_dir: Path, lvt: Lvt) -> None:

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from lvt_pipeline.errors import ChangedRunError, CheckpointError, MismatchError
+from lvt_pipeline.errors import ChangedRunError, CheckpointError, LVTError, MismatchError
 from lvt_pipeline.job import finished_record
 from lvt_pipeline.pipeline.options import Making
 from lvt_pipeline.provenance import Provenance
@@ -78,14 +78,22 @@ def trained_seconds(run: Path) -> float:
     return (ended - began).total_seconds()
 
 
-def why_not_replaced(stage: Stage, making: Making, because: str) -> ChangedRunError | None:
-    """The error for a stale network that took long to train, unless it was asked to be replaced."""
+def why_not_replaced(stage: Stage, making: Making, state: StageState, because: str = "") -> LVTError | None:
+    """The error for a stale network that took long to train, unless it was asked to be replaced, and can be.
+
+    Args:
+        because: why it is stale, where its state does not say so.
+    """
+    because = "; ".join(state.reasons) or because
+    advice = making.advice(stage, fits=state.fits)
+    if stage.role in making.refine and not state.fits:
+        return MismatchError(f"{stage.output} cannot be refined, as its tokenizer is another one ({because}); {advice}")
     seconds = trained_seconds(stage.output)
     if seconds <= CHEAP_SECONDS or stage.role in making.retrain | making.refine:
         return None
+    misfit = "does not fit its settings or data any more" if state.fits else "cannot be used with another tokenizer"
     return ChangedRunError(
-        f"{stage.output} trained for {seconds / 60:.0f} minutes and does not fit its settings or data any more "
-        f"({because}); undo the change, or {making.advice(stage)}"
+        f"{stage.output} trained for {seconds / 60:.0f} minutes and {misfit} ({because}); undo the change, or {advice}"
     )
 
 
@@ -114,7 +122,7 @@ def _resume_or_replace(stage: Stage, making: Making, state: StageState, train: T
         try:
             return train(run)
         except ChangedRunError as error:
-            refusal = why_not_replaced(stage, making, "; ".join(state.reasons) or str(error))
+            refusal = why_not_replaced(stage, making, state, str(error))
             if refusal is not None:
                 raise refusal from error
     aside = set_aside(run)

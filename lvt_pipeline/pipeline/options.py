@@ -26,7 +26,7 @@ class Making:
         deadline: on the monotonic clock; trainings save and stop then. None: no limit.
         retrain: roles of networks that may be replaced, however long their training took.
         refine: roles of networks that are trained further on the data and settings of today, in a new run.
-        remedy: how the user replaces a network; `{role}` and `{run}` stand for it.
+        remedy: how the user replaces a network, whose run is `{run}`; None: by the options of `lvt run`.
     """
 
     device: str = "auto"
@@ -38,7 +38,7 @@ class Making:
     deadline: float | None = None
     retrain: frozenset[str] = frozenset()
     refine: frozenset[str] = frozenset()
-    remedy: str = "refine it with --refine {role}, or start from nothing with --retrain {role}; both keep the old run"
+    remedy: str | None = None
     progress: Progress = SILENT
 
     def keeps(self, stage: Stage, state: StageState) -> bool:
@@ -46,9 +46,14 @@ class Making:
         may_train = self.retrain | self.refine
         return state.state == "done" or (state.state == "outdated" and stage.role not in may_train)
 
-    def advice(self, stage: Stage) -> str:
-        """How to replace a network."""
-        return self.remedy.format(role=stage.role, run=stage.output)
+    def advice(self, stage: Stage, *, fits: bool = True) -> str:
+        """How to replace a network; refining takes weights that fit (`StageState`)."""
+        if self.remedy is not None:
+            return self.remedy.format(run=stage.output)
+        option = f"--retrain {'all' if self.retrain - {stage.role} else stage.role}"
+        if not fits:
+            return f"have it trained again with {option}, which keeps the old run"
+        return f"refine it with --refine {stage.role}, or start from nothing with {option}; both keep the old run"
 
     @property
     def training_options(self) -> dict[str, Any]:

@@ -78,22 +78,29 @@ class Planner:
         settings = self.settings
         self._changes = changes_of_videos(settings.videos, self._layout["manifest"], settings.manifest, settings.media)
         pairs = self._pairs(look=True)
-        to_make = [stage for stage, state in pairs if not self._making_for(state).keeps(stage, state)]
+        to_make = [stage for stage, state in pairs if not self.making_for(stage, state).keeps(stage, state)]
         return [self._planned(stage, state, to_make) for stage, state in pairs]
 
     def require_feasible(self, until: str | None = None) -> None:
         """Refuse what is certain to fail later, before anything is made or saved.
 
+        With `until`, other codes may also leave a network that is not looked at without a use.
+
         Raises:
             ArtefactError: a stage needs pixels, and both the frames and the videos are gone.
             ChangedRunError: a network that took long to train would be replaced without being asked for.
+            MismatchError: a network cannot be refined, because its codes will be those of another tokenizer.
         """
-        for stage, state in self._pairs(look=False):
+        wishes = self._making_outdated
+        has_ended = makes_codes = False
+        for stage, state in self._pairs(look=bool(wishes.retrain | wishes.refine)):
             problem = self._problem(stage, state)
-            if problem is not None:
+            is_spoilt = makes_codes and stage.state().fits and not state.fits
+            if problem is not None and (is_spoilt or not has_ended):
                 raise problem
-            if stage.name == until:
-                return
+            is_made = not has_ended and not self.making_for(stage, state).keeps(stage, state)
+            makes_codes |= is_made and stage.role in ("vqvae", "codes")
+            has_ended |= stage.name == until
 
     @cached_property
     def has_videos(self) -> bool:
@@ -113,16 +120,23 @@ class Planner:
         return known or None if changes is None else known + changes.added - changes.removed
 
     def _pairs(self, *, look: bool) -> list[tuple[Stage, StageState]]:
-        replaced = self._making_outdated.retrain | self._making_outdated.refine
-        states = states_of(self.settings, replaced=replaced, look=look)
-        return list(zip(stages_of(self.settings), states, strict=True))
+        stages = stages_of(self.settings)
+        missing = {stage.role for stage in stages if stage.is_network and finished_record(stage.output) is None}
+        replaced = self._making_outdated.retrain | self._making_outdated.refine | missing
+        return list(zip(stages, states_of(self.settings, replaced=replaced, look=look), strict=True))
 
-    def _making_for(self, state: StageState) -> Making:
-        return self._making_outdated if state.state == "outdated" else self._making
+    def making_for(self, stage: Stage, state: StageState) -> Making:
+        """The options for a stage: the wishes of the settings are for networks of which only the data have changed."""
+        if state.state == "outdated":
+            return self._making_outdated
+        if state.fits or state.record is None:
+            return self._making
+        has_own_changes = differences(state.record, stage.version, stage.plain_settings, state.record.inputs)
+        return self._making if has_own_changes else replace(self._making, retrain=self._making_outdated.retrain)
 
     def _problem(self, stage: Stage, state: StageState) -> LVTError | None:
         """Why a run would end with an error at this stage, where that is certain."""
-        making, artefact = self._making_for(state), BY_ROLE[stage.role]
+        making, artefact = self.making_for(stage, state), BY_ROLE[stage.role]
         if making.keeps(stage, state) or state.state == "waiting":
             return None
         because = "; ".join(state.reasons)
@@ -132,7 +146,7 @@ class Planner:
                 f"videos in {self.settings.videos}; put one of them back, or undo the change"
             )
         is_stale = artefact.is_network and state.state == "stale"
-        return networks.why_not_replaced(stage, making, because) if is_stale else None
+        return networks.why_not_replaced(stage, making, state) if is_stale else None
 
     def _planned(self, stage: Stage, state: StageState, to_make: Sequence[Stage]) -> PlannedStage:
         if stage not in to_make:
@@ -185,6 +199,6 @@ class Planner:
                 run = read_live_run(stage.output)
                 steps, speed = max(steps - run.saved_step, 0), run.train.get("steps_per_second")
                 seconds = steps / speed if speed else None
-        is_refined = stage.role in self._making_for(state).refine and state.state in ("stale", "outdated")
+        is_refined = stage.role in self.making_for(stage, state).refine and state.state in ("stale", "outdated")
         action = "refine" if is_refined else ACTIONS.get(state.state, "make")
         return PlannedStage(stage.name, action, state.reasons, None, steps, seconds)

@@ -89,8 +89,7 @@ class Pipeline:
         self.settings = settings
         self.work_dir = Path(settings.work_dir)
         self._making = making or Making(max_failures=settings.max_failures)
-        self._making_outdated = _with_wishes(self._making, settings)
-        self._planner = Planner(settings, self._making, self._making_outdated)
+        self._planner = Planner(settings, self._making, _with_wishes(self._making, settings))
 
     def plan(self) -> list[PlannedStage]:
         """What `run` would do, in order. Nothing is written."""
@@ -115,7 +114,7 @@ class Pipeline:
             self._planner.require_feasible(until)
             for stage in stages_of(self.settings):
                 self._require_time(stage)
-                result = self._bring_up_to_date(stage)
+                result = self._bring_up_to_date(stage, until)
                 if not results:  # the clips are known: from here on the directory follows these settings
                     save_settings(self.settings, self.work_dir)
                 on_end(result)
@@ -131,13 +130,15 @@ class Pipeline:
         if deadline is not None and time.monotonic() >= deadline:
             raise Stopped(f"the time is over before {stage.name}; run the same command again to continue")
 
-    def _bring_up_to_date(self, stage: Stage) -> StageResult:
+    def _bring_up_to_date(self, stage: Stage, until: str | None) -> StageResult:
         if stage.role == "manifest":
             return bring_up_to_date(stage, self._making, self._list_clips, always=True)
         if stage.is_network:
             install_finished_refinement(stage.output)
         state = stage.state()
-        making = self._making_outdated if state.state == "outdated" else self._making
+        making = self._planner.making_for(stage, state)
+        if stage.is_network and not making.keeps(stage, state):
+            self._planner.require_feasible(until)  # now that the clips are known, which at a URL nobody has looked at
         if stage.role == "frames" and state.state == "missing" and not self._planner.has_videos:
             return self._without_frames(stage, state)
         if BY_ROLE[stage.role].needs_pixels and not making.keeps(stage, state):

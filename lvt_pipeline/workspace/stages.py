@@ -37,6 +37,7 @@ VERSIONS = {
     "evaluation": evaluation.VERSION,
     "report": REPORT_VERSION,
 }
+OTHER_TOKENIZER = "it was trained on codes of another tokenizer"
 State = Literal["done", "missing", "unfinished", "waiting", "stale", "outdated"]
 
 
@@ -49,6 +50,7 @@ class StageState:
         reasons: why it is not done, one line each.
         record: of the finished output, if there is one.
         note: a fact worth knowing about a stage that is done, such as that its pixels were deleted.
+        fits: whether the weights of a network can be used on its data, so that it can be refined.
     """
 
     name: str
@@ -57,6 +59,7 @@ class StageState:
     reasons: list[str]
     record: Provenance | None
     note: str = ""
+    fits: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +132,9 @@ class Stage:
         data = [self._describe(role, record) for role in changed]
         is_outdated = self.is_network and data and not reasons
         state = "outdated" if is_outdated else "stale" if reasons or data else "done"
-        return StageState(self.name, self.output, state, [*reasons, *data], record, note)
+        return StageState(
+            self.name, self.output, state, [*reasons, *data], record, note, OTHER_TOKENIZER not in reasons
+        )
 
     def _record(self, inputs: Mapping[str, str | None]) -> tuple[Provenance | None, str]:
         """The record of the output, or the one that is remembered of an output that was deleted."""
@@ -162,7 +167,7 @@ class Stage:
             yield from changes("geometry.", facts["geometry"], frames.settings.get("geometry", {}))
         codes = finished_record(self.sources["codes"]) if "codes" in self.sources else None
         if codes is not None and codes.inputs.get("tokenizer") != facts.get("tokenizer"):
-            yield "it was trained on codes of another tokenizer"
+            yield OTHER_TOKENIZER
 
     def _describe(self, role: str, record: Provenance) -> str:
         """How an input has changed, in clips where both versions are known."""

@@ -45,7 +45,7 @@ def states_of(settings: PipelineSettings, *, replaced: Collection[str] = (), loo
     """The state of every stage, in order, without changing anything.
 
     Args:
-        replaced: roles of networks that will be trained again if they are outdated.
+        replaced: roles of networks that will be trained unless they are done.
         look: whether the videos are compared with the manifest.
     """
     return list(_states(stages_of(settings), replaced, settings if look else None))
@@ -87,18 +87,23 @@ def _states(
     """The states of stages, in order; `looks_at` names the videos that are compared with the manifest."""
     changing: dict[str, str] = {}  # outputs that will change, and how
     unusable: set[str] = set()  # those that no network trained on the present ones can be used with
+    has_frozen_encoder = False  # a tokenizer that will be trained keeps its codes
     for stage in stages:
         state = stage.state()
         if stage.role == "manifest" and looks_at is not None:
             state = _with_videos(state, looks_at)
         following = [role for role in BY_ROLE[stage.role].inputs.values() if role in changing]
+        if stage.role == "codes" and has_frozen_encoder:
+            following = [role for role in following if role != "vqvae"]
         if following and state.state in ("done", "outdated"):
             is_outdated = stage.is_network and unusable.isdisjoint(following)
             reasons = _following({role: changing[role] for role in following})
-            state = replace(state, state="outdated" if is_outdated else "stale", reasons=reasons)
-        if state.state == "stale" or (state.state == "outdated" and stage.role in replaced):
+            fits = is_outdated or stage.role != "prior"
+            state = replace(state, state="outdated" if is_outdated else "stale", reasons=reasons, fits=fits)
+        if state.state == "stale" or (state.state != "done" and stage.role in replaced):
+            has_frozen_encoder |= stage.role == "vqvae" and _freezes_encoder(stage)
             changing[stage.role] = "; ".join(state.reasons) if not following else changing[following[0]]
-            if _makes_networks_unusable(stage, state, changing):
+            if _makes_networks_unusable(stage, state, following):
                 unusable.add(stage.role)
         yield state
 
@@ -111,7 +116,12 @@ def _following(changes: Mapping[str, str]) -> list[str]:
     return [f"{', '.join(titles)} will change: {change}" for change, titles in by_change.items()]
 
 
-def _makes_networks_unusable(stage: Stage, state: StageState, changing: Mapping[str, str]) -> bool:
+def _freezes_encoder(stage: Stage) -> bool:
+    training = stage.plain_settings.get("training", {})
+    return bool(training.get("freeze") == "encoder")
+
+
+def _makes_networks_unusable(stage: Stage, state: StageState, following: Collection[str]) -> bool:
     """Whether the output will be of another geometry or another tokenizer."""
     record = state.record
     if stage.role == "frames" and record is not None:
@@ -119,7 +129,7 @@ def _makes_networks_unusable(stage: Stage, state: StageState, changing: Mapping[
     if stage.role != "codes":
         return False
     tokenizer = stage.inputs().get("tokenizer")
-    return "vqvae" in changing or (record is not None and tokenizer not in (None, record.inputs.get("tokenizer")))
+    return "vqvae" in following or (record is not None and tokenizer not in (None, record.inputs.get("tokenizer")))
 
 
 def _with_videos(state: StageState, settings: PipelineSettings) -> StageState:
