@@ -300,8 +300,9 @@ def test_a_long_trained_prior_is_asked_about_before_its_tokenizer_is_trained(
 ) -> None:
     monkeypatch.setattr(networks, "CHEAP_SECONDS", 0)
     options = OTHER_TOKENIZERS[name]
-    add_videos(videos, 1)
-    if name == "resumed":
+    if name != "resumed":
+        add_videos(videos, 1)
+    else:
         (work_dir / "runs" / "vqvae" / "provenance.json").unlink()
     before = contents(work_dir)
     code, _, err = lvt("run", work_dir, *options)
@@ -352,7 +353,8 @@ def test_a_decoder_that_is_refined_alone_leaves_codes_and_prior_valid(
     monkeypatch.setattr(networks, "CHEAP_SECONDS", 0)
     codes = lvt_pipeline.open_codes(work_dir / "data.zarr").fingerprint
     made, _ = run(lvt, work_dir, "--refine", "vqvae", "--set", "vqvae.training.freeze=encoder")
-    assert made == ["train-vqvae", "decode", "evaluate", "report"]
+    assert made[-4:] == ["train-vqvae", "decode", "evaluate", "report"]
+    assert "encode-dataset" not in made
     assert lvt_pipeline.open_codes(work_dir / "data.zarr").fingerprint == codes
     assert names(work_dir) == ["prior", "vqvae", "vqvae.old-1"]
 

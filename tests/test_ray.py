@@ -159,7 +159,7 @@ def test_ray_makes_the_codes_samples_and_videos_that_this_process_makes(
 
 
 @pytest.mark.slow
-def test_lines_of_ray_are_not_in_the_json_output(frames: Path, run: Path, tmp_path: Path) -> None:
+def test_lines_of_ray_are_not_in_the_json_output_while_no_worker_dies(frames: Path, run: Path, tmp_path: Path) -> None:
     places = ["--frames", str(frames), "--vqvae", str(run), "-o", str(tmp_path / "s"), "--device", "cpu"]
     command = [sys.executable, "-m", "lvt_pipeline", "encode-dataset", *places, "--runner", "ray", "--workers", "1"]
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, cwd=ROOT, timeout=200)
