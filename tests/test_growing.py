@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -294,7 +297,10 @@ OTHER_TOKENIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OTHER_TOKENIZERS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("refine", "wish") else pytest.param(name, marks=pytest.mark.slow) for name in OTHER_TOKENIZERS],
+)
 def test_a_long_trained_prior_is_asked_about_before_its_tokenizer_is_trained(
     videos: Path, work_dir: Path, lvt: Lvt, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -333,6 +339,7 @@ def test_what_was_agreed_to_is_not_asked_about(
     assert names(work_dir) == ["prior", "prior.old-1", "vqvae", "vqvae.old-1"]
 
 
+@pytest.mark.slow
 def test_a_long_trained_prior_is_asked_about_before_training_also_when_nobody_could_look_for_videos(
     videos: Path, work_dir: Path, lvt: Lvt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -637,3 +644,41 @@ def test_the_report_and_status_agree(videos: Path, work_dir: Path) -> None:
     in_status = [state.state for state in work_dir_states(work_dir)]
     assert list(in_report.values()) == in_status[: len(in_report)]
     assert (in_report["Videos"], in_report["Prior"]) == ("stale", "outdated")
+
+
+# Ends the process by SIGKILL in the 8th step of the training; the last checkpoint is then two or three steps old.
+KILLED = """
+import os, signal, sys
+from itertools import count
+from lvt_pipeline.cli import run
+from lvt_pipeline.training.loop import _Loop
+
+due, calls = _Loop._do_what_is_due, count(1)
+
+def killed_after_some_steps(self, bar):
+    due(self, bar)
+    if next(calls) == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+_Loop._do_what_is_due = killed_after_some_steps
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("role", [pytest.param("vqvae", marks=pytest.mark.slow), "prior"])
+def test_a_refinement_that_is_killed_keeps_the_old_network_and_ends_as_one_that_is_not(
+    videos: Path, work_dir: Path, lvt: Lvt, role: str
+) -> None:
+    add_videos(videos)
+    options = ("--refine", role, "--until", f"train-{role}")
+    before = weights(work_dir, role)
+    other = Path(shutil.copytree(work_dir, work_dir.parent / "other"))
+    run(lvt, other, *options)
+    command = [sys.executable, "-c", KILLED, "run", str(work_dir), "--workers", "1", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert weights(work_dir, role) == before
+    assert f"{role}.new" in names(work_dir)
+    run(lvt, work_dir, *options)
+    assert names(work_dir) == sorted(["prior", "vqvae", f"{role}.old-1"])
+    assert weights(work_dir, f"{role}.old-1") == before != weights(work_dir, role) == weights(other, role)
