@@ -7,15 +7,17 @@ import time
 from collections.abc import Callable, Mapping
 
 
-def time_in_turn(candidates: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
+def time_in_turn(
+    candidates: Mapping[str, Callable[[], object]], repetitions: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Median seconds of each candidate over `repetitions` rounds, after one round that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for round_number in range(repetitions + 1):
         for name, run in candidates.items():
-            started = time.perf_counter()
+            started = clock()
             run()
             if round_number:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

@@ -50,8 +50,8 @@ class SabotagedWorker:
         where = ray.get_runtime_context()
         facts = {"pid": os.getpid(), "node": where.get_node_id(), "device": self._device, "gpus": ray.get_gpu_ids()}
         (folder / f"{name}-{number}").write_text(json.dumps(facts))
-        begun = {path.name.rpartition("-")[0] for path in folder.glob("*-1")}
-        if number <= self._sabotage.attempts and len(begun) <= self._sabotage.plans:
+        begun = sorted(folder.glob("*-1"), key=lambda path: path.stat().st_mtime_ns)
+        if number <= self._sabotage.attempts and folder / f"{name}-1" in begun[: self._sabotage.plans]:
             match self._sabotage.action:
                 case "die":
                     bar = Dying()

@@ -365,7 +365,7 @@ def test_a_split_with_too_few_clips_is_followed_by_others_which_is_reported(work
     sampled = [clip.id for clip in open_codes(tmp_path / "s.zarr").clips]
     assert len(sampled) == wanted
     assert set(test_clips) < set(sampled)
-    assert any(line.startswith(f"{len(test_clips)} clips of {wanted} found; ") for line in listener.said)
+    assert any(line.startswith(f"found {len(test_clips)} of {wanted} clips; ") for line in listener.said)
 
 
 def labelled_work(root: Path, class_dropout: float = 0.0) -> ToyWork:

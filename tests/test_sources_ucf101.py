@@ -71,7 +71,9 @@ def test_missing_and_unlisted_videos_are_told(dataset: Path, tmp_path: Path) -> 
     listener = Listener()
     record = build_manifest(dataset, tmp_path / "m.jsonl", progress=listener)
     assert any(f"{VIDEOS[0]} does not exist; its clip" in line for line in listener.said)
-    assert any("1 videos are in neither list, their content decides: Archery/mine.avi" in x for x in listener.said)
+    assert any(
+        "videos in neither list, whose split their content decides: 1 (Archery/mine.avi)" in x for x in listener.said
+    )
     assert (record.counts["clips"], record.counts["missing"]) == (13, 1)
     missing = next(clip for clip in read_manifest(tmp_path / "m.jsonl") if not clip.digest)
     assert (missing.id, missing.split) == (VIDEOS[0].removesuffix(".avi"), "test")

@@ -343,8 +343,7 @@ def _frames_by_kind(
 
 
 def _row(clip: PlannedClip, offset: int) -> CodeClip:
-    facts = dict(zip(_FACTS, _facts_of(clip), strict=True))
-    return CodeClip(offset=offset, fingerprint=clip.fingerprint, **facts)
+    return CodeClip(offset=offset, fingerprint=clip.fingerprint, **dict(zip(_FACTS, _facts_of(clip), strict=True)))
 
 
 def cut_into_shards(clips: Sequence[CodeClip], size: int) -> Iterator[ShardPlan]:

@@ -96,6 +96,7 @@ def _connect(address: str | None) -> None:
         if host:  # Ray itself would try for many minutes
             socket.create_connection((host, int(port)), timeout=10).close()
         before = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGINT)}
+        ray._private.worker._worker_logs_enabled = False  # else a line for each dead worker is printed on stdout
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
         if threading.current_thread() is threading.main_thread():  # Ray replaces the handler that asks for a stop
             for number, handler in before.items():

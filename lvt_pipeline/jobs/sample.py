@@ -178,7 +178,7 @@ def choose_clips(
             except MismatchError:  # no clip of this split has a known label
                 added = []
             if added:
-                progress.say(f"{len(clips)} clips of {settings.num_clips} found; {len(added)} of {split} are added")
+                progress.say(f"found {len(clips)} of {settings.num_clips} clips; {split} gives {len(added)} more")
             clips += added
     return clips, num_short
 

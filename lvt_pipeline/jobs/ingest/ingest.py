@@ -275,7 +275,7 @@ class _Run:
         return plan
 
     def _saved(self, job: IngestJob) -> str:
-        return f"{len(job.shards)} shards are saved in {self.out}"
+        return f"finished shards in {self.out}: {len(job.shards)}"
 
 
 def _sized_elsewhere() -> LVTError:

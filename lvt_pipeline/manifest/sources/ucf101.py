@@ -61,7 +61,7 @@ def list_ucf101(lists: Path, media: str, settings: ManifestSettings, left_out: L
         for name, clip_id in zip(names, unique_ids(names), strict=True)
     ]
     unlisted = [str(name) for name in found if name not in splits]
-    remark = f"{len(unlisted):,} videos are in neither list, their content decides: {some(unlisted)}"
+    remark = f"videos in neither list, whose split their content decides: {len(unlisted):,} ({some(unlisted)})"
     remarks = [remark] if unlisted else []
     return Listing(drafts, remarks)
 
