@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,9 @@ from lvt_pipeline.provenance import (
     RECORD_NAME,
     Provenance,
     differences,
+    finished_record,
     missing_outputs,
     now,
-    read_record,
     record_path,
     write_record,
 )
@@ -208,13 +208,6 @@ class Work(Recorder):
         record = self.new_record(fingerprint, outputs, counts)
         write_record(self.out, record)
         return record
-
-
-def finished_record(out: Path) -> Provenance | None:
-    """The record of an output, or None when it is missing, unfinished, or its record cannot be read."""
-    with suppress(ArtefactError):
-        return read_record(out)
-    return None
 
 
 def report_replaced(out: Place, what: str, replaced: int, removed: int, progress: Progress) -> None:

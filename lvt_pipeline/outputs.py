@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lvt_pipeline.errors import ArtefactError, LVTError
-from lvt_pipeline.provenance import ZARR_METADATA, Provenance, read_record
+from lvt_pipeline.provenance import ZARR_METADATA, Provenance, finished_record
 from lvt_pipeline.storage import Place, StoreURL
 
 MARK_BYTES = 4096  # at the beginning and at the end of a file, where its mark is looked for
@@ -36,7 +36,7 @@ def require_output_folder(output: Place, stage: str, inputs: Iterable[Place | No
             raise LVTError(f"the output {output} contains the input {source}; choose another output folder")
     if isinstance(output, Path) and output.exists() and not output.is_dir():
         raise ArtefactError(f"{output} is a file; choose another output folder")
-    _require_same_stage(output, stage, record_of(output))
+    _require_same_stage(output, stage, finished_record(output))
 
 
 def require_output_file(output: Path, stage: str, inputs: Iterable[Place | None] = (), *, mark: bytes) -> None:
@@ -64,7 +64,7 @@ def require_output_file(output: Path, stage: str, inputs: Iterable[Place | None]
         raise ArtefactError(f"{output} is a folder; give the name of a file")
     if not output.exists():
         return
-    record = record_of(output)
+    record = finished_record(output)
     _require_same_stage(output, stage, record)
     if record is None and not _has_mark(output, mark):
         raise ArtefactError(
@@ -90,14 +90,6 @@ def _is_inside(place: Place, folder: Place) -> bool:
 
 def _resolved(place: Place) -> Place:
     return place.resolve() if isinstance(place, Path) else place
-
-
-def record_of(output: Place) -> Provenance | None:
-    """The record of an output; None where there is none that can be read."""
-    try:
-        return read_record(output)
-    except ArtefactError:
-        return None
 
 
 def _require_same_stage(output: Place, stage: str, record: Provenance | None) -> None:

@@ -289,6 +289,14 @@ def read_record(output: Place) -> Provenance:
     return Provenance.from_json(read_json(path), path)
 
 
+def finished_record(output: Place) -> Provenance | None:
+    """The record of an output, or None when it is missing, unfinished, or its record cannot be read."""
+    try:
+        return read_record(output)
+    except ArtefactError:
+        return None
+
+
 def missing_outputs(output: Place, record: Provenance) -> list[str]:
     """Files the record promises that are gone or have another size, as relative paths."""
     if isinstance(output, StoreURL):

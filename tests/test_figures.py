@@ -655,3 +655,13 @@ def test_the_label_of_an_axis_with_long_numbers_stays_inside_the_chart() -> None
         place_axes(figure)
         figure.draw_without_rendering()
         assert figure.axes[0].yaxis.label.get_window_extent().x0 >= 0
+
+
+def test_the_last_step_below_a_chart_is_not_cut_off() -> None:
+    with chart_look():
+        line = Series("a", [500, 2000, 3500], [3.0, 2.0, 1.0])
+        figure = line_figure([line], x_label="step", y_label="perplexity", size=CHART_INCHES, is_laid_out=False)
+        place_axes(figure)
+        figure.draw_without_rendering()
+        last = next(tick for tick in figure.axes[0].xaxis.get_major_ticks() if tick.label1.get_text() == "3500")
+        assert last.label1.get_window_extent().x1 <= CHART_SIZE[0]

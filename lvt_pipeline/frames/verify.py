@@ -19,9 +19,8 @@ from lvt_pipeline.frames.codecs import SUFFIXES
 from lvt_pipeline.frames.copies import local_shard
 from lvt_pipeline.frames.receipts import read_receipt
 from lvt_pipeline.frames.records import FrameClip, receipts_in
-from lvt_pipeline.outputs import record_of
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.provenance import digest_file, read_record, status_of
+from lvt_pipeline.provenance import digest_file, finished_record, read_record, status_of
 from lvt_pipeline.storage import Place, StoreURL, describe_os_error
 
 _COMPARED = (
@@ -115,7 +114,7 @@ def _disagreements(
 def is_frames_folder(root: Place) -> bool:
     """Whether a folder holds frame shards, by the names of its files; in a bucket by its record."""
     if isinstance(root, StoreURL):
-        record = record_of(root)
+        record = finished_record(root)
         return record is not None and record.kind == "frames"
     return bool(receipts_in(root))
 

@@ -9,14 +9,13 @@ from typing import Any
 from lvt_pipeline.errors import StoreError
 from lvt_pipeline.evaluation.evaluate import evaluate
 from lvt_pipeline.evaluation.sources import Sources
-from lvt_pipeline.job import finished_record
 from lvt_pipeline.jobs.decode import decode_store
 from lvt_pipeline.jobs.encode import EncodeReport, encode_dataset
 from lvt_pipeline.jobs.ingest.ingest import ingest
 from lvt_pipeline.jobs.sample import sample_clips
 from lvt_pipeline.pipeline.networks import train_network
 from lvt_pipeline.pipeline.options import Making
-from lvt_pipeline.provenance import Provenance
+from lvt_pipeline.provenance import Provenance, finished_record
 from lvt_pipeline.report.page import write_report
 from lvt_pipeline.training.prior import train_prior
 from lvt_pipeline.training.vqvae import train_vqvae

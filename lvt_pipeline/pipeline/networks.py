@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from lvt_pipeline.errors import ChangedRunError, CheckpointError, LVTError, MismatchError
-from lvt_pipeline.job import finished_record
 from lvt_pipeline.pipeline.options import Making
-from lvt_pipeline.provenance import Provenance
+from lvt_pipeline.provenance import Provenance, finished_record
 from lvt_pipeline.runs.read import read_run
 from lvt_pipeline.workspace.stages import Stage, StageState
 

@@ -9,11 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 from lvt_pipeline.errors import ArtefactError, CheckpointError, LVTError
-from lvt_pipeline.job import finished_record
 from lvt_pipeline.pipeline import networks
 from lvt_pipeline.pipeline.options import Making
 from lvt_pipeline.progress import count_of, format_seconds
-from lvt_pipeline.provenance import differences
+from lvt_pipeline.provenance import differences, finished_record
 from lvt_pipeline.runs.live import read_live_run
 from lvt_pipeline.workspace.clip_changes import ClipChanges, changes_of_videos, has_videos
 from lvt_pipeline.workspace.layout import BY_ROLE, Layout

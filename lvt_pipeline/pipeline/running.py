@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lvt_pipeline.errors import ArtefactError, OverBudget, Stopped
-from lvt_pipeline.job import Job, finished_record
+from lvt_pipeline.job import Job
 from lvt_pipeline.manifest.manifest import build_manifest
 from lvt_pipeline.pipeline.making import MAKERS, Maker
 from lvt_pipeline.pipeline.networks import install_finished_refinement, refinement_of
 from lvt_pipeline.pipeline.options import Making
 from lvt_pipeline.pipeline.planning import PlannedStage, Planner
-from lvt_pipeline.provenance import Provenance, write_record
+from lvt_pipeline.provenance import Provenance, finished_record, write_record
 from lvt_pipeline.storage import exclusive_lock
 from lvt_pipeline.workspace.layout import BY_ROLE, FRAMES_MEMORY, Layout
 from lvt_pipeline.workspace.settings import PipelineSettings, names_same_videos, save_settings

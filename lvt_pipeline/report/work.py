@@ -15,9 +15,8 @@ from lvt_pipeline.config import flat
 from lvt_pipeline.errors import ArtefactError, ConfigError, LVTError
 from lvt_pipeline.evaluation.results import is_number, read_results
 from lvt_pipeline.frames.shards import FrameShards
-from lvt_pipeline.job import finished_record
 from lvt_pipeline.progress import format_seconds
-from lvt_pipeline.provenance import Provenance, short
+from lvt_pipeline.provenance import Provenance, finished_record, short
 from lvt_pipeline.report.numbers import format_fact
 from lvt_pipeline.report.parts import Part
 from lvt_pipeline.report.plots.engine import Series

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lvt_pipeline.demo.videos import SETTINGS_NAME as DEMO_NAME
 from lvt_pipeline.errors import ConfigError
-from lvt_pipeline.job import finished_record
+from lvt_pipeline.provenance import finished_record
 from lvt_pipeline.reproduce.experiments import PriorRecipe, TokenizerRecipe
 from lvt_pipeline.reproduce.published import Dataset
 from lvt_pipeline.reproduce.settings import SETTINGS_NAME

@@ -21,7 +21,6 @@ from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.evaluation.sources import Sources
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.interrupts import stop_requested
-from lvt_pipeline.job import finished_record
 from lvt_pipeline.manifest.manifest import build_manifest
 from lvt_pipeline.manifest.sources import recognise
 from lvt_pipeline.models.device import choose_device
@@ -29,7 +28,7 @@ from lvt_pipeline.pipeline.making import Maker
 from lvt_pipeline.pipeline.options import Making
 from lvt_pipeline.pipeline.running import StageResult, bring_up_to_date, require_few_failures
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.provenance import Provenance, digest_file, record_path
+from lvt_pipeline.provenance import Provenance, digest_file, finished_record, record_path
 from lvt_pipeline.reproduce import drawing, timing
 from lvt_pipeline.reproduce.experiments import (
     PriorRecipe,

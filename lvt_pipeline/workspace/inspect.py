@@ -13,9 +13,16 @@ from lvt_pipeline.codes.store import is_unfinished
 from lvt_pipeline.config import flat
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.frames.records import receipts_in
-from lvt_pipeline.outputs import record_of
 from lvt_pipeline.progress import count_of
-from lvt_pipeline.provenance import ZARR_METADATA, Provenance, missing_outputs, read_record, record_path, short
+from lvt_pipeline.provenance import (
+    ZARR_METADATA,
+    Provenance,
+    finished_record,
+    missing_outputs,
+    read_record,
+    record_path,
+    short,
+)
 from lvt_pipeline.runs.layout import METRICS_NAME, RUN_NAME
 from lvt_pipeline.runs.read import read_run, read_run_record
 from lvt_pipeline.storage import Place, StoreURL, json_log, open_storage, require_local
@@ -104,7 +111,7 @@ def describe(facts: dict[str, Any]) -> str:
 
 def _record(path: Place) -> Provenance | None:
     if isinstance(path, StoreURL):
-        return record_of(path)
+        return finished_record(path)
     if not (path / ZARR_METADATA).exists() and not record_path(path).exists():
         return None
     try:

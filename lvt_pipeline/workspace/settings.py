@@ -10,10 +10,10 @@ from typing import Any, Literal
 from lvt_pipeline import config
 from lvt_pipeline.errors import ArtefactError, ConfigError
 from lvt_pipeline.evaluation.settings import EvaluateSettings
-from lvt_pipeline.job import finished_record
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.jobs.settings import DecodeSettings, EncodeSettings, SampleSettings
 from lvt_pipeline.manifest.settings import ManifestSettings
+from lvt_pipeline.provenance import finished_record
 from lvt_pipeline.settings import Settings, required_setting, setting
 from lvt_pipeline.storage import write_bytes
 from lvt_pipeline.training.settings import PriorRunSettings, VQVAERunSettings

@@ -16,11 +16,10 @@ from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, CheckpointError
 from lvt_pipeline.evaluation import evaluate as evaluation
 from lvt_pipeline.frames.shards import FrameShards
-from lvt_pipeline.job import finished_record
 from lvt_pipeline.jobs import decode, encode, sample
 from lvt_pipeline.jobs.ingest import settings as ingest
 from lvt_pipeline.manifest import manifest
-from lvt_pipeline.provenance import Provenance, changes, differences, missing_outputs
+from lvt_pipeline.provenance import Provenance, changes, differences, finished_record, missing_outputs
 from lvt_pipeline.runs.read import in_precision, read_run
 from lvt_pipeline.training import prior, vqvae
 from lvt_pipeline.workspace.clip_changes import changes_of_codes, changes_of_frames, changes_since_training

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lvt_pipeline.errors import ArtefactError
-from lvt_pipeline.job import finished_record
+from lvt_pipeline.provenance import finished_record
 from lvt_pipeline.workspace.clip_changes import changes_of_videos, has_videos
 from lvt_pipeline.workspace.layout import ARTEFACTS, BY_ROLE, FRAMES_MEMORY, Layout
 from lvt_pipeline.workspace.settings import PipelineSettings, find_work_dir, has_artefacts, settings_of

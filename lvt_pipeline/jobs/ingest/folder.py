@@ -30,8 +30,7 @@ from lvt_pipeline.frames.records import (
 from lvt_pipeline.frames.writer import output_sizes, write_failures
 from lvt_pipeline.job import Recorder
 from lvt_pipeline.manifest.splits import Earlier
-from lvt_pipeline.outputs import record_of
-from lvt_pipeline.provenance import RECORD_NAME, Provenance, missing_outputs, record_path, write_record
+from lvt_pipeline.provenance import RECORD_NAME, Provenance, finished_record, missing_outputs, record_path, write_record
 from lvt_pipeline.storage import read_json, sync_directory, write_json
 from lvt_pipeline.video.locations import opened_sources
 
@@ -93,7 +92,7 @@ def publish(out: Path, shards: Sequence[FinishedShard], recorder: Recorder, move
     names = [shard.name for shard in shards]
     waiting = [shard for shard in shards if shard.is_staged]
     obsolete = {path.name for path in out.glob(f"{SHARD_PATTERN}.tar")} - set(names)
-    old = record_of(out)
+    old = finished_record(out)
     if (
         old is not None
         and not waiting
@@ -124,7 +123,7 @@ def splits_in(out: Path) -> Earlier:
 
     Frames whose publication was interrupted count as finished.
     """
-    record = record_of(out)
+    record = finished_record(out)
     if record is None and not (out / PUBLISHING_NAME).exists():
         return Earlier()
     contents = {

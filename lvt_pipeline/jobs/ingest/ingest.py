@@ -34,9 +34,9 @@ from lvt_pipeline.jobs.runner import LOCAL, ArrayStep, Elsewhere, Runner, requir
 from lvt_pipeline.machine import num_cores, total_memory
 from lvt_pipeline.manifest.manifest import manifest_fingerprint, read_manifest
 from lvt_pipeline.manifest.splits import Earlier, content_key, fill_empty_splits
-from lvt_pipeline.outputs import record_of, require_output_folder
+from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Bar, Progress
-from lvt_pipeline.provenance import Provenance
+from lvt_pipeline.provenance import Provenance, finished_record
 from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.locations import is_url
 
@@ -307,7 +307,7 @@ def _memory_share(num_workers: int) -> int | None:
 
 def _nothing_decoded(out: Path, failures: Sequence[ClipFailure]) -> LVTError:
     """The error when there is not one clip; the reasons go to a file unless an older output owns it."""
-    if record_of(out) is None:
+    if finished_record(out) is None:
         write_failures(out, failures)
     reason = next(iter(_counted(failures)))
     example = next(failure for failure in failures if failure.reason == reason)

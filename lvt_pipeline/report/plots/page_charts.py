@@ -28,6 +28,7 @@ from lvt_pipeline.report.plots.engine import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 CHART_SIZE = (440.0, 262.0)  # in SVG units; a phone shows a little less than one pixel per unit
@@ -103,15 +104,19 @@ def place_axes(figure: Figure) -> None:
     """Place the only axes of a chart by the sizes of its legend and labels; call it inside `chart_look`."""
     (axes,) = figure.axes
     width, height = CHART_SIZE
-    low, high = sorted(axes.get_ylim())
-    label = axes.yaxis.get_major_formatter()
-    ticks = [label(tick, None) for tick in axes.yaxis.get_major_locator()() if low <= tick <= high]
-    left = FONT_SIZE * 1.9 + 72 * max(map(text_width, ticks), default=0.0)
+    left = FONT_SIZE * 1.9 + max(_label_widths(axes.yaxis, axes.get_ylim()), default=0.0)
+    right = 8 + max(FONT_SIZE, *_label_widths(axes.xaxis, axes.get_xlim())) / 2
     columns = figure.legends[0]._ncols if figure.legends else 1  # type: ignore[attr-defined]
     lines = math.ceil(len(figure.legends[0].get_texts()) / columns) if figure.legends else 0
-    top, bottom, right = 10 + 1.75 * FONT_SIZE * lines, 3.1 * FONT_SIZE, 8 + FONT_SIZE / 2
+    top, bottom = 10 + 1.75 * FONT_SIZE * lines, 3.1 * FONT_SIZE
     box = (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
     axes.set_position(box)
+
+
+def _label_widths(axis: Axis, limits: Sequence[float]) -> list[float]:
+    """Widths of the labels of the ticks within these limits, in SVG units."""
+    ticks = [tick for tick in axis.get_major_locator()() if min(limits) <= tick <= max(limits)]
+    return [72 * text_width(label) for label in axis.get_major_formatter().format_ticks(ticks)]
 
 
 def chart_look() -> Any:
