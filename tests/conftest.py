@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,9 @@ import numpy as np
 import pytest
 
 from lvt_pipeline.cli import run
+
+# A shell ignores Ctrl-C in what it starts in the background, and so would the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Every stage of `lvt run` in seconds: 32x32 frames, 8x8 grids of two codebooks, windows of four frames.
 TINY_SETTINGS = (
