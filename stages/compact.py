@@ -29,7 +29,7 @@ def command(store: Place, min_dead: float, dry_run: bool, as_json: bool) -> None
 
     Example: lvt compact data.zarr
     """
-    from lvt_pipeline.codes.compaction import compact_store
+    from lvt_pipeline.codes.upkeep.compaction import compact_store
 
     report = compact_store(store, min_dead=min_dead, dry_run=dry_run, progress=Console())
     if not report.shards:

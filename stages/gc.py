@@ -17,7 +17,7 @@ from stages.options import json_option, stage_command
 from stages.values import STORE, Real, Whole
 
 if TYPE_CHECKING:
-    from lvt_pipeline.codes.maintenance import Garbage
+    from lvt_pipeline.codes.upkeep.maintenance import Garbage
 
 
 @stage_command("gc")
@@ -89,7 +89,7 @@ def command(
         else:
             _collect_frames(require_local(store, "a work directory"), apply, as_json)
         return
-    from lvt_pipeline.codes.maintenance import collect_garbage, find_garbage
+    from lvt_pipeline.codes.upkeep.maintenance import collect_garbage, find_garbage
 
     work = collect_garbage if apply else find_garbage
     garbage = work(

@@ -93,7 +93,7 @@ def _verify_store(
     store: Place, repair: bool, at: int | None, decode: Callable[[], DecodeReport | None], as_json: bool
 ) -> None:
     """Check a code store; if its files are sound, `decode` checks its codes."""
-    from lvt_pipeline.codes.repair import repair_store
+    from lvt_pipeline.codes.upkeep.repair import repair_store
     from lvt_pipeline.codes.verify import verify_store
     from lvt_pipeline.errors import StoreError
 

@@ -24,11 +24,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from lvt_pipeline.codes.compaction import compact_store
-from lvt_pipeline.codes.maintenance import collect_garbage
 from lvt_pipeline.codes.plan import plan_codes
 from lvt_pipeline.codes.schema import CodeSchema
 from lvt_pipeline.codes.store import open_codes
+from lvt_pipeline.codes.upkeep.compaction import compact_store
+from lvt_pipeline.codes.upkeep.maintenance import collect_garbage
 from lvt_pipeline.codes.verify import verify_store
 from lvt_pipeline.errors import StoreError
 from lvt_pipeline.frames.shards import FrameShards

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 import zarr
 
-from lvt_pipeline.codes import compaction
-from lvt_pipeline.codes.compaction import compact_store
 from lvt_pipeline.codes.loading.windows import CodeWindows, cache_file
-from lvt_pipeline.codes.maintenance import collect_garbage, find_garbage
 from lvt_pipeline.codes.schema import PlannedClip, shard_name
 from lvt_pipeline.codes.store import open_codes
+from lvt_pipeline.codes.upkeep import compaction
+from lvt_pipeline.codes.upkeep.compaction import compact_store
+from lvt_pipeline.codes.upkeep.maintenance import collect_garbage, find_garbage
 from lvt_pipeline.codes.verify import verify_store
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import BusyError, StoreError
@@ -361,7 +361,7 @@ KILLED_COMPACT = """
     import os, signal, sys
     from pathlib import Path
     sys.path.insert(0, {root!r})
-    from lvt_pipeline.codes.compaction import compact_store
+    from lvt_pipeline.codes.upkeep.compaction import compact_store
     step, names = {step}, ("replace", "fsync", "unlink", "rmdir")
     def at_step(real):
         def call(*arguments, **options):

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lvt_pipeline.codes.compaction import compact_store
-from lvt_pipeline.codes.maintenance import collect_garbage
 from lvt_pipeline.codes.store import open_codes
+from lvt_pipeline.codes.upkeep.compaction import compact_store
+from lvt_pipeline.codes.upkeep.maintenance import collect_garbage
 from lvt_pipeline.errors import ChangedRunError, StoreError
 from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs.encode import encode_dataset

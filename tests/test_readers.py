@@ -18,9 +18,9 @@ import pytest
 
 from lvt_pipeline.codes import layout
 from lvt_pipeline.codes.loading.windows import CodeWindows
-from lvt_pipeline.codes.maintenance import collect_garbage, find_garbage
 from lvt_pipeline.codes.readers import NO_LOCKS
 from lvt_pipeline.codes.store import open_codes
+from lvt_pipeline.codes.upkeep.maintenance import collect_garbage, find_garbage
 from lvt_pipeline.codes.verify import verify_store
 from lvt_pipeline.errors import BusyError, StoreError
 from tests.toy_codes import codes_of, planned, write

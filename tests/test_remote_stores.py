@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lvt_pipeline.codes.compaction import compact_store
 from lvt_pipeline.codes.loading.batches import make_batches
 from lvt_pipeline.codes.loading.windows import CodeWindows
-from lvt_pipeline.codes.maintenance import collect_garbage, find_garbage
 from lvt_pipeline.codes.store import open_codes
+from lvt_pipeline.codes.upkeep.compaction import compact_store
+from lvt_pipeline.codes.upkeep.maintenance import collect_garbage, find_garbage
 from lvt_pipeline.codes.verify import verify_store
 from lvt_pipeline.errors import BusyError, StoreError
 from lvt_pipeline.storage import Place, as_place, open_storage

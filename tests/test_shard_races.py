@@ -17,11 +17,11 @@ import pytest
 from lvt_pipeline.codes import checks
 from lvt_pipeline.codes.checks import read_pending
 from lvt_pipeline.codes.layout import read_root
-from lvt_pipeline.codes.maintenance import collect_garbage
 from lvt_pipeline.codes.plan import ShardPlan
-from lvt_pipeline.codes.repair import repair_store
 from lvt_pipeline.codes.schema import PlannedClip, index_of
 from lvt_pipeline.codes.store import open_codes
+from lvt_pipeline.codes.upkeep.maintenance import collect_garbage
+from lvt_pipeline.codes.upkeep.repair import repair_store
 from lvt_pipeline.codes.verify import verify_store
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import BusyError, StoreError

@@ -19,14 +19,14 @@ import zarr
 from torch.utils.data import DataLoader
 
 from lvt_pipeline.cli import run as lvt
-from lvt_pipeline.codes.compaction import compact_store
 from lvt_pipeline.codes.loading.batches import Batches, make_batches
 from lvt_pipeline.codes.loading.cache import cache_file, split_bytes
 from lvt_pipeline.codes.loading.windows import CodeWindows
-from lvt_pipeline.codes.maintenance import collect_garbage, find_garbage
-from lvt_pipeline.codes.repair import repair_store
 from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, SideArray
 from lvt_pipeline.codes.store import CodeStore, open_codes
+from lvt_pipeline.codes.upkeep.compaction import compact_store
+from lvt_pipeline.codes.upkeep.maintenance import collect_garbage, find_garbage
+from lvt_pipeline.codes.upkeep.repair import repair_store
 from lvt_pipeline.codes.verify import verify_store
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.demo.videos import DemoSettings, write_demo_videos

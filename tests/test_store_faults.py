@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from lvt_pipeline.codes import layout
 from lvt_pipeline.codes.layout import group_metadata, read_root
 from lvt_pipeline.codes.loading.windows import CodeWindows
-from lvt_pipeline.codes.maintenance import find_garbage
-from lvt_pipeline.codes.repair import repair_store
 from lvt_pipeline.codes.schema import shard_name
 from lvt_pipeline.codes.store import open_codes
+from lvt_pipeline.codes.upkeep.maintenance import find_garbage
+from lvt_pipeline.codes.upkeep.repair import repair_store
 from lvt_pipeline.codes.verify import find_damaged_shards, verify_store
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import LVTError, StoreError

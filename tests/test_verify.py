@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from lvt_pipeline.codes.loading.windows import CodeWindows, cache_file
-from lvt_pipeline.codes.repair import repair_metadata
 from lvt_pipeline.codes.schema import codes_fingerprint, shard_name
 from lvt_pipeline.codes.shard_file import chunks_of, damaged_frames, decode_chunk
 from lvt_pipeline.codes.store import open_codes
+from lvt_pipeline.codes.upkeep.repair import repair_metadata
 from lvt_pipeline.codes.verify import VerifyReport, find_damaged_shards, verify_store
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import ConfigError, MismatchError, StoreError

@@ -15,7 +15,6 @@ from typing import Any
 
 from lvt_pipeline.codes.array import side_arrays_of
 from lvt_pipeline.codes.plan import CodeChange, CodePlan, ShardPlan, plan_codes
-from lvt_pipeline.codes.repair import repair_metadata
 from lvt_pipeline.codes.schema import (
     SHARD_FRAMES,
     CodeSchema,
@@ -26,6 +25,7 @@ from lvt_pipeline.codes.schema import (
     shard_name,
 )
 from lvt_pipeline.codes.store import is_published, published_arrays
+from lvt_pipeline.codes.upkeep.repair import repair_metadata
 from lvt_pipeline.codes.usage import perplexity, usage
 from lvt_pipeline.codes.verify import find_damaged_shards
 from lvt_pipeline.codes.writer import CodeStoreWriter

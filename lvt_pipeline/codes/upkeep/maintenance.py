@@ -16,12 +16,12 @@ from lvt_pipeline.codes import layout
 from lvt_pipeline.codes.array import remove_unpublished, resize_arrays
 from lvt_pipeline.codes.card import commit_root
 from lvt_pipeline.codes.checks import is_unpublished, read_pending
-from lvt_pipeline.codes.compaction import ShardUse, shard_uses
 from lvt_pipeline.codes.layout import GENERATIONS, PENDING, PENDING_FILE, GenerationInfo, StoreRoot
 from lvt_pipeline.codes.loading.cache import cache_files, remove_cache
 from lvt_pipeline.codes.readers import GRACE_HOURS, without_readers
 from lvt_pipeline.codes.schema import index_of
 from lvt_pipeline.codes.store import ATTEMPTS, CodeStore, open_codes
+from lvt_pipeline.codes.upkeep.compaction import ShardUse, shard_uses
 from lvt_pipeline.errors import BusyError, StoreError
 from lvt_pipeline.provenance import ZARR_METADATA
 from lvt_pipeline.storage import TEMPORARY_SUFFIX, Place, as_place

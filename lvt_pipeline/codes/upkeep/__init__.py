@@ -1,0 +1,1 @@
+"""Keeping a code store small and whole: garbage collection, compaction, repair."""
