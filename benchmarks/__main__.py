@@ -9,6 +9,7 @@ import sys
 import torch
 
 from benchmarks import (
+    busy,
     codebooks,
     codecs,
     context,
@@ -31,6 +32,7 @@ from benchmarks import (
 )
 
 BENCHMARKS = {
+    "busy": busy.run,
     "codebooks": codebooks.run,
     "codecs": codecs.run,
     "context": context.run,

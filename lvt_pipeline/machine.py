@@ -29,8 +29,12 @@ def num_cores(root: Path = ROOT) -> int:
     Args:
         root: where `/proc` and `/sys` are, for tests.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([cores, *_core_quotas(root)]))
+    return max(1, min([all_cores(), *_core_quotas(root)]))
+
+
+def all_cores() -> int:
+    """Cores that this process may run on, however much of their time it may take."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def own_cores() -> int:
@@ -60,14 +64,14 @@ class OtherLoad:
         self._root = root
         self._last = self._look()
 
-    def free_cores(self) -> int:
-        """Cores that the others left since the last look, rounded, at most `own_cores`. All when nothing is known."""
+    def free_cores(self) -> float:
+        """Cores that the others left since the last look, 1 to `own_cores`. All when nothing is known."""
         before, self._last = self._last, self._look()
         if before is None or self._last is None or self._last[0] <= before[0]:
             return own_cores()
         seconds, busy, own = (new - old for new, old in zip(self._last, before, strict=True))
         cores = len(os.sched_getaffinity(0))
-        return max(1, min(own_cores(), round(cores - max(0.0, busy - own) / seconds)))
+        return max(1.0, min(own_cores(), cores - max(0.0, busy - own) / seconds))
 
     def _look(self) -> tuple[float, float, float] | None:
         """(time, seconds that this process's cores were busy, seconds that this process kept them busy)."""

@@ -1,11 +1,14 @@
-"""The number of CPU threads: from the size of the work, what others leave, or as asked."""
+"""CPU threads: their number from the size of the work, what others leave, or as asked; and how long they wait."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,10 @@ from lvt_pipeline.models import threads as threads_module
 from lvt_pipeline.models.prior.config import PriorConfig
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.models.sampling.pixel_weights import pixel_seconds
-from lvt_pipeline.models.threads import Threads, product_seconds
+from lvt_pipeline.models.threads import Threads, product_seconds, short_waits, waits_that_leave_room
+from lvt_pipeline.training import session
+from lvt_pipeline.training.prior import train_prior
+from tests.test_prior_training import make_store, settings_of
 
 LARGE = 1.0  # seconds
 
@@ -127,3 +133,62 @@ def test_samples_are_the_same_bits_with_any_number_of_threads() -> None:
         found.append(model.sample(priming))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+def test_short_waits_add_sleeping_threads_and_leave_the_number_as_it_is() -> None:
+    torch.ones(1 << 20).add_(1)
+    before = set(os.listdir("/proc/self/task"))
+    with short_waits():
+        new = set(os.listdir("/proc/self/task")) - before
+        assert len(new) >= machine.all_cores()
+        assert torch.get_num_threads() == 4
+    assert torch.get_num_threads() == 4
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 4
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_waits_are_short_from_the_start_and_whenever_others_leave_too_few_cores(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[object] = []
+    looks, is_over = iter((3.2, 2.0, 3.95, 4.0, 3.5, 4.0)), threading.Event()
+
+    def look(_: object) -> float:
+        free = next(looks, None)
+        if free is None:
+            is_over.set()
+            return 4.0
+        events.append(free)
+        return free
+
+    @contextmanager
+    def recorded() -> Iterator[None]:
+        events.append("short")
+        yield
+        events.append("long")
+
+    monkeypatch.setattr(threads_module, "WATCH_SECONDS", 1e-4)
+    monkeypatch.setattr(threads_module, "short_waits", recorded)
+    monkeypatch.setattr(machine.OtherLoad, "free_cores", look)
+    torch.set_num_threads(count)
+    with waits_that_leave_room():
+        assert is_over.wait(60)
+    if count == 1:
+        assert events == [3.2, 2.0, 3.95, 4.0, 3.5, 4.0]
+    else:
+        assert events == ["short", 3.2, 2.0, 3.95, "long", 4.0, 3.5, "short", 4.0, "long"]
+
+
+def test_a_training_leaves_room_with_all_its_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    @contextmanager
+    def recorded() -> Iterator[None]:
+        found.append(torch.get_num_threads())
+        yield
+
+    monkeypatch.setattr(session, "waits_that_leave_room", recorded)
+    machine.use_threads(3)
+    train_prior(make_store(tmp_path / "data.zarr"), tmp_path / "run", settings_of(max_steps=1), device="cpu")
+    assert found == [3]

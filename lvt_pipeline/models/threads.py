@@ -1,4 +1,4 @@
-"""How many CPU threads torch computes with: as many as the work can use, and as other programs leave.
+"""How many CPU threads torch computes with, and how they wait: as suits the work, and as other programs leave.
 
 A parallel loop of torch ends when its last thread does, and they wait in busy loops. So threads that have next to
 nothing to do cost more than they bring, and one thread that another program keeps from running stops all others.
@@ -6,7 +6,10 @@ nothing to do cost more than they bring, and one thread that another program kee
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 
 import torch
@@ -19,6 +22,9 @@ from lvt_pipeline import machine
 SECONDS_PER_THREAD = 50e-6
 FLOPS_PER_SECOND, BYTES_PER_SECOND = 1e11, 1e10
 LOOK_SECONDS = 0.1  # the kernel counts processor time in hundredths of a second
+WATCH_SECONDS = 0.5
+NOTICED_LOAD = 0.1  # cores that other programs take: as little makes long waits expensive
+ELEMENTS_PER_THREAD = 1 << 15  # from which torch gives a sum one more thread
 POSITIONS = 256  # of a frame or a slice of codes, as in the paper: rows of a product for each item of a batch
 
 
@@ -67,4 +73,55 @@ class Threads:
         if not self._leaves_room or self._most == 1 or time.monotonic() - self._looked < LOOK_SECONDS:
             return
         self._looked = time.monotonic()
-        torch.set_num_threads(max(1, min(self._most, self._load.free_cores())))
+        torch.set_num_threads(max(1, min(self._most, round(self._load.free_cores()))))
+
+
+@contextmanager
+def waits_that_leave_room() -> Iterator[None]:
+    """`short_waits` whenever other programs leave fewer cores than torch has threads; for work of some minutes."""
+    end = threading.Event()
+    watch = threading.Thread(target=_watch, args=(torch.get_num_threads(), end), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        end.set()
+        watch.join()
+
+
+def _watch(threads: int, end: threading.Event) -> None:
+    load, is_short = machine.OtherLoad(), threads > 1
+    while not end.is_set():
+        with short_waits() if is_short else nullcontext():
+            while not end.wait(WATCH_SECONDS) and is_short == (load.free_cores() < threads - NOTICED_LOAD):
+                pass
+        is_short = not is_short
+
+
+@contextmanager
+def short_waits() -> Iterator[None]:
+    """Let torch's threads wait for microseconds only before they sleep. Neither their number nor a result changes.
+
+    GNU OpenMP shortens its busy loops while it has more threads than there are cores (its manual, `GOMP_SPINCOUNT`).
+    So a further Python thread starts that many, which then sleep. Another OpenMP is left as it is.
+    """
+    started, end = threading.Event(), threading.Event()
+    holder = threading.Thread(target=_hold_threads, args=(started, end), daemon=True)
+    holder.start()
+    started.wait()
+    try:
+        yield
+    finally:
+        end.set()
+        holder.join()
+
+
+def _hold_threads(started: threading.Event, end: threading.Event) -> None:
+    cores, before = machine.all_cores(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(cores)
+        torch.zeros(cores * ELEMENTS_PER_THREAD).add_(1)
+        torch.set_num_threads(before)  # of Python threads to come
+    finally:
+        started.set()
+    end.wait()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.models.parameters import num_parameters
-from lvt_pipeline.models.threads import Threads, product_seconds
+from lvt_pipeline.models.threads import Threads, product_seconds, waits_that_leave_room
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.directory import RunDirectory, RunPlan
@@ -87,7 +87,8 @@ def run_training(
 
 
 def _train(task: RecordedTask, plan: RunPlan, run: RunDirectory, ranks: Ranks, options: SessionOptions) -> Provenance:
-    with Threads(product_seconds(task.model, plan.resolved.training.batch_size)):
+    # The number of threads decides the last bits of a training, so it stays as it is.
+    with Threads(product_seconds(task.model, plan.resolved.training.batch_size)), waits_that_leave_room():
         result = train(
             task,
             plan.resolved.training,
