@@ -4,7 +4,7 @@ A setting is stated once, where its class is defined:
 
     num_clips: int = setting(8, "Number of clips to continue.", at_least=1)
 
-From this line come the option of the command (`stages/options.py`), the key in TOML files and for `--set`
+From this line come the option of the command (`stages/command.py`), the key in TOML files and for `--set`
 (`config.py`), the check of its value, and its row in docs/configuration.md. A class derives from `Settings`, so that
 its values are checked however it is built.
 """
@@ -120,9 +120,9 @@ def setting(
     return field(default=default, metadata={KEY: about})
 
 
-def required_setting(help: str) -> Any:
-    """A field of a settings class without a default."""
-    return field(metadata={KEY: About(help=help)})
+def required_setting(help: str = "", *, option: str = "", example: str = "") -> Any:
+    """A field without a default; the arguments are those of `About`."""
+    return field(metadata={KEY: About(help=help, option=option, example=example)})
 
 
 class Settings:

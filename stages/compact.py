@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import click
-
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.settings import setting
 from lvt_pipeline.storage import Place
+from stages.command import stage_command
 from stages.console import Console, echo_facts
-from stages.options import json_option, stage_command
-from stages.values import STORE, Real
+from stages.options import JSON
 
 
 @stage_command("compact")
-@click.argument("store", type=STORE)
-@click.option(
-    "--min-dead",
-    type=Real(0, 1),
-    default=0.0,
-    show_default=True,
-    help="Skip shards whose dead fraction is at most this.",
-)
-@click.option("--dry-run", is_flag=True, help="Print the clips that would be moved, and stop.")
-@json_option
-def command(store: Place, min_dead: float, dry_run: bool, as_json: bool) -> None:
+def command(
+    store: Place,
+    *,
+    min_dead: float = setting(0.0, "Skip shards whose dead fraction is at most this.", at_least=0, at_most=1),
+    dry_run: bool = setting(False, "Print the clips that would be moved, and stop."),
+    as_json: bool = JSON,
+) -> None:
     """Copy the live codes of partly dead shards into new shards and publish a generation. Other shards are not touched.
 
     Older generations stay readable, and keep their space, until `lvt gc --apply`. Run again after an interruption.

@@ -8,25 +8,22 @@ from typing import TYPE_CHECKING
 import click
 
 from lvt_pipeline.progress import aligned
+from lvt_pipeline.settings import setting
+from stages.command import stage_command
 from stages.console import echo_facts
-from stages.options import json_option, stage_command
-from stages.values import PATH, Real
+from stages.options import JSON
 
 if TYPE_CHECKING:
     from lvt_pipeline.evaluation.compare import Comparison, Difference
 
 
 @stage_command("compare")
-@click.argument("results", type=PATH, nargs=-1, required=True)
-@click.option(
-    "--level",
-    type=Real(0, 1, min_open=True, max_open=True),
-    default=0.95,
-    show_default=True,
-    help="Confidence level of the intervals.",
-)
-@json_option
-def command(results: tuple[Path, ...], level: float, as_json: bool) -> None:
+def command(
+    results: tuple[Path, ...],
+    *,
+    level: float = setting(0.95, "Confidence level of the intervals.", above=0, below=1),
+    as_json: bool = JSON,
+) -> None:
     """Compare evaluations in a table with bootstrap intervals over clips, and name the differences that exceed noise.
 
     RESULTS are work directories or files that `lvt evaluate` wrote. All are compared with the first.

@@ -10,46 +10,37 @@ import click
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.settings import required_setting, setting
 from lvt_pipeline.workspace.layout import Layout
 from lvt_pipeline.workspace.settings import sample_settings_of
+from stages.command import given_fields, settings_option, stage_command
 from stages.console import Console, echo_facts
-from stages.options import device_option, given_fields, json_option, out_option, settings_options, stage_command
-from stages.values import PATH, Real, Whole
+from stages.options import DEVICE, JSON
 
 # These are about clips of a store.
 OF_STORES = ("split", "num_clips", "clips", "start", "samples_per_clip")
 
 
 @stage_command("continue")
-@click.argument("video", type=PATH)
-@out_option("Video to write: .mp4 or .gif; .png is a strip of frames.")
-@click.option("--work-dir", type=PATH, help="Work directory with a trained VQ-VAE and a trained prior.")
-@click.option("--vqvae", type=PATH, show_default="that of the work directory", help="VQ-VAE run.")
-@click.option("--prior", type=PATH, show_default="that of the work directory", help="Prior run.")
-@click.option(
-    "--start",
-    type=Real(0),
-    metavar="SECONDS",
-    show_default="the last frames",
-    help="Time in the video at which the priming frames begin.",
-)
-@click.option("--samples", type=Whole(1, 100), default=1, show_default=True, help="Number of samples, shown as a grid.")
-@settings_options(SampleSettings, leave_out=OF_STORES)
-@click.option("--scale", type=Whole(1, 64), default=4, show_default=True, help="Factor by which pixels are enlarged.")
-@device_option
-@json_option
 def command(
     video: Path,
-    out: Path,
-    work_dir: Path | None,
-    vqvae: Path | None,
-    prior: Path | None,
-    start: float | None,
-    samples: int,
-    settings: SampleSettings,
-    scale: int,
-    device: str,
-    as_json: bool,
+    *,
+    out: Path = required_setting("Video to write: .mp4 or .gif; .png is a strip of frames."),
+    work_dir: Path | None = setting(None, "Work directory with a trained VQ-VAE and a trained prior."),
+    vqvae: Path | None = setting(None, "VQ-VAE run.", unset="that of the work directory"),
+    prior: Path | None = setting(None, "Prior run.", unset="that of the work directory"),
+    start: float | None = setting(
+        None,
+        "Time in the video at which the priming frames begin.",
+        at_least=0,
+        example="SECONDS",
+        unset="the last frames",
+    ),
+    samples: int = setting(1, "Number of samples, shown as a grid.", at_least=1, at_most=100),
+    settings: SampleSettings = settings_option(leave_out=OF_STORES),
+    scale: int = setting(4, "Factor by which pixels are enlarged.", at_least=1, at_most=64),
+    device: str = DEVICE,
+    as_json: bool = JSON,
 ) -> None:
     """Continue VIDEO: its last frames, and sampled ones after them, in one video.
 

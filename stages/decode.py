@@ -4,46 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
-from lvt_pipeline.jobs.runner import Runner
 from lvt_pipeline.jobs.settings import DecodeSettings
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.settings import required_setting
 from lvt_pipeline.storage import Place
+from stages.command import stage_command
 from stages.console import Console, echo_record
-from stages.options import (
-    at_option,
-    device_option,
-    json_option,
-    out_option,
-    overwrite_option,
-    settings_options,
-    stage_command,
-)
-from stages.running import runner_options
-from stages.values import PATH, STORE
+from stages.options import AT, DEVICE, JSON, OVERWRITE
+from stages.running import RunnerOptions
 
 
 @stage_command("decode")
-@click.option("--codes", type=STORE, required=True, help="Code store of encoded clips or of samples.")
-@click.option("--vqvae", type=PATH, required=True, help="VQ-VAE run that made the codes.")
-@out_option("Folder of videos to create or resume.")
-@settings_options(DecodeSettings)
-@at_option
-@device_option
-@runner_options()
-@overwrite_option
-@json_option
 def command(
-    codes: Place,
-    vqvae: Path,
-    out: Path,
+    *,
+    codes: Place = required_setting("Code store of encoded clips or of samples."),
+    vqvae: Path = required_setting("VQ-VAE run that made the codes."),
+    out: Path = required_setting("Folder of videos to create or resume."),
     settings: DecodeSettings,
-    at: int | None,
-    device: str,
-    runner: Runner,
-    overwrite: bool,
-    as_json: bool,
+    at: int | None = AT,
+    device: str = DEVICE,
+    runner_options: RunnerOptions,
+    overwrite: bool = OVERWRITE,
+    as_json: bool = JSON,
 ) -> None:
     """Decode codes into H.264 mp4 files that browsers play, gifs, png strips of frames, or npy arrays.
 
@@ -53,6 +35,14 @@ def command(
 
     console = Console()
     record = decode_store(
-        codes, vqvae, out, settings, generation=at, device=device, overwrite=overwrite, runner=runner, progress=console
+        codes,
+        vqvae,
+        out,
+        settings,
+        generation=at,
+        device=device,
+        overwrite=overwrite,
+        runner=runner_options.start(),
+        progress=console,
     )
     echo_record(record, as_json, count_of(record.counts["clips"], "clip"), out)

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
 from lvt_pipeline.demo.videos import DemoSettings, write_demo_videos
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.settings import setting
+from stages.command import settings_option, stage_command
 from stages.console import Console, echo_facts
-from stages.options import device_option, json_option, out_option, set_option, settings_options, stage_command
+from stages.options import DEVICE, JSON
 from stages.pipeline import SETTINGS_HOME, closing_lines, run_pipeline
 
 
 @stage_command("demo", settings_home=SETTINGS_HOME)
-@out_option("Folder for the videos and the work directory.", required=False, default="demo")
-@settings_options(DemoSettings, leave_out=("num_frames", "fps"))
-@set_option("Change one setting; may be repeated. `lvt run --list-settings` lists them.")
-@click.option("--videos-only", is_flag=True, help="Make the videos and stop.")
-@device_option
-@json_option
 def command(
-    out: Path, settings: DemoSettings, overrides: tuple[str, ...], videos_only: bool, device: str, as_json: bool
+    *,
+    out: Path = setting(Path("demo"), "Folder for the videos and the work directory."),
+    settings: DemoSettings = settings_option(leave_out=["num_frames", "fps"]),
+    overrides: tuple[str, ...] = setting(
+        (),
+        "Change one setting; may be repeated. `lvt run --list-settings` lists them.",
+        option="--set",
+        example="NAME=VALUE",
+    ),
+    videos_only: bool = setting(False, "Make the videos and stop."),
+    device: str = DEVICE,
+    as_json: bool = JSON,
 ) -> None:
     """Make videos of a robot arm that pushes objects, train a tokenizer and a prior on them, and write samples.
 

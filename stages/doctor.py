@@ -5,31 +5,26 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-import click
-
 from lvt_pipeline.errors import LVTError
+from lvt_pipeline.settings import setting
+from stages.command import stage_command
 from stages.console import echo_facts
-from stages.options import json_option, stage_command
-from stages.values import PATH
+from stages.options import JSON
 
 
 @stage_command("doctor")
-@click.option(
-    "--folder",
-    type=PATH,
-    default=".",
-    show_default="the current folder",
-    help="Folder of future outputs; its disk is tested.",
-)
-@json_option
-def command(folder: Path, as_json: bool) -> None:
+def command(
+    *,
+    folder: Path | None = setting(None, "Folder of future outputs; its disk is tested.", unset="the current folder"),
+    as_json: bool = JSON,
+) -> None:
     """Test each part once: torch, decord, PyAV, zarr codecs, webdataset, training, spawned workers, disk.
 
     Example: lvt doctor
     """
     from lvt_pipeline.workspace.doctor import examine
 
-    checks = examine(folder)
+    checks = examine(folder or Path())
     lines = [f"{'ok  ' if check.is_ok else 'FAIL'}  {check.name:20} {check.detail}" for check in checks]
     echo_facts({"checks": [asdict(check) for check in checks]}, as_json, "\n".join(lines))
     failed = [check.name for check in checks if not check.is_ok]

@@ -4,44 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
-from lvt_pipeline.jobs.runner import ArrayStep, Runner
 from lvt_pipeline.jobs.settings import EncodeSettings
 from lvt_pipeline.progress import count_of, format_seconds
+from lvt_pipeline.settings import required_setting, setting
 from lvt_pipeline.storage import Place
+from stages.command import stage_command
 from stages.console import Console, echo_facts
-from stages.options import device_option, json_option, out_option, overwrite_option, settings_options, stage_command
-from stages.running import array_options, runner_options
-from stages.values import PATH, STORE
+from stages.options import DEVICE, JSON, OVERWRITE
+from stages.running import ArrayOptions, RunnerOptions
 
 
 @stage_command("encode-dataset")
-@click.option("--frames", type=STORE, required=True, help="Frame folder from `lvt ingest`.")
-@click.option("--vqvae", type=PATH, required=True, help="VQ-VAE run from `lvt train-vqvae`.")
-@out_option("Code store to create, resume or bring up to date, such as data.zarr.", kind=STORE)
-@settings_options(EncodeSettings)
-@device_option
-@click.option("--dry-run", is_flag=True, help="Print which clips would be kept, added, changed and removed, and stop.")
-@click.option("--reencode", is_flag=True, help="Allow a store of another tokenizer to be encoded again.")
-@click.option("--repair", is_flag=True, help="Check every byte of the store first, and encode damaged parts again.")
-@runner_options()
-@array_options
-@overwrite_option
-@json_option
 def command(
-    frames: Place,
-    vqvae: Path,
-    out: Place,
+    *,
+    frames: Place = required_setting("Frame folder from `lvt ingest`."),
+    vqvae: Path = required_setting("VQ-VAE run from `lvt train-vqvae`."),
+    out: Place = required_setting("Code store to create, resume or bring up to date, such as data.zarr."),
     settings: EncodeSettings,
-    device: str,
-    dry_run: bool,
-    reencode: bool,
-    repair: bool,
-    runner: Runner,
-    step: ArrayStep,
-    overwrite: bool,
-    as_json: bool,
+    device: str = DEVICE,
+    dry_run: bool = setting(False, "Print which clips would be kept, added, changed and removed, and stop."),
+    reencode: bool = setting(False, "Allow a store of another tokenizer to be encoded again."),
+    repair: bool = setting(False, "Check every byte of the store first, and encode damaged parts again."),
+    runner_options: RunnerOptions,
+    array: ArrayOptions,
+    overwrite: bool = OVERWRITE,
+    as_json: bool = JSON,
 ) -> None:
     """Encode every clip; in an existing store, only clips that are new or changed.
 
@@ -49,6 +36,8 @@ def command(
     """
     from lvt_pipeline.jobs.encode import encode_dataset
 
+    runner = runner_options.start()
+    step = array.step(runner, overwrite=overwrite, repair=repair)
     report = encode_dataset(
         frames,
         vqvae,

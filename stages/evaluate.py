@@ -3,63 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.progress import format_seconds
+from lvt_pipeline.settings import required_setting, setting
 from lvt_pipeline.storage import Place
+from stages.command import is_given, stage_command
 from stages.console import Console, echo_facts
-from stages.options import at_option, device_option, is_given, json_option, out_option, settings_options, stage_command
-from stages.values import PATH, STORE, Whole
+from stages.options import AT, DEVICE, JSON
 
 
 @stage_command("evaluate")
-@click.option("--codes", type=STORE, required=True, help="Code store from `lvt encode-dataset`.")
-@click.option("--prior", type=PATH, help="Prior run. Adds bits/dim and its baselines.")
-@click.option("--frames", type=STORE, help="Frame folder. With --vqvae, adds MSE and PSNR of the reconstruction.")
-@click.option("--vqvae", type=PATH, help="VQ-VAE run that made the codes.")
-@click.option("--samples", type=STORE, help="Store from `lvt sample`. Adds the error of the samples over the horizon.")
-@out_option("JSON file to write.", required=False, default="eval.json")
-@settings_options(EvaluateSettings)
-@click.option("--i3d", type=PATH, help="TorchScript network of FVD. With --frames and --vqvae, adds FVD.")
-@click.option("--features", type=PATH, help="Any TorchScript network of videos in place of --i3d.")
-@click.option("--lpips", type=PATH, help="TorchScript network of LPIPS. Adds LPIPS to every error in pixels.")
-@click.option(
-    "--protocol",
-    type=click.Choice(["bair", "kinetics600"]),
-    help="Protocol of the paper: 16 frames, 5 priming frames, and several runs of samples, which the command makes. "
-    "Needs --prior.",
-)
-@click.option(
-    "--runs", type=Whole(1), show_default="10", help="Number of sampling runs of the protocol, each with its own seed."
-)
-@click.option(
-    "--allow-training-clips",
-    is_flag=True,
-    help="Measure clips that the models were trained on, which is refused otherwise. The result is marked.",
-)
-@at_option
-@device_option
-@json_option
 def command(
-    codes: Place,
-    prior: Path | None,
-    frames: Place | None,
-    vqvae: Path | None,
-    samples: Place | None,
-    out: Path,
+    *,
+    codes: Place = required_setting("Code store from `lvt encode-dataset`."),
+    prior: Path | None = setting(None, "Prior run. Adds bits/dim and its baselines."),
+    frames: Place | None = setting(None, "Frame folder. With --vqvae, adds MSE and PSNR of the reconstruction."),
+    vqvae: Path | None = setting(None, "VQ-VAE run that made the codes."),
+    samples: Place | None = setting(None, "Store from `lvt sample`. Adds the error of the samples over the horizon."),
+    out: Path = setting(Path("eval.json"), "JSON file to write."),
     settings: EvaluateSettings,
-    i3d: Path | None,
-    features: Path | None,
-    lpips: Path | None,
-    protocol: str | None,
-    runs: int | None,
-    allow_training_clips: bool,
-    at: int | None,
-    device: str,
-    as_json: bool,
+    i3d: Path | None = setting(None, "TorchScript network of FVD. With --frames and --vqvae, adds FVD."),
+    features: Path | None = setting(None, "Any TorchScript network of videos in place of --i3d."),
+    lpips: Path | None = setting(None, "TorchScript network of LPIPS. Adds LPIPS to every error in pixels."),
+    protocol: Literal["bair", "kinetics600"] | None = setting(
+        None,
+        "Protocol of the paper: 16 frames, 5 priming frames, and several runs of samples, which the command makes. "
+        "Needs --prior.",
+    ),
+    runs: int | None = setting(
+        None, "Number of sampling runs of the protocol, each with its own seed.", at_least=1, unset="10"
+    ),
+    allow_training_clips: bool = setting(
+        False, "Measure clips that the models were trained on, which is refused otherwise. The result is marked."
+    ),
+    at: int | None = AT,
+    device: str = DEVICE,
+    as_json: bool = JSON,
 ) -> None:
     """Measure reconstruction and sample errors, bits/dim, code usage and FVD, next to simple predictors.
 
@@ -91,9 +74,9 @@ def _require_fitting_options(protocol: str | None, prior: Path | None, runs: int
         if runs is not None:
             raise click.UsageError("--runs belongs to --protocol")
         return
-    for name in ("samples", "setting__frames", "setting__priming_frames", "allow_training_clips"):
+    for name in ("samples", "settings__frames", "settings__priming_frames", "allow_training_clips"):
         if is_given(name):
-            option = {"setting__frames": "num-frames"}.get(name, name.removeprefix("setting__").replace("_", "-"))
+            option = {"settings__frames": "num-frames"}.get(name, name.removeprefix("settings__").replace("_", "-"))
             raise click.UsageError(f"--{option} and --protocol exclude each other")
     if prior is None:
         raise click.UsageError("--protocol makes samples and needs --prior")

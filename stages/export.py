@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
 from lvt_pipeline.jobs.settings import ExportSettings
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.settings import required_setting
 from lvt_pipeline.storage import Place
+from stages.command import settings_option, stage_command
 from stages.console import Console, echo_record
-from stages.options import at_option, json_option, out_option, overwrite_option, settings_options, stage_command
-from stages.values import STORE
+from stages.options import AT, JSON, OVERWRITE
 
 
 @stage_command("export")
-@click.argument("store", type=STORE)
-@out_option("Folder to create, finish or bring up to date.")
-@settings_options(ExportSettings, required=["format"])
-@at_option
-@overwrite_option
-@json_option
-def command(store: Place, out: Path, settings: ExportSettings, at: int | None, overwrite: bool, as_json: bool) -> None:
+def command(
+    store: Place,
+    *,
+    out: Path = required_setting("Folder to create, finish or bring up to date."),
+    settings: ExportSettings = settings_option(required=["format"]),
+    at: int | None = AT,
+    overwrite: bool = OVERWRITE,
+    as_json: bool = JSON,
+) -> None:
     """Write the codes of STORE as NumPy files, one memory-mapped file, webdataset tars or Parquet.
 
     Example: lvt export data.zarr --format memmap -o exported

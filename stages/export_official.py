@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
+from lvt_pipeline.settings import required_setting
+from stages.command import stage_command
 from stages.console import echo_facts
-from stages.options import json_option, out_option, overwrite_option, stage_command
-from stages.values import PATH
+from stages.options import JSON, OVERWRITE
 
 
 @stage_command("export-official")
-@click.argument("run", type=PATH)
-@out_option("Folder to create: netE, netG and netC of a VQ-VAE, or netG of a prior.")
-@overwrite_option
-@json_option
-def command(run: Path, out: Path, overwrite: bool, as_json: bool) -> None:
+def command(
+    run: Path,
+    *,
+    out: Path = required_setting("Folder to create: netE, netG and netC of a VQ-VAE, or netG of a prior."),
+    overwrite: bool = OVERWRITE,
+    as_json: bool = JSON,
+) -> None:
     """Write the weights of RUN, a VQ-VAE or a prior, as checkpoints of the paper's released code.
 
     Models that the released code does not have are refused. `lvt import-official` reads the files back.

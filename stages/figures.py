@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
 from lvt_pipeline.progress import count_of
 from lvt_pipeline.report.settings import FigureSettings
+from lvt_pipeline.settings import setting
+from stages.command import stage_command
 from stages.console import Console, echo_facts
-from stages.options import json_option, out_option, settings_options, stage_command
-from stages.values import PATH
+from stages.options import JSON
 
 
 @stage_command("figures")
-@click.argument("work_dir", type=PATH)
-@out_option("Folder for the figures.", required=False, shown_default="WORK_DIR/figures")
-@settings_options(FigureSettings)
-@json_option
-def command(work_dir: Path, out: Path | None, settings: FigureSettings, as_json: bool) -> None:
+def command(
+    work_dir: Path,
+    *,
+    out: Path | None = setting(None, "Folder for the figures.", unset="WORK_DIR/figures"),
+    settings: FigureSettings,
+    as_json: bool = JSON,
+) -> None:
     """Plot figures 3 to 8 of the paper, loss curves, code usage and errors over the horizon, with CSV files.
 
     Example: lvt figures work -o figures

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -11,67 +11,48 @@ from typing import TYPE_CHECKING
 import click
 
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.settings import setting
 from lvt_pipeline.storage import Place, require_local
+from stages.command import stage_command
 from stages.console import echo_facts
-from stages.options import json_option, stage_command
-from stages.values import STORE, Real, Whole
+from stages.options import JSON
 
 if TYPE_CHECKING:
     from lvt_pipeline.codes.upkeep.maintenance import Garbage
 
 
 @stage_command("gc")
-@click.argument("store", type=STORE)
-@click.option("--apply", is_flag=True, help="Delete the listed files. Without this option they are only listed.")
-@click.option(
-    "--keep-generations",
-    type=Whole(1),
-    default=1,
-    show_default=True,
-    help="Number of newest generations that stay readable.",
-)
-@click.option(
-    "--keep", type=Whole(1), multiple=True, metavar="N", help="Another generation that stays readable; may be repeated."
-)
-@click.option("--drop-pending", is_flag=True, help="Delete the finished part of an interrupted encode too.")
-@click.option(
-    "--ignore-readers",
-    is_flag=True,
-    help="Assume that nobody reads the store. Needed on file systems without locks, where readers cannot be seen.",
-)
-@click.option(
-    "--grace",
-    "grace_hours",
-    type=Real(0),
-    default=24.0,
-    show_default=True,
-    metavar="HOURS",
-    help="Age up to which files and generations in a bucket are kept: who uses them cannot be seen there.",
-)
-@click.option(
-    "--cache",
-    "only_cache",
-    is_flag=True,
-    help="Delete only the copies that `lvt train-prior --cache mmap` made next to the store, of all generations.",
-)
-@click.option(
-    "--frames",
-    "only_frames",
-    is_flag=True,
-    help="Delete only the frames of the work directory STORE, if all are encoded and every byte of the codes verified.",
-)
-@json_option
 def command(
     store: Place,
-    apply: bool,
-    keep_generations: int,
-    keep: tuple[int, ...],
-    drop_pending: bool,
-    ignore_readers: bool,
-    grace_hours: float,
-    only_cache: bool,
-    only_frames: bool,
-    as_json: bool,
+    *,
+    apply: bool = setting(False, "Delete the listed files. Without this option they are only listed."),
+    keep_generations: int = setting(1, "Number of newest generations that stay readable.", at_least=1),
+    keep: Sequence[int] = setting(
+        (), "Another generation that stays readable; may be repeated.", at_least=1, example="N"
+    ),
+    drop_pending: bool = setting(False, "Delete the finished part of an interrupted encode too."),
+    ignore_readers: bool = setting(
+        False,
+        "Assume that nobody reads the store. Needed on file systems without locks, where readers cannot be seen.",
+    ),
+    grace_hours: float = setting(
+        24.0,
+        "Age up to which files and generations in a bucket are kept: who uses them cannot be seen there.",
+        at_least=0,
+        option="--grace",
+        example="HOURS",
+    ),
+    only_cache: bool = setting(
+        False,
+        "Delete only the copies that `lvt train-prior --cache mmap` made next to the store, of all generations.",
+        option="--cache",
+    ),
+    only_frames: bool = setting(
+        False,
+        "Delete only the frames of the work directory STORE, if all are encoded and every byte of the codes verified.",
+        option="--frames",
+    ),
+    as_json: bool = JSON,
 ) -> None:
     """List or delete old generations, shards without a live clip, leftovers of killed runs, and unused caches.
 

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
 from lvt_pipeline.jobs.settings import ImportSettings
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.settings import required_setting, setting
 from lvt_pipeline.storage import Place
+from stages.command import stage_command
 from stages.console import Console, echo_record
-from stages.options import Option, json_option, out_option, overwrite_option, settings_options, stage_command
-from stages.values import PATH, STORE
+from stages.options import JSON, OVERWRITE
 
 
 @stage_command("import-codes")
-@click.argument("folder", type=PATH)
-@out_option("Code store to create, resume or bring up to date.", kind=STORE)
-@settings_options(ImportSettings)
-@click.option(
-    "--vqvae",
-    cls=Option,
-    old_names=("--tokenizer",),
-    type=PATH,
-    help="VQ-VAE run that made the codes. With it, `lvt decode` accepts the store.",
-)
-@overwrite_option
-@json_option
 def command(
-    folder: Path, out: Place, settings: ImportSettings, vqvae: Path | None, overwrite: bool, as_json: bool
+    folder: Path,
+    *,
+    out: Place = required_setting("Code store to create, resume or bring up to date."),
+    settings: ImportSettings,
+    vqvae: Path | None = setting(
+        None,
+        "VQ-VAE run that made the codes. With it, `lvt decode` accepts the store.",
+        old_options=("--tokenizer",),
+    ),
+    overwrite: bool = OVERWRITE,
+    as_json: bool = JSON,
 ) -> None:
     """Make a code store of a FOLDER of .npy files: one per frame in a folder per clip, or one per clip.
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
+from lvt_pipeline.settings import required_setting, setting
+from stages.command import stage_command
 from stages.console import echo_facts
-from stages.options import Command, Option, json_option, out_option, overwrite_option
-from stages.values import PATH, ValueList, Whole
+from stages.options import JSON, OVERWRITE
 
 
 @click.group("import-official")
@@ -21,14 +22,16 @@ def command() -> None:
     """
 
 
-@command.command("vqvae", cls=Command)
-@click.option("--encoder", type=PATH, required=True, help="Encoder checkpoint: netE, or its model_final.pth.")
-@click.option("--decoder", type=PATH, required=True, help="Decoder checkpoint: netG, or its model_final.pth.")
-@click.option("--codebook", type=PATH, required=True, help="Codebook checkpoint: netC, or its model_final.pth.")
-@out_option("Run directory to create.")
-@overwrite_option
-@json_option
-def vqvae(encoder: Path, decoder: Path, codebook: Path, out: Path, overwrite: bool, as_json: bool) -> None:
+@stage_command("vqvae", group=command)
+def vqvae(
+    *,
+    encoder: Path = required_setting("Encoder checkpoint: netE, or its model_final.pth."),
+    decoder: Path = required_setting("Decoder checkpoint: netG, or its model_final.pth."),
+    codebook: Path = required_setting("Codebook checkpoint: netC, or its model_final.pth."),
+    out: Path = required_setting("Run directory to create."),
+    overwrite: bool = OVERWRITE,
+    as_json: bool = JSON,
+) -> None:
     """Import a VQ-VAE from its three files.
 
     Example: lvt import-official vqvae --encoder netE --decoder netG --codebook netC -o runs/vqvae
@@ -39,39 +42,22 @@ def vqvae(encoder: Path, decoder: Path, codebook: Path, out: Path, overwrite: bo
     echo_facts(record.to_json(), as_json, f"{record.counts['parameters']:,} parameters -> {out}")
 
 
-@command.command("prior", cls=Command)
-@click.option(
-    "--weights", type=PATH, required=True, help="Checkpoint of the transformer: netG, or its model_final.pth."
-)
-@click.option(
-    "--subscale", type=ValueList(Whole(1), 3), metavar="T,H,W", show_default="from the shapes", help="Subscale factor."
-)
-@click.option(
-    "--num-frames",
-    cls=Option,
-    old_names=("--frames",),
-    type=Whole(1),
-    show_default="from the shapes",
-    help="Clip length in frames.",
-)
-@click.option(
-    "--grid",
-    type=ValueList(Whole(1), 2),
-    metavar="H,W",
-    show_default="from the shapes",
-    help="Height and width of the codes.",
-)
-@out_option("Run directory to create.")
-@overwrite_option
-@json_option
+@stage_command("prior", group=command)
 def prior(
-    weights: Path,
-    subscale: tuple[int, int, int] | None,
-    num_frames: int | None,
-    grid: tuple[int, int] | None,
-    out: Path,
-    overwrite: bool,
-    as_json: bool,
+    *,
+    weights: Path = required_setting("Checkpoint of the transformer: netG, or its model_final.pth."),
+    subscale: tuple[int, int, int] | None = setting(
+        None, "Subscale factor.", at_least=1, example="T,H,W", unset="from the shapes"
+    ),
+    num_frames: int | None = setting(
+        None, "Clip length in frames.", at_least=1, old_options=("--frames",), unset="from the shapes"
+    ),
+    grid: tuple[int, int] | None = setting(
+        None, "Height and width of the codes.", at_least=1, example="H,W", unset="from the shapes"
+    ),
+    out: Path = required_setting("Run directory to create."),
+    overwrite: bool = OVERWRITE,
+    as_json: bool = JSON,
 ) -> None:
     """Import a Video Transformer.
 

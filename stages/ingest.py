@@ -7,55 +7,39 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import click
-
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
-from lvt_pipeline.jobs.runner import ArrayStep, Runner
 from lvt_pipeline.progress import count_of, format_seconds
 from lvt_pipeline.provenance import Provenance
+from lvt_pipeline.settings import required_setting, setting
+from stages.command import stage_command
 from stages.console import Console, echo_facts
-from stages.options import json_option, out_option, overwrite_option, settings_options, stage_command
-from stages.running import array_options, runner_options
-from stages.values import PATH, Real
+from stages.options import JSON, OVERWRITE
+from stages.running import ArrayOptions, DecodingOptions
 
 
 @stage_command("ingest")
-@click.option("--manifest", type=PATH, required=True, help="Manifest from `lvt manifest build`.")
-@out_option("Folder of frame shards to create, resume or bring up to date.")
-@settings_options(IngestSettings)
-@runner_options(decodes_videos=True)
-@click.option(
-    "--worker-memory",
-    type=Real(0.5, 1e6),
-    metavar="GB",
-    show_default="the machine's, divided by the workers",
-    help="Memory in gigabytes that one decoding process may use.",
-)
-@click.option(
-    "--max-failures",
-    type=Real(0, 1),
-    default=0.5,
-    show_default=True,
-    help="Fraction of clips that may fail before the command ends with exit code 3.",
-)
-@click.option("--no-space-check", is_flag=True, help="Start even if the disk seems too small for the frames.")
-@click.option("--retry-failed", is_flag=True, help="Try clips again that failed before.")
-@array_options
-@overwrite_option
-@json_option
 def command(
-    manifest: Path,
-    out: Path,
+    *,
+    manifest: Path = required_setting("Manifest from `lvt manifest build`."),
+    out: Path = required_setting("Folder of frame shards to create, resume or bring up to date."),
     settings: IngestSettings,
-    runner: Runner,
-    workers: int | None,
-    worker_memory: float | None,
-    max_failures: float,
-    no_space_check: bool,
-    retry_failed: bool,
-    step: ArrayStep,
-    overwrite: bool,
-    as_json: bool,
+    runner_options: DecodingOptions,
+    worker_memory: float | None = setting(
+        None,
+        "Memory in gigabytes that one decoding process may use.",
+        at_least=0.5,
+        at_most=1e6,
+        example="GB",
+        unset="the machine's, divided by the workers",
+    ),
+    max_failures: float = setting(
+        0.5, "Fraction of clips that may fail before the command ends with exit code 3.", at_least=0, at_most=1
+    ),
+    no_space_check: bool = setting(False, "Start even if the disk seems too small for the frames."),
+    retry_failed: bool = setting(False, "Try clips again that failed before."),
+    array: ArrayOptions,
+    overwrite: bool = OVERWRITE,
+    as_json: bool = JSON,
 ) -> None:
     """Decode every clip, crop the centre, resize, and store uint8 frames.
 
@@ -67,8 +51,10 @@ def command(
     """
     from lvt_pipeline.jobs.ingest.ingest import ingest, ingest_step
 
+    runner = runner_options.start()
+    step = array.step(runner, overwrite=overwrite, retry_failed=retry_failed)
     options: dict[str, Any] = {
-        "num_workers": workers,
+        "num_workers": runner_options.workers,
         "worker_memory": None if worker_memory is None else int(worker_memory * 1e9),
         "check_space": not no_space_check,
         "overwrite": overwrite,

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import click
-
 from lvt_pipeline.storage import Place
+from stages.command import stage_command
 from stages.console import echo_facts
-from stages.options import at_option, json_option, stage_command
-from stages.values import STORE
+from stages.options import AT, JSON
 
 
 @stage_command("inspect")
-@click.argument("path", type=STORE)
-@at_option
-@json_option
-def command(path: Place, at: int | None, as_json: bool) -> None:
+def command(path: Place, *, at: int | None = AT, as_json: bool = JSON) -> None:
     """Describe a manifest, frames, a run, a code store, decoded videos, eval.json, a report or a work directory.
 
     Example: lvt inspect work/data.zarr

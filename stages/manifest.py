@@ -8,9 +8,10 @@ import click
 
 from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.settings import required_setting
+from stages.command import stage_command
 from stages.console import Console, echo_facts
-from stages.options import Command, json_option, media_option, out_option, settings_options
-from stages.values import TEXT
+from stages.options import JSON, MEDIA
 
 
 @click.group("manifest")
@@ -21,13 +22,15 @@ def command() -> None:
     """
 
 
-@command.command("build", cls=Command)
-@click.argument("source", type=TEXT)
-@out_option("Manifest to write, such as clips.jsonl.")
-@settings_options(ManifestSettings)
-@media_option
-@json_option
-def build(source: str, out: Path, settings: ManifestSettings, media: str | None, as_json: bool) -> None:
+@stage_command("build", group=command)
+def build(
+    source: str,
+    *,
+    out: Path = required_setting("Manifest to write, such as clips.jsonl."),
+    settings: ManifestSettings,
+    media: str | None = MEDIA,
+    as_json: bool = JSON,
+) -> None:
     """List the clips of SOURCE: a folder, a pattern, a CSV or JSONL file, a dataset's own files, or a URL.
 
     Clip ids are relative paths without the file extension. Files are hashed, so changed content is noticed.

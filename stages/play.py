@@ -7,19 +7,24 @@ from pathlib import Path
 import click
 
 from lvt_pipeline.jobs.settings import SampleSettings
+from lvt_pipeline.settings import setting
 from lvt_pipeline.workspace.settings import sample_settings_of
+from stages.command import given_fields, settings_option, stage_command
 from stages.console import Console
-from stages.options import device_option, given_fields, out_option, settings_options, stage_command
-from stages.values import PATH, Whole
+from stages.options import DEVICE
 
 
 @stage_command("play")
-@click.argument("work_dir", metavar="WORK_DIR", type=PATH)
-@out_option("Folder of saved clips.", required=False, shown_default="WORK_DIR/played")
-@click.option("--port", type=Whole(1024, 65535), show_default="a free one", help="Port of the page on 127.0.0.1.")
-@settings_options(SampleSettings, leave_out=("frames", "samples_per_clip", "label", "actions"))
-@device_option
-def command(work_dir: Path, out: Path | None, port: int | None, settings: SampleSettings, device: str) -> None:
+def command(
+    work_dir: Path,
+    *,
+    out: Path | None = setting(None, "Folder of saved clips.", unset="WORK_DIR/played"),
+    port: int | None = setting(
+        None, "Port of the page on 127.0.0.1.", at_least=1024, at_most=65535, unset="a free one"
+    ),
+    settings: SampleSettings = settings_option(leave_out=["frames", "samples_per_clip", "label", "actions"]),
+    device: str = DEVICE,
+) -> None:
     """Continue clips by hand: the page's arrow keys and sliders set the action, and each next frame appears as it is
     sampled. A clip that is saved comes with its actions, which `lvt sample --actions` reads.
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
+from lvt_pipeline.settings import required_setting, setting
+from stages.command import stage_command
 from stages.console import Console, echo_facts
-from stages.options import json_option, out_option, stage_command
-from stages.values import PATH
+from stages.options import JSON
 
 
 @stage_command("report")
-@click.argument("work_dirs", type=PATH, nargs=-1, required=True, metavar="WORK_DIR...")
-@out_option("HTML file to write.", required=False, shown_default="WORK_DIR/report.html; of several: comparison.html")
-@json_option
-def command(work_dirs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+def command(
+    work_dirs: tuple[Path, ...] = required_setting(example="WORK_DIR..."),
+    *,
+    out: Path | None = setting(
+        None,
+        "HTML file to write.",
+        unset="WORK_DIR/report.html; of several: comparison.html",
+    ),
+    as_json: bool = JSON,
+) -> None:
     """Write curves, reconstructions, samples, metrics and provenance into one HTML file that opens anywhere.
 
     Several work directories are shown next to each other, each compared with the first.

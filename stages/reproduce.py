@@ -10,35 +10,28 @@ import click
 
 from lvt_pipeline.progress import aligned
 from lvt_pipeline.reproduce.settings import Asked, load_settings
+from lvt_pipeline.settings import setting
+from stages.command import stage_command
 from stages.console import Console, echo_facts
-from stages.options import device_option, json_option, set_option, settings_options, stage_command, workers_option
+from stages.options import DEVICE, JSON, OVERRIDES, WORKERS
 from stages.pipeline import result_line
-from stages.values import PATH
 
 if TYPE_CHECKING:
     from lvt_pipeline.reproduce.running import Outcome, PlannedStep, Reproduction
 
 
 @stage_command("reproduce", settings_home=("lvt_pipeline.reproduce.settings", "ReproduceSettings"))
-@click.argument("targets", nargs=-1, metavar="TARGET...")
-@click.option("--work-dir", type=PATH, help="Work directory of all outputs, shared by all tables and figures.")
-@settings_options(Asked, argument="asked")
-@set_option()
-@workers_option
-@device_option
-@click.option("--dry-run", is_flag=True, help="Print the finished stages and those that would run, and stop.")
-@click.option("--list", "lists", is_flag=True, help="Print the names of the tables and figures.")
-@json_option
 def command(
-    targets: tuple[str, ...],
-    work_dir: Path | None,
+    targets: tuple[str, ...] = setting((), example="TARGET..."),
+    *,
+    work_dir: Path | None = setting(None, "Work directory of all outputs, shared by all tables and figures."),
     asked: Asked,
-    overrides: tuple[str, ...],
-    workers: int | None,
-    device: str,
-    dry_run: bool,
-    lists: bool,
-    as_json: bool,
+    overrides: tuple[str, ...] = OVERRIDES,
+    workers: int | None = WORKERS,
+    device: str = DEVICE,
+    dry_run: bool = setting(False, "Print the finished stages and those that would run, and stop."),
+    list_targets: bool = setting(False, "Print the names of the tables and figures.", option="--list"),
+    as_json: bool = JSON,
 ) -> None:
     """Run what tables and figures of the paper need, on any videos, and print the numbers next to the published ones.
 
@@ -48,7 +41,7 @@ def command(
     """
     from lvt_pipeline.reproduce.experiments import TARGETS, find_targets, spoken_targets
 
-    if lists:
+    if list_targets:
         facts = {name: {"title": target.title, "dataset": target.dataset} for name, target in TARGETS.items()}
         echo_facts(facts, as_json, spoken_targets())
         return

@@ -5,86 +5,57 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import click
 
-from lvt_pipeline.jobs.runner import Runner
-from lvt_pipeline.pipeline.settings import RunOptions
-from lvt_pipeline.workspace.layout import ARTEFACTS
+from lvt_pipeline.settings import setting
+from lvt_pipeline.workspace.layout import StageName
+from stages.command import setting_rows, stage_command
 from stages.console import Console, echo_facts
-from stages.options import (
-    device_option,
-    json_option,
-    media_option,
-    set_option,
-    setting_rows,
-    settings_options,
-    stage_command,
-)
+from stages.options import CACHE, DEVICE, JSON, MAX_SECONDS, MEDIA, TRACK, Cache, Tracker
 from stages.pipeline import SETTINGS_HOME, closing_lines, run_pipeline
-from stages.running import runner_options
-from stages.values import PATH, TEXT
-
-if TYPE_CHECKING:
-    from lvt_pipeline.pipeline.options import Making
-    from lvt_pipeline.workspace.settings import PipelineSettings
-
-
-def _list_settings(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    """Print all keys and end."""
-    if not value or ctx.resilient_parsing:
-        return
-    from lvt_pipeline.workspace.settings import PipelineSettings
-
-    formatter = ctx.make_formatter()
-    formatter.write_dl(setting_rows(PipelineSettings))
-    click.echo(formatter.getvalue().rstrip())
-    ctx.exit()
+from stages.running import DecodingOptions
 
 
 @stage_command("run", settings_home=SETTINGS_HOME)
-@click.argument("file", type=PATH, required=False, metavar="[PIPELINE.toml|WORK_DIR]")
-@click.option("--videos", type=TEXT, help="Folder of videos, or any source that `lvt manifest build` accepts.")
-@media_option
-@click.option(
-    "--work-dir", type=PATH, show_default="the folder of the pipeline file", help="Work directory for all outputs."
-)
-@click.option(
-    "--preset",
-    type=click.Choice(["tiny", "small", "paper"]),
-    show_default="that of the file or work directory, or tiny",
-    help="Preset. tiny: minutes on two cores. small: one GPU. paper: as published.",
-)
-@set_option("Change one setting, such as --set ingest.geometry.size=128; may be repeated.")
-@click.option(
-    "--list-settings",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_list_settings,
-    help="Print all settings for --set and PIPELINE.toml with their defaults, and exit.",
-)
-@click.option("--until", type=click.Choice([artefact.stage for artefact in ARTEFACTS]), help="Last stage to run. [all]")
-@settings_options(RunOptions, argument="options")
-@click.option("--dry-run", is_flag=True, help="Print for each stage what would be done and why; write nothing.")
-@runner_options(decodes_videos=True)
-@device_option
-@json_option
 def command(
-    file: Path | None,
-    videos: str | None,
-    media: str | None,
-    work_dir: Path | None,
-    preset: str | None,
-    overrides: tuple[str, ...],
-    until: str | None,
-    options: RunOptions,
-    dry_run: bool,
-    runner: Runner,
-    workers: int | None,
-    device: str,
-    as_json: bool,
+    file: Path | None = setting(None, example="[PIPELINE.toml|WORK_DIR]"),
+    *,
+    videos: str | None = setting(None, "Folder of videos, or any source that `lvt manifest build` accepts."),
+    media: str | None = MEDIA,
+    work_dir: Path | None = setting(None, "Work directory for all outputs.", unset="the folder of the pipeline file"),
+    preset: Literal["tiny", "small", "paper"] | None = setting(
+        None,
+        "Preset. tiny: minutes on two cores. small: one GPU. paper: as published.",
+        unset="that of the file or work directory, or tiny",
+    ),
+    overrides: tuple[str, ...] = setting(
+        (),
+        "Change one setting, such as --set ingest.geometry.size=128; may be repeated.",
+        option="--set",
+        example="NAME=VALUE",
+    ),
+    list_settings: bool = setting(
+        False, "Print all settings for --set and PIPELINE.toml with their defaults, and exit."
+    ),
+    until: StageName | None = setting(None, "Last stage to run. [all]"),
+    retrain: Literal["vqvae", "prior", "all"] | None = setting(
+        None, "Network to train again if its settings or data have changed; the old run is kept."
+    ),
+    refine: Literal["vqvae", "prior"] | None = setting(
+        None,
+        "Network to train further if its settings or data have changed: a new run that starts from its weights. The "
+        "old run is used until the new one is finished, and kept. A refined tokenizer makes other codes, so the prior "
+        "is then trained again.",
+    ),
+    max_seconds: float | None = MAX_SECONDS,
+    cache: Cache = CACHE,
+    track: tuple[Tracker, ...] = TRACK,
+    dry_run: bool = setting(False, "Print for each stage what would be done and why; write nothing."),
+    runner_options: DecodingOptions,
+    device: str = DEVICE,
+    as_json: bool = JSON,
 ) -> None:
     """Run all stages, from videos to a trained model, samples and a report. Finished, unchanged stages are skipped.
 
@@ -92,10 +63,16 @@ def command(
 
     Example: lvt run --videos my_videos --work-dir work --preset tiny
     """
+    if list_settings:
+        _print_settings()
+        return
+    runner = runner_options.start()
     if file is None and work_dir is None:
         raise click.UsageError("give a pipeline file, or --videos and --work-dir")
-    if options.refine in options.retrained:
-        raise click.UsageError(f"--refine {options.refine} and --retrain {options.retrain} exclude each other")
+    retrained = ("vqvae", "prior") if retrain == "all" else (retrain,)
+    if refine is not None and refine in retrained:
+        raise click.UsageError(f"--refine {refine} and --retrain {retrain} exclude each other")
+    from lvt_pipeline.pipeline.options import Making
     from lvt_pipeline.pipeline.running import Pipeline
     from lvt_pipeline.workspace.settings import load_settings
 
@@ -105,7 +82,18 @@ def command(
         file=file, videos=videos, media=media, work_dir=work_dir, preset=preset, overrides=overrides
     )
     console = Console()
-    making = _making(options, settings, device, workers, runner, console)
+    making = Making(
+        device=device,
+        num_workers=runner_options.workers,
+        runner=runner,
+        max_failures=settings.max_failures,
+        cache=cache,
+        track=track,
+        deadline=None if max_seconds is None else time.monotonic() + max_seconds,
+        retrain=frozenset(role for role in retrained if role is not None),
+        refine=frozenset((refine,) if refine else ()),
+        progress=console,
+    )
     if dry_run:
         plan = Pipeline(settings, making).plan()
         echo_facts({"stages": list(map(asdict, plan))}, as_json, "\n".join(map(str, plan)))
@@ -114,20 +102,9 @@ def command(
     echo_facts(facts, as_json, closing_lines(facts))
 
 
-def _making(
-    options: RunOptions, settings: PipelineSettings, device: str, workers: int | None, runner: Runner, console: Console
-) -> Making:
-    from lvt_pipeline.pipeline.options import Making
+def _print_settings() -> None:
+    from lvt_pipeline.workspace.settings import PipelineSettings
 
-    return Making(
-        device=device,
-        num_workers=workers,
-        runner=runner,
-        max_failures=settings.max_failures,
-        cache=options.cache,
-        track=options.track,
-        deadline=None if options.max_seconds is None else time.monotonic() + options.max_seconds,
-        retrain=options.retrained,
-        refine=frozenset((options.refine,) if options.refine else ()),
-        progress=console,
-    )
+    formatter = click.get_current_context().make_formatter()
+    formatter.write_dl(setting_rows(PipelineSettings))
+    click.echo(formatter.getvalue().rstrip())

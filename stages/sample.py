@@ -4,54 +4,34 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
-from lvt_pipeline.jobs.runner import Runner
 from lvt_pipeline.jobs.settings import SampleSettings
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.settings import required_setting, setting
 from lvt_pipeline.storage import Place
+from stages.command import stage_command
 from stages.console import Console, echo_record
-from stages.options import (
-    at_option,
-    device_option,
-    json_option,
-    out_option,
-    overwrite_option,
-    settings_options,
-    stage_command,
-)
-from stages.running import runner_options
-from stages.values import PATH, STORE, Whole
+from stages.options import AT, DEVICE, JSON, OVERWRITE
+from stages.running import RunnerOptions
 
 
 @stage_command("sample")
-@click.option("--prior", type=PATH, required=True, help="Run directory from `lvt train-prior`.")
-@click.option("--codes", type=STORE, required=True, help="Code store whose clips provide the priming frames.")
-@out_option("Code store of samples to create or resume, such as samples.zarr.", kind=STORE)
-@settings_options(SampleSettings)
-@click.option("--batch-size", type=Whole(1), default=8, show_default=True, help="Number of clips per pass.")
-@click.option(
-    "--lookahead",
-    type=Whole(1),
-    help="Speculative decoding: pixels of a clip per pass. It does not change the samples.  [default: by --batch-size]",
-)
-@at_option
-@device_option
-@runner_options()
-@overwrite_option
-@json_option
 def command(
-    prior: Path,
-    codes: Place,
-    out: Place,
+    *,
+    prior: Path = required_setting("Run directory from `lvt train-prior`."),
+    codes: Place = required_setting("Code store whose clips provide the priming frames."),
+    out: Place = required_setting("Code store of samples to create or resume, such as samples.zarr."),
     settings: SampleSettings,
-    batch_size: int,
-    lookahead: int | None,
-    at: int | None,
-    device: str,
-    runner: Runner,
-    overwrite: bool,
-    as_json: bool,
+    batch_size: int = setting(8, "Number of clips per pass.", at_least=1),
+    lookahead: int | None = setting(
+        None,
+        "Speculative decoding: pixels of a clip per pass. It does not change the samples.  [default: by --batch-size]",
+        at_least=1,
+    ),
+    at: int | None = AT,
+    device: str = DEVICE,
+    runner_options: RunnerOptions,
+    overwrite: bool = OVERWRITE,
+    as_json: bool = JSON,
 ) -> None:
     """Sample continuations of real clips in code space (paper, section 3.2).
 
@@ -69,7 +49,7 @@ def command(
         generation=at,
         device=device,
         overwrite=overwrite,
-        runner=runner,
+        runner=runner_options.start(),
         progress=Console(),
     )
     echo_record(record, as_json, count_of(record.counts["clips"], "sample"), out)

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
 from lvt_pipeline.progress import count_of
 from lvt_pipeline.report.settings import ShowSettings
+from lvt_pipeline.settings import setting
 from lvt_pipeline.storage import Place
+from stages.command import stage_command
 from stages.console import echo_facts
-from stages.options import at_option, device_option, json_option, out_option, settings_options, stage_command
-from stages.values import PATH, STORE
+from stages.options import AT, DEVICE, JSON
 
 
 @stage_command("show")
-@click.argument("source", type=STORE)
-@out_option("Picture to write: .png is a contact sheet; .mp4 and .gif play.", required=False, default="show.png")
-@settings_options(ShowSettings)
-@click.option(
-    "--vqvae", type=PATH, show_default="colours", help="VQ-VAE run. Codes are shown as the pictures it decodes."
-)
-@at_option
-@device_option
-@json_option
 def command(
-    source: Place, out: Path, settings: ShowSettings, vqvae: Path | None, at: int | None, device: str, as_json: bool
+    source: Place,
+    *,
+    out: Path = setting(Path("show.png"), "Picture to write: .png is a contact sheet; .mp4 and .gif play."),
+    settings: ShowSettings,
+    vqvae: Path | None = setting(None, "VQ-VAE run. Codes are shown as the pictures it decodes.", unset="colours"),
+    at: int | None = AT,
+    device: str = DEVICE,
+    as_json: bool = JSON,
 ) -> None:
     """Show clips of SOURCE: a frame folder, or a code store of clips or samples.
 

@@ -6,13 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from lvt_pipeline.progress import format_seconds
+from lvt_pipeline.settings import required_setting
+from stages.command import stage_command
 from stages.console import echo_facts
-from stages.options import json_option, stage_command
+from stages.options import JSON
 from stages.pipeline import count_list
-from stages.values import PATH
 
 if TYPE_CHECKING:
     from lvt_pipeline.runs.live import LiveRun
@@ -21,9 +20,7 @@ MARKS = {"done": "done", "stale": "STALE", "unfinished": "unfinished", "missing"
 
 
 @stage_command("status")
-@click.argument("path", type=PATH, metavar="WORK_DIR|RUN")
-@json_option
-def command(path: Path, as_json: bool) -> None:
+def command(path: Path = required_setting(example="WORK_DIR|RUN"), *, as_json: bool = JSON) -> None:
     """Print a line per stage of a work directory: its contents, or why the next `lvt run` will make it again.
 
     For a run directory, print the progress of its training, also while it is running.

@@ -2,53 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import click
 
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.settings import setting
 from lvt_pipeline.storage import Place
 from lvt_pipeline.training.settings import PriorRunSettings
+from stages.command import stage_command
 from stages.console import Console, echo_facts, echo_record
-from stages.options import at_option, stage_command
-from stages.training import TrainingOptions, dry_run_line, training_options
-from stages.values import STORE, Real, ValueList
+from stages.options import AT, CACHE, JSON, Cache
+from stages.training import DEFAULT_PRESET, TrainingOptions, dry_run_line
 
-if TYPE_CHECKING:
-    from lvt_pipeline.codes.loading.cache import Cache
+
+@dataclass(frozen=True, kw_only=True)
+class PriorOptions(TrainingOptions):
+    """The options of this training."""
+
+    preset: str | None = setting(
+        None, "Preset: settings that come with lvt (lvt_pipeline/presets/prior).", unset=DEFAULT_PRESET
+    )
 
 
 @stage_command("train-prior", settings_home=("lvt_pipeline.training.settings", "PriorRunSettings"), lists_settings=True)
-@click.option(
-    "--codes",
-    type=STORE,
-    multiple=True,
-    help="Code store from `lvt encode-dataset`; several are mixed. Not needed with --dry-run.",
-)
-@click.option(
-    "--mix",
-    type=ValueList(Real(0, min_open=True)),
-    metavar="A,B,...",
-    help="Weights of several code stores, such as 0.7,0.3. Same as --set training.mix=[A,B].",
-)
-@click.option(
-    "--cache",
-    type=click.Choice(["auto", "ram", "mmap", "stream"]),
-    default="auto",
-    show_default=True,
-    help="Place of the codes while training: memory, a memory-mapped file next to the store, or the store itself, "
-    "read shard by shard.",
-)
-@at_option
-@training_options(PriorRunSettings, "prior")
 def command(
-    codes: tuple[Place, ...],
-    mix: tuple[float, ...] | None,
-    cache: Cache,
-    at: int | None,
-    options: TrainingOptions[PriorRunSettings],
-    as_json: bool,
+    *,
+    codes: tuple[Place, ...] = setting(
+        (), "Code store from `lvt encode-dataset`; several are mixed. Not needed with --dry-run."
+    ),
+    mix: tuple[float, ...] | None = setting(
+        None,
+        "Weights of several code stores, such as 0.7,0.3. Same as --set training.mix=[A,B].",
+        above=0,
+        example="A,B,...",
+    ),
+    cache: Cache = CACHE,
+    at: int | None = AT,
+    options: PriorOptions,
+    as_json: bool = JSON,
 ) -> None:
     """Train the latent video generator (paper, section 3.2). It opens no video, no pixels and no tokenizer.
 
@@ -56,7 +48,7 @@ def command(
     """
     from lvt_pipeline.training.prior import dry_run_prior, train_prior
 
-    settings = options.settings
+    settings = options.load(PriorRunSettings, "prior")
     if mix is not None:
         settings = replace(settings, training=replace(settings.training, mix=mix))
     if options.dry_run:

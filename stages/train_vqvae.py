@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import click
 
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.settings import setting
 from lvt_pipeline.storage import Place
 from lvt_pipeline.training.settings import VQVAERunSettings
+from stages.command import stage_command
 from stages.console import Console, echo_facts, echo_record
-from stages.options import stage_command
-from stages.training import TrainingOptions, dry_run_line, training_options
-from stages.values import STORE
+from stages.options import JSON
+from stages.training import DEFAULT_PRESET, TrainingOptions, dry_run_line
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAEOptions(TrainingOptions):
+    """The options of this training."""
+
+    preset: str | None = setting(
+        None, "Preset: settings that come with lvt (lvt_pipeline/presets/vqvae).", unset=DEFAULT_PRESET
+    )
 
 
 @stage_command("train-vqvae", settings_home=("lvt_pipeline.training.settings", "VQVAERunSettings"), lists_settings=True)
-@click.option("--frames", type=STORE, help="Frame folder from `lvt ingest`. Not needed with --dry-run.")
-@click.option(
-    "--freeze",
-    type=click.Choice(["encoder"]),
-    help="With --init-from: keep encoder and codebooks and train the decoder alone, so that all codes stay valid. Same "
-    "as --set training.freeze=encoder.",
-)
-@training_options(VQVAERunSettings, "vqvae")
 def command(
-    frames: Place | None, freeze: Literal["encoder"] | None, options: TrainingOptions[VQVAERunSettings], as_json: bool
+    *,
+    frames: Place | None = setting(None, "Frame folder from `lvt ingest`. Not needed with --dry-run."),
+    freeze: Literal["encoder"] | None = setting(
+        None,
+        "With --init-from: keep encoder and codebooks and train the decoder alone, so that all codes stay valid. Same "
+        "as --set training.freeze=encoder.",
+    ),
+    options: VQVAEOptions,
+    as_json: bool = JSON,
 ) -> None:
     """Train the frame VQ-VAE (paper, section 3.1). Run the same command again to resume.
 
@@ -34,7 +44,7 @@ def command(
     """
     from lvt_pipeline.training.vqvae import dry_run_vqvae, train_vqvae
 
-    settings = options.settings
+    settings = options.load(VQVAERunSettings, "vqvae")
     if freeze is not None:
         settings = replace(settings, training=replace(settings.training, freeze=freeze))
     if options.dry_run:

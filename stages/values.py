@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -97,17 +97,24 @@ class ValueList(ParamType):
         return numbers
 
 
-class Share(ParamType):
+class Share(NamedTuple):
+    """One part of several: the number of the part, from 1, and of all parts."""
+
+    number: int
+    of: int
+
+
+class ShareType(ParamType):
     """One part of several, such as 3/8."""
 
     name = "share"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number of the part, from 1, and of all parts."""
+        """The part as `Share`."""
         number, slash, count = str(value).partition("/")
         if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count) <= 1_000_000):
             self.fail(f"{shown(str(value))} is not a part such as 1/8, 2/8, ... or 8/8", param, ctx)
-        return int(number), int(count)
+        return Share(int(number), int(count))
 
 
 def _short(value: Any) -> Any:
@@ -115,7 +122,6 @@ def _short(value: Any) -> Any:
     return shown(value) if isinstance(value, str) and len(value) > 400 else value
 
 
-PATH = PathType()
 STORE = PathType(takes_urls=True)
 TEXT = TextType()
-SHARE = Share()
+TYPES: dict[type[Any], ParamType] = {Path: PathType(), str: TEXT, Share: ShareType()}

@@ -12,43 +12,35 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lvt_pipeline.progress import count_of, format_seconds
+from lvt_pipeline.settings import setting
 from lvt_pipeline.storage import Place, require_local
+from stages.command import stage_command
 from stages.console import Console, echo_facts
-from stages.options import at_option, device_option, json_option, stage_command, workers_option
-from stages.values import PATH, STORE, Whole
+from stages.options import AT, DEVICE, JSON, WORKERS
 
 if TYPE_CHECKING:
     from lvt_pipeline.evaluation.recheck_codes import DecodeReport
 
 
 @stage_command("verify")
-@click.argument("store", type=STORE)
-@click.option("--decode", "num_clips", type=Whole(1), help="Number of random clips to encode and decode again.")
-@click.option("--vqvae", type=PATH, help="VQ-VAE run that made the codes; for --decode.")
-@click.option("--frames", type=STORE, help="Frame folder that was encoded; for --decode.")
-@click.option(
-    "--repair",
-    is_flag=True,
-    help="Repair. Code store: rebuild damaged metadata from its other files first. Frames: make damaged shards again.",
-)
-@click.option("--manifest", type=PATH, help="Manifest that the frames were made from; to repair frames.")
-@workers_option
-@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Random seed of the choice of clips.")
-@at_option
-@device_option
-@json_option
 def command(
     store: Place,
-    num_clips: int | None,
-    vqvae: Path | None,
-    frames: Place | None,
-    repair: bool,
-    manifest: Path | None,
-    workers: int | None,
-    seed: int,
-    at: int | None,
-    device: str,
-    as_json: bool,
+    *,
+    num_clips: int | None = setting(
+        None, "Number of random clips to encode and decode again.", at_least=1, option="--decode"
+    ),
+    vqvae: Path | None = setting(None, "VQ-VAE run that made the codes; for --decode."),
+    frames: Place | None = setting(None, "Frame folder that was encoded; for --decode."),
+    repair: bool = setting(
+        False,
+        "Repair. Code store: rebuild damaged metadata from its other files first. Frames: make damaged shards again.",
+    ),
+    manifest: Path | None = setting(None, "Manifest that the frames were made from; to repair frames."),
+    workers: int | None = WORKERS,
+    seed: int = setting(0, "Random seed of the choice of clips.", at_least=0),
+    at: int | None = AT,
+    device: str = DEVICE,
+    as_json: bool = JSON,
 ) -> None:
     """Compare every file of a code store with its checksum, its clip tables with the array, and its codes with K.
 

@@ -6,25 +6,24 @@ from pathlib import Path
 
 import click
 
+from lvt_pipeline.settings import setting
 from lvt_pipeline.storage import Place, require_local
+from stages.command import stage_command
 from stages.console import echo_facts
-from stages.options import at_option, json_option, stage_command
-from stages.values import PATH, STORE, TEXT
+from stages.options import AT, JSON
 
 
 @stage_command("why")
-@click.argument("path", type=STORE)
-@click.argument("clip", type=TEXT, required=False)
-@click.option(
-    "--frames", type=STORE, show_default="those of the work directory", help="With CLIP: frame folder to compare with."
-)
-@click.option(
-    "--vqvae", type=PATH, show_default="that of the work directory", help="With CLIP: VQ-VAE run to compare with."
-)
-@at_option
-@json_option
 def command(
-    path: Place, clip: str | None, frames: Place | None, vqvae: Path | None, at: int | None, as_json: bool
+    path: Place,
+    clip: str | None = None,
+    *,
+    frames: Place | None = setting(
+        None, "With CLIP: frame folder to compare with.", unset="those of the work directory"
+    ),
+    vqvae: Path | None = setting(None, "With CLIP: VQ-VAE run to compare with.", unset="that of the work directory"),
+    at: int | None = AT,
+    as_json: bool = JSON,
 ) -> None:
     """Compare an artefact of a work directory with what the current videos and settings would make.
 

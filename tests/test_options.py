@@ -14,7 +14,7 @@ import pytest
 from lvt_pipeline import cli
 from lvt_pipeline.errors import ConfigError
 from lvt_pipeline.settings import Settings, setting
-from stages.options import Command, Option, settings_options, stage_command
+from stages.command import Command, Option, stage_command
 
 Lvt = Callable[..., tuple[int, str, str]]
 
@@ -167,8 +167,7 @@ class Outer(Settings):
 
 
 @stage_command("try")
-@settings_options(Outer)
-def try_command(settings: Outer) -> Outer:
+def try_command(*, settings: Outer) -> Outer:
     return settings
 
 

@@ -11,7 +11,11 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+StageName = Literal[
+    "manifest", "ingest", "train-vqvae", "encode-dataset", "train-prior", "sample", "decode", "evaluate", "report"
+]
 SETTINGS_NAME = "pipeline.toml"
 REPORT_VERSION = 3  # 2: tabs, single clips, all that lvt evaluate measures; 3: charts of the one plotting engine
 FRAMES_MEMORY = Path(".lvt") / "frames"  # the record of the frames, which outlives them
@@ -36,7 +40,7 @@ class Artefact:
     role: str
     path: str
     title: str
-    stage: str
+    stage: StageName
     tab: str
     inputs: Mapping[str, str] = field(default_factory=dict)
     command: str
