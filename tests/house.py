@@ -250,7 +250,7 @@ def numbers() -> Numbers:
         functions=len(lengths),
         median_lines=median(lengths),
         ninetieth_percentile=quantiles(lengths, n=10)[-1],
-        over_40=sum(item.lines > 40 for item in functions()),
+        over_40=sum(item.lines > 40 and not item.is_signature for item in functions()),
         over_60=sum(item.lines > 60 and not item.is_signature for item in functions()),
         mean_arguments=mean(item.num_arguments for item in functions()),
         documented=sum(documented) / len(documented),
