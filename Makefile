@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+TEST_PROCESSES ?= 2
 
 .PHONY: demo test lint format types bench versions clean help
 
@@ -15,7 +16,7 @@ demo: $(VENV)/ready
 	$(BIN)/lvt demo -o $(DEMO)
 
 test: lint types
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 # make lint: style only
 lint: $(VENV)/ready-dev

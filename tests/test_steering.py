@@ -86,8 +86,8 @@ def codes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prior(codes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prior that has learned what actions do."""
     out = tmp_path_factory.mktemp("runs") / "prior"
-    every = dict.fromkeys(("max_steps", "log_every", "eval_every", "picture_every", "checkpoint_every"), 300)
-    train_prior(codes, out, settings_of(ACTING, **every, batch_size=16, learning_rate=0.01), device="cpu")
+    every = dict.fromkeys(("max_steps", "log_every", "eval_every", "picture_every", "checkpoint_every"), 500)
+    train_prior(codes, out, settings_of(ACTING, **every, batch_size=16, learning_rate=0.004), device="cpu")
     return out
 
 
