@@ -13,138 +13,76 @@ Names load on first use, so importing the package is instant.
 
 from __future__ import annotations
 
+import ast
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvt_pipeline.provenance import lvt_version
 
-if TYPE_CHECKING:
-    from lvt_pipeline.codes.loading.windows import CodeWindows
-    from lvt_pipeline.codes.store import CodeStore, open_codes
-    from lvt_pipeline.codes.verify import verify_store
-    from lvt_pipeline.errors import LVTError
-    from lvt_pipeline.evaluation.compare import compare
-    from lvt_pipeline.evaluation.evaluate import evaluate
-    from lvt_pipeline.evaluation.settings import EvaluateSettings
-    from lvt_pipeline.frames.shards import FrameShards
-    from lvt_pipeline.jobs.continue_video import continue_video
-    from lvt_pipeline.jobs.decode import decode_store
-    from lvt_pipeline.jobs.encode import encode_dataset
-    from lvt_pipeline.jobs.export import export_codes
-    from lvt_pipeline.jobs.import_codes import import_codes
-    from lvt_pipeline.jobs.ingest.ingest import ingest
-    from lvt_pipeline.jobs.ingest.settings import IngestSettings
-    from lvt_pipeline.jobs.sample import sample_clips
-    from lvt_pipeline.jobs.settings import (
-        DecodeSettings,
-        EncodeSettings,
-        ExportSettings,
-        ImportSettings,
-        SampleSettings,
-    )
-    from lvt_pipeline.manifest.manifest import build_manifest, read_manifest
-    from lvt_pipeline.manifest.settings import ManifestSettings
-    from lvt_pipeline.models.prior.config import PriorConfig, PriorModelSettings
-    from lvt_pipeline.models.prior.model import Prior
-    from lvt_pipeline.models.vqvae.config import VQVAEConfig
-    from lvt_pipeline.models.vqvae.model import VQVAE
-    from lvt_pipeline.report.page import write_report
-    from lvt_pipeline.runs.read import load_prior, load_vqvae
-    from lvt_pipeline.training.prior import train_prior
-    from lvt_pipeline.training.settings import PriorRunSettings, PriorTraining, VQVAERunSettings, VQVAETraining
-    from lvt_pipeline.training.vqvae import train_vqvae
-    from lvt_pipeline.video.decode import read_video
-    from lvt_pipeline.video.settings import GeometrySettings
-    from lvt_pipeline.video.write import write_video
+if TYPE_CHECKING:  # every public name; at run time its module is loaded on first use
+    from lvt_pipeline.codes.loading.windows import CodeWindows as CodeWindows
+    from lvt_pipeline.codes.store import CodeStore as CodeStore
+    from lvt_pipeline.codes.store import open_codes as open_codes
+    from lvt_pipeline.codes.verify import verify_store as verify_store
+    from lvt_pipeline.errors import LVTError as LVTError
+    from lvt_pipeline.evaluation.compare import compare as compare
+    from lvt_pipeline.evaluation.evaluate import evaluate as evaluate
+    from lvt_pipeline.evaluation.settings import EvaluateSettings as EvaluateSettings
+    from lvt_pipeline.frames.shards import FrameShards as FrameShards
+    from lvt_pipeline.jobs.continue_video import continue_video as continue_video
+    from lvt_pipeline.jobs.decode import decode_store as decode_store
+    from lvt_pipeline.jobs.encode import encode_dataset as encode_dataset
+    from lvt_pipeline.jobs.export import export_codes as export_codes
+    from lvt_pipeline.jobs.import_codes import import_codes as import_codes
+    from lvt_pipeline.jobs.ingest.ingest import ingest as ingest
+    from lvt_pipeline.jobs.ingest.settings import IngestSettings as IngestSettings
+    from lvt_pipeline.jobs.sample import sample_clips as sample_clips
+    from lvt_pipeline.jobs.settings import DecodeSettings as DecodeSettings
+    from lvt_pipeline.jobs.settings import EncodeSettings as EncodeSettings
+    from lvt_pipeline.jobs.settings import ExportSettings as ExportSettings
+    from lvt_pipeline.jobs.settings import ImportSettings as ImportSettings
+    from lvt_pipeline.jobs.settings import SampleSettings as SampleSettings
+    from lvt_pipeline.manifest.manifest import build_manifest as build_manifest
+    from lvt_pipeline.manifest.manifest import read_manifest as read_manifest
+    from lvt_pipeline.manifest.settings import ManifestSettings as ManifestSettings
+    from lvt_pipeline.models.prior.config import PriorConfig as PriorConfig
+    from lvt_pipeline.models.prior.config import PriorModelSettings as PriorModelSettings
+    from lvt_pipeline.models.prior.model import Prior as Prior
+    from lvt_pipeline.models.vqvae.config import VQVAEConfig as VQVAEConfig
+    from lvt_pipeline.models.vqvae.model import VQVAE as VQVAE
+    from lvt_pipeline.report.page import write_report as write_report
+    from lvt_pipeline.runs.read import load_prior as load_prior
+    from lvt_pipeline.runs.read import load_vqvae as load_vqvae
+    from lvt_pipeline.training.prior import train_prior as train_prior
+    from lvt_pipeline.training.settings import PriorRunSettings as PriorRunSettings
+    from lvt_pipeline.training.settings import PriorTraining as PriorTraining
+    from lvt_pipeline.training.settings import VQVAERunSettings as VQVAERunSettings
+    from lvt_pipeline.training.settings import VQVAETraining as VQVAETraining
+    from lvt_pipeline.training.vqvae import train_vqvae as train_vqvae
+    from lvt_pipeline.video.decode import read_video as read_video
+    from lvt_pipeline.video.settings import GeometrySettings as GeometrySettings
+    from lvt_pipeline.video.write import write_video as write_video
 
-# Module -> the public names it defines. A test compares them with the imports above and with docs/python.md.
-_HOMES = {
-    "codes.loading.windows": ("CodeWindows",),
-    "codes.store": ("CodeStore", "open_codes"),
-    "codes.verify": ("verify_store",),
-    "errors": ("LVTError",),
-    "evaluation.compare": ("compare",),
-    "evaluation.evaluate": ("evaluate",),
-    "evaluation.settings": ("EvaluateSettings",),
-    "frames.shards": ("FrameShards",),
-    "jobs.continue_video": ("continue_video",),
-    "jobs.decode": ("decode_store",),
-    "jobs.encode": ("encode_dataset",),
-    "jobs.export": ("export_codes",),
-    "jobs.import_codes": ("import_codes",),
-    "jobs.ingest.ingest": ("ingest",),
-    "jobs.ingest.settings": ("IngestSettings",),
-    "jobs.sample": ("sample_clips",),
-    "jobs.settings": ("DecodeSettings", "EncodeSettings", "ExportSettings", "ImportSettings", "SampleSettings"),
-    "manifest.manifest": ("build_manifest", "read_manifest"),
-    "manifest.settings": ("ManifestSettings",),
-    "models.prior.config": ("PriorConfig", "PriorModelSettings"),
-    "models.prior.model": ("Prior",),
-    "models.vqvae.config": ("VQVAEConfig",),
-    "models.vqvae.model": ("VQVAE",),
-    "report.page": ("write_report",),
-    "runs.read": ("load_prior", "load_vqvae"),
-    "training.prior": ("train_prior",),
-    "training.settings": ("PriorRunSettings", "PriorTraining", "VQVAERunSettings", "VQVAETraining"),
-    "training.vqvae": ("train_vqvae",),
-    "video.decode": ("read_video",),
-    "video.write": ("write_video",),
-    "video.settings": ("GeometrySettings",),
-}
-_MODULES = {name: module for module, names in _HOMES.items() for name in names}
-
-__all__ = [
-    "VQVAE",
-    "CodeStore",
-    "CodeWindows",
-    "DecodeSettings",
-    "EncodeSettings",
-    "EvaluateSettings",
-    "ExportSettings",
-    "FrameShards",
-    "GeometrySettings",
-    "ImportSettings",
-    "IngestSettings",
-    "LVTError",
-    "ManifestSettings",
-    "Prior",
-    "PriorConfig",
-    "PriorModelSettings",
-    "PriorRunSettings",
-    "PriorTraining",
-    "SampleSettings",
-    "VQVAEConfig",
-    "VQVAERunSettings",
-    "VQVAETraining",
-    "build_manifest",
-    "compare",
-    "continue_video",
-    "decode_store",
-    "encode_dataset",
-    "evaluate",
-    "export_codes",
-    "import_codes",
-    "ingest",
-    "load_prior",
-    "load_vqvae",
-    "open_codes",
-    "read_manifest",
-    "read_video",
-    "sample_clips",
-    "train_prior",
-    "train_vqvae",
-    "verify_store",
-    "write_report",
-    "write_video",
-]
 __version__ = lvt_version()
 
 
+@cache
+def _modules() -> dict[str, str]:
+    """The module of every public name, read from the imports above."""
+    block = next(node for node in ast.parse(Path(__file__).read_text()).body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name == "__all__":
+        return sorted(_modules())
+    if name not in _modules():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(import_module(_modules()[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_modules()})

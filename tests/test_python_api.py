@@ -23,16 +23,13 @@ def imports_for_type_checkers() -> dict[str, str]:
     tree = ast.parse((REPOSITORY / "lvt_pipeline" / "__init__.py").read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))
     return {
-        alias.name: (node.module or "").removeprefix("lvt_pipeline.")
-        for node in block.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
+        alias.name: str(node.module) for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
 
 
 def test_public_names_load_where_type_checkers_look_for_them() -> None:
-    assert imports_for_type_checkers() == lvt._MODULES
-    assert sorted(lvt.__all__) == sorted(lvt._MODULES)
+    assert imports_for_type_checkers() == lvt._modules()
+    assert sorted(lvt.__all__) == sorted(lvt._modules())
     for name in lvt.__all__:
         assert getattr(lvt, name).__module__.startswith("lvt_pipeline."), name
 

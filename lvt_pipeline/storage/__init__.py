@@ -6,73 +6,41 @@ storage, of which there are two: `posix` and `objects`.
 
 from __future__ import annotations
 
-from lvt_pipeline.storage.files import (
-    TEMPORARY_SUFFIX,
-    atomic_directory,
-    atomic_writer,
-    create_bytes,
-    describe_os_error,
-    exclusive_lock,
-    is_locked,
-    remove_leftovers,
-    sync_directory,
-    write_bytes,
-    write_json,
-)
-from lvt_pipeline.storage.names import clip_file, has_line_break, printable, shortened_name
+from lvt_pipeline.storage.files import TEMPORARY_SUFFIX as TEMPORARY_SUFFIX
+from lvt_pipeline.storage.files import atomic_directory as atomic_directory
+from lvt_pipeline.storage.files import atomic_writer as atomic_writer
+from lvt_pipeline.storage.files import create_bytes as create_bytes
+from lvt_pipeline.storage.files import describe_os_error as describe_os_error
+from lvt_pipeline.storage.files import exclusive_lock as exclusive_lock
+from lvt_pipeline.storage.files import is_locked as is_locked
+from lvt_pipeline.storage.files import remove_leftovers as remove_leftovers
+from lvt_pipeline.storage.files import sync_directory as sync_directory
+from lvt_pipeline.storage.files import write_bytes as write_bytes
+from lvt_pipeline.storage.files import write_json as write_json
+from lvt_pipeline.storage.names import clip_file as clip_file
+from lvt_pipeline.storage.names import has_line_break as has_line_break
+from lvt_pipeline.storage.names import printable as printable
+from lvt_pipeline.storage.names import shortened_name as shortened_name
 from lvt_pipeline.storage.objects import ObjectStorage
-from lvt_pipeline.storage.places import Place, StoreURL, as_place, cache_of, require_local
+from lvt_pipeline.storage.places import Place as Place
+from lvt_pipeline.storage.places import StoreURL as StoreURL
+from lvt_pipeline.storage.places import as_place as as_place
+from lvt_pipeline.storage.places import cache_of as cache_of
+from lvt_pipeline.storage.places import require_local as require_local
 from lvt_pipeline.storage.posix import PosixStorage
-from lvt_pipeline.storage.protocol import Entry, Storage, Stored
-from lvt_pipeline.storage.texts import (
-    decode_text,
-    json_log,
-    numbered_lines,
-    open_regular,
-    parse_json,
-    parse_json_lines,
-    read_json,
-    read_json_lines,
-    read_text,
-    read_toml,
-)
-
-__all__ = [
-    "TEMPORARY_SUFFIX",
-    "Entry",
-    "Place",
-    "Storage",
-    "StoreURL",
-    "Stored",
-    "as_place",
-    "atomic_directory",
-    "atomic_writer",
-    "cache_of",
-    "clip_file",
-    "create_bytes",
-    "decode_text",
-    "describe_os_error",
-    "exclusive_lock",
-    "has_line_break",
-    "is_locked",
-    "json_log",
-    "numbered_lines",
-    "open_regular",
-    "open_storage",
-    "parse_json",
-    "parse_json_lines",
-    "printable",
-    "read_json",
-    "read_json_lines",
-    "read_text",
-    "read_toml",
-    "remove_leftovers",
-    "require_local",
-    "shortened_name",
-    "sync_directory",
-    "write_bytes",
-    "write_json",
-]
+from lvt_pipeline.storage.protocol import Entry as Entry
+from lvt_pipeline.storage.protocol import Storage as Storage
+from lvt_pipeline.storage.protocol import Stored as Stored
+from lvt_pipeline.storage.texts import decode_text as decode_text
+from lvt_pipeline.storage.texts import json_log as json_log
+from lvt_pipeline.storage.texts import numbered_lines as numbered_lines
+from lvt_pipeline.storage.texts import open_regular as open_regular
+from lvt_pipeline.storage.texts import parse_json as parse_json
+from lvt_pipeline.storage.texts import parse_json_lines as parse_json_lines
+from lvt_pipeline.storage.texts import read_json as read_json
+from lvt_pipeline.storage.texts import read_json_lines as read_json_lines
+from lvt_pipeline.storage.texts import read_text as read_text
+from lvt_pipeline.storage.texts import read_toml as read_toml
 
 
 def open_storage(place: Place | str, staging: str = "") -> Storage:
