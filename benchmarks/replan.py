@@ -23,7 +23,7 @@ from lvt_pipeline.frames.records import (
     FrameClip,
     FrameSample,
     content_fingerprint,
-    receipt_path,
+    receipt_name,
     shard_name,
 )
 from lvt_pipeline.frames.writer import output_sizes, write_failures, write_frames
@@ -167,7 +167,7 @@ def _pretend_frames(root: Path) -> list[FrameClip]:
         unsaid = ("shard", "arrays", "part")  # what receipts leave out for such clips
         entries = [{key: value for key, value in asdict(clip).items() if key not in unsaid} for clip in members]
         about = {"format": FORMAT_VERSION, "shard": name, "digest": "", "size": size}
-        write_json(receipt_path(root / name), {**about, "clips": entries, "failures": []})
+        write_json(root / receipt_name(name), {**about, "clips": entries, "failures": []})
         clips += members
         shards.append(name)
     write_failures(root, [])

@@ -18,7 +18,7 @@ which builds the record, and nothing else of this module.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +36,9 @@ from lvt_pipeline.provenance import (
     finished_record,
     missing_outputs,
     now,
-    record_path,
     write_record,
 )
-from lvt_pipeline.storage import Place, exclusive_lock, remove_leftovers
+from lvt_pipeline.storage import Place, open_storage
 
 
 class Clock:
@@ -83,6 +82,21 @@ class Job:
         return Recorder(self, settings, inputs, clock)
 
     @contextmanager
+    def own_folder(self, out: Place, is_ours: Callable[[Set[str]], bool]) -> Iterator[StopRequest]:
+        """Own an output folder until the block ends; it is created if missing. In a bucket others may write it too.
+
+        Args:
+            is_ours: whether a folder with these names in it, but no record, is an unfinished output of this stage.
+
+        Raises:
+            ArtefactError: the folder holds something else.
+            BusyError: another process is writing it.
+        """
+        with open_storage(out).exclusive(), stop_requested() as stop:
+            _require_own_folder(out, self, is_ours)
+            yield stop
+
+    @contextmanager
     def open_folder(
         self,
         out: Path,
@@ -90,22 +104,15 @@ class Job:
         inputs: Mapping[str, str],
         *,
         overwrite: bool = False,
-        is_ours: Callable[[Path], bool] = lambda out: False,
+        is_ours: Callable[[Set[str]], bool] = lambda names: False,
         clock: Clock | None = None,
     ) -> Iterator[Work]:
-        """Own an output folder until the block ends; it is created if missing.
+        """`own_folder` for a job whose record shows whether its output is current.
 
         Args:
             overwrite: nothing that exists counts as current.
-            is_ours: whether a folder without a record is an unfinished output of this stage.
-
-        Raises:
-            ArtefactError: the folder holds something else.
-            BusyError: another process is writing it.
         """
-        with exclusive_lock(out), stop_requested() as stop:
-            remove_leftovers(out)
-            _require_own_folder(out, self, is_ours)
+        with self.own_folder(out, is_ours) as stop:
             yield Work(self, settings, inputs, clock, out=out, is_folder=True, stop=stop, overwrite=overwrite)
 
     @contextmanager
@@ -224,12 +231,13 @@ def report_replaced(out: Place, what: str, replaced: int, removed: int, progress
         progress.say(f"{out}: {removed} {what} are removed: they are not asked for any more")
 
 
-def _require_own_folder(out: Path, job: Job, is_ours: Callable[[Path], bool]) -> None:
+def _require_own_folder(out: Place, job: Job, is_ours: Callable[[Set[str]], bool]) -> None:
     """Refuse a folder that holds files of another stage or of another program."""
     require_output_folder(out, job.stage)
-    if finished_record(out) is not None or is_ours(out) or not any(out.iterdir()):
+    names = open_storage(out).members() or set()
+    if finished_record(out) is not None or is_ours(names) or not names:
         return
     found = "holds other things than the output"
-    if record_path(out).exists():
-        found = f"has a {record_path(out).name} that cannot be read, so it cannot be recognised as the output"
+    if RECORD_NAME in names:
+        found = f"has a {RECORD_NAME} that cannot be read, so it cannot be recognised as the output"
     raise ArtefactError(f"{out} {found} of lvt {job.stage}; choose another output folder, or delete this one first")

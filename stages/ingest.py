@@ -11,6 +11,7 @@ from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.progress import count_of, format_seconds
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.settings import required_setting, setting
+from lvt_pipeline.storage import Place
 from stages.command import stage_command
 from stages.console import Console, echo_facts
 from stages.options import JSON, OVERWRITE
@@ -21,7 +22,7 @@ from stages.running import ArrayOptions, DecodingOptions
 def command(
     *,
     manifest: Path = required_setting("Manifest from `lvt manifest build`."),
-    out: Path = required_setting("Folder of frame shards to create, resume or bring up to date."),
+    out: Place = required_setting("Folder of frame shards to create, resume or bring up to date, or its URL."),
     settings: IngestSettings,
     runner_options: DecodingOptions,
     worker_memory: float | None = setting(
@@ -81,7 +82,7 @@ def command(
     echo_facts(record.to_json(), as_json, "\n".join(lines))
 
 
-def summary(record: Provenance, out: Path) -> str:
+def summary(record: Provenance, out: Place) -> str:
     """The result in one line."""
     counts = record.counts
     parts = [count_of(counts["clips"], "clip"), count_of(counts["frames"], "frame")]

@@ -13,7 +13,7 @@ import click
 
 from lvt_pipeline.progress import count_of, format_seconds
 from lvt_pipeline.settings import setting
-from lvt_pipeline.storage import Place, require_local
+from lvt_pipeline.storage import Place
 from stages.command import stage_command
 from stages.console import Console, echo_facts
 from stages.options import AT, DEVICE, JSON, WORKERS
@@ -127,9 +127,7 @@ def _verify_frames(root: Place, manifest: Path | None, workers: int | None, as_j
     if manifest is None:
         report = verify_frames(root, progress=Console())
     else:
-        report = repair_frames(
-            require_local(root, "a frame folder to repair"), manifest, num_workers=workers, progress=Console()
-        )
+        report = repair_frames(root, manifest, num_workers=workers, progress=Console())
     lines = [f"{problem.shard}: {problem.message}" for problem in report.problems]
     read = f"{count_of(report.shards, 'shard')}, {report.num_bytes / 2**20:,.1f} MiB, {count_of(report.clips, 'clip')}"
     if manifest is not None and lines:

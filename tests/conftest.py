@@ -17,6 +17,10 @@ import numpy as np
 import pytest
 
 from lvt_pipeline.cli import run
+from tests.object_stores import bucket as bucket
+from tests.object_stores import moto as moto
+from tests.object_stores import proxy as proxy
+from tests.object_stores import weed as weed
 
 # A shell ignores Ctrl-C in what it starts in the background, and so would the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,7 @@
-"""S3 servers for tests: moto, SeaweedFS, and a proxy in front of one that counts requests and loses answers."""
+"""S3 servers for tests: moto, SeaweedFS, and a proxy in front of one that counts requests and loses answers.
+
+`conftest.py` hands the fixtures `moto`, `weed`, `proxy` and `bucket` to every test.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,57 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from threading import Thread
 from urllib.parse import urlsplit
 
 import pytest
 
-from lvt_pipeline.storage import objects
+from lvt_pipeline.storage import Place, as_place, objects, open_storage
 
 BUCKET = "bucket"
+_numbers = count()
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    """The address of a moto server."""
+    with moto_server() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a SeaweedFS server; without the program the test is skipped."""
+    with weed_server(tmp_path_factory.mktemp("weed")) as address:
+        yield address
+
+
+@pytest.fixture
+def proxy(moto: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
+    """A proxy in front of moto that `s3://` URLs lead to; copies for reading are below `tmp_path`."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with proxy_to(moto) as proxy:
+        connect(proxy.address, monkeypatch)
+        yield proxy
+
+
+@pytest.fixture
+def bucket(proxy: Proxy) -> Place:
+    """The URL of an empty folder behind the proxy."""
+    return as_place(new_url())
+
+
+def new_url() -> str:
+    """The URL of a folder that no other test uses."""
+    return f"s3://{BUCKET}/some/{next(_numbers)}"
+
+
+def files_in(place: Place) -> dict[str, bytes]:
+    """Every file of a folder or of a bucket, by name."""
+    storage = open_storage(place)
+    return {entry.name: storage.read(entry.name).data for entry in storage.list()}  # type: ignore[union-attr]
 
 
 @contextmanager

@@ -99,11 +99,3 @@ def test_foreign_stages_package_is_one_clear_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(stages, "DISTRIBUTION", "somebody-else")
     with pytest.raises(LVTError, match="not part of lvt-pipeline"):
         cli.load_stage("doctor")
-
-
-@pytest.mark.parametrize("option", ["--manifest", "-o"])
-def test_a_url_where_a_local_path_is_needed_is_refused(lvt: Callable[..., tuple[int, str, str]], option: str) -> None:
-    given = {"--manifest": "clips.jsonl", "-o": "frames", option: "s3://bucket/x"}
-    code, _, err = lvt("ingest", *(text for pair in given.items() for text in pair))
-    assert code == 2
-    assert "'s3://bucket/x' is a URL; this must be a local path" in " ".join(err.split())

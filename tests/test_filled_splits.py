@@ -153,11 +153,11 @@ def test_a_crash_while_frames_are_published_does_not_forget_what_was_moved(
     more = [line for line in more if json.loads(line)["id"] not in known]
     (tmp_path / "m.jsonl").write_text("".join(lines + more))
 
-    def crash(out: Path, record: object) -> None:
+    def crash(storage: object, record: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "write_record", crash)
+        patch.setattr(folder, "_commit", crash)
         with pytest.raises(KeyboardInterrupt):
             ingested(tmp_path)
     assert not (tmp_path / "frames" / "provenance.json").exists()

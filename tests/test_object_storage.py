@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -15,21 +15,7 @@ import pytest
 
 from lvt_pipeline.errors import LVTError
 from lvt_pipeline.storage import PosixStorage, Storage, StoreURL, as_place, objects, open_storage
-from tests.object_stores import BUCKET, connect, moto_server, proxy_to, weed_server
-
-_numbers = count()
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    with moto_server() as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with weed_server(tmp_path_factory.mktemp("weed")) as address:
-        yield address
+from tests.object_stores import connect, new_url, proxy_to
 
 
 @pytest.fixture
@@ -39,10 +25,6 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         return open_storage(tmp_path / "data", "staging")
     connect(request.getfixturevalue(request.param), monkeypatch)
     return open_storage(new_url())
-
-
-def new_url() -> str:
-    return f"s3://{BUCKET}/some/{next(_numbers)}"
 
 
 EVERYWHERE = pytest.mark.parametrize("storage", ["disk", "moto", "weed"], indirect=True)

@@ -25,7 +25,7 @@ from lvt_pipeline.codes.upkeep.repair import repair_store
 from lvt_pipeline.codes.verify import verify_store
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import BusyError, StoreError
-from lvt_pipeline.storage import create_bytes
+from lvt_pipeline.storage.files import create_bytes
 from tests.toy_codes import FIVE, SCHEMA, codes_of, files_of, planned, record, shards_of, write
 
 ROOT = str(Path(__file__).parent.parent)

@@ -221,6 +221,7 @@ def test_kinds_that_need_many_small_reads_ask_for_a_local_folder(bucket: Any, tm
 def test_relative_places_count_from_their_folder() -> None:
     assert absolute("s3://bucket/a", "b/../c.mp4") == "s3://bucket/a/c.mp4"
     assert absolute("s3://bucket/a", "s3://other/c.mp4") == "s3://other/c.mp4"
+    assert absolute("s3://bucket/a", "/videos/c.mp4") == "/videos/c.mp4"
     assert absolute("/data", "file:///other/a%20b.mp4") == "/other/a b.mp4"
     assert absolute("/data", "../x/c.mp4") == "/x/c.mp4"
     assert parent_of("s3://bucket/a/t.csv") == "s3://bucket/a"

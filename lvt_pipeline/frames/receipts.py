@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,11 +23,22 @@ from lvt_pipeline.video.locations import Translation, opened_sources
 
 _TEXTS = ("id", "key", "source", "digest", "fingerprint", "decoder")
 _SIZES = ("num_frames", "height", "width", "nbytes")
+T = TypeVar("T")
 
 
-def staged_tar(folder: Path, name: str, digest: str) -> Path:
+def staged_name(shard: str, digest: str) -> str:
     """The tar of a shard that waits to be published: `train-000012.0123456789abcdef.tar`."""
-    return folder / f"{Path(name).stem}.{digest[:16]}.tar"
+    return f"{shard.removesuffix('.tar')}.{digest[:16]}.tar"
+
+
+def read_in_order(root: Place, read: Callable[[Place], T], places: Sequence[Place]) -> Iterator[T]:
+    """Read receipts of the folder `root` in order; in a bucket several at a time."""
+    readers = open_storage(root).num_readers
+    if not readers:
+        yield from map(read, places)
+        return
+    with ThreadPoolExecutor(readers, "read-receipts") as pool:
+        yield from pool.map(read, places)
 
 
 def read_receipt(path: Place, *, opened: Translation | None = None, is_staged: bool = False) -> Receipt:
@@ -34,7 +46,7 @@ def read_receipt(path: Place, *, opened: Translation | None = None, is_staged: b
 
     Args:
         opened: translation of its sources (`relative_paths`); by default they count from the receipt's folder.
-        is_staged: whether the shard waits to be published (`staged_tar`).
+        is_staged: whether the shard waits to be published (`staged_name`).
 
     Raises:
         ArtefactError: it is missing, damaged, or of a format this version does not know.
@@ -51,13 +63,13 @@ def read_receipt(path: Place, *, opened: Translation | None = None, is_staged: b
         clips = [_frame_clip(entry, content, opened, same) for entry in content["clips"]]
         failures = [_failure(entry, opened) for entry in content["failures"]]
         _require(not clips or isinstance(content["digest"], str), "it has no digest")
-        receipt = Receipt(clips, failures, content["digest"])
+        receipt = Receipt(clips, failures, content["digest"], content["size"])
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         cause = str(error) if type(error) is ValueError else "a value is missing or of another type"
         raise ArtefactError(f"{path} is not a receipt of a frame shard: {cause}; ingest again") from None
     if clips and isinstance(path, Path):  # in a bucket, sizes are compared by listing the folder
-        name, digest = content["shard"], content["digest"]
-        _check_size(staged_tar(path.parent, name, digest) if is_staged else path.with_name(name), content["size"])
+        name = content["shard"]
+        _check_size(path.with_name(staged_name(name, content["digest"]) if is_staged else name), content["size"])
     return receipt
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lvt_pipeline import lineage
 from lvt_pipeline.errors import ShapeError
 from lvt_pipeline.frames.codecs import Codec, encode_frames
+from lvt_pipeline.storage import Place, StoreURL, open_storage
 from lvt_pipeline.video.clips import Note
 from lvt_pipeline.video.geometry import Frames, require_frames
 
@@ -215,11 +216,13 @@ class Receipt:
 
     Attributes:
         digest: SHA-256 of the shard's bytes; None for one without clips, which has no tar.
+        size: its bytes; None for one without clips.
     """
 
     clips: list[FrameClip]
     failures: list[ClipFailure]
     digest: str | None = None
+    size: int | None = None
 
 
 def pixels_fingerprint(frames: Frames) -> str:
@@ -232,13 +235,16 @@ def shard_name(split: str, index: int) -> str:
     return f"{split}-{index:06d}.tar"
 
 
-def receipt_path(shard: Path) -> Path:
-    """The receipt of a shard: `train-000012.json`."""
-    return shard.with_suffix(".json")
+def receipt_name(shard: str) -> str:
+    """File name of the receipt of a shard: `train-000012.json`."""
+    return f"{shard.removesuffix('.tar')}.json"
 
 
-def receipts_in(root: Path) -> list[Path]:
+def receipts_in(root: Place) -> list[Place]:
     """Receipts of a folder of frames, also of shards that wait to be published."""
+    if isinstance(root, StoreURL):
+        names = [PurePosixPath(entry.name) for entry in open_storage(root).list()]
+        return [root / name for name in names if name.match(f"{SHARD_PATTERN}.json")]
     return [*root.glob(f"{SHARD_PATTERN}.json"), *root.glob(f"{NEXT_NAME}/*/{SHARD_PATTERN}.json")]
 
 

@@ -14,8 +14,7 @@ from __future__ import annotations
 import difflib
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,15 @@ from numpy.typing import NDArray
 from lvt_pipeline.errors import ArtefactError, ShapeError
 from lvt_pipeline.frames.codecs import decode_frames
 from lvt_pipeline.frames.copies import local_shard
-from lvt_pipeline.frames.receipts import read_receipt
-from lvt_pipeline.frames.records import ArrayFacts, ClipFailure, FrameClip, Receipt, content_fingerprint, receipts_in
+from lvt_pipeline.frames.receipts import read_in_order, read_receipt
+from lvt_pipeline.frames.records import ArrayFacts, ClipFailure, FrameClip, content_fingerprint, receipts_in
 from lvt_pipeline.frames.verify import require_sound
 from lvt_pipeline.machine import paused_collection
 from lvt_pipeline.provenance import RECORD_NAME, Provenance, missing_outputs, read_record
 from lvt_pipeline.storage import Place, as_place, describe_os_error, open_storage
 from lvt_pipeline.video.clips import SPLITS
 from lvt_pipeline.video.geometry import Frames as Frames
-from lvt_pipeline.video.locations import Translation, opened_sources
+from lvt_pipeline.video.locations import opened_sources
 from lvt_pipeline.video.notebook import SHOWN_ROWS, Film, clips_html
 
 
@@ -86,7 +85,7 @@ class FrameReader:
     def _tar(self, shard: str) -> Path:
         """The tar of a shard, which is on this machine and sound."""
         digest, clips = self._contents(shard)
-        tar = local_shard(self.root, shard, digest)
+        tar = local_shard(self.root / shard, digest)
         require_sound(tar, digest, clips)
         return tar
 
@@ -116,8 +115,8 @@ class FrameShards(FrameReader):
         self.clips: list[FrameClip] = []
         self.failures: list[ClipFailure] = []
         self._shards: dict[str, tuple[str, int, int]] = {}  # by name: digest, and where its clips are in `clips`
-        opened = opened_sources(self.root)
-        for receipt in _read_receipts(_receipts_in_order(self.root, self.record), opened):
+        read = partial(read_receipt, opened=opened_sources(self.root))
+        for receipt in read_in_order(self.root, read, _receipts_in_order(self.root, self.record)):
             if receipt.digest is not None:
                 first = len(self.clips)
                 self._shards[receipt.clips[0].shard] = (receipt.digest, first, first + len(receipt.clips))
@@ -256,9 +255,10 @@ def read_range(path: Path, offset: int, count: int) -> bytearray:
 
 
 def _finished_record(root: Place) -> Provenance:
-    if open_storage(root).members() is None:
+    names = open_storage(root).members()
+    if names is None:
         raise ArtefactError(f"{root} does not exist; `lvt ingest` makes a folder of frames")
-    if isinstance(root, Path) and not (root / RECORD_NAME).exists():
+    if RECORD_NAME not in names:
         if receipts_in(root):
             raise ArtefactError(f"{root} is not finished; run the same `lvt ingest` command again to complete it")
         raise ArtefactError(f"{root} is not a folder of frames: it has no {RECORD_NAME}; `lvt ingest` makes one")
@@ -272,16 +272,6 @@ def _finished_record(root: Place) -> Provenance:
             f"{f' ({len(missing)} such files)' if len(missing) > 1 else ''}; run `lvt ingest` again to repair it"
         )
     return record
-
-
-def _read_receipts(paths: Sequence[Place], opened: Translation) -> Iterator[Receipt]:
-    """Receipts in order; from a bucket several at a time."""
-    readers = open_storage(paths[0]).num_readers if paths else 0
-    if not readers:
-        yield from (read_receipt(path, opened=opened) for path in paths)
-        return
-    with ThreadPoolExecutor(readers, "read-receipts") as pool:
-        yield from pool.map(partial(read_receipt, opened=opened), paths)
 
 
 def _receipts_in_order(root: Place, record: Provenance) -> list[Place]:

@@ -20,8 +20,8 @@ from lvt_pipeline.frames.copies import local_shard
 from lvt_pipeline.frames.receipts import read_receipt
 from lvt_pipeline.frames.records import FrameClip, receipts_in
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.provenance import digest_file, finished_record, read_record, status_of
-from lvt_pipeline.storage import Place, StoreURL, describe_os_error
+from lvt_pipeline.provenance import digest_file, read_record, status_of
+from lvt_pipeline.storage import Place, describe_os_error
 
 _COMPARED = (
     "id",
@@ -36,22 +36,22 @@ _COMPARED = (
     "codec",
     "decoder",
 )
-_checked: set[tuple[str, str, tuple[int, int, int]]] = set()
+_checked: set[tuple[str, str, tuple[int, int, int], bool]] = set()
 _checking = threading.Lock()
 
 
-def require_sound(shard: Path, digest: str, clips: Sequence[FrameClip]) -> None:
+def require_sound(shard: Path, digest: str, clips: Sequence[FrameClip] | None) -> None:
     """Refuse a shard whose bytes have changed. The first call in a process reads all of it, later ones nothing.
 
     Args:
         digest: SHA-256 that the receipt records.
-        clips: all clips of the receipt.
+        clips: all clips of the receipt; None where it is enough that the bytes are those that were written.
 
     Raises:
         ArtefactError: it is damaged or cannot be read.
     """
     try:
-        key = (str(shard), digest, status_of(shard))
+        key = (str(shard), digest, status_of(shard), clips is None)
         with _checking:
             if key in _checked:
                 return
@@ -69,7 +69,7 @@ def require_sound(shard: Path, digest: str, clips: Sequence[FrameClip]) -> None:
         )
 
 
-def problem_of(shard: Path, digest: str, clips: Sequence[FrameClip]) -> str | None:
+def problem_of(shard: Path, digest: str, clips: Sequence[FrameClip] | None) -> str | None:
     """The damage of a shard or its receipt; None when both are sound.
 
     Raises:
@@ -78,6 +78,8 @@ def problem_of(shard: Path, digest: str, clips: Sequence[FrameClip]) -> str | No
     found = digest_file(shard)
     if found != digest:
         return f"its SHA-256 is {found[:12]}, its receipt records {digest[:12]}"
+    if clips is None:
+        return None
     try:
         with tarfile.open(shard, "r:", errorlevel=2) as tar:
             members = {member.name: member for member in tar}
@@ -112,10 +114,7 @@ def _disagreements(
 
 
 def is_frames_folder(root: Place) -> bool:
-    """Whether a folder holds frame shards, by the names of its files; in a bucket by its record."""
-    if isinstance(root, StoreURL):
-        record = finished_record(root)
-        return record is not None and record.kind == "frames"
+    """Whether a folder holds frame shards, by the names of its files."""
     return bool(receipts_in(root))
 
 
@@ -157,7 +156,7 @@ def verify_frames(root: Place, *, progress: Progress = SILENT) -> FramesReport:
                 receipt = read_receipt(root / name)
                 problem = None
                 if receipt.digest is not None:
-                    tar = local_shard(root, shard, receipt.digest, is_fresh=True)
+                    tar = local_shard(root / shard, receipt.digest, is_fresh=True)
                     problem = problem_of(tar, receipt.digest, receipt.clips)
                     num_bytes += record.outputs.get(shard, 0)
                 clips += len(receipt.clips)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lvt_pipeline.errors import ArtefactError, ShapeError
 from lvt_pipeline.file_systems import is_lock_file
 from lvt_pipeline.frames.codecs import SUFFIXES, write_npy
-from lvt_pipeline.frames.receipts import read_receipt, staged_tar
+from lvt_pipeline.frames.receipts import read_receipt, staged_name
 from lvt_pipeline.frames.records import (
     FAILURES_NAME,
     FORMAT_VERSION,
@@ -27,13 +27,13 @@ from lvt_pipeline.frames.records import (
     Receipt,
     content_fingerprint,
     frame_counts,
-    receipt_path,
+    receipt_name,
     shard_name,
 )
 from lvt_pipeline.frames.tar import TarWriter, tar_key
 from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.provenance import Provenance, write_record
-from lvt_pipeline.storage import atomic_writer, create_bytes, exclusive_lock, sync_directory, write_bytes
+from lvt_pipeline.storage import Place, atomic_writer, exclusive_lock, open_storage, write_bytes
 from lvt_pipeline.video.clips import SPLITS
 from lvt_pipeline.video.locations import Translation, kept_sources, opened_sources
 
@@ -55,16 +55,16 @@ def write_shard(
     if not samples:
         shard.unlink(missing_ok=True)
     content = _receipt(shard.name, tar, failures, root or shard.parent)
-    write_bytes(receipt_path(shard), content)
-    return Receipt(tar.clips, list(failures), tar.digest)
+    write_bytes(shard.with_name(receipt_name(shard.name)), content)
+    return Receipt(tar.clips, list(failures), tar.digest, tar.size)
 
 
 def stage_shard(
-    folder: Path, name: str, samples: Sequence[FrameSample], failures: Sequence[ClipFailure], *, root: Path
+    folder: Place, name: str, samples: Sequence[FrameSample], failures: Sequence[ClipFailure], *, root: Place
 ) -> Receipt:
     """Put a shard among those that wait to be published, unless another process has put it there.
 
-    The receipt is created if absent, and names the tar by its content (`staged_tar`): whoever comes second changes
+    The receipt is created if absent, and names the tar by its content (`staged_name`): whoever comes second changes
     nothing, however late.
 
     Args:
@@ -74,40 +74,43 @@ def stage_shard(
     Returns:
         the receipt that is there.
     """
-    attempt = folder / f"{secrets.token_hex(8)}.tar"
-    tar = _write_tar(attempt, name, samples)
-    staged = staged_tar(folder, name, tar.digest or "")
-    if samples:
-        os.replace(attempt, staged)
-        sync_directory(folder)
-    if create_bytes(receipt_path(folder / name), _receipt(name, tar, failures, root)):
-        return Receipt(tar.clips, list(failures), tar.digest)
-    first = read_receipt(receipt_path(folder / name), opened=opened_sources(root), is_staged=True)
+    storage, attempt = open_storage(folder), f"{secrets.token_hex(8)}.tar"
+    tar = _write_tar(folder / attempt, name, samples)
+    staged = staged_name(name, tar.digest or "")
+    if samples and isinstance(folder, Path):
+        storage.move(attempt, staged)
+    elif samples:
+        storage.create(staged, tar.data) or storage.replace(staged, tar.data)
+    if storage.create(receipt_name(name), _receipt(name, tar, failures, root)):
+        return Receipt(tar.clips, list(failures), tar.digest, tar.size)
+    first = read_receipt(folder / receipt_name(name), opened=opened_sources(root), is_staged=True)
     if first.digest != tar.digest:
-        staged.unlink(missing_ok=True)
+        storage.delete([staged])
     return first
 
 
 @dataclass
 class _Tar:
-    """A tar that was written: its clips, SHA-256 and size; without clips there is no tar."""
+    """A tar that was written: its clips, SHA-256 and size; without clips there is no tar. For a bucket, its bytes."""
 
     clips: list[FrameClip] = field(default_factory=list)
     digest: str | None = None
     size: int | None = None
+    data: bytes = b""
 
 
-def _write_tar(path: Path, name: str, samples: Sequence[FrameSample]) -> _Tar:
+def _write_tar(place: Place, name: str, samples: Sequence[FrameSample]) -> _Tar:
     if not samples:
         return _Tar()
-    with atomic_writer(path) as stream:
+    memory = io.BytesIO()
+    with atomic_writer(place) if isinstance(place, Path) else nullcontext(memory) as stream:
         tar = TarWriter(stream)
         clips = [_write_sample(tar, sample, name) for sample in samples]
         tar.close()
-    return _Tar(clips, tar.digest, tar.size)
+    return _Tar(clips, tar.digest, tar.size, memory.getvalue())
 
 
-def _receipt(name: str, tar: _Tar, failures: Sequence[ClipFailure], root: Path) -> bytes:
+def _receipt(name: str, tar: _Tar, failures: Sequence[ClipFailure], root: Place) -> bytes:
     kept = kept_sources(root)
     content = {
         "format": FORMAT_VERSION,
@@ -191,7 +194,7 @@ def _kept(entry: dict[str, Any], kept: Translation) -> dict[str, Any]:
     return {**entry, "source": kept(entry["source"])}
 
 
-def write_failures(root: Path, failures: Iterable[ClipFailure]) -> Path:
+def write_failures(root: Place, failures: Iterable[ClipFailure]) -> None:
     """Write `failures.jsonl`: one line per clip that gave no frames (id, source, reason, message, decoder)."""
     kept = kept_sources(root)
     lines = [
@@ -201,17 +204,13 @@ def write_failures(root: Path, failures: Iterable[ClipFailure]) -> Path:
         )
         for failure in failures
     ]
-    path = root / FAILURES_NAME
-    write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
-    return path
+    open_storage(root).replace(FAILURES_NAME, "".join(f"{line}\n" for line in lines).encode())
 
 
-def output_sizes(root: Path, shards: Iterable[str]) -> dict[str, int]:
+def output_sizes(root: Place, shards: Iterable[str]) -> dict[str, int]:
     """Size of every file that belongs to a folder of frames, by name: shards, receipts, failures."""
-    names = [FAILURES_NAME]
-    for shard in shards:
-        names += [name for name in (shard, receipt_path(Path(shard)).name) if (root / name).exists()]
-    return {name: (root / name).stat().st_size for name in sorted(names)}
+    names = {FAILURES_NAME}.union(*((shard, receipt_name(shard)) for shard in shards))
+    return {entry.name: entry.size for entry in open_storage(root).list() if entry.name in names}
 
 
 def write_frames(

@@ -7,7 +7,7 @@ stopped, or a store that grew, costs only the clips that are missing or changed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -115,8 +115,8 @@ def _remove_leftovers(out: Path, clips: Sequence[CodeClip], settings: DecodeSett
         remove_leftovers(folder)
 
 
-def _has_list(out: Path) -> bool:
-    return (out / FILES_NAME).exists()
+def _has_list(names: Set[str]) -> bool:
+    return FILES_NAME in names
 
 
 def _start(codes: Place, vqvae: Path, out: Path, generation: int, settings: DecodeSettings, device: str) -> VideoWorker:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from lvt_pipeline.codes.exchange.memmap import memmap_units
@@ -108,13 +108,13 @@ def _units(store: CodeStore, clips: Sequence[CodeClip], settings: ExportSettings
             return list(parquet_units(store, clips, settings.clips_per_file))
 
 
-def _has_plan(out: Path) -> bool:
-    return (out / PLAN_NAME).exists()
+def _has_plan(names: Set[str]) -> bool:
+    return PLAN_NAME in names
 
 
 def _plan_of(out: Path) -> Mapping[str, str]:
     """Fingerprint of each unit that an earlier run wrote or began to write, by name."""
-    if not _has_plan(out):
+    if not (out / PLAN_NAME).exists():
         return {}
     plan = read_json(out / PLAN_NAME)
     units = plan.get("units") if isinstance(plan, dict) else None

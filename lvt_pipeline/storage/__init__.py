@@ -9,12 +9,11 @@ from __future__ import annotations
 from lvt_pipeline.storage.files import TEMPORARY_SUFFIX as TEMPORARY_SUFFIX
 from lvt_pipeline.storage.files import atomic_directory as atomic_directory
 from lvt_pipeline.storage.files import atomic_writer as atomic_writer
-from lvt_pipeline.storage.files import create_bytes as create_bytes
 from lvt_pipeline.storage.files import describe_os_error as describe_os_error
 from lvt_pipeline.storage.files import exclusive_lock as exclusive_lock
 from lvt_pipeline.storage.files import is_locked as is_locked
+from lvt_pipeline.storage.files import json_bytes as json_bytes
 from lvt_pipeline.storage.files import remove_leftovers as remove_leftovers
-from lvt_pipeline.storage.files import sync_directory as sync_directory
 from lvt_pipeline.storage.files import write_bytes as write_bytes
 from lvt_pipeline.storage.files import write_json as write_json
 from lvt_pipeline.storage.names import clip_file as clip_file

@@ -166,11 +166,15 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         LVTError: a number in it is not finite, which JSON cannot hold.
     """
+    write_bytes(path, json_bytes(value, path))
+
+
+def json_bytes(value: Any, where: object) -> bytes:
+    """The file that `write_json` writes; `where` names it in the error."""
     try:
-        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     except ValueError:
-        raise LVTError(f"{path} was not written: a number in it is not finite") from None
-    write_bytes(path, (text + "\n").encode())
+        raise LVTError(f"{where} was not written: a number in it is not finite") from None
 
 
 def _temporary(path: Path, staging: Path | None = None, mark: object = None) -> Path:

@@ -118,6 +118,13 @@ class ObjectStorage:
         assert problem is not None
         raise self._in_words(problem, doing) from problem
 
+    def move(self, source: str, name: str) -> bool:
+        names = self._prefix + source, self._prefix + name
+        with suppress(FileNotFoundError):
+            self._call(f"writing {self.place / name}", lambda: self._client.copy(*names))
+            return True
+        return False
+
     def list(self, folder: str = "") -> list[Entry]:
         def entries() -> list[Entry]:
             found = (item for chunk in self._client.list(self._prefix + folder) for item in chunk)
@@ -146,7 +153,7 @@ class ObjectStorage:
         return nullcontext(False)
 
     def _call(self, doing: str, operation: Callable[[], Result]) -> Result:
-        """"""
+        """The result of an operation on the bucket, whose errors become one line each."""
         if os.getpid() not in (_first_process or [os.getpid()])[:1]:
             raise LVTError(
                 f"{self.place} was opened before this process was forked from another; start workers of a data loader "

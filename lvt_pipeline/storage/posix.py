@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lvt_pipeline.file_systems import is_supported
@@ -77,6 +77,13 @@ class PosixStorage:
                 stream.write(data)
             self._sync_folders(name)
         return True
+
+    def move(self, source: str, name: str) -> bool:
+        with self._one_line(f"writing {self.place / name}"), suppress(FileNotFoundError):
+            os.replace(self.place / source, self.place / name)
+            sync_directory((self.place / name).parent)
+            return True
+        return False
 
     def _sync_folders(self, name: str) -> None:
         """New folders must be as durable as the file in them."""

@@ -76,6 +76,13 @@ class Storage(Protocol):
             whether the file has these bytes now. False: another process has changed it.
         """
 
+    def move(self, source: str, name: str) -> bool:
+        """Give a finished file another name. In a bucket, which cannot rename, it is copied and the source stays.
+
+        Returns:
+            whether there was such a source.
+        """
+
     def list(self, folder: str = "") -> list[Entry]:
         """All files below a folder, by name."""
 

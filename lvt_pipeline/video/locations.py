@@ -59,7 +59,7 @@ def absolute(folder: str | Path, location: str) -> str:
         return os.path.normpath(unquote(location.removeprefix(_LOCAL)))
     if is_url(location):
         return location
-    if is_url(str(folder)):
+    if is_url(str(folder)) and not os.path.isabs(location):
         scheme, _, rest = str(folder).partition("://")
         return f"{scheme}://{posixpath.normpath(posixpath.join(rest, location))}"
     return os.path.normpath(os.path.join(os.path.abspath(folder), location))

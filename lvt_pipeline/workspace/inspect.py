@@ -25,7 +25,7 @@ from lvt_pipeline.provenance import (
 )
 from lvt_pipeline.runs.layout import METRICS_NAME, RUN_NAME
 from lvt_pipeline.runs.read import read_run, read_run_record
-from lvt_pipeline.storage import Place, StoreURL, json_log, open_storage, require_local
+from lvt_pipeline.storage import Place, StoreURL, json_log, open_storage
 from lvt_pipeline.workspace.states import work_dir_states
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _record(path: Place) -> Provenance | None:
 def _guess(path: Place) -> str:
     """The kind of an output that has no record (unfinished, or written by hand)."""
     if isinstance(path, StoreURL):
-        return "codes" if is_unfinished(path) or read_root(path) else "unknown"
+        return "codes" if is_unfinished(path) or read_root(path) else "frames" if receipts_in(path) else "unknown"
     if path.is_file():
         return "manifest" if path.suffix == ".jsonl" else "unknown"
     if (path / "pipeline.toml").exists():
@@ -158,7 +158,7 @@ def _frames(path: Place, record: Provenance | None) -> dict[str, Any]:
     from lvt_pipeline.frames.shards import FrameShards
 
     if record is None:
-        return {"finished_shards": len(receipts_in(require_local(path, "an unfinished folder of frames")))}
+        return {"finished_shards": len(receipts_in(path))}
     shards = FrameShards(path)
     first = shards.clips[0] if shards.clips else None
     arrays = {name: facts for clip in shards.clips for name, facts in (clip.array_facts or {}).items()}

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from lvt_pipeline.errors import LVTError, OverBudget
+from lvt_pipeline.errors import LVTError, OverBudget, StoreError
 from lvt_pipeline.frames.records import FAILURES_NAME, ClipFailure, failures_of, frame_counts
 from lvt_pipeline.frames.writer import write_failures
 from lvt_pipeline.interrupts import StopRequest, stop_requested
-from lvt_pipeline.job import Clock
+from lvt_pipeline.job import Clock, Recorder
 from lvt_pipeline.jobs.ingest.folder import (
     FinishedShard,
     begin_plan,
@@ -37,6 +37,7 @@ from lvt_pipeline.manifest.splits import Earlier, content_key, fill_empty_splits
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Bar, Progress
 from lvt_pipeline.provenance import Provenance, finished_record
+from lvt_pipeline.storage import Place, as_place
 from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.locations import is_url
 
@@ -47,7 +48,7 @@ SMALLEST_MEMORY = 1 << 30  # bytes; less would stop sound clips
 
 def ingest(
     manifest: Path,
-    out: Path,
+    out: Place | str,
     settings: IngestSettings = DEFAULTS,
     *,
     num_workers: int | None = None,
@@ -65,6 +66,7 @@ def ingest(
     """Decode every clip of a manifest into frame shards in a folder `out` that is created, finished or updated.
 
     Args:
+        out: on a disk, or an s3://, gs:// or az:// URL.
         num_workers: decoding processes; None is one per core, 0 decodes in this process without protection.
         max_failures: share of clips that may fail.
         retry_failed: try clips again that failed before and have not changed.
@@ -86,23 +88,22 @@ def ingest(
         Stopped: a signal came; finished shards are kept.
         BusyError: another process writes the same output.
     """
-    clock = Clock()
+    clock, out = Clock(), as_place(out)
     require_output_folder(out, STAGE, (manifest,))
     clips = read_manifest(manifest)
     decoding = _decoding(num_workers, clip_seconds, worker_memory)
-    inputs = {"manifest": manifest_fingerprint(clips)}
-    with JOB.open_folder(out, settings, inputs, is_ours=holds_only_ours, clock=clock) as work:
+    recorder = JOB.recorder(settings, {"manifest": manifest_fingerprint(clips)}, clock)
+    with JOB.own_folder(out, partial(holds_only_ours, out)) as stop:
         if overwrite:
             remove_shards(out, keep=())
-        run = _Run(out, settings, decoding, runner, work.stop, progress)
+        run = _Run(out, recorder, settings, decoding, runner, stop, progress)
         if publish_only:
             run.require_shards(clips)
-        lines, moved, shards = run.fill_splits(clips, retry_failed, check_space, damaged)
-        failures = failures_of(shard.receipt for shard in shards)
-        if len(failures) == len(clips):
-            raise _nothing_decoded(out, failures)
-        _report_moved(lines, moved, {failure.id for failure in failures}, progress)
-        record = publish(out, shards, work, moved)
+        finish = partial(run.finish, clips, retry_failed, check_space, damaged)
+        try:
+            record, failures = finish()
+        except StoreError:  # in a bucket another process with this plan was quicker: its shards are there now
+            record, failures = finish()
     _require_few_failures(out, failures, len(clips), max_failures)
     return record
 
@@ -117,7 +118,7 @@ class ShardCounts:
 
 def ingest_step(
     manifest: Path,
-    out: Path,
+    out: Place,
     settings: IngestSettings,
     step: ArrayStep,
     *,
@@ -133,15 +134,14 @@ def ingest_step(
     if settings.shard_mb is not None:
         raise _sized_elsewhere()
     decoding = _decoding(num_workers, CLIP_SECONDS, worker_memory)
+    recorder = JOB.recorder(settings, {"manifest": manifest_fingerprint(clips)})
     if step.kind == "shards":
         with stop_requested() as stop:
-            run = _Run(out, settings, decoding, LOCAL, stop, progress)
-            return run.help_with(step, clips)
-    with JOB.open_folder(out, settings, {}, is_ours=holds_only_ours) as work:
+            return _Run(out, recorder, settings, decoding, LOCAL, stop, progress).help_with(step, clips)
+    with JOB.own_folder(out, partial(holds_only_ours, out)) as stop:
         if overwrite:
             remove_shards(out, keep=())
-        run = _Run(out, settings, decoding, LOCAL, work.stop, progress)
-        return run.begin(clips, check_space)
+        return _Run(out, recorder, settings, decoding, LOCAL, stop, progress).begin(clips, check_space)
 
 
 def _decoding(num_workers: int | None, clip_seconds: float, worker_memory: int | None) -> Decoding:
@@ -153,12 +153,24 @@ def _decoding(num_workers: int | None, clip_seconds: float, worker_memory: int |
 class _Run:
     """Where and how a run of ingest decodes."""
 
-    out: Path
+    out: Place
+    recorder: Recorder
     settings: IngestSettings
     decoding: Decoding
     runner: Runner
     stop: StopRequest
     progress: Progress
+
+    def finish(
+        self, clips: Sequence[Clip], retry_failed: bool, check_space: bool, damaged: Collection[str]
+    ) -> tuple[Provenance, list[ClipFailure]]:
+        """Make and publish all shards; the record, and the clips that failed."""
+        lines, moved, shards = self.fill_splits(clips, retry_failed, check_space, damaged)
+        failures = failures_of(shard.receipt for shard in shards)
+        if len(failures) == len(clips):
+            raise _nothing_decoded(self.out, failures)
+        _report_moved(lines, moved, {failure.id for failure in failures}, self.progress)
+        return publish(self.out, shards, self.recorder, moved), failures
 
     def fill_splits(
         self, clips: Sequence[Clip], retry_failed: bool, check_space: bool, damaged: Collection[str]
@@ -226,7 +238,7 @@ class _Run:
     def _begin(self, job: IngestJob, moved: Mapping[str, str], check_space: bool) -> None:
         if check_space:
             require_space(self.out, job.to_decode, self.settings, self.decoding.num_workers, self.stop)
-        begin_plan(self.out, job.identity, moved)
+        begin_plan(self.out, job.identity, moved, command=self.recorder.new_record().recipe)
 
     def shards(self, job: IngestJob, moved: Mapping[str, str], check_space: bool = False) -> list[FinishedShard]:
         """All shards of a plan, in order; missing ones are made."""
@@ -244,7 +256,7 @@ class _Run:
         here = ShardMaker(self.out, job.identity, self.settings, self.decoding)
         decoding = replace(self.decoding, num_workers=1)
         sources = [Path(line.source) for line in job.to_decode if not is_url(line.source)][:1]
-        paths = [*(source for source in sources if source.exists()), self.out.absolute()]
+        paths: list[Place] = [*(source for source in sources if source.exists()), self.out.absolute()]
         start = partial(start_maker, paths[-1], job.identity, self.settings, decoding)
         tasks = [job.task(shard, self.decoding) for shard in missing]
         workers = here, Elsewhere(start, paths)
@@ -291,7 +303,7 @@ def _report_moved(lines: Sequence[Clip], moved: Collection[str], failed: Collect
             progress.say(f"{line.id} is in {line.split}, of which no other clip could be decoded")
 
 
-def _require_few_failures(out: Path, failures: Sequence[ClipFailure], num_clips: int, max_failures: float) -> None:
+def _require_few_failures(out: Place, failures: Sequence[ClipFailure], num_clips: int, max_failures: float) -> None:
     if len(failures) > max_failures * num_clips:
         raise OverBudget(
             f"{len(failures)} of {num_clips} clips failed ({_format_reasons(failures)}), more than --max-failures "
@@ -305,7 +317,7 @@ def _memory_share(num_workers: int) -> int | None:
     return None if memory is None else max(SMALLEST_MEMORY, int(0.9 * memory) // max(1, num_workers))
 
 
-def _nothing_decoded(out: Path, failures: Sequence[ClipFailure]) -> LVTError:
+def _nothing_decoded(out: Place, failures: Sequence[ClipFailure]) -> LVTError:
     """The error when there is not one clip; the reasons go to a file unless an older output owns it."""
     if finished_record(out) is None:
         write_failures(out, failures)

@@ -7,10 +7,10 @@ shard is kept, an unchanged clip is copied, and only new or changed clips are de
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from pathlib import Path
 
 from lvt_pipeline.config import to_plain
-from lvt_pipeline.frames.records import NEXT_NAME, ClipFailure, FrameClip, Receipt, receipt_path, shard_name
+from lvt_pipeline.frames.copies import Tar, local_shard
+from lvt_pipeline.frames.records import NEXT_NAME, ClipFailure, FrameClip, Receipt, receipt_name, shard_name
 from lvt_pipeline.frames.verify import problem_of
 from lvt_pipeline.jobs.ingest.folder import FinishedShard, finished_shards
 from lvt_pipeline.jobs.ingest.settings import VERSION, IngestSettings, failure_fingerprint, line_fingerprint
@@ -19,6 +19,7 @@ from lvt_pipeline.jobs.ingest.workers import START_SECONDS
 from lvt_pipeline.jobs.runner import Plan
 from lvt_pipeline.manifest.manifest import manifest_fingerprint
 from lvt_pipeline.provenance import fingerprint
+from lvt_pipeline.storage import Place, open_storage
 from lvt_pipeline.video.clips import SPLITS, Clip
 from lvt_pipeline.video.locations import exists
 from lvt_pipeline.video.read import readers_of
@@ -37,7 +38,7 @@ class IngestJob:
         num_kept: lines in the shards that were found finished.
     """
 
-    def __init__(self, out: Path, lines: Sequence[Clip], settings: IngestSettings, retry_failed: bool) -> None:
+    def __init__(self, out: Place, lines: Sequence[Clip], settings: IngestSettings, retry_failed: bool) -> None:
         self._out = out
         self._lines = lines
         self._settings = settings
@@ -45,11 +46,12 @@ class IngestJob:
         self.is_by_size = settings.shard_mb is not None
         self._capacity = settings.clips_per_shard if settings.shard_mb is None else settings.shard_mb * 1e6
         self._found: dict[str, list[FinishedShard]] = {}  # by name, wherever they are
-        self._frames: dict[str, list[tuple[Path, FrameClip]]] = {}  # by fingerprint of the line
+        self._frames: dict[str, list[tuple[Tar, FrameClip]]] = {}  # by fingerprint of the line
         self._failures: dict[str, ClipFailure] = {}  # by fingerprint
         self.known: dict[str, Remembered] = {}  # by id of the line
-        self._receipts: dict[Path, Receipt] = {}  # by tar
-        self._sound: dict[Path, bool] = {}  # by tar, as far as that was checked
+        self._receipts: dict[Tar, Receipt] = {}
+        self._sound: dict[Tar, bool] = {}  # as far as that was checked
+        self._waiting: set[str] = set()  # files of this plan that were there
         self.shards: dict[str, FinishedShard] = {}
         self.to_decode: list[Clip] = []
         self.num_lines = len(lines)
@@ -63,6 +65,7 @@ class IngestJob:
         Args:
             damaged: published shards of which nothing is used.
         """
+        self._waiting = {entry.name for entry in open_storage(self._out).list(f"{NEXT_NAME}/{self.identity}")}
         for shard in finished_shards(self._out):
             if shard.is_staged or shard.name not in damaged:
                 self._learn(shard)
@@ -95,7 +98,8 @@ class IngestJob:
 
     def discard(self, shard: PlannedShard) -> None:
         """Remove what waits in place of a missing shard, such as failures to try again; for the owner of the folder."""
-        receipt_path(self._out / NEXT_NAME / self.identity / shard.name).unlink(missing_ok=True)
+        name = f"{NEXT_NAME}/{self.identity}/{receipt_name(shard.name)}"
+        open_storage(self._out).delete({name} & self._waiting)
 
     def known_failures(self) -> set[str]:
         """Ids of the lines that failed in an earlier run and are not tried again."""
@@ -123,7 +127,8 @@ class IngestJob:
         for shard, _ in remembered:
             if shard not in self._sound:
                 receipt = self._receipts[shard]
-                self._sound[shard] = problem_of(shard, receipt.digest or "", receipt.clips) is None
+                tar = local_shard(*shard, is_fresh=True)
+                self._sound[shard] = problem_of(tar, shard.digest, receipt.clips) is None
         return all(self._sound[shard] for shard, _ in remembered)
 
     def _remember(self, lines: Sequence[Clip]) -> None:

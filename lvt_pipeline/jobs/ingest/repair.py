@@ -1,4 +1,4 @@
-"""Repair of damaged frame shards from their videos. A shard is replaced by renaming, once its successor is whole."""
+"""Repair of damaged frame shards from their videos. A shard is replaced in one step, once its successor is whole."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from lvt_pipeline.jobs.ingest.settings import STAGE, IngestSettings
 from lvt_pipeline.manifest.manifest import manifest_fingerprint, read_manifest
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import read_record, short
+from lvt_pipeline.storage import Place
 
 
 def repair_frames(
-    root: Path, manifest: Path, *, num_workers: int | None = None, progress: Progress = SILENT
+    root: Place, manifest: Path, *, num_workers: int | None = None, progress: Progress = SILENT
 ) -> FramesReport:
     """Check a folder of frames and make its damaged shards again, with the settings it was made with.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -15,13 +17,16 @@ from lvt_pipeline import lineage
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import DecodeError, StoreError
 from lvt_pipeline.frames.codecs import Codec, encode_frames, lossy_version
+from lvt_pipeline.frames.copies import Tar, local_shard
 from lvt_pipeline.frames.records import NEXT_NAME, ClipFailure, FrameClip, FrameSample, Part, pixels_fingerprint
 from lvt_pipeline.frames.shards import pixels_of, read_arrays, read_range
+from lvt_pipeline.frames.verify import require_sound
 from lvt_pipeline.frames.writer import stage_shard
 from lvt_pipeline.jobs.ingest.folder import FinishedShard, read_plan
 from lvt_pipeline.jobs.ingest.settings import IngestSettings, failure_fingerprint, line_fingerprint
 from lvt_pipeline.jobs.ingest.workers import Failure, run_isolated
 from lvt_pipeline.progress import Bar
+from lvt_pipeline.storage import Place, StoreURL, cache_of
 from lvt_pipeline.video.clips import Clip, Note
 from lvt_pipeline.video.decode import DecodedClip
 from lvt_pipeline.video.locations import is_url
@@ -34,7 +39,7 @@ SLOWEST_BYTES_PER_SECOND = 100_000.0  # a larger file may take longer than a sma
 DOWNLOAD_SECONDS = 1800.0  # and longer for videos behind URLs, whose size is not known here
 
 Outcome = list[FrameSample] | ClipFailure
-Remembered = list[tuple[Path, FrameClip]] | ClipFailure  # clips with their shard, or why there are none
+Remembered = list[tuple[Tar, FrameClip]] | ClipFailure  # clips with their shard, or why there are none
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Decoding:
         return self.clip_seconds + _reading_seconds(line)
 
 
-def start_maker(out: Path, plan: str, settings: IngestSettings, decoding: Decoding, device: str) -> ShardMaker:
+def start_maker(out: Place, plan: str, settings: IngestSettings, decoding: Decoding, device: str) -> ShardMaker:
     """The worker in another process."""
     return ShardMaker(out, plan, settings, decoding)
 
@@ -83,9 +88,11 @@ class _Stopping(Exception):
 class ShardMaker:
     """Makes frame shards one after another; `plan` is the identity of the plan that the folder `out` must wait for."""
 
-    def __init__(self, out: Path, plan: str, settings: IngestSettings, decoding: Decoding) -> None:
+    def __init__(self, out: Place, plan: str, settings: IngestSettings, decoding: Decoding) -> None:
         self._out, self._plan, self._settings, self._decoding = out, plan, settings, decoding
         self._folder = out / NEXT_NAME / plan
+        scratch = cache_of(out) if isinstance(out, StoreURL) else out / NEXT_NAME / plan
+        self._downloads = scratch / DOWNLOADS_NAME / secrets.token_hex(8)
         self._outcomes: dict[str, Outcome] = {}  # by id of the line, until they are written
 
     def __call__(
@@ -105,15 +112,18 @@ class ShardMaker:
         num_workers = self._decoding.num_workers
         self._results = run_isolated(
             decode_task,
-            [DecodeTask(line, self._settings, self._folder / DOWNLOADS_NAME) for line in lines],
+            [DecodeTask(line, self._settings, self._downloads) for line in lines],
             num_workers=num_workers,
             deadline_seconds=lambda task: self._decoding.seconds(task.clip),
             memory_bytes=self._decoding.worker_memory,
             window=max(self._settings.clips_per_shard, 2 * num_workers),
             should_stop=should_stop,
         )
-        with closing(self._results), suppress(_Stopping):
-            yield
+        try:
+            with closing(self._results), suppress(_Stopping):
+                yield
+        finally:
+            shutil.rmtree(self._downloads, ignore_errors=True)
 
     def weigh(self, line: Clip, known: Mapping[str, Remembered]) -> float:
         """Bytes of the frames of a line, which is known or is being decoded."""
@@ -158,11 +168,13 @@ class ShardMaker:
             return self._failure(line, remembered.reason, remembered.message)
         readers = readers_of(line, self._settings.geometry)
         payloads = []
-        for shard, old in remembered:
+        for tar, old in remembered:
             try:
                 refuse_short(old.num_frames, self._settings.min_frames)
             except DecodeError as error:
                 return self._failure(line, error.reason, str(error))
+            shard = local_shard(*tar)
+            require_sound(shard, tar.digest, None)
             data = read_range(shard, old.offset, old.nbytes)
             if old.codec == self._settings.codec != "raw":
                 payload = bytes(data)

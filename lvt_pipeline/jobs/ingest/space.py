@@ -17,6 +17,7 @@ from lvt_pipeline.interrupts import StopRequest
 from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.jobs.ingest.workers import run_isolated
 from lvt_pipeline.progress import count_of
+from lvt_pipeline.storage import Place, StoreURL
 from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.container.facts import inspect_video
 from lvt_pipeline.video.decode import choose_frames
@@ -51,15 +52,15 @@ def count_frames(probe: Probe) -> int:
 
 
 def require_space(
-    out: Path, clips: Sequence[Clip], settings: IngestSettings, num_workers: int, stop: StopRequest
+    out: Place, clips: Sequence[Clip], settings: IngestSettings, num_workers: int, stop: StopRequest
 ) -> None:
-    """Check that the disk of `out` has room for the frames of these clips. Small runs are not checked.
+    """Check that the disk of `out` has room for the frames of these clips. Small runs and buckets are not checked.
 
     Raises:
         LVTError: the disk has too little room.
     """
     local = [clip for clip in clips if not is_url(clip.source)]
-    if not local or (len(local) < MANY_LINES and _source_bytes(local) < MANY_BYTES):
+    if isinstance(out, StoreURL) or not local or (len(local) < MANY_LINES and _source_bytes(local) < MANY_BYTES):
         return
     frames = len(clips) * _mean_frames(local, settings.geometry, num_workers, stop)
     needed = int(frames * settings.geometry.size**2 * 3 * SIZE_SHARES[settings.codec])
