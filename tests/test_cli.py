@@ -6,7 +6,6 @@ import inspect
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import click
