@@ -99,17 +99,19 @@ def require_weights(weights: Weights, device: torch.device) -> None:
 
 def has_cpu_attention(x: Tensor) -> bool:
     """Whether `cpu_attention` computes on such tensors."""
-    return x.device.type == "cpu" and x.dtype == torch.float32
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
 
 
 def cpu_attention(projected: Tensor, bias: Tensor, num_heads: int, scale: float) -> Tensor:
     """softmax(q k^T * scale + bias) v of all heads, (B, N, n_a*d_a).
 
     Args:
-        projected: float32 (B, N, 3*n_a*d_a) on the CPU, queries before keys before values.
+        projected: float32 or bfloat16 (B, N, 3*n_a*d_a) on the CPU, queries before keys before values. Products are of
+            its dtype, the softmax is float32.
         bias: float32 (n_a, N, N).
     """
-    mixed: Tensor = _CPUAttention.apply(projected, bias, num_heads, scale)  # type: ignore[no-untyped-call]
+    with torch.autocast("cpu", enabled=False):
+        mixed: Tensor = _CPUAttention.apply(projected, bias, num_heads, scale)  # type: ignore[no-untyped-call]
     return mixed
 
 
@@ -129,7 +131,7 @@ class _CPUAttention(torch.autograd.Function):
         weights = torch.empty_like(bias)
         for joined, out in zip(projected, mixed, strict=True):
             q, k, v = _heads(joined, 3, num_heads)
-            _heads(out, 1, num_heads)[0].copy_(torch.bmm(_weights(q, k, bias, scale, weights), v))
+            _heads(out, 1, num_heads)[0].copy_(torch.bmm(_weights(q, k, bias, scale, weights).to(v.dtype), v))
         ctx.save_for_backward(projected, bias, mixed)
         return mixed
 
@@ -144,13 +146,17 @@ class _CPUAttention(torch.autograd.Function):
             to_q, to_k, to_v = _heads(to_joined, 3, ctx.num_heads)
             (g,), (out,) = _heads(given, 1, ctx.num_heads), _heads(made, 1, ctx.num_heads)
             _weights(q, k, bias, ctx.scale, weights)
-            to_v.copy_(torch.bmm(weights.transpose(1, 2), g))
-            torch.bmm(g, v.transpose(1, 2), out=to_weights)
+            to_v.copy_(torch.bmm(weights.to(g.dtype).transpose(1, 2), g))
+            if g.dtype == torch.float32:
+                torch.bmm(g, v.transpose(1, 2), out=to_weights)
+            else:
+                to_weights.copy_(torch.bmm(g, v.transpose(1, 2)))
             # Of the softmax: ds = p * (dp - sum(dp * p)), and that sum is g . mixed.
             to_weights.sub_((g * out).sum(-1, keepdim=True)).mul_(weights)
             to_bias += to_weights
-            to_q.copy_(torch.bmm(to_weights, k).mul_(ctx.scale))
-            to_k.copy_(torch.bmm(to_weights.transpose(1, 2), q).mul_(ctx.scale))
+            to_scores = to_weights.to(g.dtype)
+            to_q.copy_(torch.bmm(to_scores, k).mul_(ctx.scale))
+            to_k.copy_(torch.bmm(to_scores.transpose(1, 2), q).mul_(ctx.scale))
         return to_projected, to_bias, None, None
 
 
@@ -160,6 +166,9 @@ def _heads(joined: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
 
 
 def _weights(query: Tensor, key: Tensor, bias: Tensor, scale: float, out: Tensor) -> Tensor:
-    """Attention weights (n_a, n, N) of one clip, written to `out`."""
-    torch.baddbmm(bias, query, key.transpose(1, 2), alpha=scale, out=out)
+    """Attention weights (n_a, n, N) of one clip, float32, written to `out`."""
+    if query.dtype == torch.float32:
+        torch.baddbmm(bias, query, key.transpose(1, 2), alpha=scale, out=out)
+    else:
+        torch.add(bias, torch.bmm(query.contiguous(), key.contiguous().transpose(1, 2)), alpha=scale, out=out)
     return torch.softmax(out, -1, out=out)
