@@ -29,6 +29,7 @@ from benchmarks import (
     sampler,
     scale,
     store_size,
+    training,
 )
 
 BENCHMARKS = {
@@ -52,6 +53,7 @@ BENCHMARKS = {
     "sampler": sampler.run,
     "scale": scale.run,
     "store_size": store_size.run,
+    "training": training.run,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -30,6 +31,7 @@ PRESETS = {
     ("prior", "tiny"): ("prior", "tiny"),
 }
 FRAME = 64  # pixels of a side
+NOTHING: Mapping[str, Any] = {}
 STEPS = 1_000_000  # more than any measurement takes
 
 
@@ -55,12 +57,18 @@ class FixedTask:
         return self._loss(model, batch)
 
 
-def config_of(network: Network, size: Size) -> VQVAEConfig | PriorConfig:
-    """The network of a preset; where codes decide, those of the paper."""
+def config_of(network: Network, size: Size, is_released: bool = False) -> VQVAEConfig | PriorConfig:
+    """The network of a preset; where codes decide, those of the paper.
+
+    Args:
+        is_released: without what the paper's released networks do not have.
+    """
     tables = read_preset(*PRESETS[network, size])
     if network == "tokenizer":
-        return build(VQVAERunSettings, tables).model
-    return resolve_settings(build(PriorRunSettings, tables)).model
+        tokenizer = build(VQVAERunSettings, tables).model
+        return replace(tokenizer, dead_code="none") if is_released else tokenizer
+    prior = resolve_settings(build(PriorRunSettings, tables)).model
+    return replace(prior, kernel_reach="centred", encoder_position=False) if is_released else prior
 
 
 def batch_of(network: Network, size: Size, batch_size: int) -> dict[str, Tensor]:
@@ -74,16 +82,19 @@ def batch_of(network: Network, size: Size, batch_size: int) -> dict[str, Tensor]
     return {"codes": codes, "slices": torch.full((batch_size,), config.frames // 2)}
 
 
-def lvt_step(network: Network, size: Size, batch_size: int, **training: Any) -> Callable[[], object]:
+def lvt_step(
+    network: Network, size: Size, batch_size: int, training: Mapping[str, Any] = NOTHING, is_released: bool = False
+) -> Callable[[], object]:
     """One step of the training of a preset: loss, gradient, clipping, optimizer, moving average.
 
     Args:
-        training: changes of the preset's table of that name.
+        training: changes of the preset's table of that name; None unsets.
+        is_released: see `config_of`.
     """
     changes = {"training": {"batch_size": batch_size, "max_steps": STEPS, **training}}
     tables = merge(read_preset(*PRESETS[network, size]), changes)
     settings = build(PriorRunSettings if network == "prior" else VQVAERunSettings, tables).training
-    config = config_of(network, size)
+    config = config_of(network, size, is_released)
     torch.manual_seed(0)
     model: nn.Module = VQVAE(config) if isinstance(config, VQVAEConfig) else Prior(config)
     task = FixedTask(network, model, batch_of(network, size, batch_size))

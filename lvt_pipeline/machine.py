@@ -6,6 +6,7 @@ smallest limit on the way up decides; both versions of the interface are read.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import os
@@ -20,6 +21,8 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path("/")
 _chosen_threads: int | None = None
+# Parameters of mallopt, from malloc.h, with the largest values that glibc sets by itself.
+TRIM_THRESHOLD, MMAP_THRESHOLD = (-1, 1 << 26), (-3, 1 << 25)
 NO_LIMIT_BYTES = 1 << 60  # version 1 writes "no limit" as a number close to 2**63
 
 
@@ -126,6 +129,25 @@ def free_disk_bytes(folder: Path) -> int:
     """Bytes that may be written to the disk of a folder, which need not exist yet; 0 if it is not ours to write to."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     return shutil.disk_usage(existing).free if os.access(existing, os.W_OK) else 0
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Memory that is freed in the block stays with this process, for the next allocation, and is returned at the end.
+
+    Otherwise glibc returns most of what a training step frees, and the kernel clears new pages for every next step.
+    """
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):
+        yield
+        return
+    library.mallopt(*MMAP_THRESHOLD)
+    library.mallopt(TRIM_THRESHOLD[0], (1 << 31) - 1)
+    try:
+        yield
+    finally:
+        library.mallopt(*TRIM_THRESHOLD)
+        library.malloc_trim(0)
 
 
 @contextmanager

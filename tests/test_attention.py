@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from lvt_pipeline.errors import ConfigError
+from lvt_pipeline.models.cpu import cpu_attention
 from lvt_pipeline.models.prior.attention import (
+    MASKED_SCORE,
     Attention,
     Block,
     BlockStack,
@@ -86,6 +88,27 @@ def test_gradients_of_the_cpu_attention_agree_with_torch(causal: bool) -> None:
     expected = torch.autograd.grad((output * direction).sum(), [x2, *attention.parameters()])
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_bfloat16_attention_on_a_cpu_is_that_of_float32_up_to_rounding(causal: bool) -> None:
+    torch.manual_seed(0)
+    exact = torch.randn(2, 12, 3 * 2 * 8)
+    bias = torch.randn(2, 12, 12) + (torch.full((12, 12), MASKED_SCORE).triu(1) if causal else 0)
+    direction = torch.randn(2, 12, 2 * 8)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        projected, table = exact.to(dtype, copy=True).requires_grad_(), bias.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            mixed = cpu_attention(projected, table, 2, 0.35)
+        mixed.backward(direction.to(dtype))
+        assert mixed.dtype == projected.grad.dtype == dtype
+        assert table.grad.dtype == torch.float32
+        found.append((mixed, projected.grad, table.grad))
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours.float(), theirs, rtol=0.05, atol=0.03)
+    if causal:
+        assert not found[1][2].triu(1).any()  # masked keys have no weight at all
 
 
 def test_relative_bias_starts_at_zero_and_reads_query_minus_key() -> None:

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from lvt_pipeline import machine
 from lvt_pipeline.machine import available_memory, free_disk_bytes, num_cores, total_memory
 
 MEMINFO = "MemTotal: 64000000 kB\nMemAvailable: 32000000 kB\n"
@@ -81,3 +83,24 @@ def test_ulimit_bounds_the_available_memory_and_is_never_raised() -> None:
 
 def test_room_is_that_of_the_nearest_folder_that_exists(tmp_path: Path) -> None:
     assert free_disk_bytes(tmp_path / "not" / "there") > 0
+
+
+@pytest.mark.parametrize("has_mallopt", [True, False])
+def test_freed_memory_is_kept_in_the_block_and_returned_at_its_end_even_after_an_error(
+    has_mallopt: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, ...]] = []
+    library = SimpleNamespace(malloc_trim=lambda kept: calls.append((kept,)))
+    if has_mallopt:
+        library.mallopt = lambda parameter, value: calls.append((parameter, value))
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: library)
+    with pytest.raises(ZeroDivisionError), machine.kept_memory():
+        inside = list(calls)
+        raise ZeroDivisionError
+    if not has_mallopt:
+        assert calls == []
+        return
+    limits = dict(inside)
+    assert limits[-1] > machine.TRIM_THRESHOLD[1]
+    assert limits[-3] == machine.MMAP_THRESHOLD[1]
+    assert calls[len(inside) :] == [machine.TRIM_THRESHOLD, (0,)]

@@ -147,10 +147,7 @@ class _CPUAttention(torch.autograd.Function):
             (g,), (out,) = _heads(given, 1, ctx.num_heads), _heads(made, 1, ctx.num_heads)
             _weights(q, k, bias, ctx.scale, weights)
             to_v.copy_(torch.bmm(weights.to(g.dtype).transpose(1, 2), g))
-            if g.dtype == torch.float32:
-                torch.bmm(g, v.transpose(1, 2), out=to_weights)
-            else:
-                to_weights.copy_(torch.bmm(g, v.transpose(1, 2)))
+            to_weights.copy_(torch.bmm(g, v.transpose(1, 2)))
             # Of the softmax: ds = p * (dp - sum(dp * p)), and that sum is g . mixed.
             to_weights.sub_((g * out).sum(-1, keepdim=True)).mul_(weights)
             to_bias += to_weights

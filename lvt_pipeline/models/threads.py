@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
 
@@ -80,13 +81,12 @@ class Threads:
 def waits_that_leave_room() -> Iterator[None]:
     """`short_waits` whenever other programs leave fewer cores than torch has threads; for work of some minutes."""
     end = threading.Event()
-    watch = threading.Thread(target=_watch, args=(torch.get_num_threads(), end), daemon=True)
-    watch.start()
-    try:
-        yield
-    finally:
-        end.set()
-        watch.join()
+    with ThreadPoolExecutor(1, "lvt-waits") as watch:
+        watch.submit(_watch, torch.get_num_threads(), end)
+        try:
+            yield
+        finally:
+            end.set()
 
 
 def _watch(threads: int, end: threading.Event) -> None:
@@ -105,23 +105,13 @@ def short_waits() -> Iterator[None]:
     GNU OpenMP shortens its busy loops while it has more threads than there are cores (its manual, `GOMP_SPINCOUNT`).
     So a further Python thread starts that many, which then sleep. Another OpenMP is left as it is.
     """
-    started, end = threading.Event(), threading.Event()
-    holder = threading.Thread(target=_hold_threads, args=(started, end), daemon=True)
-    holder.start()
-    started.wait()
-    try:
+    with ThreadPoolExecutor(1, "lvt-waits") as holder:
+        holder.submit(_start_threads, machine.all_cores()).result()
         yield
-    finally:
-        end.set()
-        holder.join()
 
 
-def _hold_threads(started: threading.Event, end: threading.Event) -> None:
-    cores, before = machine.all_cores(), torch.get_num_threads()
-    try:
-        torch.set_num_threads(cores)
-        torch.zeros(cores * ELEMENTS_PER_THREAD).add_(1)
-        torch.set_num_threads(before)  # of Python threads to come
-    finally:
-        started.set()
-    end.wait()
+def _start_threads(count: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    torch.zeros(count * ELEMENTS_PER_THREAD).add_(1)
+    torch.set_num_threads(before)  # of Python threads to come

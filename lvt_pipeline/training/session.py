@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lvt_pipeline.errors import ConfigError
+from lvt_pipeline.machine import kept_memory
 from lvt_pipeline.models.parameters import num_parameters
 from lvt_pipeline.models.threads import Threads, product_seconds, waits_that_leave_room
 from lvt_pipeline.progress import SILENT, Progress
@@ -88,7 +89,8 @@ def run_training(
 
 def _train(task: RecordedTask, plan: RunPlan, run: RunDirectory, ranks: Ranks, options: SessionOptions) -> Provenance:
     # The number of threads decides the last bits of a training, so it stays as it is.
-    with Threads(product_seconds(task.model, plan.resolved.training.batch_size)), waits_that_leave_room():
+    threads = Threads(product_seconds(task.model, plan.resolved.training.batch_size))
+    with threads, waits_that_leave_room(), kept_memory():
         result = train(
             task,
             plan.resolved.training,
