@@ -9,13 +9,13 @@ machine. `LVT_SUBJECTS` (such as `prior-paper,tokenizer-tiny`), `LVT_BATCHES` an
 from __future__ import annotations
 
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 
@@ -146,4 +146,6 @@ if __name__ == "__main__":
     with nullcontext() if form == "plain" else kept_memory():
         for _ in range(3):
             one()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    # What getrusage reports includes the parent from before this program was started.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    print(int(status["VmHWM"].split()[0]) * 1024)
