@@ -73,8 +73,7 @@ class OtherLoad:
         if before is None or self._last is None or self._last[0] <= before[0]:
             return own_cores()
         seconds, busy, own = (new - old for new, old in zip(self._last, before, strict=True))
-        cores = len(os.sched_getaffinity(0))
-        return max(1.0, min(own_cores(), cores - max(0.0, busy - own) / seconds))
+        return max(1.0, min(own_cores(), all_cores() - max(0.0, busy - own) / seconds))
 
     def _look(self) -> tuple[float, float, float] | None:
         """(time, seconds that this process's cores were busy, seconds that this process kept them busy)."""

@@ -110,8 +110,7 @@ def cpu_attention(projected: Tensor, bias: Tensor, num_heads: int, scale: float)
             its dtype, the softmax is float32.
         bias: float32 (n_a, N, N).
     """
-    with torch.autocast("cpu", enabled=False):
-        mixed: Tensor = _CPUAttention.apply(projected, bias, num_heads, scale)  # type: ignore[no-untyped-call]
+    mixed: Tensor = _CPUAttention.apply(projected, bias, num_heads, scale)  # type: ignore[no-untyped-call]
     return mixed
 
 
