@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lvt_pipeline.errors import DecodeError, ManifestError
-from lvt_pipeline.manifest.sources.draft import Draft
 from lvt_pipeline.progress import Progress
 from lvt_pipeline.provenance import DigestMemo, digest_file, status_of
 from lvt_pipeline.storage import open_regular
-from lvt_pipeline.video.clips import ClipKind
+from lvt_pipeline.video.clips import Clip, ClipKind
 from lvt_pipeline.video.episodes import lerobot
 from lvt_pipeline.video.episodes.array_files import digest_of_files
 from lvt_pipeline.video.episodes.rlds import episode_label, read_features
@@ -46,7 +45,7 @@ class ContentDigests:
         self._shared: dict[str, lerobot.Held] = {}  # by path of a file that holds several episodes
         self.problems: dict[str, str] = {}
 
-    def of_all(self, drafts: Sequence[Draft], progress: Progress) -> list[Digests]:
+    def of_all(self, drafts: Sequence[Clip], progress: Progress) -> list[Digests]:
         """The digests of all drafts, in order."""
         found: list[Digests] = []
         with progress.bar("hashing videos", len(drafts), "clips") as bar, ThreadPoolExecutor(URLS_AT_ONCE) as pool:
@@ -56,7 +55,7 @@ class ContentDigests:
                 bar.advance()
         return found
 
-    def of(self, draft: Draft) -> Digests:
+    def of(self, draft: Clip) -> Digests:
         """Digests of what a clip is cut from; empty, with the cause in `problems`, when it cannot be read.
 
         One source that cannot be read does not stop the listing: decoding records the clip as a failure.
@@ -88,7 +87,7 @@ class ContentDigests:
             self.problems.setdefault(source, f"is a folder without pictures; {remedy}")
         return self._with_arrays(draft, digest)
 
-    def _with_arrays(self, draft: Draft, digest: str) -> Digests:
+    def _with_arrays(self, draft: Clip, digest: str) -> Digests:
         if not draft.arrays:
             return digest, None
         try:
@@ -99,7 +98,7 @@ class ContentDigests:
             return NO_DIGESTS
         return digest, digest_of_files(digests)
 
-    def _of_episode(self, draft: Draft) -> Digests:
+    def _of_episode(self, draft: Clip) -> Digests:
         """Digests of the rows of an episode in a LeRobot folder and of its packets."""
         root = lerobot.root_of(draft.source)
         if root not in self._datasets:
@@ -118,7 +117,7 @@ class ContentDigests:
         number = str(episode.number)
         return rows.get(number, ""), packets.get(number)
 
-    def instruction(self, draft: Draft) -> str | None:
+    def instruction(self, draft: Clip) -> str | None:
         """The instruction in the record of an RLDS dataset; None when it has none or cannot be read."""
         try:
             found = self._held(Path(draft.source), "instructions", _instructions_in)

@@ -19,10 +19,10 @@ from lvt_pipeline import lineage
 from lvt_pipeline.config import to_plain
 from lvt_pipeline.errors import ArtefactError, ManifestError
 from lvt_pipeline.job import Clock, Job
-from lvt_pipeline.manifest.digests import NO_DIGESTS, ContentDigests, Digests
+from lvt_pipeline.manifest.digests import ContentDigests
 from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.manifest.sources import KIND_NAMES, list_source, location_of, recognise
-from lvt_pipeline.manifest.sources.draft import Draft, arrays_of, some
+from lvt_pipeline.manifest.sources.draft import arrays_of, some
 from lvt_pipeline.manifest.sources.walk import LeftOut, describe_left_out
 from lvt_pipeline.manifest.splits import Earlier, assign_splits, separate_copies
 from lvt_pipeline.outputs import require_output_file
@@ -84,7 +84,7 @@ def _parse_line(entry: dict[str, Any], folder: Path, where: str) -> Clip:
         raise ManifestError(f"{where}: the label {label!r} is not a text")
     if not isinstance(metadata, dict):
         raise ManifestError(f"{where}: the metadata {metadata!r} are not a JSON object")
-    draft = Draft(
+    clip = Clip(
         id=entry["id"],
         source=absolute(folder, entry["source"]),
         split=split,
@@ -97,14 +97,14 @@ def _parse_line(entry: dict[str, Any], folder: Path, where: str) -> Clip:
         camera=entry.get("camera"),
         fps=entry.get("fps"),
         arrays=arrays_of(entry, str(folder), where),
+        digest=str(entry.get("digest") or ""),
+        more_digest=entry.get("more_digest"),
+        split_by="content" if entry.get("split_by") == "content" else None,
     )
-    split_by = "content" if entry.get("split_by") == "content" else None
-    digest, more = str(entry.get("digest") or ""), entry.get("more_digest")
-    clip = replace(_clip(draft, (digest, more)), split_by=split_by)
     check_clip(clip, where)
     if clip.digest and (clip.more_digest or not clip.arrays):
         return clip
-    digest, more = ContentDigests(None).of(draft)
+    digest, more = ContentDigests(None).of(clip)
     return replace(clip, digest=digest, more_digest=more)
 
 
@@ -158,7 +158,7 @@ def build_manifest(
 
 def _drafts(
     source: Path | str, settings: ManifestSettings, media: Path | str | None, left_out: LeftOut, progress: Progress
-) -> tuple[str, Sequence[Draft]]:
+) -> tuple[str, Sequence[Clip]]:
     """The kind of a source and the clips that it lists; its remarks are reported."""
     location = location_of(source)
     kind = settings.kind or recognise(location)
@@ -170,17 +170,13 @@ def _drafts(
     return kind, listing.drafts
 
 
-def _clip(draft: Draft, digests: Digests) -> Clip:
-    return Clip(**{**vars(draft), "split": draft.split or ""}, digest=digests[0], more_digest=digests[1])
-
-
 def _with_content(
-    drafts: Sequence[Draft], out: Path, settings: ManifestSettings, progress: Progress
+    drafts: Sequence[Clip], out: Path, settings: ManifestSettings, progress: Progress
 ) -> tuple[list[Clip], dict[str, str]]:
     """The clips with the digests of their contents, and why a source has none."""
     seen: set[str] = set()
     for draft in drafts:
-        check_clip(_clip(draft, NO_DIGESTS), where=printable(draft.source))
+        check_clip(draft, where=printable(draft.source))
         if draft.id in seen:
             raise ManifestError(f"two clips have the id {draft.id!r}; give them different ids or time ranges")
         seen.add(draft.id)
@@ -195,7 +191,8 @@ def _with_content(
             ]
     finally:
         memo.close()
-    return [_clip(draft, digest) for draft, digest in zip(drafts, found, strict=True)], digests.problems
+    clips = [replace(one, digest=digest, more_digest=more) for one, (digest, more) in zip(drafts, found, strict=True)]
+    return clips, digests.problems
 
 
 def own_files(out: Path) -> set[str]:

@@ -51,10 +51,11 @@ class Clip:
     Attributes:
         source: where the frames are, an absolute path or a URL: a video, a tfrecord file, a folder of pictures.
         digest: SHA-256 of the video's bytes, of the record's bytes, of the rows of an episode in a LeRobot folder, or
-            of the digests of the pictures; empty when the source is missing.
+            of the digests of the pictures; empty when the source is missing, and until it is read.
         more_digest: SHA-256 of what else the clip holds: of an episode in a LeRobot folder the packets of the camera;
             of a clip with `arrays` these files. None for others.
         start, end: time range in seconds from the first frame, the end excluded; None is the source's own.
+        split: "train", "val" or "test"; empty until the content decides it.
         metadata: anything else known about the clip; it never changes a result.
         kind: what the source is.
         record: which record of a tfrecord file, counted from 0, or the number of an episode.
@@ -67,7 +68,7 @@ class Clip:
 
     id: str
     source: str
-    digest: str
+    digest: str = ""
     more_digest: str | None = None
     start: float | None = None
     end: float | None = None

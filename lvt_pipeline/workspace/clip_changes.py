@@ -13,7 +13,6 @@ from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.manifest.digests import ContentDigests
 from lvt_pipeline.manifest.manifest import MEMO, ManifestSettings, own_files, read_manifest
 from lvt_pipeline.manifest.sources import list_source, location_of, recognise
-from lvt_pipeline.manifest.sources.draft import Draft
 from lvt_pipeline.manifest.sources.walk import LeftOut
 from lvt_pipeline.progress import count_of
 from lvt_pipeline.provenance import DigestMemo
@@ -163,7 +162,7 @@ def _is_remote(source: str, media: str | None) -> bool:
     return is_url(location_of(source)) or (media is not None and is_url(media))
 
 
-def _listed(source: str, manifest: Path, settings: ManifestSettings, media: str | None) -> Sequence[Draft] | None:
+def _listed(source: str, manifest: Path, settings: ManifestSettings, media: str | None) -> Sequence[Clip] | None:
     """The clips of a source on this machine; None when it cannot be listed."""
     location = location_of(source)
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lvt_pipeline.errors import ManifestError
 from lvt_pipeline.manifest.settings import ManifestSettings
-from lvt_pipeline.video.clips import SPLITS, ClipKind
+from lvt_pipeline.video.clips import SPLITS, Clip
 from lvt_pipeline.video.episodes.array_files import ARRAY_NAME, is_array_file
 from lvt_pipeline.video.locations import absolute
 
@@ -33,33 +33,16 @@ SPLIT_FOLDERS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Draft:
-    """A clip before its content is known; `split` is given by a folder, a row or a list."""
-
-    id: str
-    source: str
-    split: str | None = None
-    label: str | None = None
-    start: float | None = None
-    end: float | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    kind: ClipKind = "video"
-    record: int | None = None
-    camera: str | None = None
-    fps: float | None = None
-    arrays: Mapping[str, str] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class Listing:
     """The clips of a source.
 
     Attributes:
+        drafts: without digests; `split` is given by a folder, a row or a list, and else empty.
         remarks: messages for the user, one line each.
     """
 
-    drafts: list[Draft]
+    drafts: list[Clip]
     remarks: list[str] = field(default_factory=list)
 
 

@@ -12,7 +12,6 @@ from pathlib import PurePosixPath
 from lvt_pipeline.errors import ManifestError
 from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.manifest.sources.draft import (
-    Draft,
     Listing,
     is_record_file,
     label_of_folder,
@@ -20,6 +19,7 @@ from lvt_pipeline.manifest.sources.draft import (
     unique_ids,
 )
 from lvt_pipeline.manifest.sources.walk import LeftOut, describe_left_out, is_playlist, walk
+from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.locations import absolute, exists, files_below, files_matching, is_lfs_pointer, is_url
 from lvt_pipeline.video.picture_folders import is_picture
 
@@ -120,10 +120,10 @@ def _listed(root: str, names: list[PurePosixPath], settings: ManifestSettings) -
     arrays = _arrays_beside(root, names)
     return Listing(
         [
-            Draft(
+            Clip(
                 id=clip_id,
                 source=absolute(root, str(name)),
-                split=split_of_folder(name, settings),
+                split=split_of_folder(name, settings) or "",
                 label=label_of_folder(name, settings),
                 arrays=arrays.get(name.with_suffix(""), {}),
             )

@@ -9,7 +9,6 @@ from lvt_pipeline.errors import ManifestError
 from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.manifest.sources.draft import (
     PICTURE_FPS,
-    Draft,
     Listing,
     is_record_file,
     label_of_folder,
@@ -17,6 +16,7 @@ from lvt_pipeline.manifest.sources.draft import (
 )
 from lvt_pipeline.manifest.sources.folders import also, is_video
 from lvt_pipeline.manifest.sources.walk import Folder, LeftOut, walk
+from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.locations import is_lfs_pointer
 from lvt_pipeline.video.picture_folders import PICTURE_EXTENSIONS, is_animated, is_picture
 
@@ -40,10 +40,10 @@ def list_frame_folders(source: str, settings: ManifestSettings, left_out: LeftOu
         )
     return Listing(
         [
-            Draft(
+            Clip(
                 id=str(name) if name.parts else PurePosixPath(os.path.abspath(source)).name,
                 source=os.path.normpath(os.path.join(os.path.abspath(source), name)),
-                split=split_of_folder(name, settings),
+                split=split_of_folder(name, settings) or "",
                 label=label_of_folder(name, settings),
                 kind="frames",
                 fps=settings.fps or PICTURE_FPS,

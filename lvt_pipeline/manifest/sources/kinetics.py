@@ -12,10 +12,11 @@ from pathlib import Path, PurePosixPath
 
 from lvt_pipeline.errors import ManifestError
 from lvt_pipeline.manifest.settings import ManifestSettings
-from lvt_pipeline.manifest.sources.draft import Draft, Listing, some, split_of_text
+from lvt_pipeline.manifest.sources.draft import Listing, some, split_of_text
 from lvt_pipeline.manifest.sources.folders import videos_below
 from lvt_pipeline.manifest.sources.tables import Row, csv_columns, csv_rows
 from lvt_pipeline.manifest.sources.walk import LeftOut
+from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.locations import absolute, is_url
 
 COLUMNS = frozenset({"youtube_id", "time_start", "time_end"})
@@ -43,7 +44,7 @@ def list_kinetics(annotations: Iterable[str], media: str, settings: ManifestSett
     left_out.ignored.update(annotations)
     files = _by_stem(media, left_out)
     used: set[str] = set()
-    drafts: dict[str, Draft] = {}
+    drafts: dict[str, Clip] = {}
     missing: list[str] = []
     repeated: list[str] = []
     for csv in annotations:
@@ -85,7 +86,7 @@ def _by_stem(media: str, left_out: LeftOut) -> dict[str, PurePosixPath]:
 
 def _draft(
     row: Row, files: dict[str, PurePosixPath], media: str, where: str, settings: ManifestSettings
-) -> tuple[Draft, bool]:
+) -> tuple[Clip, bool]:
     """The clip of a row, and whether its video is missing."""
     video = row.get("youtube_id", "")
     if not video:
@@ -96,10 +97,10 @@ def _draft(
     path = files.get(trimmed) or files.get(video)
     is_whole = path is not None and path.stem == video
     folder = f"{label.replace('/', '_')}/" if label else ""
-    draft = Draft(
+    draft = Clip(
         id=f"{folder}{trimmed}",
         source=absolute(media, str(path) if path else f"{folder}{trimmed}.mp4"),
-        split=split_of_text(row.get("split", ""), where) if settings.split == "auto" else None,
+        split=(split_of_text(row.get("split", ""), where) if settings.split == "auto" else None) or "",
         label=label if settings.label == "folder" else None,
         start=float(start) if is_whole else None,
         end=float(end) if is_whole else None,

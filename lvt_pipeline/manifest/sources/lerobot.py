@@ -7,8 +7,9 @@ from pathlib import Path
 
 from lvt_pipeline.errors import ManifestError
 from lvt_pipeline.manifest.settings import ManifestSettings
-from lvt_pipeline.manifest.sources.draft import Draft, Listing, chosen_cameras, splits_by_name
+from lvt_pipeline.manifest.sources.draft import Listing, chosen_cameras, splits_by_name
 from lvt_pipeline.manifest.sources.walk import LeftOut, walk
+from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.episodes.lerobot import INFO, LeRobotDataset, is_dataset, read_dataset
 
 
@@ -22,7 +23,7 @@ def list_lerobot(source: str, settings: ManifestSettings) -> Listing:
     roots = [folder.path for folder in walk(source, LeftOut()) if is_dataset(folder.path)]
     if not roots:
         raise ManifestError(f"{source} holds no LeRobot dataset: there is no {INFO} with a codebase_version in it")
-    drafts: list[Draft] = []
+    drafts: list[Clip] = []
     remarks: list[str] = []
     for root in roots:
         dataset = read_dataset(Path(root))
@@ -35,15 +36,15 @@ def list_lerobot(source: str, settings: ManifestSettings) -> Listing:
     return Listing(drafts, remarks)
 
 
-def _drafts(dataset: LeRobotDataset, cameras: list[str], prefix: str, settings: ManifestSettings) -> list[Draft]:
+def _drafts(dataset: LeRobotDataset, cameras: list[str], prefix: str, settings: ManifestSettings) -> list[Clip]:
     named = {number: split for split, numbers in dataset.splits.items() for number in numbers}
     episodes = sorted(dataset.episodes.values(), key=lambda episode: episode.number)
     splits = splits_by_name([named.get(episode.number, "") for episode in episodes], settings)
     return [
-        Draft(
+        Clip(
             id=f"{prefix}{episode.number:06d}{f'/{camera}' if len(cameras) > 1 else ''}",
             source=episode.videos[dataset.cameras[camera]].path,
-            split=split,
+            split=split or "",
             label=None if settings.label == "none" else episode.tasks,
             kind="lerobot",
             record=episode.number,

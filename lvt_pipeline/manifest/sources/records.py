@@ -13,7 +13,6 @@ from lvt_pipeline.errors import DecodeError, ManifestError
 from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.manifest.sources.draft import (
     RECORD_FPS,
-    Draft,
     Listing,
     chosen_cameras,
     is_record_file,
@@ -23,6 +22,7 @@ from lvt_pipeline.manifest.sources.draft import (
 )
 from lvt_pipeline.manifest.sources.folders import also, is_video
 from lvt_pipeline.manifest.sources.walk import LeftOut, walk
+from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.episodes.bair import CAMERAS, parse_trajectory
 from lvt_pipeline.video.episodes.rlds import FEATURES_NAME, parse_episode, read_features
 from lvt_pipeline.video.episodes.tfrecords import RecordIndex, index_records, read_record
@@ -48,10 +48,12 @@ def list_bair(source: str, settings: ManifestSettings, left_out: LeftOut) -> Lis
     cameras = CAMERAS if settings.camera in ("both", "all") else (settings.camera or CAMERAS[0],)
     remedy = f"this is not BAIR's format, and RLDS has a {FEATURES_NAME} next to its records"
     _require_episodes(str(root / first), index, cameras, parse_trajectory, remedy)
-    drafts: list[Draft] = []
+    drafts: list[Clip] = []
     for name, file_id in zip(indices, unique_ids(list(indices)), strict=True):
         split = split_of_folder(name, settings)
-        shared = Draft(id=file_id, source=str(root / name), split=split, kind="bair", fps=settings.fps or RECORD_FPS)
+        shared = Clip(
+            id=file_id, source=str(root / name), split=split or "", kind="bair", fps=settings.fps or RECORD_FPS
+        )
         drafts += _record_drafts(shared, indices[name], cameras)
     return Listing(drafts, _remarks(indices.values()))
 
@@ -65,7 +67,7 @@ def list_rlds(source: str, settings: ManifestSettings, left_out: LeftOut) -> Lis
     """
     root, indices = _record_files(source, left_out)
     splits = dict(zip(indices, splits_by_name([_rlds_name(name)[1] for name in indices], settings), strict=True))
-    drafts: list[Draft] = []
+    drafts: list[Clip] = []
     remarks: list[str] = []
     for folder, names in groupby(indices, key=lambda name: name.parent):
         features = read_features(root / folder)
@@ -77,7 +79,7 @@ def list_rlds(source: str, settings: ManifestSettings, left_out: LeftOut) -> Lis
                 remedy = f"it is not an episode that {FEATURES_NAME} describes"
                 _require_episodes(path, index, cameras, partial(parse_episode, features), remedy)
             file_id, fps = str(folder / _rlds_name(name)[0]), settings.fps or RECORD_FPS
-            shared = Draft(id=file_id, source=path, split=splits[name], kind="rlds", fps=fps)
+            shared = Clip(id=file_id, source=path, split=splits[name] or "", kind="rlds", fps=fps)
             drafts += _record_drafts(shared, index, cameras)
     return Listing(drafts, [*remarks, *_remarks(indices.values())])
 
@@ -93,7 +95,7 @@ def _remarks(indices: Iterable[RecordIndex]) -> list[str]:
     return [f"{index.problem}; nothing after it can be found" for index in indices if index.problem is not None]
 
 
-def _record_drafts(shared: Draft, index: RecordIndex, cameras: Sequence[str]) -> Iterator[Draft]:
+def _record_drafts(shared: Clip, index: RecordIndex, cameras: Sequence[str]) -> Iterator[Clip]:
     """The clips of the records of a file, each with the facts that they share."""
     for record in range(len(index.places) + (index.problem is not None)):
         for camera in cameras:

@@ -15,7 +15,6 @@ from lvt_pipeline.errors import ManifestError
 from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.manifest.sources.draft import (
     PICTURE_FPS,
-    Draft,
     Listing,
     arrays_of,
     label_of_folder,
@@ -27,7 +26,7 @@ from lvt_pipeline.manifest.sources.draft import (
 from lvt_pipeline.manifest.sources.folders import also
 from lvt_pipeline.manifest.sources.walk import LeftOut, is_playlist
 from lvt_pipeline.storage import decode_text, parse_json_lines
-from lvt_pipeline.video.clips import CLIP_KINDS
+from lvt_pipeline.video.clips import CLIP_KINDS, Clip
 from lvt_pipeline.video.episodes.array_files import is_array_file
 from lvt_pipeline.video.locations import absolute, as_path, is_url, read_bytes
 
@@ -93,14 +92,15 @@ def _names_array_files(values: Iterable[object]) -> bool:
 
 def _draft(
     row: Row, source: str, name: PurePosixPath, plain_id: str, is_shared: bool, where: str, settings: ManifestSettings
-) -> Draft:
+) -> Clip:
     start, end = _seconds(row, "start", where), _seconds(row, "end", where)
     in_range = f"@{start or 0:g}-{'end' if end is None else f'{end:g}'}" if is_shared else ""
     label = settings.label_column or "label"
-    return Draft(
+    split = split_of_text(_text(row, settings.split_column or "split"), where) or split_of_folder(name, settings)
+    return Clip(
         id=_text(row, "id") or f"{plain_id}{in_range}",
         source=source,
-        split=split_of_text(_text(row, settings.split_column or "split"), where) or split_of_folder(name, settings),
+        split=split or "",
         label=_text(row, label) or None if label in row else label_of_folder(name, settings),
         start=start,
         end=end,
@@ -108,8 +108,8 @@ def _draft(
 
 
 def _with_rest(
-    draft: Draft, row: Row, used: Sequence[str], table_kind: str, where: str, settings: ManifestSettings
-) -> Draft:
+    draft: Clip, row: Row, used: Sequence[str], table_kind: str, where: str, settings: ManifestSettings
+) -> Clip:
     """The clip with the other columns of a row: its kind, if it is a line of a manifest, and metadata."""
     is_line = "digest" in row or row.get("kind") in CLIP_KINDS
     from_manifest = _MANIFEST_COLUMNS if is_line and table_kind == "jsonl" else ()

@@ -11,10 +11,11 @@ from pathlib import Path, PurePosixPath
 
 from lvt_pipeline.errors import ManifestError
 from lvt_pipeline.manifest.settings import ManifestSettings
-from lvt_pipeline.manifest.sources.draft import Draft, Listing, some, unique_ids
+from lvt_pipeline.manifest.sources.draft import Listing, some, unique_ids
 from lvt_pipeline.manifest.sources.folders import videos_below
 from lvt_pipeline.manifest.sources.walk import LeftOut
 from lvt_pipeline.storage import numbered_lines, read_text
+from lvt_pipeline.video.clips import Clip
 from lvt_pipeline.video.locations import absolute, is_url
 
 DEFAULT_FOLD = 1
@@ -52,10 +53,10 @@ def list_ucf101(lists: Path, media: str, settings: ManifestSettings, left_out: L
         )
     names = sorted({*splits, *found}, key=lambda name: name.parts)
     drafts = [
-        Draft(
+        Clip(
             id=clip_id,
             source=absolute(media, str(found.get(name, name))),
-            split=splits.get(name) if settings.split == "auto" else None,
+            split=splits.get(name, "") if settings.split == "auto" else "",
             label=name.parts[0] if settings.label == "folder" else None,
         )
         for name, clip_id in zip(names, unique_ids(names), strict=True)
