@@ -5,8 +5,8 @@ Rows are float32 (T, d), NaN where a clip has none. Row t is recorded with frame
 
 from __future__ import annotations
 
+import csv
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import ArtefactError, MismatchError
 from lvt_pipeline.models.prior.config import PriorConfig
-from lvt_pipeline.storage.texts import decode_text, read_regular
+from lvt_pipeline.storage.texts import read_regular
+from lvt_pipeline.video.episodes.array_files import rows_in
 
 Rows = NDArray[np.float32]
 
@@ -141,29 +142,16 @@ def _as_text(widths: Sequence[int]) -> str:
 
 
 def read_rows(path: Path) -> Rows:
-    """The rows of a `.npy` or `.csv`, float32 (T, d), NaN where a number is missing.
+    """The rows of a `.npy`, `.csv` or `.parquet`, float32 (T, d), NaN where a number is missing.
 
     Raises:
         ArtefactError: it is something else.
     """
     data = read_regular(path, kind="rows of numbers")
     try:
-        if path.suffix.lower() == ".csv":
-            lines = [line.split(",") for line in decode_text(data, path).splitlines() if line.strip()]
-            has_names = lines and not _are_numbers(lines[0])
-            values = np.array(lines[1:] if has_names else lines, np.float64)
-        else:
-            values = np.load(io.BytesIO(data), allow_pickle=False)
-        rows: Rows = values.astype(np.float32)
-    except (ValueError, TypeError, OSError, EOFError):
+        rows: Rows = rows_in(data, str(path)).astype(np.float32)
+    except (KeyError, ValueError, TypeError, OSError, EOFError, csv.Error):
         raise ArtefactError(f"{path} does not hold rows of numbers; give a .npy (T, d) or a .csv") from None
     if rows.ndim != 2:
         raise ArtefactError(f"{path} has the shape {rows.shape}; actions are rows of numbers, (T, d)")
     return rows
-
-
-def _are_numbers(cells: Sequence[str]) -> bool:
-    try:
-        return bool([float(cell) for cell in cells])
-    except ValueError:
-        return False

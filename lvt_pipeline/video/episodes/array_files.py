@@ -37,7 +37,7 @@ def read_array_files(files: Mapping[str, str]) -> tuple[Arrays, str]:
     for name, place in files.items():
         try:
             data = read_bytes(place)
-            rows = _READERS[PurePosixPath(place).suffix.lower()](data, place)
+            rows = rows_in(data, place)
             if not rows.ndim or rows.dtype.kind not in "biuf":
                 raise ValueError
             arrays[name] = as_rows(rows, len(rows))
@@ -56,6 +56,16 @@ def digest_of_files(digests: Mapping[str, str]) -> str:
     return hashlib.sha256(
         "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items())).encode()
     ).hexdigest()
+
+
+def rows_in(data: bytes, place: str) -> NDArray[Any]:
+    """The array in the bytes of a file, whose ending decides how they are read.
+
+    Raises:
+        KeyError, ValueError, EOFError, csv.Error: it is something else.
+        DecodeError: "unreadable" for a Parquet file.
+    """
+    return _READERS[PurePosixPath(place).suffix.lower()](data, place)
 
 
 def _read_npy(data: bytes, place: str) -> NDArray[Any]:
