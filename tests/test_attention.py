@@ -165,7 +165,7 @@ def test_blocks_do_not_see_each_other() -> None:
 
 
 def test_feed_forward_keeps_the_width_and_skips() -> None:
-    block = Block(10, 2, 4, (1, 2, 2), causal=False)
+    block = Block(Attention(10, 2, 4, (1, 2, 2), causal=False))
     assert block.linear1.weight.shape == block.linear2.weight.shape == (10, 10)
     x = torch.randn(2, 4, 10)
     torch.nn.init.zeros_(block.linear2.weight)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lvt_pipeline.errors import ShapeError
 from lvt_pipeline.video.pictures import png_bytes
-from lvt_pipeline.video.write import enlarge, mp4_bytes, write_gif, write_mp4, write_npy, write_png_strip
+from lvt_pipeline.video.write import enlarge, mp4_bytes, write_mp4, write_video
 
 
 def moving_square(num_frames: int = 6, height: int = 32, width: int = 48) -> np.ndarray:
@@ -78,7 +78,7 @@ def test_crf_trades_size_for_quality(tmp_path: Path) -> None:
 
 def test_gif_shows_every_frame_at_its_time(tmp_path: Path) -> None:
     frames = moving_square()
-    write_gif(tmp_path / "clip.gif", frames, fps=10, scale=2)
+    write_video(tmp_path / "clip.gif", frames, fps=10, scale=2)
     with Image.open(tmp_path / "clip.gif") as picture:
         assert (picture.n_frames, picture.size, picture.info["duration"]) == (6, (96, 64), 100)
         picture.seek(5)
@@ -87,7 +87,7 @@ def test_gif_shows_every_frame_at_its_time(tmp_path: Path) -> None:
 
 def test_png_strip_lays_frames_side_by_side(tmp_path: Path) -> None:
     frames = moving_square()
-    write_png_strip(tmp_path / "clip.png", frames, scale=2)
+    write_video(tmp_path / "clip.png", frames, fps=10, scale=2)
     with Image.open(tmp_path / "clip.png") as picture:
         assert np.array_equal(np.asarray(picture), np.concatenate(list(enlarge(frames, 2)), axis=1))
 
@@ -96,7 +96,7 @@ def test_png_bytes_and_npy_are_lossless(tmp_path: Path) -> None:
     frames = moving_square()
     with Image.open(io.BytesIO(png_bytes(frames[0]))) as picture:
         assert np.array_equal(np.asarray(picture), frames[0])
-    write_npy(tmp_path / "clip.npy", frames)
+    write_video(tmp_path / "clip.npy", frames, fps=10)
     assert np.array_equal(np.load(tmp_path / "clip.npy"), frames)
 
 
@@ -106,5 +106,5 @@ def test_unusable_frames_are_refused_and_nothing_is_left(tmp_path: Path) -> None
     with pytest.raises(ShapeError, match="frames per second"):
         write_mp4(tmp_path / "clip.mp4", moving_square(), fps=0)
     with pytest.raises(ShapeError, match="scale"):
-        write_gif(tmp_path / "clip.gif", moving_square(), fps=10, scale=0)
+        write_video(tmp_path / "clip.gif", moving_square(), fps=10, scale=0)
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ from lvt_pipeline.manifest.manifest import Clip, build_manifest, read_manifest
 from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.video.geometry import lanczos_square
 from lvt_pipeline.video.settings import GeometrySettings
-from lvt_pipeline.video.write import write_gif
+from lvt_pipeline.video.write import write_video
 from tests.conftest import moving_square
 from tests.listener import Listener
 
@@ -141,7 +141,7 @@ def test_a_lost_or_emptied_folder_is_a_failure_with_a_reason(dataset: Path, tmp_
 
 
 def test_folders_of_pictures_and_videos_stand_in_one_csv(dataset: Path, tmp_path: Path) -> None:
-    write_gif(tmp_path / "d" / "a.gif", moving_square(4), fps=10)
+    write_video(tmp_path / "d" / "a.gif", moving_square(4), fps=10)
     (tmp_path / "clips.csv").write_text("path,label,end\nd/train/pour/clip0,x,0.2\nd/a.gif,y,\n")
     clips = listed(tmp_path / "clips.csv", tmp_path / "m.jsonl", split="none", fps=20)
     assert [(clip.kind, clip.fps, clip.end) for clip in clips] == [("frames", 20.0, 0.2), ("video", None, None)]
@@ -155,7 +155,7 @@ def test_a_gif_gives_its_frames_exactly(tmp_path: Path) -> None:
     frames = np.zeros((6, 16, 16, 3), np.uint8)
     for number, frame in enumerate(frames):
         frame[number : number + 4, 2:8] = (250, 40 * number, 10)
-    write_gif(tmp_path / "d" / "a.gif", frames, fps=10)
+    write_video(tmp_path / "d" / "a.gif", frames, fps=10)
     listed(tmp_path / "d", tmp_path / "m.jsonl")
     ingest(tmp_path / "m.jsonl", tmp_path / "frames", SETTINGS, num_workers=0)
     shards = FrameShards(tmp_path / "frames")

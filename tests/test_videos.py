@@ -30,7 +30,7 @@ from lvt_pipeline.video.decode import (
 )
 from lvt_pipeline.video.geometry import centre_square, lanczos_square, scaled_sides, square_of_scaled
 from lvt_pipeline.video.settings import GeometrySettings
-from lvt_pipeline.video.write import write_gif, write_mp4
+from lvt_pipeline.video.write import write_mp4, write_video
 
 CLIPS = Path(__file__).parents[2] / "shared" / "videos"
 needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason="the folder of real clips is not here")
@@ -299,7 +299,7 @@ def test_impossible_geometry_is_refused(wrong: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("decoder", ["auto", "decord", "pyav"])
 def test_pyav_reads_what_decord_cannot(tmp_path: Path, decoder: Any) -> None:
-    write_gif(tmp_path / "clip.gif", numbered(8), fps=10)
+    write_video(tmp_path / "clip.gif", numbered(8), fps=10)
     decoded = decode_clip(str(tmp_path / "clip.gif"), None, None, GeometrySettings(size=32, decoder=decoder))
     assert (decoded.decoder, len(decoded.frames), decoded.fps) == ("pyav", 8, 10.0)
 

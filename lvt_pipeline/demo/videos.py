@@ -20,9 +20,9 @@ from lvt_pipeline.demo.scene import HEIGHT, WIDTH, Scene
 from lvt_pipeline.errors import ArtefactError
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.settings import Settings, setting
-from lvt_pipeline.storage import exclusive_lock, read_json, write_json
+from lvt_pipeline.storage import exclusive_lock, read_json, write_bytes, write_json
 from lvt_pipeline.video.geometry import Frames
-from lvt_pipeline.video.write import write_mp4, write_npy
+from lvt_pipeline.video.write import npy_bytes, write_mp4
 
 VERSION = 1  # raised when the same seed gives other pixels
 
@@ -59,7 +59,7 @@ def write_demo_videos(out: Path, settings: DemoSettings = DemoSettings(), *, pro
         with progress.bar("painting videos", len(paths), "clips", done=len(paths) - len(missing)) as bar:
             for index in missing:
                 frames, velocities = demo_recording(settings, index)
-                write_npy(actions[index], velocities)
+                write_bytes(actions[index], npy_bytes(velocities))
                 if not paths[index].exists():
                     write_mp4(paths[index], frames, settings.fps)
                 bar.advance()

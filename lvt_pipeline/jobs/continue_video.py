@@ -34,10 +34,9 @@ from lvt_pipeline.storage import write_bytes
 from lvt_pipeline.video.container.facts import inspect_video
 from lvt_pipeline.video.decode import clip_fps, decode_clip
 from lvt_pipeline.video.geometry import Frames
-from lvt_pipeline.video.pictures import png_bytes
 from lvt_pipeline.video.settings import GeometrySettings
 from lvt_pipeline.video.tiles import PRIMING_EDGE, SAMPLED_EDGE, framed, picture_grid
-from lvt_pipeline.video.write import enlarge, gif_bytes, mp4_bytes, with_note
+from lvt_pipeline.video.write import enlarge, video_bytes, with_note
 
 if TYPE_CHECKING:
     from lvt_pipeline.models.prior.model import Prior
@@ -126,7 +125,7 @@ def continue_video(
         sampled = _sample(model, tokenizer.encode(frames).numpy(), settings, actions, progress)
         videos = [np.concatenate([frames, tokenizer.decode(one[len(frames) :]).numpy()]) for one in sampled]
         shown = _grid(videos, settings.priming_frames, scale)
-        write_bytes(out, with_note(_bytes_of(shown, fps, suffix), suffix, FILE_MARK))
+        write_bytes(out, with_note(video_bytes(suffix, shown, fps), suffix, FILE_MARK))
         done = Continuation(
             out=str(out),
             samples=len(videos),
@@ -232,11 +231,3 @@ def _grid(videos: list[Frames], num_priming: int, scale: int) -> Frames:
         grid = rearrange(np.stack(cells), "(r c) h w k -> r c h w k", c=columns)
         pictures.append(picture_grid(grid, gap=GAP, background=BACKGROUND))
     return np.stack(pictures)
-
-
-def _bytes_of(frames: Frames, fps: float, suffix: str) -> bytes:
-    if suffix == ".mp4":
-        return mp4_bytes(frames, fps)
-    if suffix == ".gif":
-        return gif_bytes(frames, fps)
-    return png_bytes(rearrange(frames, "t h w c -> h (t w) c"))

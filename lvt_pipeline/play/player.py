@@ -28,9 +28,9 @@ from lvt_pipeline.report.work import WorkDir
 from lvt_pipeline.runs.actions import own_actions
 from lvt_pipeline.runs.compatibility import check_prior, check_tokenizer, label_numbers
 from lvt_pipeline.runs.read import load_prior, load_vqvae
-from lvt_pipeline.storage.names import shortened_name
+from lvt_pipeline.storage import shortened_name, write_bytes
 from lvt_pipeline.video.geometry import Frames
-from lvt_pipeline.video.write import write_mp4, write_npy
+from lvt_pipeline.video.write import npy_bytes, write_mp4
 
 MOST_FRAMES = 2000  # of a played clip: all of them are written to one video
 SHOWN_PIXELS = 256  # smaller frames are enlarged in the video
@@ -143,7 +143,7 @@ class Player:
         if not self.axes:
             return [path]
         rows = path.with_suffix(".action.npy")
-        write_npy(rows, np.array(self._actions, np.float32).reshape(-1, len(self.axes)))
+        write_bytes(rows, npy_bytes(np.array(self._actions, np.float32).reshape(-1, len(self.axes))))
         return [path, rows]
 
     def _frames(self, codes: Sequence[NDArray[Any]]) -> Frames:

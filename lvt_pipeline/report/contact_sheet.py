@@ -31,7 +31,7 @@ from lvt_pipeline.storage import Place, printable, write_bytes
 from lvt_pipeline.video.geometry import Frames
 from lvt_pipeline.video.pictures import colour_codes, png_bytes
 from lvt_pipeline.video.tiles import codebook_tiles, framed, picture_grid
-from lvt_pipeline.video.write import enlarge, gif_bytes, mp4_bytes, with_note
+from lvt_pipeline.video.write import enlarge, video_bytes, with_note
 from lvt_pipeline.workspace.inspect import kind_of
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def show(
         data = png_bytes(contact_sheet(clips, settings.num_frames, settings.scale))
     else:
         frames, fps = film(clips, settings.seconds, settings.scale)
-        data = mp4_bytes(frames, fps) if suffix == ".mp4" else gif_bytes(frames, fps)
+        data = video_bytes(suffix, frames, fps)
     write_bytes(out, with_note(data, suffix, FILE_MARK))
     return [clip.id for clip in clips]
 

@@ -42,16 +42,20 @@ def write_video(path: Path | str, frames: Frames, fps: float, scale: int = 1) ->
     """
     path = Path(path)
     ending = path.suffix.lower()
-    if ending == ".mp4":
-        write_mp4(path, frames, fps, scale)
-    elif ending == ".gif":
-        write_gif(path, frames, fps, scale)
-    elif ending == ".png":
-        write_png_strip(path, frames, scale)
-    elif ending == ".npy":
-        write_npy(path, frames)
-    else:
+    if ending not in ENDINGS:
         raise ConfigError(f"{path} has the ending {ending or 'none'!r}; give one of {', '.join(ENDINGS)}")
+    write_bytes(path, video_bytes(ending, frames, fps, scale))
+
+
+def video_bytes(ending: str, frames: Frames, fps: float, scale: int = 1) -> bytes:
+    """The file that `write_video` writes for one of `ENDINGS`. A strip has its first frame on the left."""
+    if ending == ".mp4":
+        return mp4_bytes(frames, fps, scale)
+    if ending == ".gif":
+        return gif_bytes(frames, fps, scale)
+    if ending == ".png":
+        return png_bytes(rearrange(enlarge(frames, scale), "t h w c -> h (t w) c"))
+    return npy_bytes(frames)
 
 
 def write_mp4(path: Path, frames: Frames, fps: float, scale: int = 1, *, crf: int = VISUALLY_LOSSLESS_CRF) -> None:
@@ -94,11 +98,6 @@ def _encode_h264(path: Path, frames: Frames, rate: Fraction, crf: int) -> None:
             container.mux(packet)
 
 
-def write_gif(path: Path, frames: Frames, fps: float, scale: int = 1) -> None:
-    """Write a looping GIF, whole or not at all. See `gif_bytes`."""
-    write_bytes(path, gif_bytes(frames, fps, scale))
-
-
 def gif_bytes(frames: Frames, fps: float, scale: int = 1) -> bytes:
     """A looping GIF with one palette for the whole clip. Delays are whole hundredths of a second."""
     frames = enlarge(frames, scale)
@@ -132,16 +131,11 @@ def with_note(data: bytes, suffix: str, note: bytes) -> bytes:
             raise ValueError(f"no place for a note in {suffix}")
 
 
-def write_png_strip(path: Path, frames: Frames, scale: int = 1) -> None:
-    """Write all frames side by side, first on the left, as one PNG."""
-    write_bytes(path, png_bytes(rearrange(enlarge(frames, scale), "t h w c -> h (t w) c")))
-
-
-def write_npy(path: Path, frames: np.ndarray[Any, Any]) -> None:
-    """Write the array itself."""
+def npy_bytes(array: np.ndarray[Any, Any]) -> bytes:
+    """The array itself as a `.npy` file."""
     stream = io.BytesIO()
-    np.lib.format.write_array(stream, np.ascontiguousarray(frames), version=(1, 0), allow_pickle=False)
-    write_bytes(path, stream.getvalue())
+    np.lib.format.write_array(stream, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return stream.getvalue()
 
 
 def enlarge(frames: Frames, scale: int) -> Frames:

@@ -28,7 +28,7 @@ from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import ArtefactError, LVTError
 from lvt_pipeline.storage import atomic_directory, describe_os_error, open_regular, write_bytes
-from lvt_pipeline.video.write import write_npy
+from lvt_pipeline.video.write import npy_bytes
 
 CLIPS_NAME = "clips.jsonl"
 VERSION = 1
@@ -128,11 +128,11 @@ def from_released(frame: NDArray[Any]) -> NDArray[Any]:
 
 
 def _write_clip(store: CodeStore, clip: CodeClip, path: Path) -> None:
-    write_npy(path, store.read(clip))
+    write_bytes(path, npy_bytes(store.read(clip)))
 
 
 def _write_rows(store: CodeStore, clip: CodeClip, name: str, path: Path) -> None:
-    write_npy(path, store.array(name).read(clip))
+    write_bytes(path, npy_bytes(store.array(name).read(clip)))
 
 
 def _write_frames(store: CodeStore, clip: CodeClip, path: Path) -> None:

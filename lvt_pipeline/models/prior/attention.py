@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -168,20 +168,11 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, both with a skip. The feed-forward's hidden width is the width."""
 
-    def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        head_width: int,
-        block: Triple,
-        *,
-        causal: bool,
-        kind: AttentionKind = "query-key",
-        qkv_init: Literal["reference", "standard"] = "reference",
-    ) -> None:
+    def __init__(self, attention: Attention) -> None:
         super().__init__()
+        width = attention.out.out_features
         self.norm1 = nn.LayerNorm(width)
-        self.attention = Attention(width, num_heads, head_width, block, causal=causal, kind=kind, qkv_init=qkv_init)
+        self.attention = attention
         self.norm2 = nn.LayerNorm(width)
         self.linear1 = nn.Linear(width, width)
         self.linear2 = nn.Linear(width, width)
@@ -209,12 +200,16 @@ class Block(nn.Module):
 
 
 class BlockStack(nn.Module):
-    """Transformer blocks over a slice, attention within non-overlapping blocks of it."""
+    """Transformer blocks over a slice, attention within non-overlapping blocks of it.
 
-    def __init__(self, num_layers: int, block: Triple, **options: object) -> None:
+    Args:
+        options: the other arguments of `Attention`.
+    """
+
+    def __init__(self, num_layers: int, block: Triple, **options: Any) -> None:
         super().__init__()
         self.block = block
-        self.layers = nn.ModuleList(Block(block=block, **options) for _ in range(num_layers))  # type: ignore[arg-type]
+        self.layers = nn.ModuleList(Block(Attention(block=block, **options)) for _ in range(num_layers))
 
     def forward(self, x: Tensor, slice_shape: Triple, acting: Sequence[Tensor] = ()) -> Tensor:
         """(B, N, width) in raster order of the slice -> the same.
