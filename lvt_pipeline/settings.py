@@ -17,14 +17,15 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import KW_ONLY, MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cache
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from lvt_pipeline.errors import ConfigError
 
 Value = TypeVar("Value")
+Details = ParamSpec("Details")
 
 KEY = "lvt_pipeline"  # of a field's metadata
 LARGEST = 2**63 - 1  # whole numbers fit into 64 bits, as in NumPy and zarr
@@ -32,7 +33,7 @@ SHOWN = 60  # characters of a wrong value in a message
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class About:
     """The metadata of a field.
 
@@ -48,6 +49,7 @@ class About:
     """
 
     help: str = ""
+    _: KW_ONLY
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
@@ -88,41 +90,20 @@ class About:
         return " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
 
 
-def setting(
-    default: Value,
-    help: str = "",
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-    unset: str = "",
-    none_word: str = "",
-    option: str = "",
-    old_options: tuple[str, ...] = (),
-    example: str = "",
-    bare: Any = None,
-) -> Value:
-    """A field of a settings class; the arguments are those of `About`."""
-    about = About(
-        help=help,
-        at_least=at_least,
-        above=above,
-        at_most=at_most,
-        below=below,
-        unset=unset,
-        none_word=none_word,
-        option=option,
-        old_options=old_options,
-        example=example,
-        bare=bare,
-    )
-    return field(default=default, metadata={KEY: about})
+def _described(describe: Callable[Details, About]) -> Callable[Concatenate[Value, Details], Value]:
+    def setting(default: Value, /, *args: Details.args, **details: Details.kwargs) -> Value:
+        """A field of a settings class, or a parameter of a command: its default, then the arguments of `About`."""
+        return field(default=default, metadata={KEY: describe(*args, **details)})
+
+    return setting
 
 
-def required_setting(help: str = "", *, option: str = "", example: str = "") -> Any:
+setting = _described(About)
+
+
+def required_setting(help: str = "", *, example: str = "") -> Any:
     """A field without a default; the arguments are those of `About`."""
-    return field(metadata={KEY: About(help=help, option=option, example=example)})
+    return field(metadata={KEY: About(help, example=example)})
 
 
 class Settings:
