@@ -24,7 +24,7 @@ from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.jobs.encode_shards import use_precision
 from lvt_pipeline.models.vqvae.model import tokenizer_fingerprint
 from lvt_pipeline.progress import SILENT, Progress
-from lvt_pipeline.runs.compatibility import check_tokenizer
+from lvt_pipeline.runs.compatibility import require_own_tokenizer
 from lvt_pipeline.runs.read import load_vqvae, precision_of
 from lvt_pipeline.storage import Place
 
@@ -106,7 +106,7 @@ def verify_codes(
         raise ConfigError(f"{num_clips} clips to decode; ask for at least 1")
     store, shards = open_codes(codes, generation), FrameShards(frames)
     model = load_vqvae(vqvae, device=device)
-    check_tokenizer(store, vqvae, model)
+    require_own_tokenizer(store, vqvae, model)
     use_precision(model, precision_of(store.tokenizer, tokenizer_fingerprint(model)))
     pixels = Pixels(store, shards, model)
     found: dict[type, list[Any]] = {ClipCheck: [], str: [], Problem: []}

@@ -16,7 +16,7 @@ from lvt_pipeline.evaluation.pixels import Pixels
 from lvt_pipeline.evaluation.samples import original_of, require_samples_of
 from lvt_pipeline.evaluation.settings import EvaluateSettings
 from lvt_pipeline.frames.shards import FrameShards
-from lvt_pipeline.runs.compatibility import check_frames_count, check_prior, check_tokenizer
+from lvt_pipeline.runs.compatibility import require_fitting_codes, require_fitting_length, require_own_tokenizer
 from lvt_pipeline.runs.read import load_prior, load_vqvae, run_fingerprint
 from lvt_pipeline.runs.trained_clips import find_trained_clips
 from lvt_pipeline.storage import Place
@@ -91,8 +91,8 @@ def open_sources(sources: Sources, settings: EvaluateSettings, device: str) -> O
     if sources.prior is not None:
         prior = load_prior(sources.prior, device=device)
         _require_finite(prior, sources.prior)
-        check_prior(store, sources.prior, prior)
-        check_frames_count(sources.prior, prior, settings.frames)
+        require_fitting_codes(store, sources.prior, prior)
+        require_fitting_length(sources.prior, prior, settings.frames)
         inputs["prior"] = run_fingerprint(sources.prior)
         opened = replace(opened, prior=prior)
     opened = replace(opened, pixels=_open_pixels(opened, device))
@@ -124,7 +124,7 @@ def _open_pixels(opened: Opened, device: str) -> Pixels | None:
     if sources.vqvae is not None:
         tokenizer = load_vqvae(sources.vqvae, device=device)
         _require_finite(tokenizer, sources.vqvae)
-        check_tokenizer(opened.store, sources.vqvae, tokenizer)
+        require_own_tokenizer(opened.store, sources.vqvae, tokenizer)
         opened.inputs["vqvae"] = run_fingerprint(sources.vqvae)
     return None if shards is None or tokenizer is None else Pixels(opened.store, shards, tokenizer)
 

@@ -28,7 +28,7 @@ from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import digest_file
 from lvt_pipeline.runs.actions import Rows, digest_of
-from lvt_pipeline.runs.compatibility import check_runs, require_label
+from lvt_pipeline.runs.compatibility import require_label, require_matching_runs
 from lvt_pipeline.runs.read import load_prior, load_vqvae, read_run, run_fingerprint
 from lvt_pipeline.storage import write_bytes
 from lvt_pipeline.video.container.facts import inspect_video
@@ -110,7 +110,7 @@ def continue_video(
         raise ConfigError(f"{out} ends in {out.suffix or 'nothing'}; give an output that ends in {', '.join(SUFFIXES)}")
     require_output_file(out, STAGE, (video, vqvae, prior, codes), mark=FILE_MARK)
     tokenizer, model = load_vqvae(vqvae, device=device), load_prior(prior, device=device)
-    precision = check_runs(vqvae, tokenizer, prior, model)
+    precision = require_matching_runs(vqvae, tokenizer, prior, model)
     actions = _checked(model, prior, settings, progress)
     geometry = _geometry(vqvae, codes, model.config.grid)
     _require_file(video)

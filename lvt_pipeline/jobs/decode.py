@@ -24,7 +24,7 @@ from lvt_pipeline.jobs.settings import DecodeSettings
 from lvt_pipeline.outputs import require_output_folder
 from lvt_pipeline.progress import SILENT, Bar, Progress
 from lvt_pipeline.provenance import Provenance
-from lvt_pipeline.runs.compatibility import check_tokenizer
+from lvt_pipeline.runs.compatibility import require_own_tokenizer
 from lvt_pipeline.runs.read import load_vqvae, run_fingerprint
 from lvt_pipeline.storage import Place, clip_file, describe_os_error, json_log, remove_leftovers, write_bytes
 from lvt_pipeline.video.write import write_video
@@ -79,7 +79,7 @@ def decode_store(
     require_output_folder(out, STAGE, (codes, vqvae))
     store = open_codes(codes, generation)
     model = load_vqvae(vqvae, device=device if runner.is_local else "cpu")
-    check_tokenizer(store, vqvae, model)
+    require_own_tokenizer(store, vqvae, model)
     inputs = {"codes": store.fingerprint, "vqvae": run_fingerprint(vqvae)}
     clips = _chosen(store, settings)
     wanted = {clip.id: _made_of(clip, inputs["vqvae"], settings) for clip in clips}

@@ -32,7 +32,7 @@ from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.runs.actions import Rows, digest_of, given_actions, own_actions
 from lvt_pipeline.runs.checkpoints import find_checkpoint
-from lvt_pipeline.runs.compatibility import check_prior, clips_with_class, label_numbers, require_label
+from lvt_pipeline.runs.compatibility import clips_with_class, label_numbers, require_fitting_codes, require_label
 from lvt_pipeline.runs.read import load_prior, read_run_record, run_fingerprint
 from lvt_pipeline.storage import Place
 
@@ -113,7 +113,7 @@ class _SampleTask:
         self, prior: Path, model: Prior, store: CodeStore, settings: SampleSettings, progress: Progress
     ) -> None:
         self.prior, self.model, self.store, self.settings, self.progress = prior, model, store, settings, progress
-        check_prior(store, prior, model)
+        require_fitting_codes(store, prior, model)
         given = check_settings(prior, model, settings)
         report_unfinished(prior, progress)
         self.inputs = {"codes": store.fingerprint, "prior": run_fingerprint(prior)}

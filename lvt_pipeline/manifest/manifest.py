@@ -29,7 +29,7 @@ from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import DigestMemo, Provenance, read_record, record_path, write_record
 from lvt_pipeline.storage import printable, read_json_lines, write_bytes
-from lvt_pipeline.video.clips import SPLITS, Clip, check_clip
+from lvt_pipeline.video.clips import SPLITS, Clip, require_clip
 from lvt_pipeline.video.locations import absolute, is_url
 
 __all__ = ["STAGE", "VERSION", "Clip", "ManifestSettings", "build_manifest", "manifest_fingerprint", "read_manifest"]
@@ -101,7 +101,7 @@ def _parse_line(entry: dict[str, Any], folder: Path, where: str) -> Clip:
         more_digest=entry.get("more_digest"),
         split_by="content" if entry.get("split_by") == "content" else None,
     )
-    check_clip(clip, where)
+    require_clip(clip, where)
     if clip.digest and (clip.more_digest or not clip.arrays):
         return clip
     digest, more = ContentDigests(None).of(clip)
@@ -176,7 +176,7 @@ def _with_content(
     """The clips with the digests of their contents, and why a source has none."""
     seen: set[str] = set()
     for draft in drafts:
-        check_clip(draft, where=printable(draft.source))
+        require_clip(draft, where=printable(draft.source))
         if draft.id in seen:
             raise ManifestError(f"two clips have the id {draft.id!r}; give them different ids or time ranges")
         seen.add(draft.id)

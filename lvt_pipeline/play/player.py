@@ -26,7 +26,7 @@ from lvt_pipeline.models.sampling.windows import plan_rollout, window_frames
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.report.work import WorkDir
 from lvt_pipeline.runs.actions import own_actions
-from lvt_pipeline.runs.compatibility import check_prior, check_tokenizer, label_numbers
+from lvt_pipeline.runs.compatibility import label_numbers, require_fitting_codes, require_own_tokenizer
 from lvt_pipeline.runs.read import load_prior, load_vqvae
 from lvt_pipeline.storage import shortened_name, write_bytes
 from lvt_pipeline.video.geometry import Frames
@@ -72,8 +72,8 @@ class Player:
         self._store, self._prior = work.codes, work.layout["prior"]
         self._tokenizer = load_vqvae(work.layout["vqvae"], device=device)
         self._model = load_prior(self._prior, device=device)
-        check_tokenizer(self._store, work.layout["vqvae"], self._tokenizer)
-        check_prior(self._store, self._prior, self._model)
+        require_own_tokenizer(self._store, work.layout["vqvae"], self._tokenizer)
+        require_fitting_codes(self._store, self._prior, self._model)
         check_settings(self._prior, self._model, self._settings)
         report_unfinished(self._prior, progress)
         clips, _ = choose_clips(self._store, self._prior, self._model, self._settings, progress)

@@ -25,7 +25,7 @@ from lvt_pipeline.frames.shards import FrameShards
 from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.progress import count_of
 from lvt_pipeline.report.settings import ShowSettings
-from lvt_pipeline.runs.compatibility import check_tokenizer
+from lvt_pipeline.runs.compatibility import require_own_tokenizer
 from lvt_pipeline.runs.read import load_vqvae
 from lvt_pipeline.storage import Place, printable, write_bytes
 from lvt_pipeline.video.geometry import Frames
@@ -185,7 +185,7 @@ def _clips_named(store: CodeStore, name: str) -> list[CodeClip]:
 
 def _tokenizer(store: CodeStore, vqvae: Path, device: str) -> VQVAE:
     model = load_vqvae(vqvae, device=device)
-    check_tokenizer(store, vqvae, model)
+    require_own_tokenizer(store, vqvae, model)
     return model
 
 

@@ -20,7 +20,7 @@ from lvt_pipeline.provenance import Provenance, finished_record, short
 from lvt_pipeline.report.numbers import format_fact
 from lvt_pipeline.report.parts import Part
 from lvt_pipeline.report.plots.engine import Series
-from lvt_pipeline.runs.compatibility import check_tokenizer
+from lvt_pipeline.runs.compatibility import require_own_tokenizer
 from lvt_pipeline.runs.layout import METRICS_NAME
 from lvt_pipeline.runs.read import load_vqvae, precision_of, read_run
 from lvt_pipeline.storage import json_log
@@ -129,7 +129,7 @@ class WorkDir:
             MismatchError: it is another one.
         """
         tokenizer = self.tokenizer
-        check_tokenizer(store, self.layout["vqvae"], tokenizer)
+        require_own_tokenizer(store, self.layout["vqvae"], tokenizer)
         return tokenizer
 
     @cached_property

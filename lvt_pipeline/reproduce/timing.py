@@ -19,7 +19,7 @@ from lvt_pipeline.job import Clock, Job
 from lvt_pipeline.outputs import require_output_file
 from lvt_pipeline.progress import SILENT, Progress
 from lvt_pipeline.provenance import Provenance
-from lvt_pipeline.runs.compatibility import check_prior, label_numbers
+from lvt_pipeline.runs.compatibility import label_numbers, require_fitting_codes
 from lvt_pipeline.runs.read import load_prior, run_fingerprint
 from lvt_pipeline.storage import write_json
 
@@ -52,7 +52,7 @@ def time_sampling(
     require_output_file(out, STAGE, (prior, codes), mark=b'"all_seconds"')
     store = open_codes(codes)
     model = load_prior(prior, device=device)
-    check_prior(store, prior, model)
+    require_fitting_codes(store, prior, model)
     clip = clips_of_split(store, "test", settings.priming_frames)[0][0]
     priming = store.read(clip, 0, settings.priming_frames).astype(np.int64)[None]
     labels = label_numbers([clip], prior, model)

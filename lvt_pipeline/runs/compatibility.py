@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MOST_LISTED = 20  # labels in a message
 
 
-def check_tokenizer(store: CodeStore, vqvae: Path, model: VQVAE) -> None:
+def require_own_tokenizer(store: CodeStore, vqvae: Path, model: VQVAE) -> None:
     """Refuse to decode codes with a decoder that never saw them.
 
     Raises:
@@ -36,7 +36,7 @@ def check_tokenizer(store: CodeStore, vqvae: Path, model: VQVAE) -> None:
         )
 
 
-def check_runs(vqvae: Path, tokenizer: VQVAE, prior: Path, model: Prior) -> str | None:
+def require_matching_runs(vqvae: Path, tokenizer: VQVAE, prior: Path, model: Prior) -> str | None:
     """Refuse a prior that was not trained on codes of a tokenizer.
 
     Returns:
@@ -67,7 +67,7 @@ def check_runs(vqvae: Path, tokenizer: VQVAE, prior: Path, model: Prior) -> str 
     return precision
 
 
-def check_prior(store: CodeStore, prior: Path, model: Prior) -> None:
+def require_fitting_codes(store: CodeStore, prior: Path, model: Prior) -> None:
     """Refuse codes that a prior was not made for.
 
     Raises:
@@ -87,7 +87,7 @@ def check_prior(store: CodeStore, prior: Path, model: Prior) -> None:
         )
 
 
-def check_frames_count(prior: Path, model: Prior, frames: int) -> None:
+def require_fitting_length(prior: Path, model: Prior, frames: int) -> None:
     """Refuse clips of a length that a prior cannot take.
 
     Raises:

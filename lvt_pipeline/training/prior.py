@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lvt_pipeline.codes.loading.batches import check_mix
+from lvt_pipeline.codes.loading.batches import require_mix
 from lvt_pipeline.codes.loading.cache import Cache, Tier, cache_file, choose_tier, split_bytes
 from lvt_pipeline.codes.loading.windows import CodeWindows
 from lvt_pipeline.codes.store import CodeStore, open_codes
@@ -37,9 +37,9 @@ from lvt_pipeline.training.distributed import Ranks, joined_ranks
 from lvt_pipeline.training.dry_run import measure_step, size_of
 from lvt_pipeline.training.prior_settings import (
     ResolvedPriorSettings,
-    check_alike,
     class_names,
     count_train_codes,
+    require_alike,
     resolve_settings,
 )
 from lvt_pipeline.training.prior_task import PriorTask, prior_loss
@@ -87,7 +87,7 @@ def train_prior(
     """
     paths = [codes] if isinstance(codes, PurePath) else list(codes)
     require_output_folder(out, STAGE, [*paths, init_from])
-    check_mix(settings.training.mix, len(paths))
+    require_mix(settings.training.mix, len(paths))
     stores = _open_stores(paths, out, generation, overwrite, progress)
     resolved = resolve_settings(settings, stores[0], stores[1:])
     names = class_names(stores, resolved.model)
@@ -134,8 +134,8 @@ def dry_run_prior(
     config = resolve_settings(settings, stores[0] if stores else None, stores[1:]).model
     windows: list[CodeWindows] = []
     if stores:
-        check_mix(settings.training.mix, len(stores))
-        check_alike(stores)
+        require_mix(settings.training.mix, len(stores))
+        require_alike(stores)
         class_names(stores, config)
         windows = [CodeWindows(store, frames=config.frames, split="train", cache="stream") for store in stores]
     with seeded(settings.training.seed, chosen):
@@ -245,7 +245,7 @@ def _open_stores(
         stores = [open_codes(path, generation) for path in paths]
     else:
         stores = [_store_of_run(path, out, _role(number), progress) for number, path in enumerate(paths)]
-    check_alike(stores)
+    require_alike(stores)
     return stores
 
 

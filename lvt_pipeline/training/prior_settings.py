@@ -31,7 +31,7 @@ class ResolvedPriorSettings:
     training: PriorTraining
 
 
-def check_alike(stores: Sequence[CodeStore]) -> None:
+def require_alike(stores: Sequence[CodeStore]) -> None:
     """Refuse stores whose codes mean different things, which cannot be used in one training.
 
     Raises:

@@ -90,7 +90,7 @@ class Clip:
         return lineage.clip_fingerprint(self.digest, self.start, self.end, kind | more)
 
 
-def check_clip(clip: Clip, where: str) -> None:
+def require_clip(clip: Clip, where: str) -> None:
     """Refuse a clip that no later stage could use.
 
     Args:

@@ -106,7 +106,7 @@ def make_batches(
             f"{streamed.store.path} is streamed, which gives training.shuffle=shards only; "
             "use --cache ram or mmap, or --set training.shuffle=shards"
         )
-    check_mix(mix, len(stores))
+    require_mix(mix, len(stores))
     require_equal_arrays(stores)
     weights = tuple(mix or [1.0] * len(stores))
     sequences: list[WindowSequence] = []
@@ -120,7 +120,7 @@ def make_batches(
     return SequenceBatches(sequences, batch_size, seed, weights)
 
 
-def check_mix(mix: Sequence[float] | None, num_stores: int) -> None:
+def require_mix(mix: Sequence[float] | None, num_stores: int) -> None:
     """
     Raises:
         ConfigError: the weights do not fit that many stores.

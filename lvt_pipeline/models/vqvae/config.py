@@ -70,7 +70,7 @@ class VQVAEConfig(Settings):
                 "quantizer='fsq' needs fsq_levels whose product is codebook_size, such as [8, 8, 4] for 256, "
                 "[8, 8, 8] for 512 or [8, 5, 5, 5] for 1000"
             )
-        check_levels(self.fsq_levels)
+        require_levels(self.fsq_levels)
         if math.prod(self.fsq_levels) != self.codebook_size:
             raise ConfigError(
                 f"fsq_levels={list(self.fsq_levels)} make {math.prod(self.fsq_levels)} codes but "
@@ -78,7 +78,7 @@ class VQVAEConfig(Settings):
             )
 
 
-def check_levels(levels: Sequence[int]) -> None:
+def require_levels(levels: Sequence[int]) -> None:
     """Refuse levels that make no codebook.
 
     Raises:

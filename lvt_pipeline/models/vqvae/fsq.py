@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from lvt_pipeline.errors import ConfigError, ShapeError
-from lvt_pipeline.models.vqvae.config import check_levels
+from lvt_pipeline.models.vqvae.config import require_levels
 from lvt_pipeline.models.vqvae.quantize import Quantized
 
 MARGIN = 1e-3  # the paper's listing bounds numbers to this share less than the range of the levels
@@ -45,7 +45,7 @@ class FSQCodebook(nn.Module):
 
     def __init__(self, levels: Sequence[int], width: int) -> None:
         super().__init__()
-        check_levels(levels)
+        require_levels(levels)
         self.levels = tuple(levels)
         self.project_in = nn.Linear(width, len(levels))
         self.project_out = nn.Linear(len(levels), width)
