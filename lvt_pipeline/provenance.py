@@ -298,7 +298,11 @@ def finished_record(output: Place) -> Provenance | None:
 
 
 def missing_outputs(output: Place, record: Provenance) -> list[str]:
-    """Files the record promises that are gone or have another size, as relative paths."""
+    """Files the record promises that are gone or have another size, as relative paths.
+
+    Raises:
+        LVTError: the file system cannot be read.
+    """
     if isinstance(output, StoreURL):
         found = {entry.name: entry.size for entry in open_storage(output).list()}
         return [name for name, size in record.outputs.items() if found.get(name) != size]

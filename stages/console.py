@@ -25,7 +25,11 @@ RATE_SECONDS = 180.0  # that the speed of a plain line is averaged over
 
 
 def echo_facts(facts: Mapping[str, Any], as_json: bool, text: str) -> None:
-    """Print `facts` as JSON, or `text` for people; once, however many processes there are."""
+    """Print `facts` as JSON, or `text` for people; once, however many processes there are.
+
+    Raises:
+        LVTError: standard output is broken or full.
+    """
     if _is_first_process():
         try:
             click.echo(json.dumps(facts, indent=2, default=str) if as_json else text)

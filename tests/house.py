@@ -227,6 +227,36 @@ def _public_in(node: ast.Module | ast.ClassDef, where: str) -> Iterator[tuple[st
                 yield from _public_in(child, f"{where}.{child.name}")
 
 
+def silent_raises() -> list[str]:
+    """Public functions that raise an error themselves which no docstring announces, theirs or that of their class.
+
+    Settings classes refuse wrong combinations in `__post_init__`; a command reports its errors in one line.
+    """
+    return [name for module in modules() for name in _silent_in(tree_of(module), module, "")]
+
+
+def _silent_in(node: ast.Module | ast.ClassDef, where: str, announced: str) -> Iterator[str]:
+    for child in node.body:
+        text = announced + (ast.get_docstring(child) or "") if isinstance(child, Function | ast.ClassDef) else ""
+        if isinstance(child, ast.ClassDef) and not child.name.startswith("_"):
+            yield from _silent_in(child, f"{where}.{child.name}", text)
+        elif isinstance(child, Function) and _raises(child) and not _ANNOUNCED.search(text):
+            is_public = child.name in ("__init__", "__call__") or not child.name.startswith("_")
+            if is_public and not _is_click_command(child):
+                yield f"{where}.{child.name}"
+
+
+_ANNOUNCED = re.compile(r"Raises:|errors as in|with the same errors", re.IGNORECASE)
+
+
+def _raises(node: ast.AST) -> bool:
+    """Whether a function has a `raise` of its own, apart from one that passes an error on."""
+    inner = [
+        child for child in ast.iter_child_nodes(node) if not isinstance(child, Function | ast.Lambda | ast.ClassDef)
+    ]
+    return any((isinstance(child, ast.Raise) and child.exc is not None) or _raises(child) for child in inner)
+
+
 @dataclass(frozen=True)
 class Numbers:
     """The sizes of the whole product."""

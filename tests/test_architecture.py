@@ -88,6 +88,10 @@ def test_most_public_names_have_a_docstring() -> None:
     assert house.numbers().documented >= 0.98
 
 
+def test_public_functions_announce_the_errors_they_raise() -> None:
+    assert house.silent_raises() == []
+
+
 def test_the_map_in_the_documentation_names_every_room() -> None:
     page = (house.REPOSITORY / "docs" / "contributing.md").read_text()
     map_block = page.split("```text")[1].split("```")[0]

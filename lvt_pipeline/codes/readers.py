@@ -107,6 +107,9 @@ def without_readers(
 
     Yields:
         the generations that must stay, each with the readers in words.
+
+    Raises:
+        LVTError: a generation cannot be locked.
     """
     folder = open_storage(store).local()
     if folder is None:

@@ -227,6 +227,9 @@ def write_frames(
     Args:
         root: a new or empty folder.
         stage: command that made the frames, with its `settings` and the fingerprints of its `inputs`.
+
+    Raises:
+        ArtefactError: the folder is not empty.
     """
     clock = Clock()
     by_split: dict[str, list[FrameSample]] = {split: [] for split in SPLITS}

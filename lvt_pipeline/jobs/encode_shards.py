@@ -120,7 +120,11 @@ class Encoder(Protocol):
 def start_encoder(
     frames: Place, vqvae: Path, writer: ShardWriter, settings: EncodeSettings, device: str
 ) -> ShardEncoder:
-    """The worker in another process, for the tokenizer that the plan was made for."""
+    """The worker in another process, for the tokenizer that the plan was made for.
+
+    Raises:
+        MismatchError: the run holds another tokenizer by now.
+    """
     model = load_vqvae(vqvae, device=device)
     if tokenizer_of(model, settings.precision) != writer.schema.tokenizer:
         raise MismatchError(f"{vqvae} has changed since the encoding began; run the same command again")
@@ -267,7 +271,11 @@ class ShardEncoder:
 
 
 def encode_batch(encoder: Encoder, batch: NDArray[np.uint8], batch_size: int) -> NDArray[np.int64]:
-    """Codes int64 (N, h, w, n_c) of frames uint8 (N, H, W, 3)."""
+    """Codes int64 (N, h, w, n_c) of frames uint8 (N, H, W, 3).
+
+    Raises:
+        LVTError: there is not enough memory for a batch.
+    """
     import torch
 
     from lvt_pipeline.models.threads import Threads, product_seconds

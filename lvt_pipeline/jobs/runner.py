@@ -112,7 +112,11 @@ ALL = ArrayStep()
 
 
 def require_none_missing(out: Place, missing: Sequence[str], num_shards: int) -> None:
-    """Refuse to publish while shards are missing, and name them."""
+    """Refuse to publish while shards are missing, and name them.
+
+    Raises:
+        LVTError: some are missing.
+    """
     if missing:
         named = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
         raise LVTError(

@@ -57,6 +57,10 @@ class Player:
         clips: those that can be continued, by id.
         axes: the numbers of an action; empty for a prior without actions.
         seed, clip: of the clip that is being continued; at first those of the settings.
+
+    Raises:
+        ArtefactError: the work directory lacks an artefact.
+        ConfigError: there are no priming frames.
     """
 
     def __init__(
@@ -83,7 +87,11 @@ class Player:
         self.restart(clips[0].id, settings.seed)
 
     def restart(self, clip_id: str, seed: int) -> Frames:
-        """Begin one of `clips`; its priming frames, uint8 (T0, H, W, 3), as the tokenizer reconstructs them."""
+        """Begin one of `clips`; its priming frames, uint8 (T0, H, W, 3), as the tokenizer reconstructs them.
+
+        Raises:
+            LVTError: the clip cannot be played.
+        """
         if clip_id not in self.clips:
             raise LVTError(f"clip {clip_id!r} is not one of those that can be played")
         settings, clip = self._settings, self.clips[clip_id]
@@ -102,7 +110,12 @@ class Player:
         return self._frames(self._codes)
 
     def step(self, action: Sequence[float]) -> Frames:
-        """The next frame, uint8 (1, H, W, 3), under the action (d,) of the frame before it."""
+        """The next frame, uint8 (1, H, W, 3), under the action (d,) of the frame before it.
+
+        Raises:
+            ShapeError: the action has another width, or is not finite.
+            LVTError: the clip has as many frames as a clip may have.
+        """
         if len(action) != len(self.axes) or not all(isinstance(one, int | float) and abs(one) < 1e30 for one in action):
             raise ShapeError(f"an action of this prior is {len(self.axes)} finite numbers")
         if len(self._codes) >= MOST_FRAMES:

@@ -39,6 +39,9 @@ class PlayServer(ThreadingHTTPServer):
 
     Attributes:
         address: of the page, with its token.
+
+    Raises:
+        LVTError: the port is in use.
     """
 
     daemon_threads = True

@@ -49,7 +49,11 @@ COUNTED_FRAMES = 20_000  # of the training split, for the usage charts: enough f
 
 
 def data_section(work: WorkDir) -> Part:
-    """The clips: how many, of what size, and those without frames."""
+    """The clips: how many, of what size, and those without frames.
+
+    Raises:
+        MissingPart: there are no frames yet.
+    """
     if not work.layout["frames"].exists():
         work.require("manifest")
         record = work.records["manifest"]

@@ -42,7 +42,11 @@ _first_process: list[int] = []  # that used obstore: its threads are not there i
 
 @lru_cache
 def connection(scheme: str, bucket: str) -> Any:
-    """The client of a bucket, with the keys and the address in the environment; `scheme` ends in a colon."""
+    """The client of a bucket, with the keys and the address in the environment; `scheme` ends in a colon.
+
+    Raises:
+        LVTError: obstore is not installed.
+    """
     try:
         from obstore.store import from_url
     except ImportError:

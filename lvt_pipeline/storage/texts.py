@@ -85,7 +85,7 @@ def read_regular(path: Path, *, error: type[LVTError] = ArtefactError, kind: str
 
 
 def decode_text(data: bytes, where: object, *, error: type[LVTError] = ArtefactError, kind: str = "text") -> str:
-    """`read_text` for bytes that are in memory; `where` names them in the message."""
+    """`read_text` for bytes that are in memory, with the same errors; `where` names them in the message."""
     try:
         # Not "utf-8-sig": Python loads that codec on first use, which fails without permissions or free descriptors.
         return data.decode().removeprefix("\ufeff")
@@ -163,7 +163,7 @@ def read_json_lines(path: Path, *, error: type[LVTError] = ArtefactError) -> lis
 
 
 def parse_json_lines(text: str, where: object, *, error: type[LVTError] = ArtefactError) -> list[tuple[int, Any]]:
-    """`read_json_lines` for a text that is in memory; `where` names it in the message."""
+    """`read_json_lines` for a text that is in memory, with the same errors; `where` names it in the message."""
     rows = []
     for number, line in numbered_lines(text):
         try:

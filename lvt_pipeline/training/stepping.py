@@ -110,6 +110,9 @@ class Stepper:
         average: their moving average, None when the settings ask for none.
         names: of the numbers of a step, in order.
         is_sharded: whether each rank holds its part of the weights only.
+
+    Raises:
+        ConfigError: the batch size does not divide among the processes and accumulation steps.
     """
 
     def __init__(self, task: Task, settings: TrainingSettings, ranks: Ranks) -> None:

@@ -82,6 +82,9 @@ def decoder_version(decoder: str) -> str:
     fingerprints, as does the version of the rules by which frames are chosen.
 
     For PyAV the versions of FFmpeg's libraries decide, not that of the Python package.
+
+    Raises:
+        ConfigError: there is no such decoder.
     """
     if decoder == "decord":
         import decord

@@ -127,7 +127,11 @@ def _comes_before(one: int | None, other: int | None) -> bool:
 def rgb_pictures(
     frames: Generator[VideoFrame], facts: VideoFacts, path: str, remarks: list[Note], scaled: Scaled | None = None
 ) -> Generator[Frames]:
-    """Frames as RGB the way a player shows them, all as large as the first."""
+    """Frames as RGB the way a player shows them, all as large as the first.
+
+    Raises:
+        DecodeError: "unsupported-codec": FFmpeg cannot turn the pixels into RGB.
+    """
     height, width = facts.height, facts.width
     if scaled is not None:
         sides = (width, height) if swaps_sides(facts.orientation) else (height, width)

@@ -117,6 +117,9 @@ def with_note(data: bytes, suffix: str, note: bytes) -> bytes:
     Args:
         suffix: which of the three it is.
         note: ASCII, at most 200 bytes.
+
+    Raises:
+        ValueError: there is no place for a note in this format.
     """
     match suffix:
         case ".png":

@@ -146,7 +146,11 @@ def open_cache_file(
 
 
 def map_file(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | None:
-    """The mapped codes in a file, None if it is absent, cut short, or holds something else."""
+    """The mapped codes in a file, None if it is absent, cut short, or holds something else.
+
+    Raises:
+        LVTError: the file system cannot read it.
+    """
     header = _header(shape, dtype)
     try:
         with open(file, "rb") as stream:
@@ -163,7 +167,11 @@ def map_file(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArra
 
 
 def is_sound(file: Path, progress: Progress = SILENT) -> bool:
-    """Whether a mapped file ends in the checksum of all that is before; all of it is read."""
+    """Whether a mapped file ends in the checksum of all that is before; all of it is read.
+
+    Raises:
+        LVTError: the file system cannot read it.
+    """
     checksum = 0
     try:
         with open(file, "rb") as stream:

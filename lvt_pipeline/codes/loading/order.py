@@ -34,6 +34,9 @@ def batch_indices(num_items: int, batch_size: int, seed: int, step: int) -> NDAr
 
     Returns:
         int64 (batch_size,) in [0, num_items). A batch that ends one epoch and begins the next may hold an item twice.
+
+    Raises:
+        ValueError: a number is out of range.
     """
     if num_items < 1 or batch_size < 1 or step < 0:
         raise ValueError(f"cannot draw batch {step} of {batch_size} from {num_items} items")

@@ -70,6 +70,9 @@ class ShardOrder:
             pool_windows: windows that make up a pool, at most, unless a single shard has more.
             rows: the rows of their batches that positions [first, stop) of the sequence are, int64 (stop - first,).
             windows_per_clip: how often a clip comes in an epoch, each time at another random place.
+
+        Raises:
+            ValueError: there is no clip, or a number is out of range.
         """
         if not len(offsets) or pool_windows < 1 or windows_per_clip < 1:
             raise ValueError(f"no order of {len(offsets)} clips in pools of {pool_windows}, {windows_per_clip} each")

@@ -47,6 +47,9 @@ class ScriptedNetwork:
         Args:
             what: names the inputs in an error message.
             flags: keyword arguments, used if the network's `forward` has all of them.
+
+        Raises:
+            NetworkError: the network failed, or gave nothing or numbers that are not finite.
         """
         found = SHARED.call(Call(str(self.path.absolute()), self.sha256, self.device, inputs, flags))
         if found is None:

@@ -217,7 +217,11 @@ def _remove_waiting(storage: Storage) -> None:
 
 
 def holds_only_ours(out: Place, names: Set[str]) -> bool:
-    """Whether frames may be written here, where these names are: never among files that are not ours."""
+    """Whether frames may be written here, where these names are: never among files that are not ours.
+
+    Raises:
+        ArtefactError: a file is not ours; it is named.
+    """
     ours = {RECORD_NAME, FAILURES_NAME, NEXT_NAME}
     for name in sorted(names - ours):
         is_shard = any(fnmatch(name, f"{SHARD_PATTERN}{suffix}") for suffix in (".tar", ".json"))

@@ -128,7 +128,11 @@ def ingest_step(
     check_space: bool = True,
     progress: Progress = SILENT,
 ) -> ShardCounts:
-    """One process of a job array: decide which shard holds which clips, or make some of them; else as `ingest`."""
+    """One process of a job array: decide which shard holds which clips, or make some of them; else as `ingest`.
+
+    Raises:
+        ConfigError: shards are cut by size, which no process of an array knows.
+    """
     require_output_folder(out, STAGE, (manifest,))
     clips = read_manifest(manifest)
     if settings.shard_mb is not None:

@@ -130,7 +130,11 @@ class ShardMaker:
         return _num_bytes(self._outcome_of(line, known))
 
     def make(self, task: ShardTask) -> FinishedShard:
-        """Write a shard as soon as its last line is there, unless its plan was finished or abandoned."""
+        """Write a shard as soon as its last line is there, unless its plan was finished or abandoned.
+
+        Raises:
+            StoreError: the folder does not wait for this plan.
+        """
         outcomes = [self._outcome_of(line, task.known) for line in task.shard.lines]
         if read_plan(self._out)[0] != self._plan:
             raise StoreError(
@@ -290,7 +294,11 @@ class DecodedPayload:
 
 
 def decode_task(task: DecodeTask) -> list[DecodedPayload]:
-    """Decode one line and pack its clips. Runs in a worker process."""
+    """Decode one line and pack its clips. Runs in a worker process.
+
+    Raises:
+        DecodeError: the video cannot be read, or no clip of it is long enough.
+    """
     settings, geometry = task.settings, task.settings.geometry
     read = read_clip(task.clip, geometry, task.downloads)
     num_frames = len(read.frames)
@@ -319,5 +327,10 @@ def _packed(read: DecodedClip, piece: Piece, codec: Codec, *, begins: float | No
 
 
 def refuse_short(num_frames: int, min_frames: int) -> None:
+    """Refuse a clip with fewer frames than are needed.
+
+    Raises:
+        DecodeError: "too-short".
+    """
     if num_frames < min_frames:
         raise DecodeError("too-short", f"the clip has {num_frames} frames, at least {min_frames} are asked for")

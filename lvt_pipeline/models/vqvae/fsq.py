@@ -109,7 +109,11 @@ class FSQCodebook(nn.Module):
 
 
 class FSQuantizer(nn.Module):
-    """n_c implicit codebooks, each for its own group of D / n_c latent channels; the interface of `SlicedQuantizer`."""
+    """n_c implicit codebooks, each for its own group of D / n_c latent channels; the interface of `SlicedQuantizer`.
+
+    Raises:
+        ConfigError: the width does not divide into that many codebooks.
+    """
 
     updates: Tensor
 

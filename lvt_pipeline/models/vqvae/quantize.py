@@ -196,7 +196,11 @@ class EMACodebook(nn.Module):
 
 
 class SlicedQuantizer(nn.Module):
-    """n_c codebooks, each quantising its own group of D / n_c latent channels."""
+    """n_c codebooks, each quantising its own group of D / n_c latent channels.
+
+    Raises:
+        ConfigError: the width does not divide into that many codebooks.
+    """
 
     def __init__(
         self,

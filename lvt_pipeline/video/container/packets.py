@@ -109,7 +109,11 @@ class Look:
 
 
 def read_packets(container: InputContainer, stream: VideoStream, path: str) -> Look:
-    """Read the packets of all streams: sound that outlasts the picture is normal, a file that ends early was cut."""
+    """Read the packets of all streams: sound that outlasts the picture is normal, a file that ends early was cut.
+
+    Raises:
+        DecodeError: "out-of-memory".
+    """
     import av
 
     in_one_thread(stream)
