@@ -131,7 +131,7 @@ def ingest_step(
     """One process of a job array: decide which shard holds which clips, or make some of them; else as `ingest`.
 
     Raises:
-        ConfigError: shards are cut by size, which no process of an array knows.
+        LVTError: shards are cut by size, which one process does alone.
     """
     require_output_folder(out, STAGE, (manifest,))
     clips = read_manifest(manifest)
