@@ -151,8 +151,7 @@ def _hints_and_abouts(cls: Any) -> tuple[dict[str, Any], dict[str, About]]:
 
 
 def _about(cls: type[Any], item: Field[Any]) -> About:
-    explained_by = [cls.explained_by] if hasattr(cls, "explained_by") else []
-    for base in (cls, *cls.__mro__[1:], *explained_by):
+    for base in cls.__mro__:
         known: Mapping[str, Field[Any]] = getattr(base, "__dataclass_fields__", {})
         if item.name in known and KEY in known[item.name].metadata:
             about = known[item.name].metadata[KEY]
@@ -184,7 +183,7 @@ def convert(hint: Any, value: Any, name: str, about: About = About()) -> Any:
         return value
     if is_dataclass(hint):
         return _convert_table(hint, value, name)
-    if origin in (dict, Mapping) or hint in (dict, Any) or _is_mapping(origin):
+    if origin in (dict, Mapping) or hint in (dict, Any):
         return value
     raise AssertionError(f"setting {name} has a type that settings.py does not know: {hint}")
 
@@ -225,10 +224,6 @@ def _suggestion(cls: Any, key: str, prefix: str) -> str:
     names = list(abouts(cls))
     close = difflib.get_close_matches(key, names, n=1)
     return f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(names)}"
-
-
-def _is_mapping(origin: Any) -> bool:
-    return isinstance(origin, type) and issubclass(origin, Mapping)
 
 
 def _convert_union(options: tuple[Any, ...], value: Any, name: str, about: About) -> Any:
@@ -295,10 +290,7 @@ class Listed:
 
 
 def list_settings(cls: type[Any], prefix: str = "") -> Iterator[Listed]:
-    """The keys of a settings class and of those inside it, in order.
-
-    A class may name another one, as `explained_by`, whose words hold for fields of the same name.
-    """
+    """The keys of a settings class and of those inside it, in order."""
     for item in fields(cls):
         hint = type_hints(cls)[item.name]
         if is_dataclass(hint):

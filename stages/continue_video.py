@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -75,4 +75,4 @@ def command(
     )
     sampled = done.frames - done.priming_frames
     summary = f"{count_of(done.priming_frames, 'frame')} of {video} and {count_of(sampled, 'sampled frame')} -> {out}"
-    echo_facts(done.to_json(), as_json, f"{summary} ({done.samples} samples)" if done.samples > 1 else summary)
+    echo_facts(asdict(done), as_json, f"{summary} ({done.samples} samples)" if done.samples > 1 else summary)

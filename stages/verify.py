@@ -61,16 +61,12 @@ def command(
             raise click.UsageError("--repair of frames needs --manifest")
         _verify_frames(store, manifest if repair else None, workers, as_json)
         return
-    decode: Callable[[], DecodeReport | None] = _no_decoding
+    decode: Callable[[], DecodeReport] | None = None
     if num_clips is not None:
         if vqvae is None or frames is None:
             raise click.UsageError("--decode needs --vqvae and --frames")
         decode = partial(_decode, store, frames, vqvae, num_clips, seed, at, device)
     _verify_store(store, repair, at, decode, as_json)
-
-
-def _no_decoding() -> None:
-    return None
 
 
 def _decode(
@@ -82,9 +78,9 @@ def _decode(
 
 
 def _verify_store(
-    store: Place, repair: bool, at: int | None, decode: Callable[[], DecodeReport | None], as_json: bool
+    store: Place, repair: bool, at: int | None, decode: Callable[[], DecodeReport] | None, as_json: bool
 ) -> None:
-    """Check a code store; if its files are sound, `decode` checks its codes."""
+    """Check a code store; if its files are sound, `decode`, where there is one, checks its codes."""
     from lvt_pipeline.codes.upkeep.repair import repair_store
     from lvt_pipeline.codes.verify import verify_store
     from lvt_pipeline.errors import StoreError
@@ -94,7 +90,7 @@ def _verify_store(
     report = verify_store(store, at, progress=Console())
     problems = list(report.problems)
     facts: dict[str, Any] = {**report.to_json(), "repaired": repaired}
-    decoded = None if problems else decode()
+    decoded = None if problems or decode is None else decode()
     if decoded is not None:
         problems += decoded.problems
         facts["decoded"] = decoded.to_json()

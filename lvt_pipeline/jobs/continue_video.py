@@ -71,10 +71,6 @@ class Continuation:
     fps: float
     start_seconds: float
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
-
 
 def continue_video(
     video: Path,

@@ -214,7 +214,7 @@ class Reproduction:
         for tokenizer in target_tokenizers(target, self.settings):
             yield from self._tokenizer_steps(tokenizer)
             if target.is_table:
-                yield self._tokenizer_result(tokenizer)
+                yield self._result(tokenizer, tokenizer, None, self._measured, evaluate)
         for prior in target_priors(target, self.settings):
             yield from self._tokenizer_steps(prior.tokenizer)
             yield self._prior_training(prior)
@@ -253,9 +253,6 @@ class Reproduction:
         stage = new_stage("prior", self._places.run(recipe), recipe.settings, {"codes": codes}, recipe.name)
         steps = recipe.settings.training.max_steps
         return Step(stage, training_steps=steps, parameters=lambda: self._count_parameters(recipe))
-
-    def _tokenizer_result(self, recipe: TokenizerRecipe) -> Step:
-        return self._result(recipe, recipe, None, self._measured, evaluate)
 
     def _prior_result(self, recipe: PriorRecipe) -> Step:
         settings = recorded_settings(PROTOCOL, self._measured, range(self.settings.runs))

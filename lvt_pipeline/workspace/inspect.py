@@ -92,7 +92,8 @@ def describe(facts: dict[str, Any]) -> str:
     """The facts as a page of text for people."""
     lines = [f"{facts['path']}: {facts['kind']}" + ("" if facts["is_finished"] else " (unfinished)")]
     history = facts["contents"].get("history", [])
-    lines += _table({name: value for name, value in facts["contents"].items() if name != "history"})
+    contents = {name: value for name, value in facts["contents"].items() if name != "history"}
+    lines += [f"  {name.replace('_', ' '):14} {value}" for name, value in flat(contents).items()]
     for info in history:
         when = info["finished"] or "at a time that was not recorded"
         size = f"{count_of(info['clips'], 'clip')}, {count_of(info['frames'], 'frame')}"
@@ -242,7 +243,3 @@ _READERS: dict[str, Callable[[Any, Provenance | None], dict[str, Any]]] = {
     "figures": _videos,
     "work-dir": _work_dir,
 }
-
-
-def _table(contents: dict[str, Any]) -> list[str]:
-    return [f"  {name.replace('_', ' '):14} {value}" for name, value in flat(contents).items()]

@@ -12,7 +12,7 @@ other), so it may be a little below 0 where the true distance is 0.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +35,6 @@ class KernelDistance:
     value: float
     low: float
     high: float
-
-    def to_json(self) -> dict[str, float]:
-        """Its three numbers."""
-        return asdict(self)
 
 
 def kernel_distance(

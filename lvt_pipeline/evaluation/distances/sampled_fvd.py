@@ -7,6 +7,7 @@ which is what a program gets that decodes all codes. Both are measured unless on
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -188,7 +189,7 @@ class _RealClips:
         place = {clip.id: number for number, clip in enumerate(self._clips)}
         clips, owners = np.unique([place[origin.id] for origin in origins], return_inverse=True)
         if len(clips) >= FEWEST_CLIPS:
-            self._kernel_distances[name] = kernel_distance(self._real[clips], features, owners).to_json()
+            self._kernel_distances[name] = asdict(kernel_distance(self._real[clips], features, owners))
 
     def compare_reconstructions(self) -> None:
         made_of = {"of": "reconstruction", "tokenizer": self._pixels.store.tokenizer}

@@ -83,7 +83,8 @@ def index_records(path: str) -> RecordIndex:
                 missing = end + _HEADER.size + length + _CHECKSUM.size - size
                 if masked_crc(header[:8]) != checksum:
                     if end == 0 and header.startswith(_COMPRESSED):
-                        return RecordIndex([], 0, _is_compressed(path), compressed=True)
+                        remedy = "is a compressed record file; decompress it with `gzip -d`"
+                        return RecordIndex([], 0, DecodeError("unreadable", f"{path} {remedy}"), compressed=True)
                     problem = _wrong_checksum(path, len(places), "length")
                 elif missing > 0:
                     problem = _cut_short(path, len(places), f"misses its last {missing:,} bytes")
@@ -120,10 +121,6 @@ def read_record(path: str, record: int, index: RecordIndex) -> bytes:
 
 def _wrong_checksum(path: str, record: int, what: str) -> DecodeError:
     return DecodeError("damaged", f"{path}: record {record} is damaged: the CRC-32C of its {what} does not match")
-
-
-def _is_compressed(path: str) -> DecodeError:
-    return DecodeError("unreadable", f"{path} is a compressed record file; decompress it with `gzip -d`")
 
 
 def _cut_short(path: str, record: int, how: str) -> DecodeError:
