@@ -10,11 +10,12 @@ follow from its type and its description:
         out: Path = required_setting("Folder to create."),
         settings: SampleSettings,
         at: int | None = AT,
-    ) -> None:
+    ) -> Result:
 
 Parameters before the `*` are arguments, those after it options, in the order of the help. A parameter whose type is a
 dataclass, such as `settings`, has an option for every field of the class; the function receives the built object.
-`out` is also `-o`, and `device` brings `--threads`, which sets the number of threads.
+`out` is also `-o`, and `device` brings `--threads`, which sets the number of threads. A command that returns a `Result`
+has `--json`, and the result is printed.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from lvt_pipeline.machine import use_threads
 from lvt_pipeline.settings import KEY, About, Settings, abouts, choices, list_settings, other_names, type_hints
 from lvt_pipeline.storage import StoreURL
 from lvt_pipeline.streams import require_working_directory
+from stages.console import Result
 from stages.values import STORE, TYPES, ParamType, Real, ValueList, Whole
 
 # What other tools, and people in a hurry, call an option; the first name that the command has is suggested.
@@ -189,11 +191,14 @@ def stage_command(
         leaves = [leaf for key, parameter in taken.items() for leaf in _leaves_of(parameter, hints[key])]
 
         @functools.wraps(function)
-        def call(**values: Any) -> Any:
+        def call(*, as_json: bool = False, **values: Any) -> Any:
             given = _nested({leaf.path: values[leaf.parameter] for leaf in leaves})
-            return function(**{key: _argument(hints[key], given.get(key)) for key in taken})
+            result = function(**{key: _argument(hints[key], given.get(key)) for key in taken})
+            return result.echo(as_json) if isinstance(result, Result) else result
 
         parameters = [parameter for leaf in leaves for parameter in _click_parameters(leaf)]
+        if hints.get("return") in (Result, Result | None):
+            parameters.append(Option(["--json", "as_json"], is_flag=True, help="Print the facts as JSON."))
         command: Command = click.command(name, cls=cls, params=parameters)(call)
         if group is not None:
             group.add_command(command)

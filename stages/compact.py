@@ -6,8 +6,7 @@ from lvt_pipeline.progress import count_of
 from lvt_pipeline.settings import setting
 from lvt_pipeline.storage import Place
 from stages.command import stage_command
-from stages.console import Console, echo_facts
-from stages.options import JSON
+from stages.console import Console, Result
 
 
 @stage_command("compact")
@@ -16,8 +15,7 @@ def command(
     *,
     min_dead: float = setting(0.0, "Skip shards whose dead fraction is at most this.", at_least=0, at_most=1),
     dry_run: bool = setting(False, "Print the clips that would be moved, and stop."),
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """Copy the live codes of partly dead shards into new shards and publish a generation. Other shards are not touched.
 
     Older generations stay readable, and keep their space, until `lvt gc --apply`. Run again after an interruption.
@@ -37,4 +35,4 @@ def command(
             f"{count_of(len(report.shards), 'shard')} with "
             f"{count_of(report.dead_frames, 'dead frame')}{after}"
         )
-    echo_facts(report.to_json(), as_json, line)
+    return Result(report.to_json(), line)

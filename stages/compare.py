@@ -10,8 +10,7 @@ import click
 from lvt_pipeline.progress import aligned
 from lvt_pipeline.settings import setting
 from stages.command import stage_command
-from stages.console import echo_facts
-from stages.options import JSON
+from stages.console import Result
 
 if TYPE_CHECKING:
     from lvt_pipeline.evaluation.compare import Comparison, Difference
@@ -22,8 +21,7 @@ def command(
     results: tuple[Path, ...],
     *,
     level: float = setting(0.95, "Confidence level of the intervals.", above=0, below=1),
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """Compare evaluations in a table with bootstrap intervals over clips, and name the differences that exceed noise.
 
     RESULTS are work directories or files that `lvt evaluate` wrote. All are compared with the first.
@@ -35,7 +33,7 @@ def command(
     if len(results) < 2:
         raise click.UsageError("give at least two work directories or result files")
     found = compare(results, level=level)
-    echo_facts(found.to_json(), as_json, _page(found))
+    return Result(found.to_json(), _page(found))
 
 
 def _page(found: Comparison) -> str:

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -39,9 +40,32 @@ def echo_facts(facts: Mapping[str, Any], as_json: bool, text: str) -> None:
             raise LVTError(f"the result could not be printed: {error.strerror}") from error
 
 
-def echo_record(record: Provenance, as_json: bool, made: str, out: Place) -> None:
-    """Print the record of an output, or in one line its contents, its path and the time that it took."""
-    echo_facts(record.to_json(), as_json, f"{made} -> {out} in {format_seconds(record.seconds)}")
+@dataclass(frozen=True)
+class Result:
+    """What a command prints at its end: with `--json` the facts, else the text.
+
+    Attributes:
+        error: raised once it is printed.
+    """
+
+    facts: Mapping[str, Any]
+    text: str
+    error: LVTError | None = None
+
+    @classmethod
+    def of(cls, record: Provenance, made: str, out: Place) -> Result:
+        """The record of an output; in one line its contents, its path and the time that it took."""
+        return cls(record.to_json(), f"{made} -> {out} in {format_seconds(record.seconds)}")
+
+    def echo(self, as_json: bool) -> None:
+        """Print it.
+
+        Raises:
+            LVTError: `error`, or standard output is broken or full.
+        """
+        echo_facts(self.facts, as_json, self.text)
+        if self.error is not None:
+            raise self.error
 
 
 class Console:

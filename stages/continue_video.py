@@ -14,8 +14,8 @@ from lvt_pipeline.settings import required_setting, setting
 from lvt_pipeline.workspace.layout import Layout
 from lvt_pipeline.workspace.settings import sample_settings_of
 from stages.command import given_fields, settings_option, stage_command
-from stages.console import Console, echo_facts
-from stages.options import DEVICE, JSON
+from stages.console import Console, Result
+from stages.options import DEVICE
 
 # These are about clips of a store.
 OF_STORES = ("split", "num_clips", "clips", "start", "samples_per_clip")
@@ -40,8 +40,7 @@ def command(
     settings: SampleSettings = settings_option(leave_out=OF_STORES),
     scale: int = setting(4, "Factor by which pixels are enlarged.", at_least=1, at_most=64),
     device: str = DEVICE,
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """Continue VIDEO: its last frames, and sampled ones after them, in one video.
 
     Frames of the video have a blue edge, sampled frames an orange one. With --work-dir, options that are not given
@@ -75,4 +74,4 @@ def command(
     )
     sampled = done.frames - done.priming_frames
     summary = f"{count_of(done.priming_frames, 'frame')} of {video} and {count_of(sampled, 'sampled frame')} -> {out}"
-    echo_facts(asdict(done), as_json, f"{summary} ({done.samples} samples)" if done.samples > 1 else summary)
+    return Result(asdict(done), f"{summary} ({done.samples} samples)" if done.samples > 1 else summary)

@@ -9,8 +9,8 @@ from lvt_pipeline.progress import count_of
 from lvt_pipeline.settings import required_setting
 from lvt_pipeline.storage import Place
 from stages.command import stage_command
-from stages.console import Console, echo_record
-from stages.options import AT, DEVICE, JSON, OVERWRITE
+from stages.console import Console, Result
+from stages.options import AT, DEVICE, OVERWRITE
 from stages.running import RunnerOptions
 
 
@@ -25,8 +25,7 @@ def command(
     device: str = DEVICE,
     runner_options: RunnerOptions,
     overwrite: bool = OVERWRITE,
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """Decode codes into H.264 mp4 files that browsers play, gifs, png strips of frames, or npy arrays.
 
     Example: lvt decode --codes samples.zarr --vqvae runs/vqvae -o videos
@@ -45,4 +44,4 @@ def command(
         runner=runner_options.start(),
         progress=console,
     )
-    echo_record(record, as_json, count_of(record.counts["clips"], "clip"), out)
+    return Result.of(record, count_of(record.counts["clips"], "clip"), out)

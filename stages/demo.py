@@ -8,8 +8,8 @@ from lvt_pipeline.demo.videos import DemoSettings, write_demo_videos
 from lvt_pipeline.progress import count_of
 from lvt_pipeline.settings import setting
 from stages.command import settings_option, stage_command
-from stages.console import Console, echo_facts
-from stages.options import DEVICE, JSON
+from stages.console import Console, Result
+from stages.options import DEVICE
 from stages.pipeline import SETTINGS_HOME, closing_lines, run_pipeline
 
 
@@ -26,8 +26,7 @@ def command(
     ),
     videos_only: bool = setting(False, "Make the videos and stop."),
     device: str = DEVICE,
-    as_json: bool = JSON,
-) -> None:
+) -> Result | None:
     """Make videos of a robot arm that pushes objects, train a tokenizer and a prior on them, and write samples.
 
     The prior is conditioned on the movements of the arm's joints.
@@ -41,7 +40,7 @@ def command(
     write_demo_videos(videos, settings, progress=console)
     console.say(f"{'demo':15} {count_of(settings.num_clips, 'video')} -> {videos}")
     if videos_only:
-        return
+        return None
     from lvt_pipeline.pipeline.options import Making
     from lvt_pipeline.workspace.settings import load_settings
 
@@ -49,4 +48,4 @@ def command(
     overrides = ('prior.model.actions=["action"]', *overrides)
     pipeline = load_settings(videos=videos, work_dir=out / "work", preset="tiny", overrides=overrides)
     facts = run_pipeline(pipeline, console, Making(device=device, progress=console))
-    echo_facts(facts, as_json, closing_lines(facts))
+    return Result(facts, closing_lines(facts))

@@ -9,8 +9,8 @@ from lvt_pipeline.progress import count_of, format_seconds
 from lvt_pipeline.settings import required_setting, setting
 from lvt_pipeline.storage import Place
 from stages.command import stage_command
-from stages.console import Console, echo_facts
-from stages.options import DEVICE, JSON, OVERWRITE
+from stages.console import Console, Result
+from stages.options import DEVICE, OVERWRITE
 from stages.running import ArrayOptions, RunnerOptions
 
 
@@ -28,8 +28,7 @@ def command(
     runner_options: RunnerOptions,
     array: ArrayOptions,
     overwrite: bool = OVERWRITE,
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """Encode every clip; in an existing store, only clips that are new or changed.
 
     Example: lvt encode-dataset --frames frames --vqvae runs/vqvae -o data.zarr
@@ -59,4 +58,4 @@ def command(
         line = "\n".join(report.table.lines())
     elif step.kind in ("plan", "shards"):
         line = f"{report.change.summary()}; {report.num_missing} of {report.num_shards} shards are missing in {out}"
-    echo_facts(report.to_json() if as_json else {}, as_json, line)
+    return Result(report.to_json(), line)

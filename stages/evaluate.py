@@ -12,8 +12,8 @@ from lvt_pipeline.progress import format_seconds
 from lvt_pipeline.settings import required_setting, setting
 from lvt_pipeline.storage import Place
 from stages.command import is_given, stage_command
-from stages.console import Console, echo_facts
-from stages.options import AT, DEVICE, JSON
+from stages.console import Console, Result
+from stages.options import AT, DEVICE
 
 
 @stage_command("evaluate")
@@ -42,8 +42,7 @@ def command(
     ),
     at: int | None = AT,
     device: str = DEVICE,
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """Measure reconstruction and sample errors, bits/dim, code usage and FVD, next to simple predictors.
 
     Example: lvt evaluate --codes data.zarr --prior runs/prior -o eval.json
@@ -65,7 +64,7 @@ def command(
         record = evaluate(sources, out, settings, allow_training_clips=allow_training_clips, **options)
     results = read_json(out)
     line = f"{summary_line(results)} " if protocol is None else f"{protocol_line(results)}\n"
-    echo_facts(results, as_json, f"{line}-> {out} in {format_seconds(record.seconds)}")
+    return Result(results, f"{line}-> {out} in {format_seconds(record.seconds)}")
 
 
 def _require_fitting_options(protocol: str | None, prior: Path | None, runs: int | None) -> None:

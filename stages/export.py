@@ -9,8 +9,8 @@ from lvt_pipeline.progress import count_of
 from lvt_pipeline.settings import required_setting
 from lvt_pipeline.storage import Place
 from stages.command import settings_option, stage_command
-from stages.console import Console, echo_record
-from stages.options import AT, JSON, OVERWRITE
+from stages.console import Console, Result
+from stages.options import AT, OVERWRITE
 
 
 @stage_command("export")
@@ -21,8 +21,7 @@ def command(
     settings: ExportSettings = settings_option(required=["format"]),
     at: int | None = AT,
     overwrite: bool = OVERWRITE,
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """Write the codes of STORE as NumPy files, one memory-mapped file, webdataset tars or Parquet.
 
     Example: lvt export data.zarr --format memmap -o exported
@@ -31,4 +30,4 @@ def command(
 
     record = export_codes(store, out, settings, generation=at, overwrite=overwrite, progress=Console())
     made = f"{count_of(record.counts['clips'], 'clip')}, {count_of(record.counts['frames'], 'frame')}"
-    echo_record(record, as_json, made, out)
+    return Result.of(record, made, out)

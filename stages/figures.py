@@ -8,8 +8,7 @@ from lvt_pipeline.progress import count_of
 from lvt_pipeline.report.settings import FigureSettings
 from lvt_pipeline.settings import setting
 from stages.command import stage_command
-from stages.console import Console, echo_facts
-from stages.options import JSON
+from stages.console import Console, Result
 
 
 @stage_command("figures")
@@ -18,8 +17,7 @@ def command(
     *,
     out: Path | None = setting(None, "Folder for the figures.", unset="WORK_DIR/figures"),
     settings: FigureSettings,
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """Plot figures 3 to 8 of the paper, loss curves, code usage and errors over the horizon, with CSV files.
 
     Example: lvt figures work -o figures
@@ -30,4 +28,4 @@ def command(
     figures = plot_work_figures(work_dir, target, settings, progress=Console())
     lines = [f"not plotted: {name}: {reason}" for name, reason in figures.missing.items()]
     summary = f"{count_of(len(figures.drawn), 'figure')} as PNG, SVG and CSV -> {target}: {', '.join(figures.drawn)}"
-    echo_facts(figures.to_json(), as_json, "\n".join([*lines, summary]))
+    return Result(figures.to_json(), "\n".join([*lines, summary]))

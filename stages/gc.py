@@ -14,8 +14,7 @@ from lvt_pipeline.progress import count_of
 from lvt_pipeline.settings import setting
 from lvt_pipeline.storage import Place, require_local
 from stages.command import stage_command
-from stages.console import echo_facts
-from stages.options import JSON
+from stages.console import Result
 
 if TYPE_CHECKING:
     from lvt_pipeline.codes.upkeep.maintenance import Garbage
@@ -52,8 +51,7 @@ def command(
         "Delete only the frames of the work directory STORE, if all are encoded and every byte of the codes verified.",
         option="--frames",
     ),
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """List or delete old generations, shards without a live clip, leftovers of killed runs, and unused caches.
 
     A generation that a process reads is kept, and the process is named. An interrupted training resumes on the
@@ -66,10 +64,8 @@ def command(
         if keep or drop_pending or keep_generations > 1 or (only_cache and only_frames):
             raise click.UsageError("--cache and --frames delete nothing else; leave out the other options")
         if only_cache:
-            _collect_cache(store, apply, as_json)
-        else:
-            _collect_frames(require_local(store, "a work directory"), apply, as_json)
-        return
+            return _collect_cache(store, apply)
+        return _collect_frames(require_local(store, "a work directory"), apply)
     from lvt_pipeline.codes.upkeep.maintenance import collect_garbage, find_garbage
 
     work = collect_garbage if apply else find_garbage
@@ -81,7 +77,7 @@ def command(
         ignore_readers=ignore_readers,
         grace_hours=grace_hours,
     )
-    echo_facts({**garbage.to_json(), "applied": apply}, as_json, "\n".join(_lines(store, garbage, apply)))
+    return Result({**garbage.to_json(), "applied": apply}, "\n".join(_lines(store, garbage, apply)))
 
 
 def _lines(store: Place, garbage: Garbage, apply: bool) -> Iterator[str]:
@@ -111,22 +107,21 @@ def _given_back(num_bytes: int, apply: bool) -> str:
     return f"{num_bytes / 2**20:,.1f} MiB {'given back' if apply else 'can be given back with --apply'}"
 
 
-def _collect_frames(work_dir: Path, apply: bool, as_json: bool) -> None:
+def _collect_frames(work_dir: Path, apply: bool) -> Result:
     from lvt_pipeline.workspace.pixels import find_spare_frames
 
     spare = find_spare_frames(work_dir, delete=apply)
     facts = {"frames": None if spare is None else asdict(spare), "applied": apply}
     if spare is None:
-        echo_facts(facts, as_json, f"the frames of {work_dir} are deleted already")
-        return
+        return Result(facts, f"the frames of {work_dir} are deleted already")
     line = f"{spare.path}: {count_of(spare.clips, 'clip')}, all encoded and verified; "
     line += _given_back(spare.bytes, apply)
     if not spare.can_be_restored:
         line += "\nthe videos are gone too, so these frames cannot be made again"
-    echo_facts(facts, as_json, line)
+    return Result(facts, line)
 
 
-def _collect_cache(store: Place, apply: bool, as_json: bool) -> None:
+def _collect_cache(store: Place, apply: bool) -> Result:
     from lvt_pipeline.codes.loading.cache import cache_files, remove_cache
     from lvt_pipeline.codes.store import open_codes
 
@@ -140,4 +135,4 @@ def _collect_cache(store: Place, apply: bool, as_json: bool) -> None:
     num_bytes = sum(sizes.get(file, 0) for file in files)
     lines = [f"{file}: copy for --cache mmap" for file in files]
     lines.append(_given_back(num_bytes, apply) if files else f"{store} has no cache")
-    echo_facts({"caches": list(map(str, files)), "bytes": num_bytes, "applied": apply}, as_json, "\n".join(lines))
+    return Result({"caches": list(map(str, files)), "bytes": num_bytes, "applied": apply}, "\n".join(lines))

@@ -9,8 +9,8 @@ from lvt_pipeline.progress import count_of
 from lvt_pipeline.settings import required_setting, setting
 from lvt_pipeline.storage import Place
 from stages.command import stage_command
-from stages.console import Console, echo_record
-from stages.options import JSON, OVERWRITE
+from stages.console import Console, Result
+from stages.options import OVERWRITE
 
 
 @stage_command("import-codes")
@@ -25,8 +25,7 @@ def command(
         old_options=("--tokenizer",),
     ),
     overwrite: bool = OVERWRITE,
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """Make a code store of a FOLDER of .npy files: one per frame in a folder per clip, or one per clip.
 
     Example: lvt import-codes extracted --codebook-size 512 -o data.zarr
@@ -35,4 +34,4 @@ def command(
 
     record = import_codes(folder, out, settings, tokenizer=vqvae, overwrite=overwrite, progress=Console())
     made = f"{count_of(record.counts['clips'], 'clip')}, {count_of(record.counts['frames'], 'frame')}"
-    echo_record(record, as_json, made, out)
+    return Result.of(record, made, out)

@@ -8,8 +8,8 @@ import click
 
 from lvt_pipeline.settings import required_setting, setting
 from stages.command import stage_command
-from stages.console import echo_facts
-from stages.options import JSON, OVERWRITE
+from stages.console import Result
+from stages.options import OVERWRITE
 
 
 @click.group("import-official")
@@ -30,8 +30,7 @@ def vqvae(
     codebook: Path = required_setting("Codebook checkpoint: netC, or its model_final.pth."),
     out: Path = required_setting("Run directory to create."),
     overwrite: bool = OVERWRITE,
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """Import a VQ-VAE from its three files.
 
     Example: lvt import-official vqvae --encoder netE --decoder netG --codebook netC -o runs/vqvae
@@ -39,7 +38,7 @@ def vqvae(
     from lvt_pipeline.jobs.import_official import import_vqvae
 
     record = import_vqvae(encoder, decoder, codebook, out, overwrite=overwrite)
-    echo_facts(record.to_json(), as_json, f"{record.counts['parameters']:,} parameters -> {out}")
+    return Result(record.to_json(), f"{record.counts['parameters']:,} parameters -> {out}")
 
 
 @stage_command("prior", group=command)
@@ -57,8 +56,7 @@ def prior(
     ),
     out: Path = required_setting("Run directory to create."),
     overwrite: bool = OVERWRITE,
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """Import a Video Transformer.
 
     Example: lvt import-official prior --weights netG/model_final.pth -o runs/prior
@@ -66,4 +64,4 @@ def prior(
     from lvt_pipeline.jobs.import_official import import_prior
 
     record = import_prior(weights, out, grid=grid, frames=num_frames, subscale=subscale, overwrite=overwrite)
-    echo_facts(record.to_json(), as_json, f"{record.counts['parameters']:,} parameters -> {out}")
+    return Result(record.to_json(), f"{record.counts['parameters']:,} parameters -> {out}")

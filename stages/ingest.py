@@ -13,8 +13,8 @@ from lvt_pipeline.provenance import Provenance
 from lvt_pipeline.settings import required_setting, setting
 from lvt_pipeline.storage import Place
 from stages.command import stage_command
-from stages.console import Console, echo_facts
-from stages.options import JSON, OVERWRITE
+from stages.console import Console, Result
+from stages.options import OVERWRITE
 from stages.running import ArrayOptions, DecodingOptions
 
 
@@ -40,8 +40,7 @@ def command(
     retry_failed: bool = setting(False, "Try clips again that failed before."),
     array: ArrayOptions,
     overwrite: bool = OVERWRITE,
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """Decode every clip, crop the centre, resize, and store uint8 frames.
 
     A clip that cannot be decoded is recorded with its reason in failures.jsonl, and the command continues.
@@ -64,8 +63,7 @@ def command(
     if step.kind in ("plan", "shards"):
         shards = ingest_step(manifest, out, settings, step, **options)
         line = f"{shards.num_missing} of {shards.num_shards} shards are missing in {out}"
-        echo_facts(asdict(shards), as_json, line)
-        return
+        return Result(asdict(shards), line)
     record = ingest(
         manifest,
         out,
@@ -79,7 +77,7 @@ def command(
     lines = [summary(record, out), *reason_table(record.counts["failures_by_reason"])]
     if record.counts.get("notes"):
         lines += ["decoded, but unusual:", *reason_table(record.counts["notes"])]
-    echo_facts(record.to_json(), as_json, "\n".join(lines))
+    return Result(record.to_json(), "\n".join(lines))
 
 
 def summary(record: Provenance, out: Place) -> str:

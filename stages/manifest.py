@@ -10,8 +10,8 @@ from lvt_pipeline.manifest.settings import ManifestSettings
 from lvt_pipeline.progress import count_of
 from lvt_pipeline.settings import required_setting
 from stages.command import stage_command
-from stages.console import Console, echo_facts
-from stages.options import JSON, MEDIA
+from stages.console import Console, Result
+from stages.options import MEDIA
 
 
 @click.group("manifest")
@@ -29,8 +29,7 @@ def build(
     out: Path = required_setting("Manifest to write, such as clips.jsonl."),
     settings: ManifestSettings,
     media: str | None = MEDIA,
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """List the clips of SOURCE: a folder, a pattern, a CSV or JSONL file, a dataset's own files, or a URL.
 
     Clip ids are relative paths without the file extension. Files are hashed, so changed content is noticed.
@@ -46,4 +45,4 @@ def build(
     record = build_manifest(source, out, settings, media=media, progress=Console())
     splits = ", ".join(f"{count} {name}" for name, count in record.counts["splits"].items())
     missing = f", {record.counts['missing']} missing" if record.counts["missing"] else ""
-    echo_facts(record.to_json(), as_json, f"{count_of(record.counts['clips'], 'clip')} ({splits}{missing}) -> {out}")
+    return Result(record.to_json(), f"{count_of(record.counts['clips'], 'clip')} ({splits}{missing}) -> {out}")

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from lvt_pipeline.settings import required_setting, setting
 from stages.command import stage_command
-from stages.console import Console, echo_facts
-from stages.options import JSON
+from stages.console import Console, Result
 
 
 @stage_command("report")
@@ -19,8 +18,7 @@ def command(
         "HTML file to write.",
         unset="WORK_DIR/report.html; of several: comparison.html",
     ),
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """Write curves, reconstructions, samples, metrics and provenance into one HTML file that opens anywhere.
 
     Several work directories are shown next to each other, each compared with the first.
@@ -35,4 +33,4 @@ def command(
     else:
         target = out or Path("comparison.html")
         record = write_comparison(work_dirs, target, progress=Console())
-    echo_facts(record.to_json(), as_json, f"{target} ({target.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    return Result(record.to_json(), f"{target} ({target.stat().st_size / 1e6:.1f} MB): open it in a browser")

@@ -12,8 +12,8 @@ import click
 from lvt_pipeline.settings import setting
 from lvt_pipeline.workspace.layout import StageName
 from stages.command import setting_rows, stage_command
-from stages.console import Console, echo_facts
-from stages.options import CACHE, DEVICE, JSON, MAX_SECONDS, MEDIA, TRACK, Cache, Tracker
+from stages.console import Console, Result
+from stages.options import CACHE, DEVICE, MAX_SECONDS, MEDIA, TRACK, Cache, Tracker
 from stages.pipeline import SETTINGS_HOME, closing_lines, run_pipeline
 from stages.running import DecodingOptions
 
@@ -55,8 +55,7 @@ def command(
     dry_run: bool = setting(False, "Print for each stage what would be done and why; write nothing."),
     runner_options: DecodingOptions,
     device: str = DEVICE,
-    as_json: bool = JSON,
-) -> None:
+) -> Result | None:
     """Run all stages, from videos to a trained model, samples and a report. Finished, unchanged stages are skipped.
 
     A trained network is never discarded unasked: when only its data have changed, it is kept and used.
@@ -65,7 +64,7 @@ def command(
     """
     if list_settings:
         _print_settings()
-        return
+        return None
     runner = runner_options.start()
     if file is None and work_dir is None:
         raise click.UsageError("give a pipeline file, or --videos and --work-dir")
@@ -96,10 +95,9 @@ def command(
     )
     if dry_run:
         plan = Pipeline(settings, making).plan()
-        echo_facts({"stages": list(map(asdict, plan))}, as_json, "\n".join(map(str, plan)))
-        return
+        return Result({"stages": list(map(asdict, plan))}, "\n".join(map(str, plan)))
     facts = run_pipeline(settings, console, making, until)
-    echo_facts(facts, as_json, closing_lines(facts))
+    return Result(facts, closing_lines(facts))
 
 
 def _print_settings() -> None:

@@ -9,8 +9,8 @@ from lvt_pipeline.progress import count_of
 from lvt_pipeline.settings import required_setting, setting
 from lvt_pipeline.storage import Place
 from stages.command import stage_command
-from stages.console import Console, echo_record
-from stages.options import AT, DEVICE, JSON, OVERWRITE
+from stages.console import Console, Result
+from stages.options import AT, DEVICE, OVERWRITE
 from stages.running import RunnerOptions
 
 
@@ -31,8 +31,7 @@ def command(
     device: str = DEVICE,
     runner_options: RunnerOptions,
     overwrite: bool = OVERWRITE,
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """Sample continuations of real clips in code space (paper, section 3.2).
 
     Example: lvt sample --prior runs/prior --codes data.zarr -o samples.zarr
@@ -52,4 +51,4 @@ def command(
         runner=runner_options.start(),
         progress=Console(),
     )
-    echo_record(record, as_json, count_of(record.counts["clips"], "sample"), out)
+    return Result.of(record, count_of(record.counts["clips"], "sample"), out)

@@ -9,8 +9,8 @@ from lvt_pipeline.report.settings import ShowSettings
 from lvt_pipeline.settings import setting
 from lvt_pipeline.storage import Place
 from stages.command import stage_command
-from stages.console import echo_facts
-from stages.options import AT, DEVICE, JSON
+from stages.console import Result
+from stages.options import AT, DEVICE
 
 
 @stage_command("show")
@@ -22,8 +22,7 @@ def command(
     vqvae: Path | None = setting(None, "VQ-VAE run. Codes are shown as the pictures it decodes.", unset="colours"),
     at: int | None = AT,
     device: str = DEVICE,
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """Show clips of SOURCE: a frame folder, or a code store of clips or samples.
 
     Example: lvt show frames -o look.png
@@ -34,4 +33,4 @@ def command(
 
     shown = show(source, out, settings, vqvae=vqvae, generation=at, device=device)
     line = f"{count_of(len(shown), 'clip')} of {source} -> {out}"
-    echo_facts({"out": str(out), "clips": shown}, as_json, line)
+    return Result({"out": str(out), "clips": shown}, line)

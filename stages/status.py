@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from lvt_pipeline.progress import format_seconds
 from lvt_pipeline.settings import required_setting
 from stages.command import stage_command
-from stages.console import echo_facts
-from stages.options import JSON
+from stages.console import Result
 from stages.pipeline import count_list
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ MARKS = {"done": "done", "stale": "STALE", "unfinished": "unfinished", "missing"
 
 
 @stage_command("status")
-def command(path: Path = required_setting(example="WORK_DIR|RUN"), *, as_json: bool = JSON) -> None:
+def command(path: Path = required_setting(example="WORK_DIR|RUN")) -> Result:
     """Print a line per stage of a work directory: its contents, or why the next `lvt run` will make it again.
 
     For a run directory, print the progress of its training, also while it is running.
@@ -34,11 +33,10 @@ def command(path: Path = required_setting(example="WORK_DIR|RUN"), *, as_json: b
 
         run = read_live_run(path)
         facts = {"run": str(path), **asdict(run), "seconds_left": run.seconds_left}
-        echo_facts(facts, as_json, run_line(run))
-        return
+        return Result(facts, run_line(run))
     stages = _stages(path)
     lines = [f"{MARKS.get(one['state'], one['state']):10}  {one['stage']:15}  {one['detail']}" for one in stages]
-    echo_facts({"work_dir": str(path), "stages": stages}, as_json, "\n".join(lines))
+    return Result({"work_dir": str(path), "stages": stages}, "\n".join(lines))
 
 
 def _stages(work_dir: Path) -> list[dict[str, str]]:

@@ -11,8 +11,8 @@ from lvt_pipeline.settings import setting
 from lvt_pipeline.storage import Place
 from lvt_pipeline.training.settings import PriorRunSettings
 from stages.command import stage_command
-from stages.console import Console, echo_facts, echo_record
-from stages.options import AT, CACHE, JSON, Cache
+from stages.console import Console, Result
+from stages.options import AT, CACHE, Cache
 from stages.training import DEFAULT_PRESET, TrainingOptions, dry_run_line
 
 
@@ -40,8 +40,7 @@ def command(
     cache: Cache = CACHE,
     at: int | None = AT,
     options: PriorOptions,
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """Train the latent video generator (paper, section 3.2). It opens no video, no pixels and no tokenizer.
 
     Example: lvt train-prior --codes data.zarr -o runs/prior --preset single-frame
@@ -53,8 +52,7 @@ def command(
         settings = replace(settings, training=replace(settings.training, mix=mix))
     if options.dry_run:
         facts = dry_run_prior(settings, codes=codes or None, generation=at, device=options.device)
-        echo_facts(facts, as_json, dry_run_line(facts))
-        return
+        return Result(facts, dry_run_line(facts))
     if not codes or options.out is None:
         raise click.UsageError("--codes and -o/--out are required, unless --dry-run is given")
     record = train_prior(
@@ -73,4 +71,4 @@ def command(
     )
     bits = record.counts.get("val_bits_per_dim")
     quality = f", {bits:.3f} bits/dim on val" if bits is not None else ""
-    echo_record(record, as_json, f"prior after {count_of(record.counts['steps'], 'step')}{quality}", options.out)
+    return Result.of(record, f"prior after {count_of(record.counts['steps'], 'step')}{quality}", options.out)

@@ -12,8 +12,7 @@ from lvt_pipeline.settings import setting
 from lvt_pipeline.storage import Place
 from lvt_pipeline.training.settings import VQVAERunSettings
 from stages.command import stage_command
-from stages.console import Console, echo_facts, echo_record
-from stages.options import JSON
+from stages.console import Console, Result
 from stages.training import DEFAULT_PRESET, TrainingOptions, dry_run_line
 
 
@@ -36,8 +35,7 @@ def command(
         "as --set training.freeze=encoder.",
     ),
     options: VQVAEOptions,
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """Train the frame VQ-VAE (paper, section 3.1). Run the same command again to resume.
 
     Example: lvt train-vqvae --frames frames -o runs/vqvae --preset bair-vqvae-nc4
@@ -49,8 +47,7 @@ def command(
         settings = replace(settings, training=replace(settings.training, freeze=freeze))
     if options.dry_run:
         facts = dry_run_vqvae(settings, frames=frames, device=options.device)
-        echo_facts(facts, as_json, dry_run_line(facts))
-        return
+        return Result(facts, dry_run_line(facts))
     if frames is None or options.out is None:
         raise click.UsageError("--frames and -o/--out are required, unless --dry-run is given")
     record = train_vqvae(
@@ -66,4 +63,4 @@ def command(
         progress=Console(),
     )
     name = f"tokenizer {record.counts['tokenizer'][:12]}"
-    echo_record(record, as_json, f"{name} after {count_of(record.counts['steps'], 'step')}", options.out)
+    return Result.of(record, f"{name} after {count_of(record.counts['steps'], 'step')}", options.out)

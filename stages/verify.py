@@ -15,8 +15,8 @@ from lvt_pipeline.progress import count_of, format_seconds
 from lvt_pipeline.settings import setting
 from lvt_pipeline.storage import Place
 from stages.command import stage_command
-from stages.console import Console, echo_facts
-from stages.options import AT, DEVICE, JSON, WORKERS
+from stages.console import Console, Result
+from stages.options import AT, DEVICE, WORKERS
 
 if TYPE_CHECKING:
     from lvt_pipeline.evaluation.recheck_codes import DecodeReport
@@ -40,8 +40,7 @@ def command(
     seed: int = setting(0, "Random seed of the choice of clips.", at_least=0),
     at: int | None = AT,
     device: str = DEVICE,
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """Compare every file of a code store with its checksum, its clip tables with the array, and its codes with K.
 
     Given a folder of frames instead, compare every frame shard with its receipt.
@@ -59,14 +58,13 @@ def command(
     if is_frames_folder(store):
         if repair and manifest is None:
             raise click.UsageError("--repair of frames needs --manifest")
-        _verify_frames(store, manifest if repair else None, workers, as_json)
-        return
+        return _verify_frames(store, manifest if repair else None, workers)
     decode: Callable[[], DecodeReport] | None = None
     if num_clips is not None:
         if vqvae is None or frames is None:
             raise click.UsageError("--decode needs --vqvae and --frames")
         decode = partial(_decode, store, frames, vqvae, num_clips, seed, at, device)
-    _verify_store(store, repair, at, decode, as_json)
+    return _verify_store(store, repair, at, decode)
 
 
 def _decode(
@@ -77,9 +75,7 @@ def _decode(
     return verify_codes(store, frames, vqvae, num_clips, seed=seed, generation=at, device=device, progress=Console())
 
 
-def _verify_store(
-    store: Place, repair: bool, at: int | None, decode: Callable[[], DecodeReport] | None, as_json: bool
-) -> None:
+def _verify_store(store: Place, repair: bool, at: int | None, decode: Callable[[], DecodeReport] | None) -> Result:
     """Check a code store; if its files are sound, `decode`, where there is one, checks its codes."""
     from lvt_pipeline.codes.upkeep.repair import repair_store
     from lvt_pipeline.codes.verify import verify_store
@@ -101,20 +97,15 @@ def _verify_store(
     read = f"{count_of(report.files, 'file')}, {report.bytes / 2**20:,.1f} MiB, {count_of(report.clips, 'clip')}"
     if problems:
         lines = [*(problem.line() for problem in problems), *report.notes]
-    else:
-        lines = [
-            *(f"repaired {name}" for name in repaired),
-            *report.notes,
-            f"{store} is sound: {read}{_decoded_facts(decoded)}, in {format_seconds(facts['seconds'])}",
-        ]
-    echo_facts(facts, as_json, "\n".join(lines))
-    if problems:
         touched = len({clip for problem in problems for clip in problem.clips})
         count = f"{count_of(len(problems), 'problem')} touching {count_of(touched, 'clip')}"
-        raise StoreError(f"{store} has {count} ({read} checked)")
+        return Result(facts, "\n".join(lines), StoreError(f"{store} has {count} ({read} checked)"))
+    lines = [*(f"repaired {name}" for name in repaired), *report.notes]
+    lines.append(f"{store} is sound: {read}{_decoded_facts(decoded)}, in {format_seconds(facts['seconds'])}")
+    return Result(facts, "\n".join(lines))
 
 
-def _verify_frames(root: Place, manifest: Path | None, workers: int | None, as_json: bool) -> None:
+def _verify_frames(root: Place, manifest: Path | None, workers: int | None) -> Result:
     """Check frames; with a manifest, make damaged shards again."""
     from lvt_pipeline.errors import ArtefactError
     from lvt_pipeline.frames.verify import verify_frames
@@ -131,13 +122,14 @@ def _verify_frames(root: Place, manifest: Path | None, workers: int | None, as_j
     elif not lines:
         lines.append(f"{root} is sound: {read}")
     facts = {**asdict(report), "repaired": manifest is not None and bool(report.problems)}
-    echo_facts(facts, as_json, "\n".join(lines))
+    error = None
     if report.problems and manifest is None:
         touched = len({clip for problem in report.problems for clip in problem.clips})
-        raise ArtefactError(
+        error = ArtefactError(
             f"{root} has {count_of(len(report.problems), 'damaged shard')} touching {count_of(touched, 'clip')} "
             f"({read} checked); repair with `lvt verify {root} --repair --manifest CLIPS.jsonl`"
         )
+    return Result(facts, "\n".join(lines), error)
 
 
 def _decoded_facts(decoded: DecodeReport | None) -> str:

@@ -9,8 +9,8 @@ import click
 from lvt_pipeline.settings import setting
 from lvt_pipeline.storage import Place, require_local
 from stages.command import stage_command
-from stages.console import echo_facts
-from stages.options import AT, JSON
+from stages.console import Result
+from stages.options import AT
 
 
 @stage_command("why")
@@ -23,8 +23,7 @@ def command(
     ),
     vqvae: Path | None = setting(None, "With CLIP: VQ-VAE run to compare with.", unset="that of the work directory"),
     at: int | None = AT,
-    as_json: bool = JSON,
-) -> None:
+) -> Result:
     """Compare an artefact of a work directory with what the current videos and settings would make.
 
     PATH is a work directory, or an artefact in one. With CLIP, PATH is a code store, and every link of the clip's chain
@@ -42,4 +41,4 @@ def command(
     else:
         facts = {clip: explain_clip(path, clip, frames=frames, vqvae=vqvae, generation=at)}
     lines = [f"{name}: {'; '.join(reasons) or 'up to date'}" for name, reasons in facts.items()]
-    echo_facts(facts, as_json, "\n".join(lines))
+    return Result(facts, "\n".join(lines))
