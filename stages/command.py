@@ -191,10 +191,10 @@ def stage_command(
         leaves = [leaf for key, parameter in taken.items() for leaf in _leaves_of(parameter, hints[key])]
 
         @functools.wraps(function)
-        def call(*, as_json: bool = False, **values: Any) -> Any:
+        def call(**values: Any) -> Any:
             given = _nested({leaf.path: values[leaf.parameter] for leaf in leaves})
             result = function(**{key: _argument(hints[key], given.get(key)) for key in taken})
-            return result.echo(as_json) if isinstance(result, Result) else result
+            return result.echo(values["as_json"]) if isinstance(result, Result) else result
 
         parameters = [parameter for leaf in leaves for parameter in _click_parameters(leaf)]
         if hints.get("return") in (Result, Result | None):

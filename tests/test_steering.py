@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -233,7 +235,7 @@ def test_actions_that_do_not_fit_are_refused_before_a_sample(
         (prior, "narrow.npy", "has rows of 2 numbers; those of the prior"),
         (prior, "short.npy", "has 4 rows; samples of 6 frames, priming frames included, need 5"),
         (prior, "cube.npy", r"has the shape (4, 3, 1); actions are rows of numbers, (T, d)"),
-        (prior, "words.csv", "does not hold rows of numbers; give a .npy (T, d) or a .csv"),
+        (prior, "words.csv", "does not hold rows of numbers; give a .npy (T, d), a .csv or a .parquet"),
         (prior, "nothing.npy", "does not exist"),
         (plain, "narrow.npy", "was trained without actions; leave out --actions"),
     ):
@@ -246,9 +248,12 @@ def test_actions_that_do_not_fit_are_refused_before_a_sample(
         assert not out.exists()
 
 
-def test_rows_of_numbers_are_read_from_both_formats(tmp_path: Path) -> None:
+def test_rows_of_numbers_are_read_from_every_format(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("1,2.5\n\nnan,-1e3\n")
     np.testing.assert_array_equal(read_rows(tmp_path / "rows.csv"), np.float32([[1, 2.5], [np.nan, -1000]]))
+    table = pyarrow.table({"left": [1.0, float("nan")], "right": [2.5, -1e3]})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    np.testing.assert_array_equal(read_rows(tmp_path / "rows.parquet"), np.float32([[1, 2.5], [np.nan, -1000]]))
     np.save(tmp_path / "rows.npy", np.int8([[1], [2]]))
     assert read_rows(tmp_path / "rows.npy").tolist() == [[1], [2]]
 

@@ -71,7 +71,7 @@ class SampleSettings(Settings):
     actions: str | None = setting(
         None,
         "Actions of the samples, for a prior with actions: own (recorded with each clip; after its end its last row is "
-        "repeated), zero, or a .npy or .csv with a row for each frame.",
+        "repeated), zero, or a .npy, .csv or .parquet with a row for each frame.",
         example="own|zero|FILE",
         unset="own",
     )

@@ -105,8 +105,9 @@ def given_actions(choice: str | None, prior: Path, config: PriorConfig, frames: 
     """Actions that were chosen for every sample, (frames, d): zeros, or the rows of a file. None: those of each clip.
 
     Args:
-        choice: "zero", or a `.npy` or `.csv` with a row for each frame. The row of the last frame acts on nothing and
-            may be left out. In a `.csv`, a first line of names is skipped. None and "own": nothing is chosen.
+        choice: "zero", or a `.npy`, `.csv` or `.parquet` with a row for each frame. The row of the last frame acts on
+            nothing and may be left out. In a `.csv`, a first line of names is skipped. None and "own": nothing is
+            chosen.
 
     Raises:
         MismatchError: the prior is not conditioned on actions, or the rows have another width, or are too few.
@@ -151,7 +152,7 @@ def read_rows(path: Path) -> Rows:
     try:
         rows: Rows = rows_in(data, str(path)).astype(np.float32)
     except (KeyError, ValueError, TypeError, OSError, EOFError, csv.Error):
-        raise ArtefactError(f"{path} does not hold rows of numbers; give a .npy (T, d) or a .csv") from None
+        raise ArtefactError(f"{path} does not hold rows of numbers; give a .npy (T, d), a .csv or a .parquet") from None
     if rows.ndim != 2:
         raise ArtefactError(f"{path} has the shape {rows.shape}; actions are rows of numbers, (T, d)")
     return rows
