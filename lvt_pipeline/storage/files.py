@@ -170,7 +170,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_bytes(value: Any, where: object) -> bytes:
-    """The file that `write_json` writes; `where` names it in the error."""
+    """The file that `write_json` writes, with the same errors; `where` names it in them."""
     try:
         return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     except ValueError:
