@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 from lvt_pipeline.cli import run
+from tests.object_stores import azurite as azurite
 from tests.object_stores import bucket as bucket
+from tests.object_stores import google as google
 from tests.object_stores import moto as moto
 from tests.object_stores import proxy as proxy
 from tests.object_stores import weed as weed

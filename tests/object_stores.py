@@ -1,33 +1,43 @@
-"""S3 servers for tests: moto, SeaweedFS, and a proxy in front of one that counts requests and loses answers.
+"""Object stores for tests: moto, SeaweedFS, Azurite, a stand-in for Google's, and a proxy that loses answers.
 
-`conftest.py` hands the fixtures `moto`, `weed`, `proxy` and `bucket` to every test.
+`conftest.py` hands the fixtures `moto`, `weed`, `proxy`, `bucket`, `google` and `azurite` to every test.
 """
 
 from __future__ import annotations
 
+import base64
+import hmac
 import http.client
+import json
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
-from threading import Thread
-from urllib.parse import urlsplit
+from threading import Lock, Thread
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
 from lvt_pipeline.storage import Place, as_place, objects, open_storage
 
 BUCKET = "bucket"
+AZURITE_ACCOUNT = "devstoreaccount1"  # the published account of every Azurite
+AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+_MODIFIED = "Thu, 01 Jan 2026 00:00:00 GMT"
 _numbers = count()
 
 
@@ -60,9 +70,9 @@ def bucket(proxy: Proxy) -> Place:
     return as_place(new_url())
 
 
-def new_url() -> str:
+def new_url(scheme: str = "s3") -> str:
     """The URL of a folder that no other test uses."""
-    return f"s3://{BUCKET}/some/{next(_numbers)}"
+    return f"{scheme}://{BUCKET}/some/{next(_numbers)}"
 
 
 def files_in(place: Place) -> dict[str, bytes]:
@@ -198,3 +208,155 @@ def connect(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in settings.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     objects.connection.cache_clear()
+
+
+class _GoogleStandIn(BaseHTTPRequestHandler):
+    """The requests that obstore makes of Google Cloud Storage, answered as its documentation of the XML API states."""
+
+    protocol_version = "HTTP/1.1"
+    server: GoogleStandIn
+
+    def _answer(self, status: int, data: bytes = b"", **headers: str) -> None:
+        self.send_response_only(status)
+        for name, value in {"Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def _serve(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        url = urlsplit(self.path)
+        bucket, _, key = unquote(url.path).lstrip("/").partition("/")
+        with self.server.lock:
+            if bucket != BUCKET:
+                self._answer(404, b"<Error><Code>NoSuchBucket</Code></Error>")
+            elif not key:
+                self._list({name: value for name, (value,) in parse_qs(url.query).items()})
+            elif self.command == "PUT":
+                self._put(key, body)
+            elif key not in self.server.files:
+                self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+            elif self.command == "DELETE":
+                del self.server.files[key]
+                self._answer(204)
+            else:
+                self._get(key)
+
+    def _put(self, key: str, body: bytes) -> None:
+        files, wanted = self.server.files, self.headers.get("x-goog-if-generation-match")
+        source = self.headers.get("x-goog-copy-source")
+        if source is not None:
+            source = unquote(source).lstrip("/").partition("/")[2]
+            if source not in files:
+                self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+                return
+            body = files[source][1]
+        if wanted is not None and int(wanted) != files.get(key, (0, b""))[0]:
+            self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
+            return
+        generation = next(_numbers) + 1
+        files[key] = generation, body
+        copied = b"<CopyObjectResult><ETag>1</ETag></CopyObjectResult>" if source is not None else b""
+        self._answer(200, copied, ETag='"same"', x_goog_generation=str(generation))
+
+    def _get(self, key: str) -> None:
+        generation, data = self.server.files[key]
+        span = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        about = {"ETag": '"same"', "x_goog_generation": str(generation), "Last_Modified": _MODIFIED}
+        if span is None:
+            self._answer(200, data, **about)
+        elif int(span[1]) >= len(data):
+            self._answer(416)
+        else:
+            part = data[int(span[1]) : int(span[2]) + 1]
+            place = f"bytes {span[1]}-{int(span[1]) + len(part) - 1}/{len(data)}"
+            self._answer(206, part, Content_Range=place, **about)
+
+    def _list(self, query: dict[str, str]) -> None:
+        found, folders, prefix = [], set(), query.get("prefix", "")
+        for key, (_, data) in sorted(self.server.files.items()):
+            rest = key.removeprefix(prefix)
+            if not key.startswith(prefix):
+                continue
+            if "delimiter" in query and "/" in rest:
+                folders.add(prefix + rest.partition("/")[0] + "/")
+                continue
+            about = f"<Key>{key}</Key><Size>{len(data)}</Size><ETag>1</ETag>"
+            found.append(f"<Contents>{about}<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>")
+        shared = "".join(f"<CommonPrefixes><Prefix>{name}</Prefix></CommonPrefixes>" for name in sorted(folders))
+        self._answer(200, f"<ListBucketResult>{''.join(found)}{shared}</ListBucketResult>".encode())
+
+    do_GET = do_PUT = do_HEAD = do_DELETE = _serve  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class GoogleStandIn(ThreadingHTTPServer):
+    """A stand-in for Google Cloud Storage in memory: every file with its generation, which conditions compare."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _GoogleStandIn)
+        self.files: dict[str, tuple[int, bytes]] = {}
+        self.lock = Lock()
+
+
+@pytest.fixture
+def google(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty folder in the stand-in for Google Cloud Storage."""
+    with GoogleStandIn() as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        account = {"gcs_base_url": f"http://127.0.0.1:{server.server_port}", "disable_oauth": True}
+        account |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+        (tmp_path / "account.json").write_text(json.dumps(account))
+        monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "account.json"))
+        objects.connection.cache_clear()
+        yield new_url("gs")
+        server.shutdown()
+
+
+@pytest.fixture
+def azurite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty folder in Azurite; without the program the test is skipped."""
+    program = shutil.which("azurite-blob")
+    if program is None:
+        pytest.skip("Azurite is not installed: npm install -g azurite")
+    (port,) = _free_ports(1)
+    places = ["--location", str(tmp_path), "--blobHost", "127.0.0.1", "--blobPort", str(port)]
+    address = f"http://127.0.0.1:{port}/{AZURITE_ACCOUNT}"
+    options = ["--silent", "--disableTelemetry", "--skipApiVersionCheck"]
+    with open(tmp_path / "log", "wb") as log, subprocess.Popen([program, *places, *options], stdout=log) as process:
+        try:
+            _make_container(address)
+            names = {"ACCOUNT_NAME": AZURITE_ACCOUNT, "ACCOUNT_KEY": AZURITE_KEY, "ENDPOINT": address}
+            for name, value in names.items():
+                monkeypatch.setenv(f"AZURE_STORAGE_{name}", value)
+            objects.connection.cache_clear()
+            yield new_url("az")
+        finally:
+            process.kill()
+
+
+def _make_container(address: str) -> None:
+    """Make the container in Azurite, which takes signed requests only."""
+    date, version = format_datetime(datetime.now(UTC), usegmt=True), "2021-08-06"
+    head = f"PUT{chr(10) * 12}x-ms-date:{date}\nx-ms-version:{version}\n"
+    signed = f"{head}/{AZURITE_ACCOUNT}/{AZURITE_ACCOUNT}/{BUCKET}\nrestype:container"
+    digest = hmac.digest(base64.b64decode(AZURITE_KEY), signed.encode(), "sha256")
+    headers = {"x-ms-date": date, "x-ms-version": version}
+    headers["Authorization"] = f"SharedKey {AZURITE_ACCOUNT}:{base64.b64encode(digest).decode()}"
+    request = urllib.request.Request(f"{address}/{BUCKET}?restype=container", method="PUT", headers=headers)
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(request, timeout=10).close()
+            return
+        except ConnectionError:
+            time.sleep(0.1)
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ConnectionError):
+                raise
+            time.sleep(0.1)
+    raise TimeoutError("Azurite does not answer")

@@ -23,11 +23,13 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     """An empty storage on a disk or on one of the servers."""
     if request.param == "disk":
         return open_storage(tmp_path / "data", "staging")
+    if request.param in ("google", "azurite"):
+        return open_storage(request.getfixturevalue(request.param))
     connect(request.getfixturevalue(request.param), monkeypatch)
     return open_storage(new_url())
 
 
-EVERYWHERE = pytest.mark.parametrize("storage", ["disk", "moto", "weed"], indirect=True)
+EVERYWHERE = pytest.mark.parametrize("storage", ["disk", "moto", "weed", "google", "azurite"], indirect=True)
 
 
 @EVERYWHERE
@@ -88,7 +90,7 @@ def race(storage: Storage, rounds: int) -> None:
     assert [one + other for one, other in zip(first, second, strict=True)] == [1] * rounds
 
 
-@pytest.mark.parametrize("storage", ["disk", "weed"], indirect=True)
+@pytest.mark.parametrize("storage", ["disk", "weed", "google", "azurite"], indirect=True)
 def test_of_two_committers_one_wins_each_time(storage: Storage) -> None:
     race(storage, 20)
 

@@ -2,10 +2,12 @@
 
 For every Python that can be found (`python3.11`, `python3.12`, ... on the path, and those of pyenv), two fresh
 environments are made: one with the oldest version that each bound allows, one with the newest. In each the wheel is
-installed and a tiny pass over every stage is run, with both video decoders.
+installed, with Ray, and a tiny pass over every stage is run, with both video decoders; ingest, encode-dataset, sample
+and decode also with `--runner ray`, which has to give the same files.
 
-`--borrow-torch` takes torch from the environment that runs the script instead of installing gigabytes. Pythons that it
-does not fit then run the stages that need no torch: listing, ingest with both decoders, and the help of every command.
+`--borrow-torch` takes torch from the environment that runs the script instead of installing gigabytes, and `--torch
+3.12=FOLDER` from a folder that holds one for another Python. Pythons that neither fits then run the stages that need no
+torch: listing, ingest with both decoders, and the help of every command.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from packaging.version import Version
 
@@ -73,6 +76,18 @@ if has_torch:
     lvt("decode", "--codes", folder / "s.zarr", "--vqvae", vqvae, "-o", folder / "out", "--device", "cpu")
     lvt("verify", codes)
     lvt("doctor", "--folder", folder)
+    ray = ["--runner", "ray", "--workers", 1]
+    lvt("ingest", "--manifest", folder / "m.jsonl", "-o", folder / "ray", "--size", 32, "--decoder", "decord", *ray)
+    lvt("encode-dataset", "--frames", folder / "ray", "--vqvae", vqvae, "-o", folder / "r.zarr", "--device", "cpu", *ray)
+    lvt("sample", "--prior", prior, "--codes", codes, "-o", folder / "t.zarr", "--num-frames", 4,
+        "--priming-frames", 2, "--num-clips", 1, "--device", "cpu", *ray)
+    lvt("decode", "--codes", folder / "t.zarr", "--vqvae", vqvae, "-o", folder / "outr", "--device", "cpu", *ray)
+    for ours, theirs in (("ray", "decord"), ("r.zarr/codes/c", "data.zarr/codes/c"), ("outr", "out")):
+        files = [path for path in (folder / theirs).rglob("*") if path.is_file() and path.suffix not in (".json", ".jsonl")]
+        for path in files:
+            if path.read_bytes() != (folder / ours / path.relative_to(folder / theirs)).read_bytes():
+                sys.exit(f"{path} is another file with --runner ray")
+        print(len(files), "equal files in", ours)
 """
 
 
@@ -90,19 +105,21 @@ def main() -> int:
     """Run the matrix and print a table; 1 where a pass failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--borrow-torch", action="store_true", help="Take torch from this environment.")
+    parser.add_argument("--torch", action="append", default=[], metavar="3.12=FOLDER", help="Take torch from there.")
     parser.add_argument("--python", action="append", help="A Python to use, instead of all that are found.")
     parser.add_argument("--pin", action="append", default=[], help="A requirement on top, such as av==14.0.0.")
     parser.add_argument("--versions", choices=["oldest", "newest"], action="append", help="One end only.")
     arguments = parser.parse_args()
     pythons = [Path(path) for path in arguments.python] if arguments.python else list(find_pythons())
     ends = arguments.versions or ["oldest", "newest"]
+    torches = {python: Path(folder) for python, _, folder in (one.partition("=") for one in arguments.torch)}
     outcomes = []
     with tempfile.TemporaryDirectory() as folder:
         wheel = build_wheel(Path(folder))
         for number, python in enumerate(pythons):
             for end in ends:
                 place = Path(folder) / f"{number}-{end}"
-                outcome = try_versions(python, end, wheel, place, arguments.borrow_torch, arguments.pin)
+                outcome = try_versions(python, end, wheel, place, arguments.borrow_torch, arguments.pin, torches)
                 outcomes.append(outcome)
                 print(f"{'ok  ' if outcome.is_ok else 'FAIL'} {outcome.python} {end}: {outcome.detail}", flush=True)
                 shutil.rmtree(place, ignore_errors=True)
@@ -122,21 +139,34 @@ def find_pythons() -> Iterator[Path]:
 
 
 def requirements(end: str) -> list[str]:
-    """The required dependencies at one end of their bounds."""
-    found = []
-    for line in _project()["dependencies"]:
+    """The required dependencies and Ray at one end of their bounds."""
+    found, project = [], _project()
+    for line in [*project["dependencies"], *project["optional-dependencies"]["ray"]]:
         name, low = re.fullmatch(r"([\w-]+)(?:>=([\w.]+))?.*", line).groups()  # type: ignore[union-attr]
         found.append(f"{name}=={low}" if end == "oldest" and low else line)
     return found
 
 
-def try_versions(python: Path, end: str, wheel: Path, place: Path, borrow: bool, pins: list[str]) -> Outcome:
-    """Install one end of the bounds in a fresh environment and run the pass there."""
+def try_versions(
+    python: Path,
+    end: str,
+    wheel: Path,
+    place: Path,
+    borrow: bool,
+    pins: list[str],
+    torches: Mapping[str, Path] | None = None,
+) -> Outcome:
+    """Install one end of the bounds in a fresh environment and run the pass there.
+
+    Args:
+        torches: where torch is borrowed from, by Python such as "3.12"; for this Python it is this environment.
+    """
     name = _run([python, "-c", "import platform; print(platform.python_version())"]).stdout.strip()
+    lender = {**_own_torch(), **(torches or {})}.get(name.rpartition(".")[0])
     _run([python, "-m", "venv", place], check=True)
     inside = place / "bin" / "python"
     wanted = requirements(end)
-    has_torch = not borrow or name.startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
+    has_torch = not borrow or lender is not None
     if borrow:
         wanted = [*(line for line in wanted if not line.startswith("torch>") and not line.startswith("torch=")),
                   *NEEDED_BY_TORCH]  # fmt: skip
@@ -146,16 +176,18 @@ def try_versions(python: Path, end: str, wheel: Path, place: Path, borrow: bool,
     if problem:
         return Outcome(name, end, False, f"pip: {problem}")
     _run([inside, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True)
-    if borrow and has_torch:
-        _lend_torch(inside)
+    if borrow and lender is not None:
+        _lend_torch(inside, lender)
     work = place / "work"
     work.mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
     command = [str(inside), "-W", "ignore", "-c", PASS, "torch" if has_torch else "no-torch", str(work)]
     done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=1800)
     versions = _run([inside, "-m", "pip", "freeze"]).stdout.split()
-    shown = " ".join(line for line in versions if re.match(r"(?i)(torch|av|zarr|numpy|click|pillow|decord)==", line))
-    what = "every stage" if has_torch else "listing, ingest and help (no torch to borrow)"
+    shown = " ".join(
+        line for line in versions if re.match(r"(?i)(torch|av|zarr|numpy|click|pillow|decord|ray)==", line)
+    )
+    what = "every stage, four of them with Ray too," if has_torch else "listing, ingest and help (no torch to borrow)"
     if done.returncode:
         return Outcome(name, end, False, f"{shown}: {' '.join((done.stderr or done.stdout).split())[-600:]}")
     return Outcome(name, end, True, f"{what} with {shown}")
@@ -204,20 +236,24 @@ def build_wheel(folder: Path) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def _lend_torch(python: Path) -> None:
-    """Let an environment import torch from the one that runs this script, and nothing else of it."""
+def _own_torch() -> dict[str, Path]:
+    """The folder of this environment's torch, by its Python."""
     spec = find_spec("torch")
-    assert spec is not None
-    assert spec.origin is not None
-    here = Path(spec.origin).parents[1]
+    if spec is None or spec.origin is None:
+        return {}
+    return {f"{sys.version_info.major}.{sys.version_info.minor}": Path(spec.origin).parents[1]}
+
+
+def _lend_torch(python: Path, here: Path) -> None:
+    """Let an environment import torch from a folder, and nothing else of it."""
     there = Path(_run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).stdout.strip())
     for path in [*(here / name for name in BORROWED), *here.glob("torch-*.dist-info")]:
         if path.exists():
             (there / path.name).symlink_to(path)
 
 
-def _project() -> dict[str, list[str] | str]:
-    project: dict[str, list[str] | str] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+def _project() -> dict[str, Any]:
+    project: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     return project
 
 
