@@ -313,6 +313,7 @@ def google(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
         account |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
         (tmp_path / "account.json").write_text(json.dumps(account))
         monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "account.json"))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         objects.connection.cache_clear()
         yield new_url("gs")
         server.shutdown()
@@ -334,6 +335,7 @@ def azurite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
             names = {"ACCOUNT_NAME": AZURITE_ACCOUNT, "ACCOUNT_KEY": AZURITE_KEY, "ENDPOINT": address}
             for name, value in names.items():
                 monkeypatch.setenv(f"AZURE_STORAGE_{name}", value)
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
             objects.connection.cache_clear()
             yield new_url("az")
         finally:

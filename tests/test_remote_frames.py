@@ -347,6 +347,20 @@ def test_a_job_array_makes_the_folder_that_one_process_makes(
     assert is_whole(url, manifest, tmp_path / "local")
 
 
+@pytest.mark.parametrize("store", ["google", pytest.param("azurite", marks=pytest.mark.slow)])
+def test_stores_of_google_and_azure_get_the_same_files(
+    request: pytest.FixtureRequest, store: str, manifest: Path, tmp_path: Path, lvt: Lvt
+) -> None:
+    url = as_place(request.getfixturevalue(store)) / "frames"
+    several_ingests(url, manifest, 2)
+    assert is_whole(url, manifest, tmp_path / "local")
+    video(tmp_path / "videos" / "train" / "1.mp4", 40)
+    assert lvt("ingest", "--manifest", listed(tmp_path), "-o", url, *COMMAND)[0] == 0
+    assert is_whole(url, tmp_path / "m.jsonl", tmp_path / "newer")
+    code, _, err = lvt("ingest", "--manifest", manifest, "-o", f"{str(url)[:5]}elsewhere/frames", *COMMAND)
+    assert (code, "failed: there is no bucket elsewhere; create it, or correct the URL" in err) == (1, True), err
+
+
 @pytest.mark.slow
 def test_ray_makes_the_folder_that_one_process_makes(url: Place, manifest: Path, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")

@@ -55,6 +55,14 @@ def test_a_store_in_a_bucket_has_the_bytes_of_a_local_one(url: Place, tmp_path: 
     assert str(url) in repr(store)
 
 
+@pytest.mark.parametrize("store", ["google", pytest.param("azurite", marks=pytest.mark.slow)])
+def test_stores_of_google_and_azure_have_them_too(request: pytest.FixtureRequest, store: str, tmp_path: Path) -> None:
+    place = as_place(request.getfixturevalue(store))
+    test_a_store_in_a_bucket_has_the_bytes_of_a_local_one(place / "data.zarr", tmp_path)
+    several_writers(place / "several.zarr", tmp_path / "several", 2)
+    test_of_two_commits_from_one_generation_the_second_is_refused(place / "two.zarr", tmp_path)
+
+
 @pytest.mark.parametrize("cache", ["ram", "mmap", "stream"])
 def test_a_prior_sees_the_batches_of_a_local_store_in_every_tier(url: Place, tmp_path: Path, cache: str) -> None:
     for place in (url, tmp_path / "data.zarr"):
