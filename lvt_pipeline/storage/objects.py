@@ -185,13 +185,8 @@ class ObjectStorage:
             cause = f"there is no key for {self.place.bucket}; set {keys}"
         elif _REFUSED.search(text):
             cause = f"the server refused the key for {self.place.bucket}; check {keys} and the rights of that key"
-        elif (status := _status(error)) is not None:
-            cause = f"the server answered with status {status}; run the same command again"
+        elif (status := _STATUS.search(text)) is not None:
+            cause = f"the server answered with status {status[1]}; run the same command again"
         else:
             cause = "no answer from the server; check the connection and the address, and run the same command again"
         return LVTError(f"{doing} failed: {cause}. Finished work is kept")
-
-
-def _status(error: Exception) -> str | None:
-    found = _STATUS.search(str(error))
-    return found[1] if found else None
