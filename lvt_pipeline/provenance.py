@@ -44,7 +44,7 @@ RECORD_NAME = "provenance.json"
 ZARR_METADATA = "zarr.json"
 SHORT = 12  # hexadecimal digits shown to people
 _MEMO_TABLE = "checked_digests"
-ROWS_AT_ONCE = 10_000  # rows of a table that become text together
+ROWS_AT_ONCE = 1000  # rows of a table that become text together
 
 
 def _plain(item: Any) -> Any:
@@ -55,7 +55,7 @@ def _plain(item: Any) -> Any:
 
 # Made once: json.dumps would make one for every call, which takes longer than a small value itself.
 _CANONICAL = json.JSONEncoder(
-    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False, default=_plain
 )
 
 

@@ -22,9 +22,7 @@ ALLOWED_IN_FUNCTIONS = {
 }
 
 # Still above the limits. These lists only get shorter.
-STILL_LARGE_FILES = {
-    "lvt_pipeline.codes.writer": 426,
-}
+STILL_LARGE_FILES: dict[str, int] = {}
 STILL_LONG_FUNCTIONS: dict[str, int] = {}
 
 
@@ -78,7 +76,7 @@ def test_folders_hold_few_modules() -> None:
 
 @pytest.mark.parametrize(
     ("name", "limit"),
-    [("lines", 46_022), ("median_lines", 8), ("ninetieth_percentile", 25), ("over_40", 26), ("mean_arguments", 2)],
+    [("lines", 46_344), ("median_lines", 8), ("ninetieth_percentile", 25), ("over_40", 26), ("mean_arguments", 2)],
 )
 def test_numbers_of_the_house_stay_within_their_limits(name: str, limit: float) -> None:
     assert getattr(house.numbers(), name) <= limit

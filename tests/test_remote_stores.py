@@ -10,16 +10,20 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from lvt_pipeline.codes import clip_table
+from lvt_pipeline.codes.layout import PAGES
 from lvt_pipeline.codes.loading.batches import make_batches
 from lvt_pipeline.codes.loading.windows import CodeWindows
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.codes.upkeep.compaction import compact_store
 from lvt_pipeline.codes.upkeep.maintenance import collect_garbage, find_garbage
 from lvt_pipeline.codes.verify import verify_store
+from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.errors import BusyError, StoreError
 from lvt_pipeline.storage import Place, as_place, open_storage
 from tests.object_stores import Proxy, connect, files_in, new_url, proxy_to
@@ -118,17 +122,75 @@ def test_a_second_plan_is_refused_and_its_shards_have_numbers_of_their_own(url: 
 
 
 def test_of_two_commits_from_one_generation_the_second_is_refused(url: Place, tmp_path: Path) -> None:
-    from lvt_pipeline.codes.card import commit_root
+    from lvt_pipeline.codes.commit import commit_root
 
     write(url, FIVE)
     first, second = open_codes(url), open_codes(url)
-    commit_root(url, first.root, first.clips)
+    commit_root(url, first.root, first.table)
     before = files_in(url)
     write(url, FIVE[1:])
     with pytest.raises(BusyError, match="another command has changed"):
-        commit_root(url, second.root, second.clips)
+        commit_root(url, second.root, second.table)
     assert before["zarr.json"] != files_in(url)["zarr.json"]
     assert open_codes(url).generation == 2
+
+
+@pytest.fixture
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"PAGED_ROWS": 12, "PAGE_ROWS": 4, "PAGE_DIVISOR": 3}.items():
+        monkeypatch.setattr(clip_table, name, value)
+
+
+MANY = [planned(f"clip{number:02}", 3, source="") for number in range(60)]
+
+
+def pages_in(place: Place) -> dict[str, bytes]:
+    return {name: data for name, data in files_in(place).items() if name.startswith(PAGES)}
+
+
+def test_pages_of_a_clip_table_are_those_of_a_local_store_and_one_clip_more_puts_few(
+    url: Place, proxy: Proxy, tmp_path: Path, small_pages: None
+) -> None:
+    for place in (url, tmp_path / "data.zarr"):
+        write(place, MANY)
+    assert pages_in(url) == pages_in(tmp_path / "data.zarr")
+    assert len(pages_in(url)) > 5
+    puts: list[str] = []
+    proxy.loses = lambda method, path: puts.append(path) if method == "PUT" and "page-" in path else False
+    write(url, [*MANY[:30], planned("one more", 3, source=""), *MANY[30:]])
+    assert 1 <= len(puts) <= 2
+    assert len(open_codes(url).clips) == 61
+    assert verify_store(url).problems == ()
+
+
+def test_of_two_processes_with_one_plan_and_pages_the_second_takes_what_the_first_published(
+    url: Place, monkeypatch: pytest.MonkeyPatch, small_pages: None
+) -> None:
+    write(url, MANY)
+    more, real = [*MANY, planned("one more", 3, source="")], CodeStoreWriter._write_root
+
+    def late(self: CodeStoreWriter, *arguments: Any) -> None:
+        monkeypatch.setattr(CodeStoreWriter, "_write_root", real)
+        write(url, more)
+        real(self, *arguments)
+
+    monkeypatch.setattr(CodeStoreWriter, "_write_root", late)
+    write(url, more)
+    assert open_codes(url).generations == [1, 2]
+    assert verify_store(url).problems == ()
+
+
+def test_pages_that_nothing_needs_are_collected_in_a_bucket_when_they_are_old(url: Place, small_pages: None) -> None:
+    write(url, MANY)
+    write(url, MANY[20:])
+    every = set(pages_in(url))
+    options = {"keep_generations": 1, "ignore_readers": True}
+    collect_garbage(url, **options)
+    assert set(pages_in(url)) == every  # young
+    collect_garbage(url, **options, grace_hours=0)
+    needed = {f"{PAGES}{page.digest}/zarr.json" for page in open_codes(url).table.pages}
+    assert set(pages_in(url)) == needed != every
+    assert verify_store(url).problems == ()
 
 
 def test_a_lost_answer_to_the_commit_changes_nothing(url: Place, proxy: Proxy, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lvt_pipeline.codes.clip_table import ClipTable
 from lvt_pipeline.codes.loading.windows import CodeWindows, cache_file
 from lvt_pipeline.codes.schema import codes_fingerprint, shard_name
 from lvt_pipeline.codes.shard_file import chunks_of, damaged_frames, decode_chunk
@@ -164,9 +165,8 @@ def test_a_table_that_contradicts_the_array_is_found(tmp_path: Path) -> None:
         with CodeStoreWriter.open(path, SCHEMA, clips) as writer:
             codes = np.concatenate([codes_of(clip) for clip in clips])
             writer.write_shard(0, codes)
-            first, second = writer.plan.clips
-            moved = replace(second, offset=10 if name == "overlap" else 30)
-            writer.plan = replace(writer.plan, clips=(first, moved))
+            offsets = [0, 10 if name == "overlap" else 30]
+            writer.plan = replace(writer.plan, table=ClipTable({**writer.plan.table.columns, "offset": offsets}))
             writer.publish(record())
         found = problems(verify_store(path))
         assert list(found) == ["generations/000001/zarr.json"]
@@ -379,10 +379,10 @@ def test_another_format_is_refused_in_one_line(store: Path, lvt: Lvt) -> None:
     group = json.loads((store / "zarr.json").read_text())
     for name in ("digest", "generations", "files", "short_shards"):
         group["attributes"].pop(name)
-    for format_number in (1, 3):
+    for format_number in (1, 4):
         group["attributes"]["lvt"]["schema"] = format_number
         (store / "zarr.json").write_text(json.dumps(group))
         for command in (["inspect", store], ["verify", store], ["gc", store], ["verify", store, "--repair"]):
             code, _, errors = lvt(*command)
             assert (code, errors.count("\n")) == (1, 1), errors
-            assert f"has code store format {format_number}, this version of lvt reads format 2" in errors
+            assert f"has code store format {format_number}, this version of lvt reads formats 2 and 3" in errors

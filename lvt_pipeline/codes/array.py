@@ -236,28 +236,7 @@ def require_metadata(path: Place, root: StoreRoot, array: FrameArray, array_fram
         raise StoreError(f"{file} {problem}; run lvt verify {path} --repair, or restore it from a copy")
 
 
-def require_places(clips: Sequence[CodeClip], array_frames: Any, num_shards: int, shard_frames: int) -> None:
-    """Refuse a table whose clips are not where the shards of its generation can hold them.
-
-    Args:
-        array_frames: length of the array up to the generation.
-        num_shards: files that the generation consists of.
-
-    Raises:
-        ValueError: a clip is outside of the array, or longer than all shards together.
-    """
-    if type(array_frames) is not int:
-        raise ValueError("the length of the array is not an integer")
-    longest = num_shards * shard_frames
-    for clip in clips:
-        if clip.offset < 0 or not 1 <= clip.length <= longest or clip.offset + clip.length > array_frames:
-            raise ValueError(
-                f"clip {clip.id} has frames {clip.offset} to {clip.offset + clip.length - 1}, which are not in the "
-                f"array of {array_frames} frames"
-            )
-
-
-def resize_arrays(path: Place, schema: CodeSchema, num_frames: int, root: StoreRoot | None) -> bool:
+def resize_arrays(path: Place, schema: CodeSchema, num_frames: int, root: StoreRoot) -> bool:
     """Make all arrays of a store that long, unless they are.
 
     Returns:
@@ -269,7 +248,7 @@ def resize_arrays(path: Place, schema: CodeSchema, num_frames: int, root: StoreR
         storage.create(f"{ARRAYS}/{ZARR_METADATA}", group_metadata({}))
     for array in schema.every_array:
         name, metadata = metadata_name(array), array_metadata(num_frames, array)
-        known = root.files.get(name) if root else None
+        known = root.files.get(name)
         found = read_file(path / name)
         if found == metadata:
             continue

@@ -41,17 +41,14 @@ def require_clips(clips: Sequence[PlannedClip]) -> None:
     """
     if not clips:
         raise StoreError("there are no clips to put into the code store")
-    is_suspicious = has_line_break("".join(clip.id for clip in clips))  # one search is faster than one for each clip
-    for clip in clips:
-        if not clip.id or (is_suspicious and has_line_break(clip.id)):
-            raise StoreError(
-                f"clip id {clip.id!r} is empty or has a line break or control character in it; rename the clip"
-            )
-        if clip.length < 1:
-            raise StoreError(f"clip {clip.id} has no frames")
-    twice = [clip_id for clip_id, count in Counter(clip.id for clip in clips).items() if count > 1]
-    if twice:
-        raise StoreError(f"clip {twice[0]} appears twice; clip ids must differ")
+    ids = [clip.id for clip in clips]
+    if not all(ids) or has_line_break("".join(ids)):  # one search is faster than one for each clip
+        wrong = next(clip_id for clip_id in ids if not clip_id or has_line_break(clip_id))
+        raise StoreError(f"clip id {wrong!r} is empty or has a line break or control character in it; rename the clip")
+    if min(clip.length for clip in clips) < 1:
+        raise StoreError(f"clip {next(clip.id for clip in clips if clip.length < 1)} has no frames")
+    if len({*ids}) < len(ids):
+        raise StoreError(f"clip {Counter(ids).most_common(1)[0][0]} appears twice; clip ids must differ")
 
 
 def require_place(path: Place) -> None:

@@ -22,7 +22,9 @@ from lvt_pipeline.provenance import ZARR_METADATA
 from lvt_pipeline.storage import Entry, Place, Storage, open_storage, parse_json
 
 SCHEMA_VERSION = 2
+PAGED_VERSION = 3  # of a store of which a generation has a clip table in pages
 ARRAY, ARRAYS, GENERATIONS, PENDING = "codes", "arrays", "generations", "pending"
+PAGES = f"{GENERATIONS}/page-"  # how the names of pages of clip tables begin
 OUR_GROUPS = {ARRAY, ARRAYS, GENERATIONS, PENDING}
 CARD = f"{ARRAY}/README.md"  # not in the root: zarr warns about a file there whenever the group's members are listed
 ARRAY_METADATA = f"{ARRAY}/{ZARR_METADATA}"
@@ -34,7 +36,8 @@ _SEAL = b'"digest": "'
 _BLANK = b"0" * 64
 _ROOT_NAMES = ("lvt", "generations", "provenance", "used_shards", "short_shards", "files")
 _TABLE_NAMES = (
-    *("lvt", "parent", "stage", "fingerprint", "first_frame", "array_frames", "clips", "made_of", "provenance"),
+    *("lvt", "parent", "stage", "fingerprint", "first_frame", "array_frames"),
+    *("pages", "clips", "made_of", "provenance"),
 )
 
 
@@ -187,10 +190,10 @@ def parse_root(path: Place, data: bytes) -> StoreRoot:
         raise StoreError(
             f"{path} is a zarr group but not a code store; give the output of lvt encode-dataset or sample"
         )
-    if about.get("schema") != SCHEMA_VERSION:
+    if about.get("schema") not in (SCHEMA_VERSION, PAGED_VERSION):
         raise StoreError(
-            f"{path} has code store format {about.get('schema')!r}, this version of lvt reads format {SCHEMA_VERSION}; "
-            "make the store again, or use the version of lvt that made it"
+            f"{path} has code store format {about.get('schema')!r}, this version of lvt reads formats {SCHEMA_VERSION} "
+            f"and {PAGED_VERSION}; make the store again, or use the version of lvt that made it"
         )
     try:
         return StoreRoot.from_attributes(attributes, digest_bytes(data))
@@ -215,6 +218,11 @@ def generation_name(generation: int) -> str:
 def table_name(generation: int) -> str:
     """The file of a clip table, relative to the store."""
     return f"{generation_name(generation)}/{ZARR_METADATA}"
+
+
+def page_name(digest: str) -> str:
+    """The file of a page of clip tables, relative to the store."""
+    return f"{PAGES}{digest}/{ZARR_METADATA}"
 
 
 def read_file(file: Place) -> bytes | None:
@@ -292,7 +300,7 @@ def without_additions(data: bytes, names: Sequence[str], indent: int | None = 2)
 
 
 def table_without_additions(data: bytes) -> bytes | None:
-    """The bytes of a clip table as they were written, None when something of ours was changed."""
+    """The bytes of a clip table, or a page of one, as they were written, None when something of ours was changed."""
     return without_additions(data, _TABLE_NAMES, indent=None)
 
 

@@ -10,21 +10,18 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from operator import attrgetter
 from typing import Any
 
 from lvt_pipeline.codes.checks import open_current, require_clips, require_place
-from lvt_pipeline.codes.schema import CodeClip, CodeSchema, PlannedClip, clips_to_columns, table_fingerprint
+from lvt_pipeline.codes.clip_table import ClipTable, Page, table_columns
+from lvt_pipeline.codes.layout import PAGED_VERSION
+from lvt_pipeline.codes.schema import CodeClip, CodeSchema, PlannedClip
 from lvt_pipeline.codes.store import CodeStore
 from lvt_pipeline.errors import StoreError
 from lvt_pipeline.machine import paused_collection
 from lvt_pipeline.progress import count_of
 from lvt_pipeline.provenance import Provenance, fingerprint, short
 from lvt_pipeline.storage import Place
-
-KEPT_DIGITS = 16  # of the digest of a clip's source: enough to notice a change
-_FACTS = ("id", "split", "label", "length", "fps", "source", "codes")  # of a clip, next to its content
-_facts_of = attrgetter(*_FACTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,29 +85,27 @@ class CodePlan:
 
     Attributes:
         schema: with the shard size that the store really has.
-        clips: the next clip table.
+        table: the next clip table.
         shards: new shards, empty when every clip is kept.
         repairs: published shards that are gone and can be written again in place.
         first_frame, array_frames: the part of the array that this generation adds, and the array's length with it.
-        made_of: further columns of the clip table that describe the origin of clips; empty when nothing is known.
         copies: clips whose codes are copied, and their rows in the current generation, by id.
     """
 
     schema: CodeSchema
     generation: int
-    clips: tuple[CodeClip, ...]
+    table: ClipTable
     change: CodeChange
     shards: tuple[ShardPlan, ...]
     repairs: tuple[ShardPlan, ...]
     first_frame: int
     array_frames: int
-    made_of: Mapping[str, Sequence[str]] = field(default_factory=dict)
     copies: Mapping[str, CodeClip] = field(default_factory=dict)
 
     @cached_property
     def fingerprint(self) -> str:
         """The fingerprint of the generation."""
-        return table_fingerprint(self.schema, self.clips)
+        return self.table.fingerprint(self.schema)
 
     @property
     def new_shards(self) -> range:
@@ -123,7 +118,7 @@ class CodePlan:
         return fingerprint(
             {
                 "table": self.fingerprint,
-                "offsets": [clip.offset for clip in self.clips],
+                "offsets": self.table.columns["offset"],
                 "first_frame": self.first_frame,
                 "shard_frames": self.schema.shard_frames,
                 "settings": settings,
@@ -156,22 +151,25 @@ def plan_codes(
     return make_plan(open_current(path, overwrite), schema, clips, reencode, damaged)
 
 
-def table_attributes(path: Place, plan: CodePlan, record: Provenance, stage: str) -> dict[str, Any]:
+def table_attributes(
+    path: Place, plan: CodePlan, record: Provenance, stage: str, pages: Sequence[Page]
+) -> dict[str, Any]:
     """Attributes of the generation that a plan makes: its clip table and its record.
 
     Args:
         record: without times, and with the shards as its outputs.
         stage: the command that published it.
+        pages: of the clip table.
     """
+    version = {"schema": PAGED_VERSION} if pages else {}
     return {
-        "lvt": {**plan.schema.to_json(), "generation": plan.generation},
+        "lvt": {**plan.schema.to_json(), **version, "generation": plan.generation},
         "parent": plan.generation - 1,
         "stage": stage,
         "fingerprint": plan.fingerprint,
         "first_frame": plan.first_frame,
         "array_frames": plan.array_frames,
-        "clips": clips_to_columns(plan.clips, path),
-        **({"made_of": plan.made_of} if plan.made_of else {}),
+        **table_columns(path, plan.table, pages),
         "provenance": record.to_json(),
     }
 
@@ -222,27 +220,35 @@ def make_plan(
         layout = current.schema
         schema = replace(schema, shard_frames=layout.shard_frames, chunk_frames=layout.frames_per_chunk)
         repairs, lost = _inspect_shards(current, clips, damaged)
-    published = current.clips if current else []
+    published, wanted = current.table if current else ClipTable.planned(()), ClipTable.planned(clips)
     published_frames = current.array_frames if current else 0
     first_frame = max(first_shard, current.next_shard if current else 0) * schema.shard_frames
-    sound = [row for row in published if row.id not in lost]
     # Shards hold the arrays that the store had when they were written: with a further array, every clip moves.
     is_wider = current is not None and len(schema.arrays) > len(current.schema.arrays)
-    rows, fresh = _places(clips, [] if is_wider else sound, first_frame)
-    change = _change(clips, fresh, published)
+    first, last = (0, 0) if lost or is_wider else wanted.alike_ends(published)
+    new, old = wanted.between(first, last), published.between(first, last)
+    sound = published.without(lost)
+    offsets, fresh_places = _places(new, ClipTable.planned(()) if is_wider else old.without(lost), first_frame)
+    old_offsets = published.columns["offset"]
+    offsets = [*old_offsets[:first], *offsets, *old_offsets[len(published) - last :]]
+    table = ClipTable({**wanted.columns, "offset": offsets})
+    fresh = table.take([first + place for place in fresh_places]).rows
+    change = _change(new, fresh, old)
+    ids = wanted.columns["id"]
+    change["kept"] = [*ids[:first], *change["kept"], *ids[len(ids) - last :]]
     copies = _copies(fresh, sound)
     array_frames = first_frame + sum(row.length for row in fresh)
-    publishes = current is None or bool(fresh) or current.fingerprint != table_fingerprint(schema, rows)
+    publishes = current is None or bool(fresh) or current.fingerprint != table.fingerprint(schema)
     return CodePlan(
         schema=schema,
         generation=(current.generation if current else 0) + publishes,
-        clips=tuple(rows),
+        table=table,
         change=CodeChange(
             **{kind: tuple(ids) for kind, ids in change.items()},
             frames=sum(row.length for row in fresh if row.id not in copies) + sum(plan.num_frames for plan in repairs),
             publishes=publishes,
             num_frames={
-                **_frames_by_kind(change, rows, fresh, published),
+                **_frames_by_kind(change, table, fresh, published),
                 **({"copied": sum(row.length for row in fresh if row.id in copies)} if copies else {}),
             },
             copied=tuple(copies),
@@ -251,99 +257,80 @@ def make_plan(
         repairs=repairs,
         first_frame=first_frame if fresh else published_frames,
         array_frames=array_frames if fresh else published_frames,
-        made_of=_made_of(clips) if publishes else {},
         copies=copies,
     )
 
 
-def _places(
-    clips: Sequence[PlannedClip], published: Sequence[CodeClip], offset: int
-) -> tuple[list[CodeClip], list[CodeClip]]:
-    """Rows of the next table, and those of them whose codes are new, which are stored from `offset` on.
+def _places(new: ClipTable, published: ClipTable, offset: int) -> tuple[list[int], list[int]]:
+    """Offset of every row, and which rows have new codes; those are stored from `offset` on.
 
     Clips of equal content have a range each, as in a store made from scratch; only a late twin shares one.
     """
-    available: dict[str, CodeClip] = {}  # by content
-    twins: dict[str, list[CodeClip]] = {}  # of those, the next one last
-    for row in reversed(published):
-        if row.fingerprint in available:
-            twins.setdefault(row.fingerprint, []).append(available[row.fingerprint])
-        available[row.fingerprint] = row
-    rows: list[CodeClip] = []
-    fresh: list[CodeClip] = []
-    for clip in clips:
-        same = available.get(clip.fingerprint)
-        if same is not None:
-            rows.append(same if _facts_of(clip) == _facts_of(same) else _row(clip, same.offset))
-            if twins.get(clip.fingerprint):
-                available[clip.fingerprint] = twins[clip.fingerprint].pop()
+    available: dict[str, int] = {}  # by content
+    twins: dict[str, list[int]] = {}  # of those, the next one last
+    columns = [reversed(published.columns[name]) for name in ("fingerprint", "offset")]
+    for content, place in zip(*columns, strict=True):
+        if content in available:
+            twins.setdefault(content, []).append(available[content])
+        available[content] = place
+    offsets: list[int] = []
+    fresh: list[int] = []
+    for content, length in zip(new.columns["fingerprint"], new.columns["length"], strict=True):
+        if content in available:
+            offsets.append(available[content])
+            if twins.get(content):
+                available[content] = twins[content].pop()
             continue
-        rows.append(_row(clip, offset))
-        fresh.append(rows[-1])
-        offset += clip.length
-    return rows, fresh
+        fresh.append(len(offsets))
+        offsets.append(offset)
+        offset += length
+    return offsets, fresh
 
 
-def _copies(fresh: Sequence[CodeClip], published: Sequence[CodeClip]) -> dict[str, CodeClip]:
+def _copies(fresh: Sequence[CodeClip], published: ClipTable) -> dict[str, CodeClip]:
     """The published rows with the codes of new rows, by id of the new ones."""
     wanted = {row.codes_fingerprint for row in fresh}
-    found = {row.codes_fingerprint: row for row in published if row.codes_fingerprint in wanted} if wanted else {}
+    pairs = zip(published.columns["codes"], published.columns["fingerprint"], strict=True) if wanted else ()
+    places = [place for place, (codes, content) in enumerate(pairs) if (codes or content) in wanted]
+    found = {row.codes_fingerprint: row for row in published.take(places).rows}
     return {row.id: found[row.codes_fingerprint] for row in fresh if row.codes_fingerprint in found}
 
 
-def _change(
-    clips: Sequence[PlannedClip], fresh: Sequence[CodeClip], published: Sequence[CodeClip]
-) -> dict[str, list[str]]:
+def _change(new: ClipTable, fresh: Sequence[CodeClip], published: ClipTable) -> dict[str, list[str]]:
     """Ids of the clips that are kept, added, changed and removed. A clip under a new id is kept, not removed."""
-    old_ids, new_ids, fresh_ids = ({clip.id for clip in group} for group in (published, clips, fresh))
-    change: dict[str, list[str]] = {"kept": [], "added": [], "changed": [], "removed": []}
-    renamed: Counter[str] = Counter()
-    for clip in clips:
-        if clip.id in fresh_ids:
-            change["changed" if clip.id in old_ids else "added"].append(clip.id)
+    old_ids, new_ids, fresh_ids = {*published.columns["id"]}, {*new.columns["id"]}, {row.id for row in fresh}
+    change = {
+        "kept": [clip_id for clip_id in new.columns["id"] if clip_id not in fresh_ids],
+        "added": [row.id for row in fresh if row.id not in old_ids],
+        "changed": [row.id for row in fresh if row.id in old_ids],
+        "removed": [],
+    }
+    pairs = zip(new.columns["id"], new.columns["fingerprint"], strict=True)
+    renamed = Counter(content for clip_id, content in pairs if clip_id not in fresh_ids and clip_id not in old_ids)
+    for clip_id, content in zip(published.columns["id"], published.columns["fingerprint"], strict=True):
+        if clip_id in new_ids:
             continue
-        change["kept"].append(clip.id)
-        if clip.id not in old_ids:
-            renamed[clip.fingerprint] += 1
-    for row in published:
-        if row.id in new_ids:
-            continue
-        if renamed[row.fingerprint]:
-            renamed[row.fingerprint] -= 1
+        if renamed[content]:
+            renamed[content] -= 1
         else:
-            change["removed"].append(row.id)
+            change["removed"].append(clip_id)
     return change
 
 
-def _made_of(clips: Sequence[PlannedClip]) -> dict[str, Sequence[str]]:
-    """Further columns of the clip table. One in which all clips are alike is that one text."""
-    digests = [clip.source_digest[:KEPT_DIGITS] for clip in clips]
-    decoders = [clip.decoder for clip in clips]
-    if not any(digests) and not any(decoders):
-        return {}
-    return {"source_digest": digests, "decoder": decoders[0] if len(set(decoders)) == 1 else decoders}
-
-
 def _frames_by_kind(
-    change: Mapping[str, Sequence[str]],
-    rows: Sequence[CodeClip],
-    fresh: Sequence[CodeClip],
-    published: Sequence[CodeClip],
+    change: Mapping[str, Sequence[str]], table: ClipTable, fresh: Sequence[CodeClip], published: ClipTable
 ) -> dict[str, int]:
     """Frames of the clips of each kind, by its name."""
     added, removed = set(change["added"]), set(change["removed"])
     new = sum(row.length for row in fresh)
     from_nothing = sum(row.length for row in fresh if row.id in added)
+    old_lengths = zip(published.columns["id"], published.columns["length"], strict=True) if removed else ()
     return {
-        "kept": sum(row.length for row in rows) - new,
+        "kept": table.num_frames - new,
         "added": from_nothing,
         "changed": new - from_nothing,
-        "removed": sum(row.length for row in published if row.id in removed) if removed else 0,
+        "removed": sum(length for clip_id, length in old_lengths if clip_id in removed),
     }
-
-
-def _row(clip: PlannedClip, offset: int) -> CodeClip:
-    return CodeClip(offset=offset, fingerprint=clip.fingerprint, **dict(zip(_FACTS, _facts_of(clip), strict=True)))
 
 
 def cut_into_shards(clips: Sequence[CodeClip], size: int) -> Iterator[ShardPlan]:
@@ -371,8 +358,9 @@ def _inspect_shards(
     Args:
         damaged: shards that are known to be wrong although their size is right.
     """
-    problems = current.problems(current.shards())
-    broken = [index for index in current.shards() if index in damaged or index in problems]
+    shards = current.shards()
+    problems = current.problems(shards)
+    broken = [index for index in shards if index in damaged or index in problems]
     at_hand = {clip.fingerprint: clip.id for clip in clips} if broken else {}
     size = current.schema.shard_frames
     repairs, lost = [], set()

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import operator
 import re
-import sys
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import repeat
-from math import isfinite
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -20,8 +16,6 @@ from lvt_pipeline.codes.layout import ARRAY, ARRAYS, SCHEMA_VERSION
 from lvt_pipeline.errors import StoreError
 from lvt_pipeline.frames.records import ArrayFacts, FrameClip
 from lvt_pipeline.provenance import ZARR_METADATA
-from lvt_pipeline.storage import Place, has_line_break
-from lvt_pipeline.video.locations import kept_sources, opened_sources
 
 CHUNK_FRAMES = 64  # frames that are compressed together: the least that a read decompresses
 SHARD_FRAMES = 4096  # frames in one file: the unit of writing and of resume
@@ -282,58 +276,8 @@ class PlannedClip:
     codes: str = ""
 
 
-CLIP_COLUMNS = ("id", "split", "label", "offset", "length", "fingerprint", "fps", "source")
 _ARRAY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SHARD_NAME = re.compile(rf"{ARRAY}/c/(?P<codes>0|[1-9]\d*)/0/0/0|{ARRAYS}/[^/]+/c/(?P<side>0|[1-9]\d*)/0")
-_TYPES: dict[str, set[type]] = {"label": {str, type(None)}, "offset": {int}, "length": {int}, "fps": {int, float}}
-
-
-def clips_from_columns(columns: Mapping[str, Sequence[Any]], path: Place) -> list[CodeClip]:
-    """Rows of the clip table of the store at `path`; sources come back as paths that can be opened.
-
-    Raises:
-        KeyError, TypeError, ValueError: a column is missing, or holds something else.
-    """
-    for name in (*CLIP_COLUMNS, *({"codes"} & {*columns})):
-        if not isinstance(columns[name], list) or not set(map(type, columns[name])) <= _TYPES.get(name, {str}):
-            raise TypeError(f"column {name} of the clip table has a wrong type")
-    if has_line_break("".join(columns["id"])) or not all(columns["id"]):
-        raise ValueError("a clip id is empty or has a line break or control character in it")
-    if not all(isfinite(fps) and fps > 0 for fps in {*columns["fps"]}):
-        raise ValueError("a frame rate is not a number above 0")
-    opened = opened_sources(path)
-    # Of a million clips most share these texts, so each text is kept once.
-    shared = {name: [text and sys.intern(text) for text in columns[name]] for name in ("split", "label")}
-    columns = {**columns, **shared, "source": [opened(source) for source in columns["source"]]}
-    names = [name for name in (*CLIP_COLUMNS, "codes") if name in columns]
-    if len({len(columns[name]) for name in names}) > 1:
-        raise ValueError("the columns of the clip table have different lengths")
-    # Column by column: the constructor takes four times as long, which counts for millions of clips.
-    clips = [object.__new__(CodeClip) for _ in columns["id"]]
-    for name in (*CLIP_COLUMNS, "codes"):
-        deque(map(getattr(CodeClip, name).__set__, clips, columns.get(name, repeat(""))), maxlen=0)
-    return clips
-
-
-def clips_to_columns(clips: Sequence[CodeClip], path: Place) -> dict[str, list[Any]]:
-    """Columns of the clip table of the store at `path`. Sources are kept relative to it, so both can move together."""
-    kept = kept_sources(path)
-    columns = {name: [getattr(clip, name) for clip in clips] for name in CLIP_COLUMNS}
-    columns["source"] = [kept(clip.source) for clip in clips]
-    if any(clip.codes for clip in clips):
-        columns["codes"] = [clip.codes for clip in clips]
-    return columns
-
-
-def table_fingerprint(schema: CodeSchema, clips: Sequence[CodeClip]) -> str:
-    """Hash of the content of a generation; the places of its codes in the array do not enter."""
-    return lineage.store_fingerprint(
-        codebook_size=schema.codebook_size,
-        num_codebooks=schema.num_codebooks,
-        grid=schema.grid,
-        tokenizer=schema.tokenizer,
-        rows=([clip.id, clip.split, clip.label, clip.fingerprint, clip.length] for clip in clips),
-    )
 
 
 def codes_fingerprint(frames: str, tokenizer: str) -> str:
@@ -380,14 +324,6 @@ def index_of(name: str) -> int:
     """The index of a shard from the name of one of its files, -1 for any other file."""
     found = _SHARD_NAME.fullmatch(name)
     return int(found["codes"] or found["side"]) if found else -1
-
-
-def shards_of(clips: Sequence[CodeClip], shard_frames: int) -> list[int]:
-    """Indices of the shards that hold these clips, ascending."""
-    first = np.fromiter((clip.offset for clip in clips), np.int64, len(clips))
-    last = first + np.fromiter((clip.length for clip in clips), np.int64, len(clips)) - 1
-    spans = np.unique(np.stack([first // shard_frames, last // shard_frames], 1), axis=0).tolist()
-    return sorted({index for start, stop in spans for index in range(start, stop + 1)})
 
 
 def chunk_size(size: int) -> int:

@@ -6,6 +6,7 @@ Stage 1 of the paper (section 3.1) turns frames into codes once; everything afte
     data.zarr/codes/                        array (frames, h, w, n_c), sharded; all clips one after another
     data.zarr/arrays/action/                side array (frames, d), such as actions; aligned with the codes
     data.zarr/generations/000001/zarr.json  a clip table, never changed once it is there
+    data.zarr/generations/page-.../zarr.json  rows of large clip tables, shared by generations
     data.zarr/pending/zarr.json             what an unfinished encode is going to publish
     data.zarr/codes/README.md               a description of the store for people
 
@@ -26,10 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvt_pipeline.codes import layout
-from lvt_pipeline.codes.array import ClipArray, CodeArray, require_metadata, require_places
+from lvt_pipeline.codes.array import ClipArray, CodeArray, require_metadata
+from lvt_pipeline.codes.clip_table import REMEDY, ClipTable, DamagedTableError, read_generation
 from lvt_pipeline.codes.layout import OUR_GROUPS, SHARDS, StoreRoot
 from lvt_pipeline.codes.readers import BeingRemovedError, Hold
-from lvt_pipeline.codes.schema import CodeClip, CodeSchema, SideArray, clips_from_columns, shards_of
+from lvt_pipeline.codes.schema import CodeClip, CodeSchema, SideArray
 from lvt_pipeline.errors import ArtefactError, BusyError, LVTError, StoreError
 from lvt_pipeline.file_systems import is_lock_file
 from lvt_pipeline.machine import paused_collection
@@ -62,7 +64,7 @@ class CodeStore:
         schema: K, n_c, grid, tokenizer, ...
         root: the generations and files of the store.
         generation: the generation that is read; `generations` lists those that can be.
-        clips: the clip table, in manifest order.
+        table: the clip table by column.
         fingerprint: hash of the content of this generation.
         provenance: the record of what made it.
         codes: the frames of all generations, by position.
@@ -75,7 +77,7 @@ class CodeStore:
         schema: CodeSchema,
         root: StoreRoot,
         generation: int,
-        table: Mapping[str, Any],
+        attributes: Mapping[str, Any],
         provenance: Provenance,
         hold: Hold | None = None,
     ) -> None:
@@ -84,9 +86,9 @@ class CodeStore:
         self.root = root
         self.generation = generation
         self.generations: list[int] = root.numbers
-        self.clips = clips_from_columns(table["clips"], path)
-        self.fingerprint = str(table["fingerprint"])
-        self.array_frames = int(table["array_frames"])
+        self.table = ClipTable.read(path, attributes)
+        self.fingerprint = str(attributes["fingerprint"])
+        self.array_frames = int(attributes["array_frames"])
         self.provenance = provenance
         # The root knows the sizes of shards that were repaired after this generation was published.
         sizes = {**provenance.outputs, **root.provenance["outputs"]}
@@ -120,6 +122,11 @@ class CodeStore:
         frames = colour_codes(codes[..., 0], self.codebook_size) if vqvae is None else vqvae.decode(codes).numpy()
         return Film(frames, row.fps, row.id)
 
+    @property
+    def clips(self) -> list[CodeClip]:
+        """The clip table, in manifest order."""
+        return self.table.rows
+
     @cached_property
     def _by_id(self) -> dict[str, CodeClip]:
         return {clip.id: clip for clip in self.clips}
@@ -152,10 +159,10 @@ class CodeStore:
     @property
     def num_frames(self) -> int:
         """Frames of all clips together."""
-        return sum(clip.length for clip in self.clips)
+        return self.table.num_frames
 
     def __len__(self) -> int:
-        return len(self.clips)
+        return len(self.table)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_id)
@@ -229,7 +236,7 @@ class CodeStore:
 
     def shards(self) -> list[int]:
         """Indices of the shards that hold the clips of this generation, ascending."""
-        return shards_of(self.clips, self.schema.shard_frames)
+        return self.table.shards(self.schema.shard_frames)
 
 
 @paused_collection()
@@ -271,56 +278,33 @@ def open_codes(path: Place | str, generation: int | None = None, *, holds: bool 
                 continue  # the store changed meanwhile
             if isinstance(error, StoreError):
                 raise
-            raise StoreError(f"{path / layout.table_name(chosen)} is missing; {_REMEDY.format(path=path)}") from None
+            raise StoreError(f"{path / layout.table_name(chosen)} is missing; {REMEDY.format(path=path)}") from None
         # Between reading the root and taking the lock, the generation may have been removed.
         if hold is None or (hold.is_current and layout.read_file(path / ZARR_METADATA) == data):
             return store
     raise BusyError(f"{path} keeps changing; open it when the commands that write it have finished")
 
 
-_REMEDY = "run lvt verify {path} --repair, or restore it from a copy"
-
-
 def _open_generation(path: Place, root: StoreRoot, generation: int, hold: Hold | None) -> CodeStore:
     source = path / layout.table_name(generation)
-    table = read_table(path, root, generation)
+    attributes = read_generation(path, root, generation)
     try:
-        schema = CodeSchema.from_json(table["lvt"])
-        record = root.provenance if generation == root.generation else table["provenance"]
-        if not isinstance(table["fingerprint"], str):
+        schema = CodeSchema.from_json(attributes["lvt"])
+        record = root.provenance if generation == root.generation else attributes["provenance"]
+        if not isinstance(attributes["fingerprint"], str):
             raise TypeError("its fingerprint is not a text")
-        store = CodeStore(path, schema, root, generation, table, Provenance.from_json(record, source), hold)
+        store = CodeStore(path, schema, root, generation, attributes, Provenance.from_json(record, source), hold)
         num_shards = sum(name.startswith(f"{SHARDS}/") for name in store.provenance.outputs)
-        require_places(store.clips, table["array_frames"], num_shards, schema.shard_frames)
+        store.table.require_places(attributes["array_frames"], num_shards, schema.shard_frames)
+    except DamagedTableError:
+        raise  # it names a page
     except (ArtefactError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(
-            f"{source} is damaged or not ours ({layout.as_one_line(error)}); {_REMEDY.format(path=path)}"
+            f"{source} is damaged or not ours ({layout.as_one_line(error)}); {REMEDY.format(path=path)}"
         ) from error
     for array in schema.every_array:
         require_metadata(path, root, array, store.array_frames)
     return store
-
-
-def read_table(path: Place, root: StoreRoot, generation: int) -> dict[str, Any]:
-    """Attributes of a generation: its clip table and the facts around it.
-
-    Raises:
-        StoreError: it is missing or damaged.
-    """
-    file = path / layout.table_name(generation)
-    data = layout.read_file(file)
-    if data is None:
-        raise StoreError(f"{file} is missing; {_REMEDY.format(path=path)}")
-    expected = root.files.get(layout.table_name(generation))
-    if layout.digest_bytes(data) != expected:
-        ours = layout.table_without_additions(data)
-        if ours is None or layout.digest_bytes(ours) != expected:
-            raise StoreError(f"{file} is damaged: it does not match its digest; {_REMEDY.format(path=path)}")
-        data = ours
-    try:
-        return layout.attributes_in(data, file)
-    except ArtefactError as error:
-        raise StoreError(f"{error}; {_REMEDY.format(path=path)}") from error
 
 
 def published_arrays(path: Place) -> tuple[SideArray, ...]:

@@ -17,17 +17,10 @@ from typing import Any
 
 from lvt_pipeline.codes import layout
 from lvt_pipeline.codes.checks import read_pending
+from lvt_pipeline.codes.clip_table import is_as_written, read_generation
 from lvt_pipeline.codes.layout import ARRAYS, CARD, GENERATIONS, DamagedRootError, StoreRoot
 from lvt_pipeline.codes.loading.cache import cache_folder, is_sound, map_file
-from lvt_pipeline.codes.schema import (
-    CodeClip,
-    CodeSchema,
-    FrameArray,
-    index_of,
-    metadata_name,
-    shard_name,
-    table_fingerprint,
-)
+from lvt_pipeline.codes.schema import CodeClip, CodeSchema, FrameArray, index_of, metadata_name, shard_name
 from lvt_pipeline.codes.shard_file import array_metadata, chunks_of, damaged_frames, decode_chunk
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ArtefactError, StoreError
@@ -159,6 +152,7 @@ class _Verification:
         self.notes: list[str] = []
         self.damaged: set[int] = set()
         self.num_files = self.num_bytes = 0
+        self._parts: dict[str, bool] = {}  # of clip tables: whether each is as it was written
         self._is_pending = layout.has_file(path, layout.PENDING_FILE)
 
     def run(self, progress: Progress) -> VerifyReport:
@@ -283,19 +277,25 @@ class _Verification:
     def _open_generations(self) -> None:
         for number in self.generations:
             name = layout.table_name(number)
-            data = self._read(name)
-            if data is None:
-                self._report(name, "is missing: its generation cannot be read")
-                continue
-            ours = layout.table_without_additions(data)
-            if ours is None or layout.digest_bytes(ours) != self.root.files.get(name):
-                self._report(name, "is not what was written: its generation cannot be read")
+            if not self._has_part(name, self.root.files.get(name, "")):
                 continue
             try:
-                self.stores.append(open_codes(self.path, number))
+                pages = read_generation(self.path, self.root, number).get("pages", [])
+                whole = [self._has_part(layout.page_name(digest), digest) for digest in pages]  # reports all of them
+                if all(whole):
+                    self.stores.append(open_codes(self.path, number))
             except ArtefactError as error:
                 if str(self.path / GENERATIONS) in str(error):  # an array is reported by itself
                     self._report(name, f"cannot be used ({error})")
+
+    def _has_part(self, name: str, digest: str) -> bool:
+        """Whether a clip table, or a page of one, is as it was written. Each is read and reported once."""
+        if name not in self._parts:
+            problem = "is missing" if self._read(name) is None else "is not what was written"
+            self._parts[name] = is_as_written(self.path, name, digest)
+            if not self._parts[name]:
+                self._report(name, f"{problem}: its generation cannot be read")
+        return self._parts[name]
 
     def _unclaimed(self, used: Collection[str]) -> Iterator[Problem]:
         """Files that the root names but no generation uses, and files that nothing names."""
@@ -352,7 +352,7 @@ def _table_problems(store: CodeStore) -> Iterator[Problem]:
     """Problems of a clip table by itself, and against the array."""
     name = layout.table_name(store.generation)
     clips = store.clips
-    if store.fingerprint != table_fingerprint(store.schema, clips):
+    if store.fingerprint != store.table.fingerprint(store.schema):
         yield Problem(file=name, message="does not match the fingerprint of its generation")
     if len({clip.id for clip in clips}) != len(clips):
         yield Problem(file=name, message="names a clip twice")

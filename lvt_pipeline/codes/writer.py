@@ -18,21 +18,21 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import product
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lvt_pipeline.codes import checks, layout
+from lvt_pipeline.codes import checks, commit, layout
 from lvt_pipeline.codes.array import CodeArray, remove_unpublished, resize_arrays
-from lvt_pipeline.codes.card import card_bytes, commit_root
 from lvt_pipeline.codes.checks import PendingPlan, ShardWriter
+from lvt_pipeline.codes.clip_table import write_pages
 from lvt_pipeline.codes.layout import ARRAY, ARRAY_METADATA, ARRAYS, CARD, GENERATIONS, PENDING, PENDING_FILE
 from lvt_pipeline.codes.plan import CodeChange, CodePlan, ShardPlan, make_plan, table_attributes
 from lvt_pipeline.codes.readers import require_no_readers, without_readers
-from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, metadata_names, shard_name, shard_names, shards_of
-from lvt_pipeline.codes.shard_file import array_metadata, require_sound
+from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, shard_name, shard_names
+from lvt_pipeline.codes.shard_file import array_metadata
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import BusyError, ShapeError, StoreError
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance
@@ -58,11 +58,12 @@ class CodeStoreWriter:
         self.plan = plan
         self._settings = settings
         self._current = current
-        self._root = current.root if current is not None else None
+        self._root = current.root if current is not None else commit.NO_ROOT
         self._planned = {shard.index: shard for shard in (*plan.repairs, *plan.shards)}
         self._repairs = {shard.index for shard in plan.repairs}
         self.shards = ShardWriter(path, plan.schema, plan=None)
         self._digests: dict[str, str] = {}  # of the shards that this writer has written
+        self._pages = list(current.table.pages) if current is not None else []
         self._is_array_rewritten = False  # its metadata is right again, but not the bytes that the root names
 
     @classmethod
@@ -224,7 +225,11 @@ class CodeStoreWriter:
 
     def helper(self) -> ShardWriter:
         """What other processes and machines write the new shards of this plan with."""
-        return replace(self.shards, plan=self.plan.identity(self._settings))
+        return replace(self.shards, plan=self._identity)
+
+    @cached_property
+    def _identity(self) -> str:
+        return self.plan.identity(self._settings)
 
     def accept(self, receipts: Mapping[int, str]) -> None:
         """Note that helpers have written shards: their SHA-256, by index."""
@@ -249,23 +254,26 @@ class CodeStoreWriter:
         if not self.change.publishes:
             return self._renew(record)
         number = self.plan.generation
-        record = replace(record, fingerprint=self.plan.fingerprint, outputs=self._shards())
+        record = replace(
+            record, fingerprint=self.plan.fingerprint, outputs=commit.output_sizes(self.path, self.plan, [])
+        )
         # The table is the same bytes whenever and however often it is written: no times in it.
         timeless = replace(record, seconds=0.0, finished="", command=[])
         stage = info.stage if info else record.stage
-        table = table_attributes(self.path, self.plan, timeless, stage)
-        self._write_group(layout.generation_name(number), table, indent=None)
-        record = replace(record, outputs=self._outputs())
+        self._pages = write_pages(self.path, self.plan.table, self._current.table if self._current else None)
+        attributes = table_attributes(self.path, self.plan, timeless, stage, self._pages)
+        self._write_group(layout.generation_name(number), attributes, indent=None)
+        record = replace(record, outputs=commit.output_sizes(self.path, self.plan, self._table_files))
         now = layout.GenerationInfo(
             generation=number,
             fingerprint=self.plan.fingerprint,
-            clips=len(self.plan.clips),
-            frames=sum(clip.length for clip in self.plan.clips),
+            clips=len(self.plan.table),
+            frames=self.plan.table.num_frames,
             finished=info.finished if info else record.finished,
             stage=stage,
         )
         try:
-            self._write_root(record, (*(self._root.generations if self._root else ()), now))
+            self._write_root(record, (*self._root.generations, now))
         except BusyError:
             published = open_codes(self.path, holds=False)
             if (published.generation, published.fingerprint) != (number, self.plan.fingerprint):
@@ -277,7 +285,6 @@ class CodeStoreWriter:
     def _renew(self, record: Provenance) -> Provenance:
         """The record of a generation that stays: its own, or one with new settings and inputs that led to it too."""
         assert self._current is not None  # otherwise there is a plan to publish
-        assert self._root is not None
         old = self._current.provenance
         if old.recipe == record.recipe and not self.plan.repairs and not self._is_array_rewritten:
             return old
@@ -287,58 +294,22 @@ class CodeStoreWriter:
             version=record.version,
             settings=record.settings,
             inputs=record.inputs,
-            outputs=self._outputs(),
+            outputs=commit.output_sizes(self.path, self.plan, self._table_files),
         )
         self._write_root(renewed, self._root.generations)
         return renewed
 
-    def _shards(self) -> dict[str, int]:
-        shards = shards_of(self.plan.clips, self.schema.shard_frames)
-        sizes = {entry.name: entry.size for entry in layout.shard_files(self.path)}
-        return {name: sizes[name] for index in shards for name in shard_names(index, self.schema)}
-
-    def _outputs(self) -> dict[str, int]:
-        table = layout.table_name(self.plan.generation)
-        return {**self._shards(), table: len(layout.read_file(self.path / table) or b"")}
+    @property
+    def _table_files(self) -> list[str]:
+        """The clip table and its pages."""
+        return [layout.table_name(self.plan.generation), *(layout.page_name(page.digest) for page in self._pages)]
 
     def _write_root(self, record: Provenance, generations: tuple[layout.GenerationInfo, ...]) -> None:
         """The commit."""
-        about = {**self.schema.to_json(), "generation": self.plan.generation}
-        short = dict(self._root.short_shards) if self._root else {}
-        if self.plan.shards:
-            short |= layout.short_shards(self.plan.first_frame, self.plan.array_frames, self.schema.shard_frames)
-        root = layout.StoreRoot(
-            about=about,
-            generations=generations,
-            provenance=record.to_json(),
-            files=self._files(),
-            short_shards=short,
-            foreign=self._root.foreign if self._root else {},
-            used_shards=self._used_shards(),
-            read_from=self._root.read_from if self._root else "",
-        )
-        commit_root(self.path, root, self.plan.clips)
-
-    def _used_shards(self) -> int:
-        """`StoreRoot.used_shards` with the numbers of the pending plan, 0 where the length of the array says enough."""
-        pending = checks.read_pending(self.path)
-        used = max(self._root.used_shards if self._root else 0, pending.end_shard if pending else 0)
-        return used if used > -(-self.plan.array_frames // self.schema.shard_frames) else 0
-
-    def _files(self) -> dict[str, str]:
-        """Digests of all files that the generations need, but for the root and the card."""
-        known = self._root.files if self._root else {}
-        names = [*metadata_names(self.schema), f"{GENERATIONS}/{ZARR_METADATA}"]
-        names.append(layout.table_name(self.plan.generation))
-        fresh = {name: layout.digest_bytes(layout.read_file(self.path / name) or b"") for name in names}
-        for index, array in product(self._planned, self.schema.every_array):
-            name = shard_name(index, array)
-            if name not in self._digests:
-                data = layout.read_file(self.path / name) or b""
-                require_sound(self.path / name, data, array)
-                self._digests[name] = layout.digest_bytes(data)
-            fresh[name] = self._digests[name]
-        return {**known, **fresh}
+        files = {**self._root.files, **commit.new_digests(self.path, self.plan, self._digests)}
+        root = commit.next_root(self.path, self._root, self.plan, files, is_paged=bool(self._pages))
+        root = replace(root, generations=generations, provenance=record.to_json())
+        commit.commit_root(self.path, root, self.plan.table)
 
     def _prepare(self) -> None:
         """Bring the store to the state in which shards of this plan can be written."""
@@ -350,7 +321,8 @@ class CodeStoreWriter:
             self._discard_unpublished()
             self._begin_plan()
         self._resize_arrays(self.schema, self.plan.array_frames)
-        self._restore_card()
+        if self._current is not None and CARD in self._root.files:
+            commit.restore_card(self.path, self._root, self._current.table)
         if not layout.has_file(self.path, f"{GENERATIONS}/{ZARR_METADATA}"):
             self._write_group(GENERATIONS, {})
 
@@ -360,13 +332,13 @@ class CodeStoreWriter:
     def _is_pending(self) -> bool:
         """Whether the store waits for this very plan."""
         pending = checks.read_pending(self.path)
-        return pending is not None and pending.plan == self.plan.identity(self._settings)
+        return pending is not None and pending.plan == self._identity
 
     def _begin_plan(self) -> None:
         """Put the plan into the place of an abandoned one, in one step."""
         abandoned = checks.read_pending(self.path)
         PendingPlan(
-            plan=self.plan.identity(self._settings),
+            plan=self._identity,
             generation=self.plan.generation,
             array=layout.digest_bytes(array_metadata(self.plan.array_frames, self.schema)),
             stage=self._settings.get("stage", ""),
@@ -378,9 +350,10 @@ class CodeStoreWriter:
         """Note the numbers of an abandoned plan in the root before the plan is removed."""
         assert self._current is not None  # otherwise there is a plan to publish
         root = self._current.root
-        if checks.is_unpublished(self.path, root.generation) and root.used_shards != self._used_shards():
-            root = replace(root, used_shards=self._used_shards())
-            self._root = commit_root(self.path, root, self._current.clips)
+        used = commit.used_shards(self.path, root, self.plan)
+        if checks.is_unpublished(self.path, root.generation) and root.used_shards != used:
+            root = replace(root, used_shards=used)
+            self._root = commit.commit_root(self.path, root, self._current.table)
 
     def _discard_unpublished(self) -> None:
         """Remove the shards and clip tables of an abandoned plan, and make the array as long as it was before."""
@@ -396,14 +369,6 @@ class CodeStoreWriter:
         self._storage.delete(map(layout.table_name, later))
         if self._current is not None:  # before the plan goes, so that the array is as long as the root or a plan states
             self._resize_arrays(self._current.schema, published)
-
-    def _restore_card(self) -> None:
-        """Write the card of the current generation, which a run killed right after its commit did not."""
-        known = self._root.files.get(CARD) if self._root else None
-        if known is None or self._root is None or self._current is None:
-            return
-        if layout.digest_bytes(layout.read_file(self.path / CARD) or b"") != known:
-            self._storage.replace(CARD, card_bytes(self._root, self._current.clips))
 
     def _remove_published(self) -> None:
         """Remove a whole store: first the plan that could be resumed, then the commit point, then the rest."""

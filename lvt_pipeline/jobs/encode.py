@@ -294,8 +294,8 @@ class _EncodeTask:
             provenance=record,
             change=plan.change,
             table=table,
-            num_clips=len(plan.clips),
-            num_frames=sum(clip.length for clip in plan.clips),
+            num_clips=len(plan.table),
+            num_frames=plan.table.num_frames,
             generation=plan.generation,
             codebook_size=self.schema.codebook_size,
             perplexity=counts.get("perplexity", ()),
@@ -310,10 +310,10 @@ class _EncodeTask:
 
 
 def _counts(writer: CodeStoreWriter, tally: EncodeTally) -> dict[str, Any]:
-    change, clips = writer.change, writer.plan.clips
+    change, table = writer.change, writer.plan.table
     counts: dict[str, Any] = {
-        "clips": len(clips),
-        "frames": sum(clip.length for clip in clips),
+        "clips": len(table),
+        "frames": table.num_frames,
         "kept": len(change.kept),
         "added": len(change.added),
         "changed": len(change.changed),

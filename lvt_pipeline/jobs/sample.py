@@ -143,7 +143,7 @@ class _SampleTask:
 
 
 def _saved(writer: CodeStoreWriter, _: int) -> str:
-    total = len(writer.plan.clips)
+    total = len(writer.plan.table)
     return f"{total - len(writer.pending_shards())} of {total} samples are in {writer.path}"
 
 

@@ -33,7 +33,7 @@ def clip_file(clip_id: str, suffix: str) -> str:
 
 def has_line_break(text: str) -> bool:
     """Whether a text holds a line break, another control character, or a character that UTF-8 cannot encode."""
-    return _LINE_BREAKS.search(text) is not None
+    return not text.isprintable() and _LINE_BREAKS.search(text) is not None  # the first is quick with long texts
 
 
 def printable(text: str) -> str:

@@ -117,7 +117,7 @@ class _Unusable(Exception):
 def _parse(text: str) -> Any:
     try:
         value = _JSON.decode(text)
-        if _HALF_CHARACTER.search(text):
+        if "\\u" in text and _HALF_CHARACTER.search(text):
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except json.JSONDecodeError as problem:

@@ -12,7 +12,7 @@ import os
 import posixpath
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ _CHUNK_BYTES = 2**20
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _LFS_POINTER_BYTES = 1024  # a pointer is smaller
 _LOCAL = "file://"
+_NOT_PLAIN = re.compile(r"/[./\n]")  # a part of a path that is empty, hidden or a step up
 _LOST_SLASH = re.compile(r"([a-z][a-z0-9+.-]+):/([^/].*)", re.DOTALL)
 # Names of the time or the checksum of an object in different stores.
 _MARKS = (
@@ -106,16 +107,29 @@ def opened_sources(artefact: Place) -> Translation:
     return _by_folder(lambda source: absolute(base, source))
 
 
+def opened_together(sources: Sequence[str], opened: Translation) -> list[str]:
+    """Many kept paths as `opened` gives them; quickly where all are below one folder."""
+    ends = [min(sources, default=""), max(sources, default="")]
+    folder = os.path.commonprefix(ends).rpartition("/")[0]  # noqa: RUF071 - only whole parts are taken
+    rests = [source[len(folder) :] for source in sources]
+    if not folder or is_url(folder) or _NOT_PLAIN.search("\n".join([*rests, ""])):
+        return [*map(opened, sources)]
+    start = opened(f"{folder}/_").removesuffix("/_")
+    return [start + rest for rest in rests]
+
+
 def _by_folder(translate: Translation) -> Translation:
-    known: dict[str, str] = {}
+    known: dict[str, str] = {}  # what comes before the name, by folder
 
     def translated(source: str) -> str:
-        folder, slash, name = source.rpartition("/")
-        if not slash or not folder or name in ("", ".", "..") or is_url(source):
-            return translate(source) if source else ""
-        if folder not in known:
-            known[folder] = translate(folder)
-        return name if known[folder] == "." else f"{known[folder]}/{name}"
+        folder, _, name = source.rpartition("/")
+        start = known.get(folder)
+        if start is None or name in ("", ".", ".."):
+            if not folder or name in ("", ".", "..") or is_url(source):
+                return translate(source) if source else ""
+            start = translate(folder)
+            start = known[folder] = "" if start == "." else f"{start}/"
+        return start + name
 
     return translated
 

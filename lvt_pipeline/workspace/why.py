@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lvt_pipeline.codes.schema import CodeClip, clip_fingerprints, codes_of_frames, shards_of
-from lvt_pipeline.codes.store import CodeStore, open_codes, read_table
+from lvt_pipeline.codes.schema import CodeClip, clip_fingerprints, codes_of_frames
+from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.config import build
 from lvt_pipeline.errors import ArtefactError, ConfigError
 from lvt_pipeline.frames.records import FrameClip
@@ -108,7 +108,9 @@ def _tokenizer(codes: CodeStore, tokenizer: str | None) -> Iterator[str]:
 
 
 def _lost(codes: CodeStore, row: CodeClip) -> Iterator[str]:
-    for index, problem in codes.problems(shards_of([row], codes.schema.shard_frames)).items():
+    size = codes.schema.shard_frames
+    shards = range(row.offset // size, (row.offset + row.length - 1) // size + 1)
+    for index, problem in codes.problems(shards).items():
         yield f"codes: shard {index}, which holds some of them, {problem}"
 
 
@@ -138,9 +140,8 @@ def _changed_frames(codes: CodeStore, row: CodeClip, wanted: FrameClip, frames: 
 
 
 def _made_of(codes: CodeStore, clip_id: str) -> Mapping[str, str]:
-    columns = read_table(codes.path, codes.root, codes.generation).get("made_of", {})
-    position = next(number for number, clip in enumerate(codes.clips) if clip.id == clip_id)
-    return {name: column if isinstance(column, str) else column[position] for name, column in columns.items()}
+    place = codes.table.columns["id"].index(clip_id)
+    return {name: codes.table.columns[name][place] for name in ("source_digest", "decoder")}
 
 
 def _changed_source(manifest: Path, frames: FrameClip, shards: FrameShards) -> list[str]:

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lvt_pipeline.codes.clip_table import ClipTable
 from lvt_pipeline.codes.layout import GenerationInfo, shard_files
 from lvt_pipeline.codes.plan import CodeChange, CodePlan, ShardPlan, cut_into_shards
 from lvt_pipeline.codes.schema import CodeClip, index_of, shard_names
-from lvt_pipeline.codes.store import CodeStore, open_codes, read_table
+from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.interrupts import stop_requested
 from lvt_pipeline.progress import SILENT, Progress
@@ -204,13 +205,14 @@ def _plan_moves(current: CodeStore, moved: Sequence[ShardUse]) -> CodePlan:
             places[place] = offset
             fresh.append(replace(clip, offset=offset))
             offset += clip.length
-    rows = [replace(clip, offset=places.get((clip.offset, clip.length), clip.offset)) for clip in current.clips]
+    columns = current.table.columns
+    offsets = [places.get(place, place[0]) for place in zip(columns["offset"], columns["length"], strict=True)]
     return CodePlan(
         schema=current.schema,
         generation=current.generation + bool(fresh),
-        clips=tuple(rows),
+        table=ClipTable({**columns, "offset": offsets}),
         change=CodeChange(
-            kept=tuple(clip.id for clip in rows),
+            kept=tuple(columns["id"]),
             added=(),
             changed=(),
             removed=(),
@@ -221,7 +223,6 @@ def _plan_moves(current: CodeStore, moved: Sequence[ShardUse]) -> CodePlan:
         repairs=(),
         first_frame=first_frame if fresh else current.array_frames,
         array_frames=offset if fresh else current.array_frames,
-        made_of=read_table(current.path, current.root, current.generation).get("made_of", {}),
     )
 
 
@@ -230,7 +231,7 @@ def _report(current: CodeStore, moved: Sequence[ShardUse], generation: int) -> C
     return CompactReport(
         generation=generation,
         shards=tuple(use.index for use in moved),
-        clips=sum(old.offset != new.offset for old, new in zip(current.clips, plan.clips, strict=True)),
+        clips=int((current.table.offsets != plan.table.offsets).sum()),
         frames=plan.change.frames,
         dead_frames=sum(use.dead_frames for use in moved),
         bytes=sum(use.bytes for use in moved),

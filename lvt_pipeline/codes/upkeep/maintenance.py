@@ -14,8 +14,8 @@ from typing import Any
 
 from lvt_pipeline.codes import layout
 from lvt_pipeline.codes.array import remove_unpublished, resize_arrays
-from lvt_pipeline.codes.card import commit_root
 from lvt_pipeline.codes.checks import is_unpublished, read_pending
+from lvt_pipeline.codes.commit import commit_root
 from lvt_pipeline.codes.layout import GENERATIONS, PENDING, PENDING_FILE, GenerationInfo, StoreRoot
 from lvt_pipeline.codes.loading.cache import cache_files, remove_cache
 from lvt_pipeline.codes.readers import GRACE_HOURS, without_readers
@@ -35,7 +35,7 @@ class Garbage:
         kept, dropped: generations.
         in_use: generations that would be dropped but are being read, each with its readers in words; they are kept.
         shards: files of shards in which nothing is alive, those of abandoned plans included; paths in the store.
-        leftovers: half-written files, and clip tables that nothing refers to; paths in the store.
+        leftovers: half-written files, and clip tables and their pages that nothing refers to; paths in the store.
         caches: memory-mapped copies of generations that are dropped or gone, and half-written ones, next to the store.
         pending: shards of an interrupted encode; they are kept unless asked otherwise.
         bytes: freed by deleting everything but `pending`.
@@ -157,7 +157,8 @@ def _garbage(
     has_pending = is_unpublished(path, root.generation)
     published = -(-stores[-1].array_frames // stores[-1].schema.shard_frames)  # shards up to the current generation
     shards, pending = _unused_shards(files, uses, published if has_pending and not drop_pending else None)
-    leftovers = _leftovers(files, root, has_pending)
+    pages = {layout.page_name(page.digest) for store in stores for page in store.table.pages}
+    leftovers = _leftovers(files, root, pages, has_pending)
     if layout.has_file(path, PENDING_FILE) and (drop_pending or not has_pending):
         leftovers.append(PENDING)
     fingerprints = {info.fingerprint for info in root.generations if info.generation in kept}
@@ -204,9 +205,15 @@ def _unused_shards(
     return shards, pending
 
 
-def _leftovers(files: Iterable[str], root: StoreRoot, has_pending: bool) -> list[str]:
-    """Half-written files, and clip tables that nothing refers to."""
+def _leftovers(files: Iterable[str], root: StoreRoot, pages: Collection[str], has_pending: bool) -> list[str]:
+    """Half-written files, and clip tables and pages of them that nothing refers to.
+
+    Args:
+        pages: those that the kept generations have.
+    """
     found = [name for name in files if _is_temporary(name)]
+    if not has_pending:  # otherwise its clip table may name any of them
+        found += [name for name in files if name.startswith(layout.PAGES) and name not in pages]
     for name in files:
         group, _, number = name.removesuffix(f"/{ZARR_METADATA}").partition("/")
         if group != GENERATIONS or not number[:1].isdecimal() or _is_temporary(name):
@@ -229,7 +236,7 @@ def _delete(store: CodeStore, garbage: Garbage, kept: Sequence[GenerationInfo]) 
     if PENDING in garbage.leftovers and pending is not None and pending.generation > root.generation:
         root = replace(root, used_shards=max(root.used_shards, pending.end_shard))
     if root != store.root:
-        root = commit_root(path, root, store.clips)
+        root = commit_root(path, root, store.table)
     if PENDING in garbage.leftovers:
         resize_arrays(path, store.schema, store.array_frames, root)
         storage.delete([PENDING_FILE])

@@ -16,22 +16,14 @@ from dataclasses import replace
 from itertools import product
 
 from lvt_pipeline.codes import layout
-from lvt_pipeline.codes.array import require_places
-from lvt_pipeline.codes.card import card_bytes, commit_root
 from lvt_pipeline.codes.checks import read_pending
-from lvt_pipeline.codes.layout import ARRAYS, CARD, GENERATIONS, SHARDS, StoreRoot
+from lvt_pipeline.codes.clip_table import ClipTable, is_as_written, page_files, read_generation
+from lvt_pipeline.codes.commit import card_bytes, commit_root
+from lvt_pipeline.codes.layout import ARRAYS, CARD, GENERATIONS, PAGES, SHARDS, StoreRoot
 from lvt_pipeline.codes.plan import make_plan, table_attributes
-from lvt_pipeline.codes.schema import (
-    CodeSchema,
-    PlannedClip,
-    clips_from_columns,
-    index_of,
-    metadata_name,
-    shard_name,
-    shards_of,
-)
+from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, index_of, metadata_name, shard_name
 from lvt_pipeline.codes.shard_file import array_metadata, damaged_frames
-from lvt_pipeline.codes.store import is_ours, is_published, open_codes, read_table
+from lvt_pipeline.codes.store import is_ours, is_published, open_codes
 from lvt_pipeline.errors import StoreError
 from lvt_pipeline.provenance import ZARR_METADATA, Provenance
 from lvt_pipeline.storage import Place
@@ -81,14 +73,14 @@ def repair_metadata(path: Place, schema: CodeSchema | None = None, clips: Sequen
         root = replace(root, read_from=layout.digest_bytes(damaged) if damaged is not None else "", used_shards=used)
         repaired.append(ZARR_METADATA)
     repaired += _repair_table(path, root, schema, clips)
-    table = read_table(path, root, root.generation)
-    rows = clips_from_columns(table["clips"], path)
+    attributes = read_generation(path, root, root.generation)
+    table = ClipTable.read(path, attributes)
     schema_of_root = CodeSchema.from_json(root.about)
     expected = {
         **({f"{ARRAYS}/{ZARR_METADATA}": layout.group_metadata({})} if schema_of_root.arrays else {}),
-        **{metadata_name(a): array_metadata(int(table["array_frames"]), a) for a in schema_of_root.every_array},
+        **{metadata_name(a): array_metadata(int(attributes["array_frames"]), a) for a in schema_of_root.every_array},
         f"{GENERATIONS}/{ZARR_METADATA}": layout.group_metadata({}),
-        CARD: card_bytes(root, rows),
+        CARD: card_bytes(root, table),
     }
     digests = dict(root.files)
     for name, data in expected.items():
@@ -100,16 +92,17 @@ def repair_metadata(path: Place, schema: CodeSchema | None = None, clips: Sequen
             found = layout.digest_bytes(data)
         digests[name] = found
     if digests != root.files:
-        commit_root(path, replace(root, files=digests), rows)
+        commit_root(path, replace(root, files=digests), table)
     return repaired
 
 
 def _tables(path: Place) -> dict[int, bytes]:
-    """Clip tables that are whole, as they were written, by generation."""
+    """Clip tables that are whole, with all of their pages, as they were written, by generation."""
     found = {}
     for number in sorted(set(layout.generations_in(layout.storage_of(path)))):
         data = layout.table_without_additions(layout.read_file(path / layout.table_name(number)) or b"")
-        if data is not None:
+        pages = layout.attributes_in(data, path).get("pages", []) if data is not None else []
+        if data is not None and all(is_as_written(path, layout.page_name(page), page) for page in pages):
             found[number] = data
     return found
 
@@ -139,27 +132,25 @@ def _used_shards(path: Place, root: StoreRoot, damaged: bytes) -> int:
     noted = [int(number) for number in re.findall(rb'"used_shards": (\d{1,9}),', damaged)]
     present = [index_of(entry.name) + 1 for entry in layout.shard_files(path)]
     used = max(0, *noted, *present, pending.end_shard if pending else 0)
-    table = read_table(path, root, root.generation)
+    table = read_generation(path, root, root.generation)
     return used if used > -(-table["array_frames"] // root.about["shard_frames"]) else 0
 
 
 def _root_of(path: Place, tables: Mapping[int, bytes]) -> StoreRoot:
     """The root of a store with these clip tables."""
     files = {layout.table_name(number): layout.digest_bytes(data) for number, data in tables.items()}
-    attributes = {
-        number: layout.attributes_in(data, path / layout.table_name(number)) for number, data in tables.items()
-    }
+    attributes = {number: layout.attributes_in(data, path) for number, data in tables.items()}
     current = max(tables)
     schema = CodeSchema.from_json(attributes[current]["lvt"])
     short: dict[int, int] = {}
     infos = []
     for number, table in attributes.items():
         short |= layout.short_shards(table["first_frame"], table["array_frames"], schema.shard_frames)
-        clips = clips_from_columns(table["clips"], path)
+        clips = ClipTable.read(path, table)
         num_shards = sum(name.startswith(f"{SHARDS}/") for name in table["provenance"]["outputs"])
-        require_places(clips, table["array_frames"], num_shards, schema.shard_frames)
+        clips.require_places(table["array_frames"], num_shards, schema.shard_frames)
         arrays = CodeSchema.from_json(table["lvt"]).every_array
-        for index, array in product(shards_of(clips, schema.shard_frames), arrays):
+        for index, array in product(clips.shards(schema.shard_frames), arrays):
             name = shard_name(index, array)
             data = layout.read_file(path / name) if name not in files else None
             if data is not None and not any(damaged_frames(data, array)):
@@ -169,14 +160,16 @@ def _root_of(path: Place, tables: Mapping[int, bytes]) -> StoreRoot:
                 generation=number,
                 fingerprint=table["fingerprint"],
                 clips=len(clips),
-                frames=sum(clip.length for clip in clips),
+                frames=clips.num_frames,
                 stage=table["stage"],
             )
         )
     record = Provenance.from_json(attributes[current]["provenance"], path / layout.table_name(current))
-    outputs = {**record.outputs, layout.table_name(current): len(tables[current])}
+    sizes = {entry.name: entry.size for entry in layout.storage_of(path).list(GENERATIONS)}
+    names = [layout.table_name(current), *map(layout.page_name, attributes[current].get("pages", []))]
+    outputs = {**record.outputs, **{name: sizes[name] for name in names}}
     return StoreRoot(
-        about=attributes[current]["lvt"],
+        about={**attributes[current]["lvt"], "schema": max(table["lvt"]["schema"] for table in attributes.values())},
         generations=tuple(infos),
         provenance=replace(record, outputs=outputs).to_json(),
         files=files,
@@ -185,33 +178,43 @@ def _root_of(path: Place, tables: Mapping[int, bytes]) -> StoreRoot:
 
 
 def _repair_table(path: Place, root: StoreRoot, schema: CodeSchema | None, clips: Sequence[PlannedClip]) -> list[str]:
-    """Write the current clip table again if it is damaged."""
-    name = layout.table_name(root.generation)
-    try:
-        read_table(path, root, root.generation)
-        return []
-    except StoreError as error:
-        rebuilt = _first_table(path, root, schema, clips) if root.generation == 1 and schema is not None else None
-        if rebuilt is None or layout.digest_bytes(rebuilt) != root.files[name]:
-            others = [number for number in root.numbers if number != root.generation]
-            older = f"; older generations can still be read with --at ({', '.join(map(str, others))})" if others else ""
-            is_first = root.generation == 1 and schema is None and root.stage == "encode-dataset"
-            remedy = "run lvt encode-dataset --repair, " if is_first else ""
-            raise StoreError(
-                f"{path / name} is damaged and cannot be rebuilt; {remedy}restore it from a copy, or start the store "
-                f"again with --overwrite{older}"
-            ) from error
-        layout.storage_of(path).replace(name, rebuilt)
-        return [name]
+    """Write the current clip table and its pages again where they are damaged."""
+    table = layout.table_name(root.generation)
+    parts, repaired = [(table, root.files[table])], []
+    rebuilt: dict[str, bytes] = {}
+    for name, digest in parts:  # the pages follow when the table is known
+        if not is_as_written(path, name, digest):
+            if not rebuilt and schema is not None:
+                rebuilt = _first_table(path, root, schema, clips)
+            if layout.digest_bytes(rebuilt.get(name, b"")) != digest:
+                raise StoreError(f"{path / name} is damaged and cannot be rebuilt; {_remedy(root, name, schema)}")
+            layout.storage_of(path).replace(name, rebuilt[name])
+            repaired.append(name)
+        if name == table:
+            pages = read_generation(path, root, root.generation).get("pages", [])
+            parts += [(layout.page_name(page), page) for page in pages]
+    return repaired
 
 
-def _first_table(path: Place, root: StoreRoot, schema: CodeSchema, clips: Sequence[PlannedClip]) -> bytes:
-    """The clip table of a store that was made from these clips at once."""
+def _remedy(root: StoreRoot, name: str, schema: CodeSchema | None) -> str:
+    """What to do about a part of the current clip table that is lost."""
+    others = [number for number in root.numbers if number != root.generation]
+    older = f"; older generations can still be read with --at ({', '.join(map(str, others))})" if others else ""
+    may_help = schema is None and (root.generation == 1 or name.startswith(PAGES)) and root.stage == "encode-dataset"
+    remedy = "run lvt encode-dataset --repair, " if may_help else ""
+    return f"{remedy}restore it from a copy, or start the store again with --overwrite{older}"
+
+
+def _first_table(path: Place, root: StoreRoot, schema: CodeSchema, clips: Sequence[PlannedClip]) -> dict[str, bytes]:
+    """The clip table of a store that was made from these clips at once, and its pages, by name of the file."""
     schema_of_root = CodeSchema.from_json(root.about)
     schema = replace(schema, shard_frames=schema_of_root.shard_frames, chunk_frames=schema_of_root.chunk_frames)
     record = Provenance.from_json(root.provenance, path / ZARR_METADATA)
     first = min((index_of(name) for name in record.outputs if index_of(name) >= 0), default=0)
     plan = make_plan(None, schema, clips, reencode=False, first_shard=first)
-    outputs = {file: size for file, size in record.outputs.items() if file != layout.table_name(1)}
+    outputs = {file: size for file, size in record.outputs.items() if index_of(file) >= 0}
     timeless = replace(record, seconds=0.0, finished="", command=[], outputs=outputs)
-    return layout.group_metadata(table_attributes(path, plan, timeless, root.generations[-1].stage), indent=None)
+    files = {page: data or b"" for page, data in page_files(path, plan.table)}
+    attributes = table_attributes(path, plan, timeless, root.generations[-1].stage, [*files])
+    pages = {layout.page_name(page.digest): data for page, data in files.items()}
+    return {**pages, layout.table_name(1): layout.group_metadata(attributes, indent=None)}
