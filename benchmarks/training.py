@@ -34,6 +34,7 @@ SUBJECTS = os.environ.get("LVT_SUBJECTS", "tokenizer-tiny,prior-tiny,tokenizer-p
 BATCHES = tuple(int(size) for size in os.environ.get("LVT_BATCHES", "1,4,8").split(","))
 REPETITIONS = int(os.environ.get("LVT_REPETITIONS", "5"))
 TURN_SECONDS = 0.5  # at least, and at least one step
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mkldnn_convolution", "_convolution", "convolution_backward")
 IS_BUSY = os.environ.get("LVT_CLOCK") == "processor"
 CLOCK = time.process_time if IS_BUSY else time.perf_counter
 
@@ -55,10 +56,10 @@ def run() -> str:
             "",
             f"Forward, backward and optimizer of the paper's recipe, {torch.get_num_threads()} threads, "
             f"{'processor' if IS_BUSY else 'wall'} time, medians of {REPETITIONS} turns; ratios are medians of those "
-            "of each turn.",
+            'of each turn. "Products" is the share of a step that is matrix products and convolutions alone.',
             "",
-            "| network, size | batch | form | steps/s | times plain | peak memory | of plain |",
-            "|---|---|---|---|---|---|---|",
+            "| network, size | batch | form | steps/s | times plain | products | peak memory | of plain |",
+            "|---|---|---|---|---|---|---|---|",
             *lines,
             "",
         ]
@@ -71,6 +72,7 @@ def _rows(network: Network, size: Size, batch: int) -> list[str]:
     for number in range(REPETITIONS):
         for form in FORMS[number % 3 :] + FORMS[: number % 3]:
             speeds[form].append(_turn(steps[form], form))
+    products = {form: _share_of_products(steps[form]) for form in FORMS}
     steps.clear()
     memory = {form: _peak_memory(network, size, batch, form) for form in FORMS}
     lines = []
@@ -78,7 +80,7 @@ def _rows(network: Network, size: Size, batch: int) -> list[str]:
         times = statistics.median(ours / plain for ours, plain in zip(speeds[form], speeds["plain"], strict=True))
         lines.append(
             f"| {network}, {size} | {batch} | {form} | {statistics.median(speeds[form]):.3g} | {times:.2f} "
-            f"| {memory[form] / 2**30:.2f} GiB | {memory[form] / memory['plain']:.2f} |"
+            f"| {products[form]:.2f} | {memory[form] / 2**30:.2f} GiB | {memory[form] / memory['plain']:.2f} |"
         )
         print(lines[-1], file=sys.stderr, flush=True)
     return lines
@@ -132,6 +134,13 @@ def _turn(step: Callable[[], object], form: str) -> float:
             step()
             count += 1
         return count / (CLOCK() - began)
+
+
+def _share_of_products(step: Callable[[], object]) -> float:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step()
+    seconds = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    return sum(seconds.get(f"aten::{name}", 0) for name in PRODUCTS) / sum(seconds.values())
 
 
 def _peak_memory(network: Network, size: Size, batch: int, form: str) -> float:

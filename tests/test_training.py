@@ -490,6 +490,22 @@ def test_bfloat16_trains_float32_weights(tmp_path: Path) -> None:
     assert losses[-1] < losses[0] / 2
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_the_fused_optimizer_which_rounds_otherwise_is_that_of_bfloat16_alone(optimizer: str) -> None:
+    steps = {}
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        model = ToyModel()
+        made = make_optimizer(model, toy_settings(optimizer=optimizer, precision=precision, weight_decay=0.1))
+        assert made.defaults["fused"] is (precision == "bfloat16")
+        for _ in range(3):
+            made.zero_grad()
+            sum(value.square().sum() for value in model.parameters()).backward()
+            made.step()
+        steps[precision] = [value.detach() for value in model.parameters()]
+    torch.testing.assert_close(steps["float32"], steps["bfloat16"], rtol=1e-5, atol=1e-7)
+
+
 def test_learning_rate_warms_up_then_follows_half_a_cosine() -> None:
     settings = toy_settings(max_steps=110, warmup_steps=10, schedule="cosine", learning_rate=1.0, min_lr_ratio=0.1)
     rates = [learning_rate_at(step, settings) for step in range(1, 111)]
