@@ -146,7 +146,8 @@ def _share_of_products(step: Callable[[], object]) -> float:
 def _peak_memory(network: Network, size: Size, batch: int, form: str) -> float:
     """Peak resident bytes of a process that takes three steps."""
     command = [sys.executable, "-m", "benchmarks.training", network, size, str(batch), form]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
 
 
 if __name__ == "__main__":
