@@ -36,6 +36,7 @@ REPETITIONS = int(os.environ.get("LVT_REPETITIONS", "5"))
 TURN_SECONDS = 0.5  # at least, and at least one step
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mkldnn_convolution", "_convolution", "convolution_backward")
 IS_BUSY = os.environ.get("LVT_CLOCK") == "processor"
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would print when it starts and stops
 CLOCK = time.process_time if IS_BUSY else time.perf_counter
 
 

@@ -12,7 +12,6 @@ from lvt_pipeline.codes.store import CodeClip
 from lvt_pipeline.provenance import Provenance, write_record
 from lvt_pipeline.runs.layout import RUN_NAME, TRAINED_CLIPS_NAME, digest_of, read_sealed, write_sealed
 from lvt_pipeline.runs.trained_clips import list_trained_clips
-from lvt_pipeline.training.task import is_timing
 
 
 def edit_run(run: Path, **changes: Any) -> None:
@@ -37,3 +36,8 @@ def metrics_of(run: Path) -> list[dict[str, Any]]:
     """The log of a run without times and memory, which differ between equal runs."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if not is_timing(name)} for line in lines]
+
+
+def is_timing(name: str) -> bool:
+    """Whether a field of a metrics line reports speed or memory, so that it differs between equal runs."""
+    return name in ("seconds", "data_wait_share", "memory_bytes") or name.endswith("_per_second")

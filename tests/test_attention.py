@@ -111,6 +111,23 @@ def test_bfloat16_attention_on_a_cpu_is_that_of_float32_up_to_rounding(causal: b
         assert not found[1][2].triu(1).any()  # masked keys have no weight at all
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_projections_in_bfloat16_are_those_of_float32_up_to_rounding(kind: str) -> None:
+    attention = make_attention(kind, causal=False)
+    x = torch.randn(2, 12, 10)
+    found = []
+    for is_narrow in (False, True):
+        attention.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_narrow):
+            projected = attention.project(x)
+        projected.sum().backward()
+        gradients = [attention.get_parameter(name).grad for name in attention.projections]
+        assert projected.dtype == (torch.bfloat16 if is_narrow else torch.float32)
+        found.append([projected.float(), *gradients])
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.1)
+
+
 def test_relative_bias_starts_at_zero_and_reads_query_minus_key() -> None:
     bias = RelativeBias(2, (1, 3, 1))
     assert not bias().any()

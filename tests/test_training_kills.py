@@ -25,8 +25,8 @@ from lvt_pipeline.provenance import read_record
 from lvt_pipeline.runs.checkpoints import find_checkpoint, load_all_weights, load_state
 from lvt_pipeline.training import stepping
 from lvt_pipeline.training.prior import train_prior
-from lvt_pipeline.training.task import is_timing
 from lvt_pipeline.training.vqvae import train_vqvae
+from tests.run_files import is_timing
 from tests.test_prior_training import settings_of
 from tests.test_vqvae_training import make_frames, tiny
 from tests.toy_codes import make_store

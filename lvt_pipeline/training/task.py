@@ -108,11 +108,6 @@ def determinism(is_wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
-def is_timing(name: str) -> bool:
-    """Whether a field of a metrics line reports speed or memory, so that it differs between equal runs."""
-    return name in ("seconds", "data_wait_share", "memory_bytes") or name.endswith("_per_second")
-
-
 @dataclass(frozen=True)
 class TrainingResult:
     """A finished training.

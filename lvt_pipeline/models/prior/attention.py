@@ -132,8 +132,11 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values (those the kind has, in this order) of x (B, N, width), (B, N, parts*n_a*d_a)."""
-        weights: list[Tensor] = [rearrange(self.get_parameter(name), "m d a -> (m a) d") for name in self.projections]
-        return F.linear(x, torch.cat(weights))
+        weights = [self.get_parameter(name) for name in self.projections]
+        if torch.is_autocast_enabled(x.device.type):  # rows of the narrower numbers are copied sooner than columns
+            narrow = [weight.to(torch.get_autocast_dtype(x.device.type)).transpose(0, 1) for weight in weights]
+            return x @ torch.cat(narrow, dim=1).flatten(1)
+        return F.linear(x, torch.cat([rearrange(weight, "m d a -> (m a) d") for weight in weights]))
 
     def split(self, projected: Tensor) -> tuple[Tensor, ...]:
         """The parts of what `project` gave, each (B, n_a, N, d_a)."""

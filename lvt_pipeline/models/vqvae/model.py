@@ -140,6 +140,8 @@ class VQVAE(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ShapeError(f"images are float (B, 3, H, W) in [-1, 1], found {images.dtype} {tuple(images.shape)}")
         _check_size(images.shape[2], images.shape[3])
+        if torch.is_autocast_enabled(images.device.type):  # convolutions of bfloat16 want pixels side by side
+            images = images.contiguous(memory_format=torch.channels_last)
         quantized = self.quantize(self.encode_latents(images))
         reconstruction: Tensor = self.decoder(quantized.vectors)
         reconstruction_loss = F.mse_loss(reconstruction.float(), images.float())
