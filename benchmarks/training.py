@@ -1,9 +1,9 @@
 """Training steps of both networks: lvt's in float32 and bfloat16 against the same networks and recipe written plainly.
 
 The plain forms are `one_hot_prior.py` and `plain_tokenizer.py` with torch's optimizers in float32, as the paper's
-networks were released. All forms take turns in one process; each turn begins with a step that is not counted. Peak
-memory is that of a process of its own. `LVT_CLOCK=processor` measures processor time with one thread, for a busy
-machine. `LVT_SUBJECTS` (such as `prior-paper,tokenizer-tiny`), `LVT_BATCHES` and `LVT_REPETITIONS` choose.
+networks were released. Each form is a process of its own, since they handle freed memory differently; they take turns,
+and each turn begins with a step that is not counted. `LVT_CLOCK=processor` measures processor time with one thread, for
+a busy machine. `LVT_SUBJECTS` (such as `prior-paper,tokenizer-tiny`), `LVT_BATCHES` and `LVT_REPETITIONS` choose.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -68,14 +69,21 @@ def run() -> str:
 
 
 def _rows(network: Network, size: Size, batch: int) -> list[str]:
-    steps = {form: step_of(network, size, batch, form) for form in FORMS}
     speeds: dict[str, list[float]] = {form: [] for form in FORMS}
-    for number in range(REPETITIONS):
-        for form in FORMS[number % 3 :] + FORMS[: number % 3]:
-            speeds[form].append(_turn(steps[form], form))
-    products = {form: _share_of_products(steps[form]) for form in FORMS}
-    steps.clear()
-    memory = {form: _peak_memory(network, size, batch, form) for form in FORMS}
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    with ExitStack() as stack:
+        workers = {}
+        for form in FORMS:
+            command = [sys.executable, "-m", "benchmarks.training", network, size, str(batch), form]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            workers[form] = stack.enter_context(
+                subprocess.Popen(command, env=os.environ | threads, text=True, **pipes)  # type: ignore[call-overload]
+            )
+        for number in range(REPETITIONS):
+            for form in FORMS[number % 3 :] + FORMS[: number % 3]:
+                speeds[form].append(_ask(workers[form], "turn"))
+        memory = {form: _ask(workers[form], "memory") for form in FORMS}
+        products = {form: _ask(workers[form], "products") for form in FORMS}
     lines = []
     for form in FORMS:
         times = statistics.median(ours / plain for ours, plain in zip(speeds[form], speeds["plain"], strict=True))
@@ -85,6 +93,14 @@ def _rows(network: Network, size: Size, batch: int) -> list[str]:
         )
         print(lines[-1], file=sys.stderr, flush=True)
     return lines
+
+
+def _ask(worker: subprocess.Popen[str], question: str) -> float:
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write(f"{question}\n")
+    worker.stdin.flush()
+    return float(worker.stdout.readline())
 
 
 def step_of(network: Network, size: Size, batch: int, form: str) -> Callable[[], object]:
@@ -126,15 +142,14 @@ def _plain_tokenizer(config: VQVAEConfig) -> PlainTokenizer:
     return PlainTokenizer(state, config.ema_decay, config.ema_epsilon, config.commitment_weight)
 
 
-def _turn(step: Callable[[], object], form: str) -> float:
-    """Steps/s; freed memory is kept between lvt's steps, as its trainings do."""
-    with nullcontext() if form == "plain" else kept_memory():
+def _speed(step: Callable[[], object]) -> float:
+    """Steps/s."""
+    step()
+    count, began = 0, CLOCK()
+    while count == 0 or CLOCK() - began < TURN_SECONDS:
         step()
-        count, began = 0, CLOCK()
-        while count == 0 or CLOCK() - began < TURN_SECONDS:
-            step()
-            count += 1
-        return count / (CLOCK() - began)
+        count += 1
+    return count / (CLOCK() - began)
 
 
 def _share_of_products(step: Callable[[], object]) -> float:
@@ -144,19 +159,21 @@ def _share_of_products(step: Callable[[], object]) -> float:
     return sum(seconds.get(f"aten::{name}", 0) for name in PRODUCTS) / sum(seconds.values())
 
 
-def _peak_memory(network: Network, size: Size, batch: int, form: str) -> float:
-    """Peak resident bytes of a process that takes three steps."""
-    command = [sys.executable, "-m", "benchmarks.training", network, size, str(batch), form]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+def _peak_memory() -> int:
+    """Peak resident bytes of this program; those of getrusage would include the parent from before it was started."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
+
+
+def work(network: Network, size: Size, batch: int, form: str) -> None:
+    """Answer questions on stdin about a form; its memory is handled as in a training."""
+    step = step_of(network, size, batch, form)
+    answers = {"turn": partial(_speed, step), "memory": _peak_memory, "products": partial(_share_of_products, step)}
+    with nullcontext() if form == "plain" else kept_memory():
+        for question in sys.stdin:
+            print(answers[question.strip()](), flush=True)
 
 
 if __name__ == "__main__":
     _, network, size, batch, form = sys.argv
-    one = step_of(network, size, int(batch), form)  # type: ignore[arg-type]
-    with nullcontext() if form == "plain" else kept_memory():
-        for _ in range(3):
-            one()
-    # What getrusage reports includes the parent from before this program was started.
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    print(int(status["VmHWM"].split()[0]) * 1024)
+    work(network, size, int(batch), form)  # type: ignore[arg-type]
