@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,9 +13,11 @@ import click
 import pytest
 
 from lvt_pipeline import cli
-from lvt_pipeline.errors import ConfigError
-from lvt_pipeline.settings import Settings, setting
-from stages.command import Command, Option, stage_command
+from lvt_pipeline.errors import ConfigError, LVTError
+from lvt_pipeline.settings import Settings, required_setting, setting
+from lvt_pipeline.storage import StoreURL
+from stages.command import Command, Option, settings_option, stage_command
+from stages.console import Result
 
 Lvt = Callable[..., tuple[int, str, str]]
 
@@ -200,6 +203,65 @@ def test_help_shows_text_default_range_and_what_unset_means() -> None:
     assert "Length in frames. [default: 16; x>=1]" in help_text
     assert "Rate. [default: (the clip's own); 0<x<1]" in help_text
     assert "[red|blue] Colour. [default: red]" in help_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    folder: Path | None = setting(None, "Folder.")
+
+
+@stage_command("declared")
+def declared(
+    source: Path,
+    names: tuple[str, ...] = (),
+    *,
+    out: Path = required_setting("File to write."),
+    keep: Sequence[int] = setting((), "Number to keep.", at_least=1, option="--hold"),
+    grid: tuple[int, int] | None = setting(None, "Height and width."),
+    place: Path | StoreURL | None = setting(None, "Place."),
+    where: Where,
+    settings: Outer = settings_option(leave_out=["rate"], required=["kind"]),
+) -> Result:
+    facts = {"source": source, "names": names, "out": out, "keep": keep, "grid": grid, "place": place, "where": where}
+    return Result({name: str(value) for name, value in facts.items()} | {"kind": settings.kind}, f"{source} -> {out}")
+
+
+def test_the_signature_of_a_function_declares_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "a.txt x y -o b --hold 2 --hold 3 --grid 4,5 --place s3://c/d --folder e --kind blue"
+    declared.main([*words.split(), "--json"], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out) == {
+        "source": "a.txt",
+        "names": "('x', 'y')",
+        "out": "b",
+        "keep": "(2, 3)",
+        "grid": "(4, 5)",
+        "place": "s3://c/d",
+        "where": "Where(folder=PosixPath('e'))",
+        "kind": "blue",
+    }
+    declared.main(["a.txt", "--out", "b", "--kind", "red"], standalone_mode=False)
+    assert capsys.readouterr().out == "a.txt -> b\n"
+    assert [one.opts[0] for one in declared.params][:5] == ["source", "names", "-o", "--hold", "--grid"]
+    assert "--rate" not in declared.get_help(click.Context(declared))
+
+
+@pytest.mark.parametrize(
+    "words", ["", "a.txt --kind red", "a.txt -o b", "a.txt -o s3://b/c --kind red", "a.txt -o b --kind red --hold 0"]
+)
+def test_what_a_signature_requires_or_bounds_is_a_usage_error(words: str) -> None:
+    with pytest.raises(click.UsageError):
+        declared.main(words.split(), standalone_mode=False)
+
+
+def test_an_error_of_a_result_is_raised_after_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    @stage_command("failing")
+    def failing() -> Result:
+        return Result({"problems": 1}, "one problem", LVTError("the store has 1 problem"))
+
+    for words, printed in (([], "one problem\n"), (["--json"], '{\n  "problems": 1\n}\n')):
+        with pytest.raises(LVTError, match="the store has 1 problem"):
+            failing.main(words, standalone_mode=False)
+        assert capsys.readouterr().out == printed
 
 
 @pytest.mark.parametrize(
