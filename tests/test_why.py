@@ -36,9 +36,9 @@ def pixels(seed: int, length: int = 6) -> np.ndarray:
 def sample(name: str, seed: int, length: int = 6, **changes: Any) -> FrameSample:
     made = FrameSample.from_array(name, pixels(seed, length), fps=5.0)
     # What ingest does: geometry, decoder and time range enter the fingerprint besides the content.
-    parts = [made.fingerprint, *(str(value) for value in changes.values())]
+    parts = [made.clip.fingerprint, *(str(value) for value in changes.values())]
     known = {name: value for name, value in changes.items() if name in ("decoder", "split", "label")}
-    return replace(made, fingerprint=fingerprint(parts), **known)
+    return replace(made, clip=replace(made.clip, fingerprint=fingerprint(parts), **known))
 
 
 def frames(root: Path, samples: list[FrameSample], geometry: dict[str, Any] | None = None) -> Path:
@@ -77,7 +77,7 @@ def test_each_link_that_changed_is_named(
     store: Path, tmp_path: Path, newer: FrameSample, geometry: dict[str, Any] | None, expected: list[str]
 ) -> None:
     if newer.split != "train":
-        newer = replace(newer, fingerprint=sample("a", 1).fingerprint)
+        newer = replace(newer, clip=replace(newer.clip, fingerprint=sample("a", 1).clip.fingerprint))
     root = frames(tmp_path / "newer", [newer], geometry)
     reasons = explain_clip(store, "a", frames=root)
     assert len(reasons) == len(expected), reasons

@@ -90,7 +90,7 @@ def make_frames(
     for seed, (split, name) in enumerate(names):
         frames = moving_square(seed, (lengths or {}).get(name, FRAMES + 2))
         sample = FrameSample.from_array(name, frames, split=split, fps=5.0)
-        samples.append(replace(sample, notes=(notes or {}).get(name, ())))
+        samples.append(replace(sample, clip=replace(sample.clip, notes=(notes or {}).get(name))))
     write_frames(root, samples, stage="ingest", settings={}, inputs={"manifest": "0" * 64})
     return FrameShards(root)
 

@@ -43,75 +43,6 @@ class Part:
     begins: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrameSample:
-    """One clip ready to be written.
-
-    Attributes:
-        fingerprint: hash of what the frames are made of (clip content, geometry, decoder).
-        source: the video's path; it goes to the receipt relative to the output, never into the tar.
-        digest: SHA-256 of the source's bytes.
-        geometry: how frames were cut and scaled, plain data for readers of the tar.
-        decoder: family and version that decoded it, such as "decord 0.6.0".
-        shape: (T, H, W) of the frames inside `payload`.
-        payload: result of `encode_frames`.
-        arrays: arrays that belong to the frames, one row per frame, by name.
-        pixels: fingerprint of the frames alone, where `fingerprint` covers arrays too; "" where it does not. Codes
-            follow from it, so that other arrays leave them valid.
-        part: which part of a manifest line it is, if not all of it.
-        truncated: description of a file that was cut short but is kept.
-        notes: unusual properties of the clip that were accepted.
-    """
-
-    id: str
-    split: str
-    label: str | None
-    fps: float
-    source: str
-    digest: str
-    fingerprint: str
-    decoder: str
-    codec: Codec
-    shape: tuple[int, int, int]
-    payload: bytes
-    geometry: Mapping[str, Any]
-    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    part: Part | None = None
-    truncated: str = ""
-    notes: tuple[Note, ...] = ()
-    pixels: str = ""
-
-    @classmethod
-    def from_array(
-        cls,
-        id: str,
-        frames: Frames,
-        *,
-        split: str = "train",
-        label: str | None = None,
-        fps: float = 10.0,
-        codec: Codec = "raw",
-        source: str = "",
-        decoder: str = "array",
-    ) -> FrameSample:
-        """A clip whose frames, uint8 (T, H, W, 3), do not come from a video file."""
-        require_frames(frames)
-        return cls(
-            id=id,
-            split=split,
-            label=label,
-            fps=fps,
-            source=source,
-            digest=hashlib.sha256(frames.tobytes()).hexdigest(),
-            fingerprint=pixels_fingerprint(frames),
-            decoder=decoder,
-            codec=codec,
-            shape=frames.shape[:3],
-            payload=encode_frames(frames, codec),
-            geometry={},
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class ArrayFacts:
     """An array next to the frames of a clip, in the form that code stores hold it in (`stored_rows`).
@@ -150,25 +81,28 @@ def stored_rows(array: NDArray[Any]) -> NDArray[Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameClip:
-    """One clip inside finished shards.
+    """One clip inside finished shards; before it is written (`FrameSample`) without its place there.
 
     Attributes:
         key: name inside the tar, without extension.
-        fingerprint: hash of what the frames are made of.
+        fingerprint: hash of what the frames are made of (clip content, geometry, decoder).
         source: the video's path.
+        digest: SHA-256 of the source's bytes.
+        decoder: family and version that decoded it, such as "decord 0.6.0".
         offset: where the pixels (codec raw) or the picture (other codecs) begin in the shard, in bytes.
         nbytes: how many bytes they take there.
         shard: name of the tar.
         arrays: offset and bytes in the shard of each `.npy` file next to the frames, by name.
         array_facts: what they hold, by name; None without arrays, and in shards of older versions.
-        pixels: fingerprint of the frames alone; None where `fingerprint` is that.
+        pixels: fingerprint of the frames alone, where `fingerprint` covers arrays too; None where it does not. Codes
+            follow from it, so that other arrays leave them valid.
         part: which part of a manifest line it is; None when it is all of it.
         truncated: description of a file that was cut short but is kept; None for a whole one.
         notes: unusual properties of the clip that were accepted; None when nothing is.
     """
 
     id: str
-    key: str
+    key: str = ""
     split: str
     label: str | None
     fps: float
@@ -180,9 +114,9 @@ class FrameClip:
     width: int
     decoder: str
     codec: Codec
-    offset: int
-    nbytes: int
-    shard: str
+    offset: int = 0
+    nbytes: int = 0
+    shard: str = ""
     arrays: Mapping[str, list[int]] | None = None
     part: Part | None = None
     truncated: str | None = None
@@ -193,6 +127,55 @@ class FrameClip:
     def __repr__(self) -> str:
         label = "" if self.label is None else f", label {self.label!r}"
         return f"FrameClip({self.id!r}, {self.num_frames:,} frames of {self.width}x{self.height}, {self.split}{label})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSample:
+    """One clip ready to be written.
+
+    Attributes:
+        clip: all but its place in a shard; the source goes to the receipt relative to the output, never into the tar.
+        payload: result of `encode_frames`.
+        geometry: how frames were cut and scaled, plain data for readers of the tar.
+        arrays: arrays that belong to the frames, one row per frame, by name.
+    """
+
+    clip: FrameClip
+    payload: bytes
+    geometry: Mapping[str, Any]
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def from_array(
+        cls,
+        id: str,
+        frames: Frames,
+        *,
+        split: str = "train",
+        label: str | None = None,
+        fps: float = 10.0,
+        codec: Codec = "raw",
+        source: str = "",
+        decoder: str = "array",
+    ) -> FrameSample:
+        """A clip whose frames, uint8 (T, H, W, 3), do not come from a video file."""
+        require_frames(frames)
+        num_frames, height, width = frames.shape[:3]
+        clip = FrameClip(
+            id=id,
+            split=split,
+            label=label,
+            fps=fps,
+            source=source,
+            digest=hashlib.sha256(frames.tobytes()).hexdigest(),
+            fingerprint=pixels_fingerprint(frames),
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            decoder=decoder,
+            codec=codec,
+        )
+        return cls(clip=clip, payload=encode_frames(frames, codec), geometry={})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,20 @@ from lvt_pipeline.video.clips import SPLITS
 from lvt_pipeline.video.locations import Translation, kept_sources, opened_sources
 
 CLIPS_PER_SHARD = 64
+FACTS_IN_TAR = ("id", "split", "label", "fps", "digest", "fingerprint")  # in this order, then
+SHAPE_IN_TAR = ("num_frames", "height", "width", "codec", "decoder")
+    "id",
+    "split",
+    "label",
+    "fps",
+    "digest",
+    "fingerprint",
+    "num_frames",
+    "height",
+    "width",
+    "codec",
+    "decoder",
+]
 
 
 def write_shard(
@@ -124,56 +138,38 @@ def _receipt(name: str, tar: _Tar, failures: Sequence[ClipFailure], root: Place)
 
 
 def _write_sample(tar: TarWriter, sample: FrameSample, shard: str) -> FrameClip:
-    num_frames, height, width = sample.shape
-    key = tar_key(sample.id)
-    facts: dict[str, Any] = {
-        "id": sample.id,
-        "split": sample.split,
-        "label": sample.label,
-        "fps": sample.fps,
-        "digest": sample.digest,
-        "fingerprint": sample.fingerprint,
-        "num_frames": num_frames,
-        "height": height,
-        "width": width,
-        "codec": sample.codec,
-        "decoder": sample.decoder,
-    }
+    clip, key = sample.clip, tar_key(sample.clip.id)
+    facts = {name: getattr(clip, name) for name in (*FACTS_IN_TAR, *SHAPE_IN_TAR)}
     tar.add(f"{key}.json", json.dumps(facts | _more_facts(sample), ensure_ascii=False).encode())
-    offset = tar.add(f"{key}.{SUFFIXES[sample.codec]}", sample.payload)
+    offset = tar.add(f"{key}.{SUFFIXES[clip.codec]}", sample.payload)
     nbytes = len(sample.payload)
     for name, array in sample.arrays.items():
-        if len(array) != num_frames:
-            raise ShapeError(f"clip {sample.id} has {num_frames} frames and {len(array)} rows of {name}")
+        if len(array) != clip.num_frames:
+            raise ShapeError(f"clip {clip.id} has {clip.num_frames} frames and {len(array)} rows of {name}")
     arrays = {name: _write_array(tar, f"{key}.{name}.npy", array) for name, array in sample.arrays.items()}
-    if sample.codec == "raw":  # skip the .npy header, so that frames are plain bytes at a known place
-        pixels = num_frames * height * width * 3
+    if clip.codec == "raw":  # skip the .npy header, so that frames are plain bytes at a known place
+        pixels = clip.num_frames * clip.height * clip.width * 3
         offset, nbytes = offset + nbytes - pixels, pixels
-    return FrameClip(
-        **facts,
+    return replace(
+        clip,
         key=key,
-        source=sample.source,
         offset=offset,
         nbytes=nbytes,
         shard=shard,
         arrays=arrays or None,
         array_facts={name: ArrayFacts.of(array) for name, array in sample.arrays.items()} or None,
-        pixels=sample.pixels or None,
-        part=sample.part,
-        truncated=sample.truncated or None,
-        notes=sample.notes or None,
     )
 
 
 def _more_facts(sample: FrameSample) -> dict[str, Any]:
     """Facts about a clip that only the tar holds, or that both hold only if there are any."""
     facts: dict[str, Any] = {"geometry": dict(sample.geometry)}
-    if sample.part is not None:
-        facts["part"] = asdict(sample.part)
-    if sample.truncated:
-        facts["truncated"] = sample.truncated
-    if sample.notes:
-        facts["notes"] = [asdict(note) for note in sample.notes]
+    if sample.clip.part is not None:
+        facts["part"] = asdict(sample.clip.part)
+    if sample.clip.truncated:
+        facts["truncated"] = sample.clip.truncated
+    if sample.clip.notes:
+        facts["notes"] = [asdict(note) for note in sample.clip.notes]
     return facts
 
 
@@ -234,7 +230,7 @@ def write_frames(
     clock = Clock()
     by_split: dict[str, list[FrameSample]] = {split: [] for split in SPLITS}
     for sample in samples:
-        by_split[sample.split].append(sample)
+        by_split[sample.clip.split].append(sample)
     clips: list[FrameClip] = []
     shards: list[str] = []
     with exclusive_lock(root):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -209,27 +208,27 @@ class ShardMaker:
             if decoded.begins is not None:
                 part = Part(of=line.id, fingerprint=made_of, number=number, parts=len(payloads), begins=decoded.begins)
                 pixels = lineage.piece_frames_fingerprint(pixels, part.begins) if line.arrays else pixels
-            samples.append(
-                FrameSample(
-                    id=line.id if part is None else piece_id(line.id, part.begins),
-                    split=line.split,
-                    label=line.label,
-                    fps=decoded.fps,
-                    source=line.source,
-                    digest=line.digest,
-                    fingerprint=made_of if part is None else lineage.piece_frames_fingerprint(made_of, part.begins),
-                    decoder=reader_version(decoded.decoder),
-                    codec=self._settings.codec,
-                    shape=decoded.shape,
-                    payload=decoded.payload,
-                    geometry=to_plain(self._settings.geometry),
-                    arrays=decoded.arrays,
-                    part=part,
-                    truncated=decoded.truncated,
-                    notes=decoded.notes,
-                    pixels=pixels,
-                )
+            num_frames, height, width = decoded.shape
+            clip = FrameClip(
+                id=line.id if part is None else piece_id(line.id, part.begins),
+                split=line.split,
+                label=line.label,
+                fps=decoded.fps,
+                source=line.source,
+                digest=line.digest,
+                fingerprint=made_of if part is None else lineage.piece_frames_fingerprint(made_of, part.begins),
+                num_frames=num_frames,
+                height=height,
+                width=width,
+                decoder=reader_version(decoded.decoder),
+                codec=self._settings.codec,
+                part=part,
+                truncated=decoded.truncated or None,
+                notes=decoded.notes or None,
+                pixels=pixels or None,
             )
+            geometry = to_plain(self._settings.geometry)
+            samples.append(FrameSample(clip=clip, payload=decoded.payload, geometry=geometry, arrays=decoded.arrays))
         return samples
 
     def _failure(self, line: Clip, reason: str, message: str) -> ClipFailure:
@@ -247,9 +246,8 @@ def _num_bytes(outcome: Outcome) -> float:
     """Bytes of the frames of a line, counted as `nbytes` of the receipt, so raw frames without their header."""
     if isinstance(outcome, ClipFailure):
         return 0.0
-    return float(
-        sum(math.prod(sample.shape) * 3 if sample.codec == "raw" else len(sample.payload) for sample in outcome)
-    )
+    raw = [one.clip.num_frames * one.clip.height * one.clip.width * 3 for one in outcome if one.clip.codec == "raw"]
+    return float(sum(raw) + sum(len(one.payload) for one in outcome if one.clip.codec != "raw"))
 
 
 def _reading_seconds(clip: Clip) -> float:
