@@ -38,20 +38,8 @@ from lvt_pipeline.video.clips import SPLITS
 from lvt_pipeline.video.locations import Translation, kept_sources, opened_sources
 
 CLIPS_PER_SHARD = 64
-FACTS_IN_TAR = ("id", "split", "label", "fps", "digest", "fingerprint")  # in this order, then
-SHAPE_IN_TAR = ("num_frames", "height", "width", "codec", "decoder")
-    "id",
-    "split",
-    "label",
-    "fps",
-    "digest",
-    "fingerprint",
-    "num_frames",
-    "height",
-    "width",
-    "codec",
-    "decoder",
-]
+CLIP_FACTS = ("id", "split", "label", "fps", "digest", "fingerprint")
+FRAME_FACTS = ("num_frames", "height", "width", "codec", "decoder")
 
 
 def write_shard(
@@ -139,7 +127,7 @@ def _receipt(name: str, tar: _Tar, failures: Sequence[ClipFailure], root: Place)
 
 def _write_sample(tar: TarWriter, sample: FrameSample, shard: str) -> FrameClip:
     clip, key = sample.clip, tar_key(sample.clip.id)
-    facts = {name: getattr(clip, name) for name in (*FACTS_IN_TAR, *SHAPE_IN_TAR)}
+    facts = {name: getattr(clip, name) for name in (*CLIP_FACTS, *FRAME_FACTS)}
     tar.add(f"{key}.json", json.dumps(facts | _more_facts(sample), ensure_ascii=False).encode())
     offset = tar.add(f"{key}.{SUFFIXES[clip.codec]}", sample.payload)
     nbytes = len(sample.payload)
