@@ -76,7 +76,7 @@ def store(tmp_path: Path) -> Path:
 def test_each_link_that_changed_is_named(
     store: Path, tmp_path: Path, newer: FrameSample, geometry: dict[str, Any] | None, expected: list[str]
 ) -> None:
-    if newer.split != "train":
+    if newer.clip.split != "train":
         newer = replace(newer, clip=replace(newer.clip, fingerprint=sample("a", 1).clip.fingerprint))
     root = frames(tmp_path / "newer", [newer], geometry)
     reasons = explain_clip(store, "a", frames=root)
