@@ -83,7 +83,7 @@ def test_each_link_that_changed_is_named(
     assert len(reasons) == len(expected), reasons
     assert all(reason.startswith(start) for reason, start in zip(reasons, expected, strict=True)), reasons
     if "source content" in str(expected):
-        digests = short(sample("a", 1).digest), short(newer.digest)
+        digests = short(sample("a", 1).clip.digest), short(newer.clip.digest)
         assert reasons[0] == f"source content: {digests[0]} -> {digests[1]}"
 
 
