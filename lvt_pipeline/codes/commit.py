@@ -17,7 +17,7 @@ from typing import Any
 
 from lvt_pipeline.codes import layout
 from lvt_pipeline.codes.checks import read_pending
-from lvt_pipeline.codes.clip_table import ClipTable
+from lvt_pipeline.codes.clip_table import ClipTable, Page
 from lvt_pipeline.codes.layout import CARD, GENERATIONS, StoreRoot, digest_bytes, generation_name, read_file, storage_of
 from lvt_pipeline.codes.plan import CodePlan
 from lvt_pipeline.codes.schema import CodeSchema, metadata_names, shard_name, shard_names
@@ -89,13 +89,16 @@ def new_digests(path: Place, plan: CodePlan, known: Mapping[str, str]) -> dict[s
     return {**known, **digests}
 
 
-def output_sizes(path: Place, plan: CodePlan, others: Sequence[str]) -> dict[str, int]:
-    """Sizes of the files of all shards of a generation, and of others in `GENERATIONS`."""
+def output_sizes(path: Place, plan: CodePlan, pages: Sequence[Page] | None = None) -> dict[str, int]:
+    """Sizes of the files of all shards of a generation; with `pages`, also of its clip table and these pages."""
     indices = plan.table.shards(plan.schema.shard_frames)
-    shards = [name for index in indices for name in shard_names(index, plan.schema)]
-    entries = [*layout.shard_files(path), *(storage_of(path).list(GENERATIONS) if others else ())]
+    names = [name for index in indices for name in shard_names(index, plan.schema)]
+    entries = layout.shard_files(path)
+    if pages is not None:
+        names += [layout.table_name(plan.generation), *(layout.page_name(page.digest) for page in pages)]
+        entries += storage_of(path).list(GENERATIONS)
     sizes = {entry.name: entry.size for entry in entries}
-    return {name: sizes[name] for name in (*shards, *others)}
+    return {name: sizes[name] for name in names}
 
 
 def restore_card(path: Place, root: StoreRoot, table: ClipTable) -> None:

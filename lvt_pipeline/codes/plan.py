@@ -228,13 +228,13 @@ def make_plan(
     first, last = (0, 0) if lost or is_wider else wanted.alike_ends(published)
     new, old = wanted.between(first, last), published.between(first, last)
     sound = published.without(lost)
-    offsets, fresh_places = _places(new, ClipTable.planned(()) if is_wider else old.without(lost), first_frame)
-    old_offsets = published.columns["offset"]
-    offsets = [*old_offsets[:first], *offsets, *old_offsets[len(published) - last :]]
+    usable = ClipTable.planned(()) if is_wider else sound.between(first, last)
+    offsets, fresh_places = _places(new, usable, first_frame)
+    ids, places = wanted.columns["id"], published.columns["offset"]
+    offsets = [*places[:first], *offsets, *places[len(places) - last :]]
     table = ClipTable({**wanted.columns, "offset": offsets})
     fresh = table.take([first + place for place in fresh_places]).rows
     change = _change(new, fresh, old)
-    ids = wanted.columns["id"]
     change["kept"] = [*ids[:first], *change["kept"], *ids[len(ids) - last :]]
     copies = _copies(fresh, sound)
     array_frames = first_frame + sum(row.length for row in fresh)

@@ -254,16 +254,14 @@ class CodeStoreWriter:
         if not self.change.publishes:
             return self._renew(record)
         number = self.plan.generation
-        record = replace(
-            record, fingerprint=self.plan.fingerprint, outputs=commit.output_sizes(self.path, self.plan, [])
-        )
+        record = replace(record, fingerprint=self.plan.fingerprint, outputs=commit.output_sizes(self.path, self.plan))
         # The table is the same bytes whenever and however often it is written: no times in it.
         timeless = replace(record, seconds=0.0, finished="", command=[])
         stage = info.stage if info else record.stage
         self._pages = write_pages(self.path, self.plan.table, self._current.table if self._current else None)
         attributes = table_attributes(self.path, self.plan, timeless, stage, self._pages)
         self._write_group(layout.generation_name(number), attributes, indent=None)
-        record = replace(record, outputs=commit.output_sizes(self.path, self.plan, self._table_files))
+        record = replace(record, outputs=commit.output_sizes(self.path, self.plan, self._pages))
         now = layout.GenerationInfo(
             generation=number,
             fingerprint=self.plan.fingerprint,
@@ -294,15 +292,10 @@ class CodeStoreWriter:
             version=record.version,
             settings=record.settings,
             inputs=record.inputs,
-            outputs=commit.output_sizes(self.path, self.plan, self._table_files),
+            outputs=commit.output_sizes(self.path, self.plan, self._pages),
         )
         self._write_root(renewed, self._root.generations)
         return renewed
-
-    @property
-    def _table_files(self) -> list[str]:
-        """The clip table and its pages."""
-        return [layout.table_name(self.plan.generation), *(layout.page_name(page.digest) for page in self._pages)]
 
     def _write_root(self, record: Provenance, generations: tuple[layout.GenerationInfo, ...]) -> None:
         """The commit."""

@@ -19,7 +19,7 @@ from lvt_pipeline.codes import layout
 from lvt_pipeline.codes.checks import read_pending
 from lvt_pipeline.codes.clip_table import ClipTable, is_as_written, page_files, read_generation
 from lvt_pipeline.codes.commit import card_bytes, commit_root
-from lvt_pipeline.codes.layout import ARRAYS, CARD, GENERATIONS, PAGES, SHARDS, StoreRoot
+from lvt_pipeline.codes.layout import ARRAYS, CARD, GENERATIONS, SHARDS, StoreRoot
 from lvt_pipeline.codes.plan import make_plan, table_attributes
 from lvt_pipeline.codes.schema import CodeSchema, PlannedClip, index_of, metadata_name, shard_name
 from lvt_pipeline.codes.shard_file import array_metadata, damaged_frames
@@ -187,22 +187,20 @@ def _repair_table(path: Place, root: StoreRoot, schema: CodeSchema | None, clips
             if not rebuilt and schema is not None:
                 rebuilt = _first_table(path, root, schema, clips)
             if layout.digest_bytes(rebuilt.get(name, b"")) != digest:
-                raise StoreError(f"{path / name} is damaged and cannot be rebuilt; {_remedy(root, name, schema)}")
+                others = ", ".join(str(number) for number in root.numbers if number != root.generation)
+                older = f"; older generations can still be read with --at ({others})" if others else ""
+                may_help = schema is None and root.stage == "encode-dataset" and (name != table or root.generation == 1)
+                remedy = "run lvt encode-dataset --repair, " if may_help else ""
+                raise StoreError(
+                    f"{path / name} is damaged and cannot be rebuilt; {remedy}restore it from a copy, or start the "
+                    f"store again with --overwrite{older}"
+                )
             layout.storage_of(path).replace(name, rebuilt[name])
             repaired.append(name)
         if name == table:
             pages = read_generation(path, root, root.generation).get("pages", [])
             parts += [(layout.page_name(page), page) for page in pages]
     return repaired
-
-
-def _remedy(root: StoreRoot, name: str, schema: CodeSchema | None) -> str:
-    """What to do about a part of the current clip table that is lost."""
-    others = [number for number in root.numbers if number != root.generation]
-    older = f"; older generations can still be read with --at ({', '.join(map(str, others))})" if others else ""
-    may_help = schema is None and (root.generation == 1 or name.startswith(PAGES)) and root.stage == "encode-dataset"
-    remedy = "run lvt encode-dataset --repair, " if may_help else ""
-    return f"{remedy}restore it from a copy, or start the store again with --overwrite{older}"
 
 
 def _first_table(path: Place, root: StoreRoot, schema: CodeSchema, clips: Sequence[PlannedClip]) -> dict[str, bytes]:
