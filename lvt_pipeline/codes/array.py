@@ -54,7 +54,7 @@ class CodeArray:
         self._generation = generation
         self._storage = open_storage(path)
         self.num_readers = self._storage.num_readers
-        self._indexes: dict[str, bytes] = {}
+        self._indexes: dict[str, NDArray[np.int64]] = {}
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Frames [start, stop), (stop - start, h, w, n_c) or (stop - start, d).

@@ -60,13 +60,14 @@ class ShardFile:
 
     Attributes:
         size: bytes that were written, None when that is not known; then all of it is read.
-        indexes: the ends of shards that have been read, by name; several shards may share it.
+        indexes: where the chunks of shards that have been read are, by name, as from `_positions`; several shards may
+            share it.
     """
 
     storage: Storage
     name: str
     size: int | None = None
-    indexes: dict[str, bytes] = field(default_factory=dict)
+    indexes: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
     @classmethod
     def at(cls, path: Path) -> ShardFile:
@@ -194,17 +195,13 @@ def _fetch(file: ShardFile, array: FrameArray, first: int, stop: int) -> list[tu
     is_whole = file.size is None or (first == 0 and stop == array.shard_frames)
     whole = file.read() if is_whole else b""
     size = len(whole) if is_whole or file.size is None else file.size
-    if is_whole:
-        index = whole[-index_bytes(array) :]
-    elif file.name in file.indexes:
-        index = file.indexes[file.name]
-    else:
-        index = file.indexes[file.name] = file.read(max(0, size - index_bytes(array)), size)
-    chunks = [
-        chunk
-        for chunk in chunks_of(index, array, size)
-        if chunk.first_frame < stop and chunk.first_frame + array.frames_per_chunk > first
-    ]
+    positions = None if is_whole else file.indexes.get(file.name)
+    if positions is None:
+        begin = max(0, size - index_bytes(array))
+        positions = _positions(whole[begin:] if is_whole else file.read(begin, size), array, size)
+        if not is_whole:
+            file.indexes[file.name] = positions
+    chunks = _chunks(positions, array, first // array.frames_per_chunk, -(-stop // array.frames_per_chunk))
     if not chunks:
         return []
     begin = min(chunk.offset for chunk in chunks)
@@ -221,32 +218,36 @@ def index_bytes(array: FrameArray) -> int:
     return 16 * (array.shard_frames // array.frames_per_chunk) + CHECKSUM_BYTES
 
 
-def chunks_of(data: bytes, array: FrameArray, num_bytes: int | None = None) -> list[Chunk]:
-    """The inner chunks of a shard that hold something, in order of their frames.
-
-    Args:
-        data: the whole shard, or its last `index_bytes`.
-        num_bytes: of the whole shard, when `data` is only the end of it.
+def chunks_of(data: bytes, array: FrameArray) -> list[Chunk]:
+    """The inner chunks of a whole shard that hold something, in order of their frames.
 
     Raises:
         StoreError: the index is damaged.
     """
-    per_chunk = array.frames_per_chunk
-    count = array.shard_frames // per_chunk
-    size = index_bytes(array)
-    index = data[-size:]
-    if len(index) < size or not _is_checked(index):
+    return _chunks(_positions(data[-index_bytes(array) :], array, len(data)), array)
+
+
+def _positions(index: bytes, array: FrameArray, num_bytes: int) -> NDArray[np.int64]:
+    """Where each chunk of a shard of `num_bytes` is: offset and size, int64 (chunks, 2). An empty one has size 0.
+
+    Raises:
+        StoreError: the index is damaged.
+    """
+    if len(index) < index_bytes(array) or not _is_checked(index):
         raise StoreError("the index of its chunks does not match its checksum")
-    entries = np.frombuffer(index[:-CHECKSUM_BYTES], "<u8").reshape(count, 2).tolist()
-    chunks = [
-        Chunk(number * per_chunk, offset, size)
-        for number, (offset, size) in enumerate(entries)
-        if (offset, size) != (_EMPTY, _EMPTY)
-    ]
-    for chunk in chunks:
-        if chunk.offset + chunk.size > (num_bytes or len(data)) - size or chunk.size <= CHECKSUM_BYTES:
-            raise StoreError("its index points outside of the file")
-    return chunks
+    entries = np.frombuffer(index[:-CHECKSUM_BYTES], "<u8").reshape(-1, 2)
+    positions = np.where((entries == _EMPTY).all(1, keepdims=True), 0, entries)
+    offsets, sizes = positions.T
+    end = num_bytes - len(index)
+    if np.any((offsets > end) | (sizes > end - offsets) | ((sizes <= CHECKSUM_BYTES) & (entries[:, 1] != _EMPTY))):
+        raise StoreError("its index points outside of the file")
+    return positions.astype(np.int64)
+
+
+def _chunks(positions: NDArray[np.int64], array: FrameArray, first: int = 0, stop: int | None = None) -> list[Chunk]:
+    """The chunks with numbers [first, stop) of a shard that hold something."""
+    numbered = enumerate(positions[first:stop].tolist(), first)
+    return [Chunk(number * array.frames_per_chunk, offset, size) for number, (offset, size) in numbered if size]
 
 
 def decode_chunk(
@@ -319,8 +320,8 @@ def require_sound(file: Place, data: bytes, array: FrameArray) -> None:
 
 def _is_checked(data: bytes | memoryview) -> bool:
     """Whether data ends in its own CRC-32C, little-endian."""
-    body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
-    return bool(crc32c(bytes(body)) == int.from_bytes(checksum, "little"))
+    body = np.frombuffer(data, np.uint8)[:-CHECKSUM_BYTES]  # of which no copy is made
+    return bool(crc32c(body) == int.from_bytes(data[-CHECKSUM_BYTES:], "little"))
 
 
 # Writing --------------------------------------------------------------------------------------------------------------
