@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 import zarr
 from google_crc32c import value as crc32c
-from numcodecs import Zstd
+from numcodecs.zstd import decompress
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
@@ -271,7 +271,7 @@ def decode_chunk(
     if _content_size(bytes(body[:18])) != codes.nbytes:
         raise StoreError(f"{name} does not hold the {codes.nbytes} bytes of its codes")
     try:
-        Zstd().decode(body, codes.reshape(-1).view(np.uint8))
+        decompress(body, codes.reshape(-1).view(np.uint8))
     except (RuntimeError, ValueError) as error:
         raise StoreError(f"{name} cannot be decompressed") from error
     return codes.byteswap(inplace=True) if sys.byteorder == "big" else codes

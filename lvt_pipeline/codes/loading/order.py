@@ -97,6 +97,8 @@ def mixture(weights: Sequence[float], seed: int, first: int, stop: int) -> tuple
     Returns:
         stores int64 (stop - first,), and int64 (stores,): how many positions before `first` each store has.
     """
+    if len(weights) == 1:
+        return np.zeros(stop - first, np.int64), np.array([first])
     counts = _counts_of_block(weights)
     block, begin = divmod(first, MIXTURE_BLOCK)
     parts = [np.zeros(0, np.int64)]
@@ -120,6 +122,8 @@ def mixture_positions(weights: Sequence[float], seed: int, store: int, first: in
     Returns:
         int64 (stop - first,), ascending.
     """
+    if len(weights) == 1:
+        return np.arange(first, stop)
     counts = _counts_of_block(weights)
     parts = [np.zeros(0, np.int64)]
     while first < stop:

@@ -147,25 +147,21 @@ def _read_streamed(array: CodeArray, first_frames: NDArray[np.int64], windows: N
     frames = windows.shape[1]
     per_chunk = array.layout.frames_per_chunk
     chunks_per_shard = array.layout.shard_frames // per_chunk
-    pieces = _pieces(*_touched_chunks(first_frames, frames, per_chunk), chunks_per_shard)
-    first_of = first_frames.tolist()
+    chunks, members = _touched_chunks(first_frames, frames, per_chunk)
+    numbers, begins = np.unique(chunks, return_index=True)
+    ends = [*begins[1:].tolist(), len(chunks)]
+    starts = first_frames[members] - chunks * per_chunk  # of the windows, counted within the chunk
+    # The frames of the chunk that each window takes, and where the first of them is in the window.
+    parts = [members, np.maximum(starts, 0), np.minimum(starts + frames, per_chunk), np.maximum(-starts, 0)]
+    copies = np.stack(parts, 1).tolist()
 
-    def read(piece: tuple[NDArray[np.int64], NDArray[np.int64]]) -> None:
-        chunks, members = piece
-        numbers, begins = np.unique(chunks, return_index=True)
-        ends = [*begins[1:].tolist(), len(chunks)]
-        shard, within = numbers[0] // chunks_per_shard, numbers % chunks_per_shard
-        values_of_chunks = array.read_chunks(int(shard), within.tolist())
-        for number, begin, end, values in zip(numbers.tolist(), begins.tolist(), ends, values_of_chunks, strict=True):
-            for window in members[begin:end].tolist():
-                start = first_of[window] - number * per_chunk  # of the window, counted within the chunk
-                if start >= 0:
-                    part = values[start : start + frames]
-                    windows[window, : len(part)] = part
-                else:
-                    part = values[: start + frames]
-                    windows[window, -start : len(part) - start] = part
+    def read(piece: NDArray[np.int64]) -> None:
+        shard, within = int(numbers[piece[0]]) // chunks_per_shard, numbers[piece] % chunks_per_shard
+        for at, values in zip(piece.tolist(), array.read_chunks(shard, within.tolist()), strict=True):
+            for window, start, stop, first in copies[begins[at] : ends[at]]:
+                windows[window, first : first + stop - start] = values[start:stop]
 
+    pieces = _pieces(numbers, chunks_per_shard)
     threads = min(array.num_readers or min(own_cores(), MAX_THREADS), len(pieces))
     if threads <= 1:
         for piece in pieces:
@@ -190,12 +186,12 @@ def _touched_chunks(
     return chunks[order], members[order]
 
 
-def _pieces(
-    chunks: NDArray[np.int64], members: NDArray[np.int64], chunks_per_shard: int
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """The pairs in pieces that are fetched at once: no piece holds chunks of two shards, or of two places in one."""
-    if not len(chunks):
+def _pieces(numbers: NDArray[np.int64], chunks_per_shard: int) -> list[NDArray[np.int64]]:
+    """Indices of chunks, given by their ascending numbers in the array, in pieces that are fetched at once: no piece
+    holds chunks of two shards, or of two places in one.
+    """
+    if not len(numbers):
         return []
-    shards, within = np.divmod(chunks, chunks_per_shard)
+    shards, within = np.divmod(numbers, chunks_per_shard)
     cuts = np.flatnonzero(np.diff(shards * chunks_per_shard + within // CHUNKS_PER_READ)) + 1
-    return list(zip(np.split(chunks, cuts), np.split(members, cuts), strict=True))
+    return np.split(np.arange(len(numbers)), cuts)
