@@ -122,8 +122,6 @@ def mixture_positions(weights: Sequence[float], seed: int, store: int, first: in
     Returns:
         int64 (stop - first,), ascending.
     """
-    if len(weights) == 1:
-        return np.arange(first, stop)
     counts = _counts_of_block(weights)
     parts = [np.zeros(0, np.int64)]
     while first < stop:

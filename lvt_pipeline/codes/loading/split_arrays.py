@@ -148,28 +148,29 @@ def _read_streamed(array: CodeArray, first_frames: NDArray[np.int64], windows: N
     per_chunk = array.layout.frames_per_chunk
     chunks_per_shard = array.layout.shard_frames // per_chunk
     chunks, members = _touched_chunks(first_frames, frames, per_chunk)
-    numbers, begins = np.unique(chunks, return_index=True)
-    ends = [*begins[1:].tolist(), len(chunks)]
+    numbers, firsts = np.unique(chunks, return_index=True)
+    bounds = [*firsts.tolist(), len(chunks)]
     starts = first_frames[members] - chunks * per_chunk  # of the windows, counted within the chunk
     # The frames of the chunk that each window takes, and where the first of them is in the window.
     parts = [members, np.maximum(starts, 0), np.minimum(starts + frames, per_chunk), np.maximum(-starts, 0)]
     copies = np.stack(parts, 1).tolist()
-
-    def read(piece: NDArray[np.int64]) -> None:
-        shard, within = int(numbers[piece[0]]) // chunks_per_shard, numbers[piece] % chunks_per_shard
-        for at, values in zip(piece.tolist(), array.read_chunks(shard, within.tolist()), strict=True):
-            for window, start, stop, first in copies[begins[at] : ends[at]]:
-                windows[window, first : first + stop - start] = values[start:stop]
-
     pieces = _pieces(numbers, chunks_per_shard)
+    waiting = iter(pieces)  # the threads take them out of it one by one
+
+    def read(thread: int) -> None:
+        for piece in waiting:
+            shard, within = int(numbers[piece[0]]) // chunks_per_shard, numbers[piece] % chunks_per_shard
+            for at, values in zip(piece.tolist(), array.read_chunks(shard, within.tolist()), strict=True):
+                for window, start, stop, first in copies[bounds[at] : bounds[at + 1]]:
+                    windows[window, first : first + stop - start] = values[start:stop]
+
     threads = min(array.num_readers or min(own_cores(), MAX_THREADS), len(pieces))
     if threads <= 1:
-        for piece in pieces:
-            read(piece)
+        read(0)
         return
     # The threads end with the read: none is left behind for a process that forks later to inherit.
     with ThreadPoolExecutor(threads, "read-windows") as pool:
-        for _ in pool.map(read, pieces):
+        for _ in pool.map(read, range(threads)):
             pass
 
 
