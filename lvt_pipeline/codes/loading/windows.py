@@ -9,14 +9,14 @@ shard by shard.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lvt_pipeline.codes.loading.cache import Cache, Tier, cache_file, choose_tier, split_bytes
 from lvt_pipeline.codes.loading.split_arrays import SplitArray
@@ -126,18 +126,12 @@ class CodeWindows(Dataset[Any]):
         """
         return self.__getitems__([operator.index(index)])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> FetchedWindows:
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Windows by index, in one gather: a `torch.utils.data.DataLoader` fetches a batch with it."""
         windows = self.batch(indices)
         if not isinstance(windows, dict):
-            return FetchedWindows(windows.unbind(), windows)
-        parts = zip(*windows.values(), strict=True)
-        return FetchedWindows((dict(zip(windows, each, strict=True)) for each in parts), windows)
-
-    @staticmethod
-    def collate(windows: Sequence[Any]) -> Any:
-        """The batch that was fetched, without the copy that torch makes: give it to a `DataLoader` as `collate_fn`."""
-        return windows.whole if isinstance(windows, FetchedWindows) else default_collate(list(windows))
+            return list(windows.unbind())
+        return [dict(zip(windows, each, strict=True)) for each in zip(*windows.values(), strict=True)]
 
     def batch(self, indices: NDArray[np.integer[Any]] | Sequence[int]) -> Any:
         """Windows by index, int64 (B, frames, h, w, n_c), in one gather; with side arrays a dict as in
@@ -156,9 +150,17 @@ class CodeWindows(Dataset[Any]):
         Returns:
             int64 (B, frames, h, w, n_c); with side arrays a dict as in `windows[index]`.
         """
-        codes = torch.from_numpy(self.read(clips, starts)).long()  # torch widens faster than NumPy
-        side = side_tensors({name: self.read(clips, starts, name=name) for name in self.arrays})
-        return {"codes": codes, **side} if side else codes
+        return widened(self._stored(clips, starts))
+
+    def loader(self, batch_size: int = 1, **options: Any) -> DataLoader[Any]:
+        """A `torch.utils.data.DataLoader` that gives whole batches, each as `batch` does.
+
+        Worker processes send codes as narrow as they are stored; they become int64 in the process that receives them.
+
+        Args:
+            options: further arguments of the `DataLoader`, such as shuffle, sampler and num_workers.
+        """
+        return DataLoader(cast("Dataset[Any]", range(len(self))), batch_size, collate_fn=self._collate, **options)
 
     def empty(self, num_windows: int) -> dict[str, NDArray[Any]]:
         """Memory for that many windows, (num_windows, frames, ...) by name: "codes" and the side arrays."""
@@ -208,6 +210,16 @@ class CodeWindows(Dataset[Any]):
         """Bytes of the codes of a window in the dtype of the store."""
         return self.frames * int(np.prod(self.store.schema.frame_shape)) * self.store.dtype.itemsize
 
+    def _stored(self, clips: NDArray[np.integer[Any]], starts: NDArray[np.integer[Any]]) -> dict[str, Tensor]:
+        """As `at`, in a dict, with codes in the dtype of the store."""
+        side = side_tensors({name: self.read(clips, starts, name=name) for name in self.arrays})
+        return {"codes": torch.from_numpy(self.read(clips, starts)), **side}
+
+    def _collate(self, indices: list[int]) -> Any:
+        """The batch that `loader` gives."""
+        arrays = self._stored(*self._locate(indices))
+        return widened(arrays) if get_worker_info() is None else _StoredBatch(arrays)
+
     def _locate(self, indices: NDArray[np.integer[Any]] | Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The clip and the first frame within it of each window."""
         found = _positions(indices, len(self), "window")
@@ -216,12 +228,19 @@ class CodeWindows(Dataset[Any]):
         return clips, (found - before) * self.stride
 
 
-class FetchedWindows(list[Any]):
-    """Windows that were fetched together, one by one and as the tensor, or dict of tensors, that they are views of."""
+class _StoredBatch(NamedTuple):
+    """A batch in the dtype of the store. A process that it is sent to receives it `widened`."""
 
-    def __init__(self, windows: Iterable[Any], whole: Any) -> None:
-        super().__init__(windows)
-        self.whole = whole
+    arrays: dict[str, Tensor]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return widened, tuple(self)
+
+
+def widened(arrays: Mapping[str, Tensor]) -> Any:
+    """Windows with codes as int64; codes alone where there are no side arrays."""
+    codes = arrays["codes"].long()  # torch widens faster than NumPy
+    return {**arrays, "codes": codes} if len(arrays) > 1 else codes
 
 
 def side_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
