@@ -19,7 +19,6 @@ import numpy as np
 import zarr
 from numcodecs import Zstd
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 
 from benchmarks.measuring import table, time_in_turn
 from lvt_pipeline.codes.loading.batches import Batches, SequenceBatches, ShardSequence, make_batches
@@ -53,8 +52,6 @@ def run() -> str:
             "bare NumPy gather, int64": (lambda: [gather(memory, s).astype(np.int64) for s in starts], COUNTED),
             "CodeWindows ram, int64": (lambda: [ram.batch(batch) for batch in indices], COUNTED),
             "CodeWindows mmap, int64": (lambda: [mapped.batch(batch) for batch in indices], COUNTED),
-            "DataLoader, collate_fn=CodeWindows.collate": (lambda: list(data_loader(ram, indices, True)), COUNTED),
-            "DataLoader, torch's collate": (lambda: list(data_loader(ram, indices, False)), COUNTED),
             "bare NumPy gather, uint16": (lambda: [gather(memory, s) for s in starts], COUNTED),
             "training batches, ram": (lambda: take(make_batches([ram], BATCH, 0), COUNTED), COUNTED),
             "training batches, mmap": (lambda: take(make_batches([mapped], BATCH, 0), COUNTED), COUNTED),
@@ -79,13 +76,6 @@ def gather(memory: NDArray[Any], starts: NDArray[np.int64]) -> NDArray[Any]:
     """Windows by their first frames, (B, WINDOW, 16, 16, 4)."""
     windows: NDArray[Any] = memory[starts[:, None] + np.arange(WINDOW)]
     return windows
-
-
-def data_loader(windows: CodeWindows, indices: list[NDArray[np.int64]], ours: bool) -> DataLoader[Any]:
-    """The same windows through torch's loader, in this process."""
-    return DataLoader(
-        windows, batch_sampler=[batch.tolist() for batch in indices], collate_fn=CodeWindows.collate if ours else None
-    )
 
 
 def take(batches: Batches, num_windows: int) -> None:

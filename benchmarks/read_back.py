@@ -16,6 +16,7 @@ from lvt_pipeline.codes.shard_file import ShardFile, read_frames
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
 from lvt_pipeline.provenance import Provenance
+from lvt_pipeline.storage import open_storage
 
 MEGABYTES, REPETITIONS = 64, 7
 
@@ -47,7 +48,7 @@ def run() -> str:
             candidates = {
                 "zarr": lambda array=array: array[:],
                 "lvt, 1 thread": lambda store=store: read_frames(
-                    lambda index: ShardFile.at(store.path / shard_name(index)),
+                    lambda index: ShardFile(open_storage(store.path), shard_name(index)),
                     store.schema,
                     0,
                     store.array_frames,

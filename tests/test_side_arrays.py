@@ -307,6 +307,9 @@ def test_windows_have_the_rows_of_their_frames_in_every_tier(trained_on: list[Pa
     (batch,) = DataLoader(windows, batch_size=len(windows))
     assert batch["action"].shape == (len(windows), 6, 3)
     assert torch.equal(batch["action"][-1], windows[-1]["action"])
+    (sent,) = windows.loader(len(windows), num_workers=1, multiprocessing_context="fork")
+    assert all(torch.equal(sent[name], batch[name]) for name in ("codes", "action"))
+    assert sent.keys() == batch.keys()
     assert torch.equal(pickle.loads(pickle.dumps(windows))[2]["action"], windows[2]["action"])
     assert isinstance(CodeWindows(trained_on[0], frames=6, cache=tier)[0], torch.Tensor)
 

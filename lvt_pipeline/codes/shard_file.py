@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -28,7 +27,7 @@ from lvt_pipeline.codes.schema import CodeSchema, FrameArray
 from lvt_pipeline.errors import ShapeError, StoreError
 from lvt_pipeline.machine import own_cores
 from lvt_pipeline.provenance import ZARR_METADATA
-from lvt_pipeline.storage import Place, Storage, open_storage
+from lvt_pipeline.storage import Place, Storage
 
 CHECKSUM_BYTES = 4
 # `python -m benchmarks store_size` shows what other lengths and levels would give.
@@ -68,11 +67,6 @@ class ShardFile:
     name: str
     size: int | None = None
     indexes: dict[str, NDArray[np.int64]] = field(default_factory=dict)
-
-    @classmethod
-    def at(cls, path: Path) -> ShardFile:
-        """The shard at a path."""
-        return cls(open_storage(path.parent), path.name, path.stat().st_size)
 
     def read(self, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes [start, stop) of it.

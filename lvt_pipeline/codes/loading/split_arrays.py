@@ -154,13 +154,16 @@ def _read_streamed(array: CodeArray, first_frames: NDArray[np.int64], windows: N
     # The frames of the chunk that each window takes, and where the first of them is in the window.
     parts = [members, np.maximum(starts, 0), np.minimum(starts + frames, per_chunk), np.maximum(-starts, 0)]
     copies = np.stack(parts, 1).tolist()
-    pieces = _pieces(numbers, chunks_per_shard)
+    # Chunks that are fetched at once: no piece holds those of two shards, or of two places in one.
+    shards, within = np.divmod(numbers, chunks_per_shard)
+    cuts = np.flatnonzero(np.diff(shards * chunks_per_shard + within // CHUNKS_PER_READ)) + 1
+    pieces = np.split(np.arange(len(numbers)), cuts) if len(numbers) else []
     waiting = iter(pieces)  # the threads take them out of it one by one
 
     def read(thread: int) -> None:
         for piece in waiting:
-            shard, within = int(numbers[piece[0]]) // chunks_per_shard, numbers[piece] % chunks_per_shard
-            for at, values in zip(piece.tolist(), array.read_chunks(shard, within.tolist()), strict=True):
+            values_of_chunks = array.read_chunks(int(shards[piece[0]]), within[piece].tolist())
+            for at, values in zip(piece.tolist(), values_of_chunks, strict=True):
                 for window, start, stop, first in copies[bounds[at] : bounds[at + 1]]:
                     windows[window, first : first + stop - start] = values[start:stop]
 
@@ -185,14 +188,3 @@ def _touched_chunks(
     chunks = first_chunks[members] + nth
     order = np.argsort(chunks, kind="stable")
     return chunks[order], members[order]
-
-
-def _pieces(numbers: NDArray[np.int64], chunks_per_shard: int) -> list[NDArray[np.int64]]:
-    """Indices of chunks, given by their ascending numbers in the array, in pieces that are fetched at once: no piece
-    holds chunks of two shards, or of two places in one.
-    """
-    if not len(numbers):
-        return []
-    shards, within = np.divmod(numbers, chunks_per_shard)
-    cuts = np.flatnonzero(np.diff(shards * chunks_per_shard + within // CHUNKS_PER_READ)) + 1
-    return np.split(np.arange(len(numbers)), cuts)
