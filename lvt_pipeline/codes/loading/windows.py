@@ -239,7 +239,7 @@ class _StoredBatch(NamedTuple):
 
 def widened(arrays: Mapping[str, Tensor]) -> Any:
     """Windows with codes as int64; codes alone where there are no side arrays."""
-    codes = arrays["codes"].long()  # torch widens faster than NumPy
+    codes = torch.from_numpy(arrays["codes"].numpy().astype(np.int64))  # NumPy asks for huge pages, torch does not
     return {**arrays, "codes": codes} if len(arrays) > 1 else codes
 
 
