@@ -25,7 +25,7 @@ from benchmarks.measuring import table, time_in_turn
 from lvt_pipeline.codes.loading.windows import CodeWindows
 
 SIZES = {"16x16x2 uint8": (2, 256), "16x16x4 uint16": (4, 512)}  # n_c and K
-SENT = 4 * COUNTED  # windows in a repetition with workers, which have some batches ready when it begins
+SENT = {64: 80, 512: 20}  # with workers: windows of a batch, and batches of a repetition
 METHODS = ("fork", "spawn", "forkserver")
 
 
@@ -46,12 +46,15 @@ def _compare(name: str, num_codebooks: int, codebook_size: int) -> str:
         write_codes(Path(folder) / "data.zarr", codes, codebook_size)
         windows = CodeWindows(Path(folder) / "data.zarr", frames=WINDOW, cache="mmap")
         memory = windows.store.read_range(0, CLIPS * FRAMES)
-        indices = generator.integers(0, len(windows), (SENT // BATCH, BATCH))
-        return _in_this_process(name, windows, memory, indices) + "\n" + _with_workers(name, windows, memory, indices)
+        tables = [
+            _in_this_process(name, windows, memory, generator.integers(0, len(windows), (COUNTED // BATCH, BATCH)))
+        ]
+        for size, number in SENT.items():
+            tables.append(_with_workers(name, windows, memory, generator.integers(0, len(windows), (number, size))))
+    return "\n".join(tables)
 
 
 def _in_this_process(name: str, windows: CodeWindows, memory: NDArray[Any], indices: NDArray[np.int64]) -> str:
-    indices = indices[: COUNTED // BATCH]
     reference = "bare gather, int64"
     seconds = time_in_turn(
         {
@@ -90,8 +93,8 @@ def _with_workers(name: str, windows: CodeWindows, memory: NDArray[Any], indices
                 candidates |= {f"{what}, {number} {method}": partial(_exhaust, it) for what, it in loaders.items()}
     seconds = time_in_turn(candidates, REPETITIONS)
     note = (
-        f"{SENT} windows of {WINDOW} frames in batches of {BATCH}, {REPETITIONS} repetitions, wall time, with workers "
-        f"that run already; the gather gives {SENT / seconds[reference]:,.0f} windows/s."
+        f"{indices.size} windows of {WINDOW} frames in batches of {indices.shape[1]}, {REPETITIONS} repetitions, wall "
+        f"time, workers run already; the gather gives {indices.size / seconds[reference]:,.0f} windows/s."
     )
     return table(f"DataLoader with worker processes, {name}", seconds, reference, note)
 
