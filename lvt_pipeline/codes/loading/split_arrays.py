@@ -146,7 +146,6 @@ def _read_streamed(array: CodeArray, first_frames: NDArray[np.int64], windows: N
     """
     frames = windows.shape[1]
     per_chunk = array.layout.frames_per_chunk
-    chunks_per_shard = array.layout.shard_frames // per_chunk
     chunks, members = _touched_chunks(first_frames, frames, per_chunk)
     numbers, firsts = np.unique(chunks, return_index=True)
     bounds = [*firsts.tolist(), len(chunks)]
@@ -155,15 +154,14 @@ def _read_streamed(array: CodeArray, first_frames: NDArray[np.int64], windows: N
     parts = [members, np.maximum(starts, 0), np.minimum(starts + frames, per_chunk), np.maximum(-starts, 0)]
     copies = np.stack(parts, 1).tolist()
     # Chunks that are fetched at once: no piece holds those of two shards, or of two places in one.
-    shards, within = np.divmod(numbers, chunks_per_shard)
-    cuts = np.flatnonzero(np.diff(shards * chunks_per_shard + within // CHUNKS_PER_READ)) + 1
+    shards, within = np.divmod(numbers, array.layout.shard_frames // per_chunk)
+    cuts = np.flatnonzero((np.diff(shards) > 0) | (np.diff(within // CHUNKS_PER_READ) > 0)) + 1
     pieces = np.split(np.arange(len(numbers)), cuts) if len(numbers) else []
     waiting = iter(pieces)  # the threads take them out of it one by one
 
     def read(thread: int) -> None:
         for piece in waiting:
-            values_of_chunks = array.read_chunks(int(shards[piece[0]]), within[piece].tolist())
-            for at, values in zip(piece.tolist(), values_of_chunks, strict=True):
+            for at, values in enumerate(array.read_chunks(int(shards[piece[0]]), within[piece].tolist()), piece[0]):
                 for window, start, stop, first in copies[bounds[at] : bounds[at + 1]]:
                     windows[window, first : first + stop - start] = values[start:stop]
 
