@@ -59,8 +59,7 @@ class ShardFile:
 
     Attributes:
         size: bytes that were written, None when that is not known; then all of it is read.
-        indexes: where the chunks of shards that have been read are, by name, as from `_positions`; several shards may
-            share it.
+        indexes: `_positions` of shards that have been read, by name; several shards may share it.
     """
 
     storage: Storage
@@ -192,9 +191,8 @@ def _fetch(file: ShardFile, array: FrameArray, first: int, stop: int) -> list[tu
     positions = None if is_whole else file.indexes.get(file.name)
     if positions is None:
         begin = max(0, size - index_bytes(array))
-        positions = _positions(whole[begin:] if is_whole else file.read(begin, size), array, size)
-        if not is_whole:
-            file.indexes[file.name] = positions
+        index = whole[begin:] if is_whole else file.read(begin, size)
+        positions = file.indexes[file.name] = _positions(index, array, size)
     chunks = _chunks(positions, array, first // array.frames_per_chunk, -(-stop // array.frames_per_chunk))
     if not chunks:
         return []

@@ -156,8 +156,7 @@ def _read_streamed(array: CodeArray, first_frames: NDArray[np.int64], windows: N
     # Chunks that are fetched at once: no piece holds those of two shards, or of two places in one.
     shards, within = np.divmod(numbers, array.layout.shard_frames // per_chunk)
     cuts = np.flatnonzero((np.diff(shards) > 0) | (np.diff(within // CHUNKS_PER_READ) > 0)) + 1
-    pieces = np.split(np.arange(len(numbers)), cuts) if len(numbers) else []
-    waiting = iter(pieces)  # the threads take them out of it one by one
+    waiting = iter(np.split(np.arange(len(numbers)), cuts) if len(numbers) else [])  # threads take them one by one
 
     def read(thread: int) -> None:
         for piece in waiting:
@@ -165,7 +164,7 @@ def _read_streamed(array: CodeArray, first_frames: NDArray[np.int64], windows: N
                 for window, start, stop, first in copies[bounds[at] : bounds[at + 1]]:
                     windows[window, first : first + stop - start] = values[start:stop]
 
-    threads = min(array.num_readers or min(own_cores(), MAX_THREADS), len(pieces))
+    threads = min(array.num_readers or min(own_cores(), MAX_THREADS), len(cuts) + 1)
     if threads <= 1:
         read(0)
         return
