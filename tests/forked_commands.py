@@ -23,7 +23,7 @@ def fork_server() -> ForkServerContext:
     """What such processes are started with."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        [__name__, "torch", "stages.encode_dataset", "stages.ingest", "stages.sample", "stages.decode"]
+        [__name__, "timeit", "torch", "stages.encode_dataset", "stages.ingest", "stages.sample", "stages.decode"]
     )
     return context
 

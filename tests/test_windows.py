@@ -8,6 +8,7 @@ import pickle
 import re
 import threading
 import time
+from collections import Counter
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,7 @@ def test_a_loader_gives_whole_batches_in_every_tier_and_with_every_start_method(
     del batches
     before = open_files()  # after those that multiprocessing opens once in a process
     assert torch.equal(torch.cat(list(loader)), windows.batch(chosen))
-    assert open_files() == before
+    assert not Counter(open_files()) - Counter(before)  # what an earlier test left may close meanwhile
 
 
 def test_a_worker_sends_batches_in_the_dtype_of_the_store(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
