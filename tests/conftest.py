@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from lvt_pipeline.cli import run
+from tests.forked_commands import fork_server
 from tests.object_stores import azurite as azurite
 from tests.object_stores import bucket as bucket
 from tests.object_stores import google as google
@@ -26,6 +27,8 @@ from tests.object_stores import weed as weed
 
 # A shell ignores Ctrl-C in what it starts in the background, and so would the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+fork_server()  # with what it imports, for every test that uses it
 
 # Every stage of `lvt run` in seconds: 32x32 frames, 8x8 grids of two codebooks, windows of four frames.
 TINY_SETTINGS = (

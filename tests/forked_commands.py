@@ -20,10 +20,13 @@ SECONDS = 120
 
 
 def fork_server() -> ForkServerContext:
-    """What such processes are started with."""
+    """What such processes are started with. Python has one such server, so its first user decides what it imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        [__name__, "timeit", "torch", "stages.encode_dataset", "stages.ingest", "stages.sample", "stages.decode"]
+        [
+            *(__name__, "torch", "stages.encode_dataset", "stages.ingest", "stages.sample", "stages.decode"),
+            *("lvt_pipeline.training.prior", "lvt_pipeline.training.vqvae"),
+        ]
     )
     return context
 

@@ -157,6 +157,21 @@ class Proxy(ThreadingHTTPServer):
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
+    @contextmanager
+    def losing_first_writes(self) -> Iterator[set[str]]:
+        """Lose the first answer to every write of a file, in the block; the paths of the files."""
+        lost: set[str] = set()
+
+        def loses(method: str, path: str) -> bool:
+            is_first = method == "PUT" and path not in lost
+            if is_first:
+                lost.add(path)
+            return is_first
+
+        self.loses = loses
+        yield lost
+        self.loses = lambda method, path: False
+
 
 class _Forward(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"

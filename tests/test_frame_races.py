@@ -24,6 +24,7 @@ from lvt_pipeline.jobs.ingest.settings import IngestSettings
 from lvt_pipeline.jobs.ingest.shards import Decoding, PlannedShard, ShardMaker, ShardTask
 from lvt_pipeline.manifest.manifest import build_manifest, read_manifest
 from lvt_pipeline.progress import _SilentBar
+from lvt_pipeline.storage import Place
 from lvt_pipeline.video.settings import GeometrySettings
 from tests.test_filled_splits import video
 from tests.test_ingest import contents
@@ -95,8 +96,8 @@ def attempt(out: Path, plan: str, manifest: Path) -> None:
         maker.make(ShardTask(PlannedShard(shard_name("train", 0), lines), {}))
 
 
-def broken_off(manifest: Path, out: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> str:
-    """An ingest that ends after some shards; the identity of its plan."""
+def broken_off(manifest: Path, out: Place, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """An ingest that ends after some shards."""
     calls = []
 
     def breaks(*arguments: object, **options: object) -> object:
@@ -108,14 +109,14 @@ def broken_off(manifest: Path, out: Path, monkeypatch: pytest.MonkeyPatch, after
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(ingest_shards, "stage_shard", breaks)
         ingest(manifest, out, SETTINGS, num_workers=0)
-    return plan_in(out)
 
 
 def test_an_attempt_that_wakes_up_after_the_commit_changes_no_byte(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "frames"
-    plan = broken_off(manifest, out, monkeypatch, after=1)
+    broken_off(manifest, out, monkeypatch, after=1)
+    plan = plan_in(out)
     ingest(manifest, out, SETTINGS, num_workers=0)
     before = contents(out)
     with pytest.raises(StoreError, match="does not wait for this plan: it was finished, another one took its place"):
@@ -132,11 +133,13 @@ def test_a_late_attempt_of_an_abandoned_plan_meets_no_shard_of_another_plan(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "frames"
-    abandoned = broken_off(manifest, out, monkeypatch, after=0)
+    broken_off(manifest, out, monkeypatch, after=0)
+    abandoned = plan_in(out)
     older = read_manifest(manifest)
     video(tmp_path / "videos" / "train" / "0.mp4", 10)  # other content: the first shard is another one
     build_manifest(tmp_path / "videos", tmp_path / "new.jsonl")
-    plan = broken_off(tmp_path / "new.jsonl", out, monkeypatch, after=1)
+    broken_off(tmp_path / "new.jsonl", out, monkeypatch, after=1)
+    plan = plan_in(out)
     assert plan != abandoned
     waiting = contents(out / "next" / plan)
     assert older != read_manifest(tmp_path / "new.jsonl")

@@ -30,6 +30,7 @@ from lvt_pipeline.storage import Place, as_place, objects, open_storage
 from lvt_pipeline.video.settings import GeometrySettings
 from tests.object_stores import Proxy, connect, files_in, new_url, proxy_to
 from tests.test_filled_splits import video
+from tests.test_frame_races import broken_off
 
 Lvt = Callable[..., tuple[int, str, str]]
 ROOT = str(Path(__file__).parents[1])
@@ -249,17 +250,8 @@ def test_a_killed_run_is_not_a_finished_folder_and_resumes_to_the_same_files(
 
 
 def test_a_lost_answer_to_each_write_changes_nothing(url: Place, proxy: Proxy, manifest: Path, tmp_path: Path) -> None:
-    lost = set()
-
-    def loses(method: str, path: str) -> bool:
-        """Whether this is the first answer to the first request that writes a file."""
-        is_first = method == "PUT" and path not in lost
-        lost.add(path)
-        return is_first
-
-    proxy.loses = loses
-    ingest(manifest, url, SETTINGS, num_workers=0)
-    proxy.loses = lambda method, path: False
+    with proxy.losing_first_writes() as lost:
+        ingest(manifest, url, SETTINGS, num_workers=0)
     assert len(lost) > 12
     assert is_whole(url, manifest, tmp_path / "local")
 
@@ -330,21 +322,6 @@ def test_whoever_comes_second_to_the_commit_takes_the_record_that_is_there(
             record = ingest(manifest, place, SETTINGS, num_workers=0)
         assert (record.fingerprint, record.seconds) == (others[-1].fingerprint, others[-1].seconds)
         assert is_whole(place, manifest, tmp_path / step)
-
-
-def broken_off(manifest: Path, url: Place, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """An ingest that ends after some shards."""
-    calls = []
-
-    def breaks(*arguments: object, **options: object) -> object:
-        calls.append(arguments)
-        if len(calls) > after:
-            raise KeyboardInterrupt
-        return stage_shard(*arguments, **options)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ingest_shards, "stage_shard", breaks)
-        ingest(manifest, url, SETTINGS, num_workers=0)
 
 
 def test_another_command_is_refused_and_takes_the_finished_shards_once_the_plan_is_deleted(

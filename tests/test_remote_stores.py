@@ -194,17 +194,9 @@ def test_pages_that_nothing_needs_are_collected_in_a_bucket_when_they_are_old(ur
 
 
 def test_a_lost_answer_to_the_commit_changes_nothing(url: Place, proxy: Proxy, tmp_path: Path) -> None:
-    lost = set()
-
-    def loses(method: str, path: str) -> bool:
-        """Whether this is the first answer to the first request that writes a file."""
-        is_first = method == "PUT" and path not in lost
-        lost.add(path)
-        return is_first
-
-    proxy.loses = loses
-    write(url, FIVE)
-    proxy.loses = lambda method, path: False
+    with proxy.losing_first_writes() as lost:
+        write(url, FIVE)
+    assert lost
     write(tmp_path / "data.zarr", FIVE)
     assert shown(files_in(url)) == shown(files_in(tmp_path / "data.zarr"))
     assert verify_store(url).problems == ()

@@ -7,7 +7,6 @@ so before, between, inside and after steps, evaluations and writes of checkpoint
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -26,6 +25,7 @@ from lvt_pipeline.runs.checkpoints import find_checkpoint, load_all_weights, loa
 from lvt_pipeline.training import stepping
 from lvt_pipeline.training.prior import train_prior
 from lvt_pipeline.training.vqvae import train_vqvae
+from tests.forked_commands import fork_server
 from tests.run_files import is_timing
 from tests.test_prior_training import settings_of
 from tests.test_vqvae_training import make_frames, tiny
@@ -52,9 +52,7 @@ def train(kind: str, data: str, out: str, prefetched: int = 2) -> None:
 
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
+    return fork_server()
 
 
 @pytest.fixture(scope="module", params=["prior", "vqvae"])

@@ -81,8 +81,8 @@ def stage_shard(
     staged = staged_name(name, tar.digest or "")
     if samples and isinstance(folder, Path):
         storage.move(attempt, staged)
-    elif samples:
-        storage.create(staged, tar.data) or storage.replace(staged, tar.data)
+    elif samples and not storage.create(staged, tar.data):
+        storage.replace(staged, tar.data)
     if storage.create(receipt_name(name), _receipt(name, tar, failures, root)):
         return Receipt(tar.clips, list(failures), tar.digest, tar.size)
     first = read_receipt(folder / receipt_name(name), opened=opened_sources(root), is_staged=True)
