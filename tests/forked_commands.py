@@ -37,10 +37,12 @@ PAUSED_AFTER = 3 * SHARD_FRAMES
 class Log:
     """In place of the console: adds a byte to a file for every frame or clip that is done.
 
-    While a file of its name and `.pause` is there, the process waits once it has done a few shards.
+    While a file of its name and `.pause` is there, the process waits once it has done a few shards. It dies of kill -9
+    when the file has `killed_at` bytes.
     """
 
     path: str
+    killed_at: int | None = None
     done: int
     unit: str = ""
 
@@ -53,6 +55,8 @@ class Log:
     def advance(self, amount: int = 1, **facts: Any) -> None:
         if self.unit != "pixels":  # a bar of the sampler within that of the samples
             os.write(self.done, b"." * amount)
+            if self.killed_at is not None and os.fstat(self.done).st_size >= self.killed_at:
+                os.kill(os.getpid(), signal.SIGKILL)
         while os.path.exists(f"{self.path}.pause") and os.path.getsize(self.path) >= PAUSED_AFTER:
             time.sleep(0.001)
 
@@ -76,11 +80,18 @@ class Limits:
             os.setuid(self.user)
 
 
-def run_command(arguments: list[str], log: str, errors: str | None = None, limits: Limits = Limits()) -> None:
+def run_command(
+    arguments: list[str],
+    log: str,
+    errors: str | None = None,
+    limits: Limits = Limits(),
+    killed_at: int | None = None,
+) -> None:
     """`lvt` with shards so small that there are many, and a log for a console. Ends the process.
 
     Args:
         errors: file for what it says on stderr.
+        killed_at: kill -9 it when the log has so many bytes.
     """
     from lvt_pipeline.cli import run
     from lvt_pipeline.jobs import encode as encoding
@@ -88,7 +99,7 @@ def run_command(arguments: list[str], log: str, errors: str | None = None, limit
     from stages import decode, encode_dataset, import_codes, ingest, sample
 
     encoding.SHARD_FRAMES = importing.SHARD_FRAMES = SHARD_FRAMES
-    Log.path = log
+    Log.path, Log.killed_at = log, killed_at
     for stage in (encode_dataset, import_codes, ingest, sample, decode):
         stage.Console = Log  # type: ignore[attr-defined]
     if errors is not None:

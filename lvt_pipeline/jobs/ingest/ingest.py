@@ -35,7 +35,7 @@ from lvt_pipeline.machine import num_cores, total_memory
 from lvt_pipeline.manifest.manifest import manifest_fingerprint, read_manifest
 from lvt_pipeline.manifest.splits import Earlier, content_key, fill_empty_splits
 from lvt_pipeline.outputs import require_output_folder
-from lvt_pipeline.progress import SILENT, Bar, Progress
+from lvt_pipeline.progress import SILENT, Bar, Progress, count_of
 from lvt_pipeline.provenance import Provenance, finished_record
 from lvt_pipeline.storage import Place, as_place
 from lvt_pipeline.video.clips import Clip
@@ -328,7 +328,7 @@ def _nothing_decoded(out: Place, failures: Sequence[ClipFailure]) -> LVTError:
     reason = next(iter(_counted(failures)))
     example = next(failure for failure in failures if failure.reason == reason)
     return LVTError(
-        f"none of the {len(failures)} clips could be decoded ({_format_reasons(failures)}), for example "
+        f"0 of {count_of(len(failures), 'clip')} could be decoded ({_format_reasons(failures)}), for example "
         f"{example.id}: {example.message}; fix this and run the command again (lvt ingest: with --retry-failed)"
     )
 
