@@ -191,7 +191,7 @@ def kill_encodes(processes: ForkServerContext, folder: Path, num_kills: int) -> 
 def test_a_killed_encode_ends_with_the_same_bytes_and_redoes_little(
     processes: ForkServerContext, tmp_path: Path
 ) -> None:
-    killer = kill_encodes(processes, tmp_path, num_kills=6)
+    kill_encodes(processes, tmp_path, num_kills=6)
 
 
 @pytest.mark.slow
@@ -283,7 +283,7 @@ def finished_clips(out: Path) -> tuple[int, dict[Path, int]]:
     return clips, {Path(file.name): time for file, time in identities(receipts).items()}  # wherever they are
 
 
-def kill_ingests(processes: ForkServerContext, folder: Path, num_kills: int, workers: int) -> Killer:
+def kill_ingests(processes: ForkServerContext, folder: Path, num_kills: int, workers: int) -> None:
     for number in range(NUM_VIDEOS):
         noise = np.random.default_rng(number).integers(0, 256, (4, 20, 24, 3), np.uint8)
         write_mp4(folder / "videos" / "train" / f"{number:02d}.mp4", noise, fps=10)
@@ -304,16 +304,15 @@ def kill_ingests(processes: ForkServerContext, folder: Path, num_kills: int, wor
     killer.kill_often(folder / "out", num_kills, seconds, seed=num_kills)
     # Decoded and not yet in a shard: the shard being filled, and the clips that workers may be ahead of it.
     assert max(killer.lost) <= CLIPS_PER_SHARD + max(CLIPS_PER_SHARD, 2 * workers)
-    return killer
 
 
 def test_a_killed_ingest_ends_with_the_same_bytes_and_redoes_little(
     processes: ForkServerContext, tmp_path: Path
 ) -> None:
-    killer = kill_ingests(processes, tmp_path, num_kills=6, workers=0)
+    kill_ingests(processes, tmp_path, num_kills=6, workers=0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_an_ingest_with_workers_survives_200_kills(processes: ForkServerContext, tmp_path: Path) -> None:
-    killer = kill_ingests(processes, tmp_path, num_kills=200, workers=2)
+    kill_ingests(processes, tmp_path, num_kills=200, workers=2)
