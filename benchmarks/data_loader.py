@@ -60,7 +60,7 @@ def _in_this_process(name: str, windows: CodeWindows, memory: NDArray[Any], indi
         {
             reference: _bare(memory, indices),
             "CodeWindows.batch": lambda: _exhaust(windows.batch(batch) for batch in indices),
-            "CodeWindows.loader": lambda: _exhaust(windows.loader(batch_sampler=indices.tolist())),
+            "CodeWindows.loader": lambda: _exhaust(windows.loader(BATCH, sampler=indices.flatten().tolist())),
             "DataLoader(windows)": lambda: _exhaust(DataLoader(windows, batch_sampler=indices.tolist())),
         },
         REPETITIONS,
@@ -76,11 +76,12 @@ def _in_this_process(name: str, windows: CodeWindows, memory: NDArray[Any], indi
 def _with_workers(name: str, windows: CodeWindows, memory: NDArray[Any], indices: NDArray[np.int64]) -> str:
     reference = "bare gather, int64"
     candidates = {reference: _bare(memory, indices)}
-    batches, ready = indices.tolist(), windows.batch(indices[0])
+    chosen, ready = indices.flatten().tolist(), windows.batch(indices[0])
     for number in (1, 2):
         for method in METHODS:
             options: dict[str, Any] = {
-                "batch_sampler": batches,
+                "batch_size": indices.shape[1],
+                "sampler": chosen,
                 "num_workers": number,
                 "multiprocessing_context": method,
                 "persistent_workers": True,

@@ -199,9 +199,10 @@ def test_number_of_temperatures_must_fit_the_codebooks() -> None:
         model.sample(random_codes(1, 2, model), temperature=(1.0, 2.0))
 
 
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("lookahead", [1, 4])
 def test_decoder_outputs_of_a_clip_are_the_same_bits_in_any_group(
-    lookahead: int, monkeypatch: pytest.MonkeyPatch
+    lookahead: int, weights: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stronger than equal codes: what the codes are drawn from does not depend on the other clips."""
     torch.manual_seed(0)
@@ -231,24 +232,25 @@ def test_decoder_outputs_of_a_clip_are_the_same_bits_in_any_group(
     alone = []
     for clip, name in zip(priming, names, strict=True):
         seen.clear()
-        model.sample(clip[None], clip_ids=[name], lookahead=lookahead)
+        model.sample(clip[None], clip_ids=[name], lookahead=lookahead, weights=weights)
         alone.append(torch.stack(seen))
     if lookahead == 1:
         for order in ([0, 1, 2, 3, 4], [4, 2, 0]):
             seen.clear()
-            model.sample(priming[order], clip_ids=[names[clip] for clip in order], lookahead=lookahead)
+            model.sample(priming[order], clip_ids=[names[clip] for clip in order], lookahead=lookahead, weights=weights)
             together = torch.stack(seen)
             for place, clip in enumerate(order):
                 assert torch.equal(together[:, place], alone[clip][:, 0])  # the rows after the clips are fillers
     else:  # clips go at their own pace: compare what the first pass of both saw
         seen.clear()
-        model.sample(priming[[3, 1]], clip_ids=["d", "b"], lookahead=lookahead)
+        model.sample(priming[[3, 1]], clip_ids=["d", "b"], lookahead=lookahead, weights=weights)
         assert torch.equal(seen[0], torch.cat([alone[3][0], alone[1][0]]))
 
 
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("lookahead", [4, 5, 16])
 def test_keys_and_values_are_the_same_bits_however_far_a_pass_looks_ahead(
-    lookahead: int, monkeypatch: pytest.MonkeyPatch
+    lookahead: int, weights: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stronger than equal codes: rounding does not depend on the number of pixels or clips in a pass."""
     model = make_prior(grid=(8, 8), width=96, head_width=32, codebook_size=64)
@@ -256,8 +258,8 @@ def test_keys_and_values_are_the_same_bits_however_far_a_pass_looks_ahead(
     begin = SliceDecoder.__init__
     monkeypatch.setattr(SliceDecoder, "__init__", lambda self, *a: (begin(self, *a), made.append(self))[0])
     priming = random_codes(3, 3, model)
-    one_by_one = sample(model, priming, lookahead=1, clips_per_pass=3)
-    assert torch.equal(sample(model, priming, lookahead=lookahead, clips_per_pass=3), one_by_one)
+    one_by_one = sample(model, priming, lookahead=1, clips_per_pass=3, weights=weights)
+    assert torch.equal(sample(model, priming, lookahead=lookahead, clips_per_pass=3, weights=weights), one_by_one)
     pixels = slice(made[0].num_pixels)
     for one, other in zip(made[0]._caches, made[-1]._caches, strict=True):
         assert torch.equal(one[:, :, pixels], other[:, :, pixels])

@@ -9,20 +9,23 @@ import re
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from lvt_pipeline.codes.loading import cache as window_cache
 from lvt_pipeline.codes.loading import split_arrays as windows_module
 from lvt_pipeline.codes.loading.batches import make_batches
 from lvt_pipeline.codes.loading.order import batch_indices, clip_batch
 from lvt_pipeline.codes.loading.windows import CodeWindows, cache_file
+from lvt_pipeline.codes.loading.workers import _SharedPlaces
 from lvt_pipeline.codes.schema import CodeSchema, PlannedClip
 from lvt_pipeline.codes.store import open_codes
 from lvt_pipeline.codes.writer import CodeStoreWriter
@@ -216,14 +219,51 @@ def test_a_loader_gives_whole_batches_in_every_tier_and_with_every_start_method(
     assert not Counter(open_files()) - Counter(before)  # what an earlier test left may close meanwhile
 
 
-def test_a_worker_sends_batches_in_the_dtype_of_the_store(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prefetch_factor": 1},
+        {"prefetch_factor": 4, "num_workers": 1, "persistent_workers": True},
+        {"batch_sampler": BatchSampler(range(70), 8, drop_last=False)},
+        {"batch_sampler": [[3], [*range(60)], [-1, 5]]},  # of unknown size: as torch sends them
+    ],
+    ids=["one ahead", "workers that stay", "a batch sampler", "lists"],
+)
+def test_batches_in_shared_memory_stay_whole_while_workers_run_ahead(store: Path, options: dict[str, Any]) -> None:
+    windows = CodeWindows(store)
+    sizes = {} if "batch_sampler" in options else {"batch_size": 8}
+    loader = windows.loader(**{"num_workers": 2, "multiprocessing_context": "fork"} | sizes | options)
+    assert loader.batch_sampler is not None
+    expected = [windows.batch(chosen) for chosen in loader.batch_sampler]
+    broken_off = iter(loader)
+    assert torch.equal(next(broken_off), expected[0])
+    for _ in range(2):
+        found = []
+        for batch in loader:
+            time.sleep(0.01)  # the workers fill what they may
+            found.append(batch)
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    if not loader.persistent_workers:
+        assert torch.equal(next(broken_off), expected[1])  # the other loops did not write to its memory
+        assert all(torch.equal(a, b) for a, b in zip(loader, loader, strict=True))
+
+
+def test_a_worker_sends_a_batch_in_the_dtype_of_the_store_or_its_place(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     windows = CodeWindows(store)
     expected = windows.batch([3, 5])
-    assert torch.equal(windows._collate([3, 5]), expected)
-    monkeypatch.setattr("lvt_pipeline.codes.loading.windows.get_worker_info", object)
-    sent = windows._collate([3, 5])
-    assert [(codes.dtype, codes.shape) for codes in sent.arrays.values()] == [(torch.uint16, expected.shape)]
+    make = windows.loader(2).collate_fn
+    assert torch.equal(make([3, 5]), expected)
+    monkeypatch.setattr("lvt_pipeline.codes.loading.workers.get_worker_info", lambda: SimpleNamespace(id=1))
+    sent = make([3, 5])
+    assert (sent.arguments[0]["codes"].dtype, sent.arguments[0]["codes"].shape) == (torch.uint16, expected.shape)
     assert torch.equal(ForkingPickler.loads(ForkingPickler.dumps(sent)), expected)
+    make = replace(make, shared=_SharedPlaces(4, 2 * windows.window_bytes, 2))
+    for indices in ([3, 5], [4], [1, 2]):
+        sent = ForkingPickler.dumps(make(indices))
+        assert len(sent) < 500
+        assert torch.equal(ForkingPickler.loads(sent), windows.batch(indices))
 
 
 def open_files() -> list[str]:

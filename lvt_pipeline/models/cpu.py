@@ -22,6 +22,7 @@ _CAN_PACK: bool = torch.backends.mkldnn.is_available() and hasattr(  # type: ign
 )
 _FEWEST_ROWS = 4
 _ZERO = 128  # bytes of activations count from here
+_MOST_KEYS = 512  # that torch's attention takes at once; sums over more would depend on which keys come first
 
 
 class RowProduct:
@@ -83,6 +84,41 @@ def few_row_bmm(a: Tensor, b: Tensor) -> Tensor:
     """torch.bmm whose rows have the same bits whatever their number: with fewer than four, it would round otherwise."""
     rows = a.shape[1]
     return torch.bmm(F.pad(a, (0, 0, 0, max(0, _FEWEST_ROWS - rows))), b)[:, :rows]
+
+
+def has_bfloat16_products(device: torch.device) -> bool:
+    """Whether products in bfloat16 are faster than in float32: processors without them convert and convert back."""
+    is_quick: bool = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return is_quick
+
+
+def encoder_products(weights: Weights, device: torch.device) -> torch.autocast:
+    """In which precision the encoder computes when the decoder's products use these weights."""
+    is_narrow = weights != "float32" and has_bfloat16_products(device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_narrow)
+
+
+def has_few_row_attention(num_keys: int, device: torch.device) -> bool:
+    """Whether `few_row_attention` is quick, for so many keys."""
+    return device.type == "cpu" and has_bfloat16_products(device) and num_keys <= _MOST_KEYS
+
+
+def few_row_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """softmax(q k^T + bias) v for few queries (B, n_a, W, d_a), whose rows have the same bits whatever their number.
+
+    Args:
+        query, key, value: bfloat16. Keys and values are read once, in order, which bounds the time.
+        bias: float32 (B, n_a, W, N).
+    """
+    rows = query.shape[2]
+    if rows == 1:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+    # Each query on its own, as if it were a clip: with several, torch adds the products in another order.
+    parts = []
+    for q, k, v, b in zip(query.transpose(1, 2), key, value, bias.transpose(1, 2), strict=True):
+        k, v = (kept.expand(rows, -1, -1, -1) for kept in (k, v))
+        parts.append(F.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=b[:, :, None], scale=1.0))
+    return torch.stack(parts)[:, :, :, 0].transpose(1, 2)
 
 
 def require_weights(weights: Weights, device: torch.device) -> None:

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from lvt_pipeline.codes.loading.cache import Cache, Tier, cache_file, choose_tier, split_bytes
 from lvt_pipeline.codes.loading.split_arrays import SplitArray
+from lvt_pipeline.codes.loading.workers import WindowLoader, widened
 from lvt_pipeline.codes.schema import CodeClip
 from lvt_pipeline.codes.store import CodeStore, open_codes
 from lvt_pipeline.errors import ConfigError, LVTError
@@ -155,12 +156,14 @@ class CodeWindows(Dataset[Any]):
     def loader(self, batch_size: int = 1, **options: Any) -> DataLoader[Any]:
         """A `torch.utils.data.DataLoader` that gives whole batches, each as `batch` does.
 
-        Worker processes send codes as narrow as they are stored; they become int64 in the process that receives them.
+        Worker processes put codes, as narrow as they are stored, into memory that they share with this process, which
+        makes int64 of them; batches of a `batch_sampler` without `batch_size` are sent as torch does it.
 
         Args:
             options: further arguments of the `DataLoader`, such as shuffle, sampler and num_workers.
         """
-        return DataLoader(cast("Dataset[Any]", range(len(self))), batch_size, collate_fn=self._collate, **options)
+        shape = (self.frames, *self.store.schema.frame_shape)
+        return WindowLoader(self._by_index, len(self), shape, self.store.dtype, batch_size, **options)
 
     def empty(self, num_windows: int) -> dict[str, NDArray[Any]]:
         """Memory for that many windows, (num_windows, frames, ...) by name: "codes" and the side arrays."""
@@ -210,15 +213,15 @@ class CodeWindows(Dataset[Any]):
         """Bytes of the codes of a window in the dtype of the store."""
         return self.frames * int(np.prod(self.store.schema.frame_shape)) * self.store.dtype.itemsize
 
-    def _stored(self, clips: NDArray[np.integer[Any]], starts: NDArray[np.integer[Any]]) -> dict[str, Tensor]:
-        """As `at`, in a dict, with codes in the dtype of the store."""
+    def _stored(
+        self, clips: NDArray[np.integer[Any]], starts: NDArray[np.integer[Any]], out: NDArray[Any] | None = None
+    ) -> dict[str, Tensor]:
+        """As `at`, in a dict, with codes in the dtype of the store and perhaps in `out`."""
         side = side_tensors({name: self.read(clips, starts, name=name) for name in self.arrays})
-        return {"codes": torch.from_numpy(self.read(clips, starts)), **side}
+        return {"codes": torch.from_numpy(self.read(clips, starts, out)), **side}
 
-    def _collate(self, indices: list[int]) -> Any:
-        """The batch that `loader` gives."""
-        arrays = self._stored(*self._locate(indices))
-        return widened(arrays) if get_worker_info() is None else _StoredBatch(arrays)
+    def _by_index(self, indices: Sequence[int], out: NDArray[Any] | None) -> dict[str, Tensor]:
+        return self._stored(*self._locate(indices), out)
 
     def _locate(self, indices: NDArray[np.integer[Any]] | Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The clip and the first frame within it of each window."""
@@ -226,21 +229,6 @@ class CodeWindows(Dataset[Any]):
         clips = np.searchsorted(self._end_of_clip, found, side="right")
         before = np.where(clips > 0, self._end_of_clip[clips - 1], 0)
         return clips, (found - before) * self.stride
-
-
-class _StoredBatch(NamedTuple):
-    """A batch in the dtype of the store. A process that it is sent to receives it `widened`."""
-
-    arrays: dict[str, Tensor]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return widened, tuple(self)
-
-
-def widened(arrays: Mapping[str, Tensor]) -> Any:
-    """Windows with codes as int64; codes alone where there are no side arrays."""
-    codes = torch.from_numpy(arrays["codes"].numpy().astype(np.int64))  # NumPy asks for huge pages, torch does not
-    return {**arrays, "codes": codes} if len(arrays) > 1 else codes
 
 
 def side_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:

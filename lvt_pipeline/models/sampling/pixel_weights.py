@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from lvt_pipeline.models.cpu import RowProduct, Weights, few_row_bmm
+from lvt_pipeline.models.cpu import RowProduct, Weights, few_row_attention, few_row_bmm, has_few_row_attention
 from lvt_pipeline.models.prior.adaptive import AdaptiveSoftmax, code_table
 from lvt_pipeline.models.prior.attention import MASKED_SCORE, Attention, Block, sinusoidal_positions, split_blocks
 from lvt_pipeline.models.prior.config import Triple
@@ -46,7 +46,7 @@ class PixelWeights:
     """
 
     def __init__(self, model: PriorNetwork, geometry: Subscale, rows: int, weights: Weights = "float32") -> None:
-        self.model, self.geometry = model, geometry
+        self.model, self.geometry, self.weights = model, geometry, weights
         decoder, predictor = model.decoder, model.predictor
         shape = geometry.slice_shape
         self.num_codebooks = model.config.num_codebooks
@@ -142,8 +142,9 @@ class PackedLayer:
         self._layer, self._attention = layer, attention
         self.heads, self.head_width = attention.num_heads, attention.head_width
         self.num_cached = min(2, len(attention.projections))  # keys and values, or values only
-        # On a CPU bfloat16 halves the bytes but the products of attention take as long.
-        is_half = weights != "float32" and blocks.is_cuda
+        self._is_fused = weights != "float32" and attention.kind == "query-key"
+        self._is_fused &= has_few_row_attention(len(blocks), blocks.device)
+        is_half = weights != "float32" and (self._is_fused or blocks.is_cuda)
         self.cache_dtype = torch.bfloat16 if is_half else torch.float32
         scale = 1 / math.sqrt(self.head_width)
         parameters: list[Tensor] = [attention.get_parameter(name) for name in attention.projections]
@@ -192,19 +193,34 @@ class PackedLayer:
         cache.view(-1, width).index_copy_(0, cached, kept.reshape(-1, width))
         bias = self._bias[:, :, seen].index_select(0, place.flatten())
         bias = bias.view(streams, window, heads, -1).transpose(1, 2)  # (S, n_a, W, keys)
-        if self.num_cached == 1:
-            weights = bias.reshape(streams * heads, window, -1)
-        else:
+        x = x + self._out(self._attend(joined[:, : heads * width], cache[:, :, seen], bias))
+        return x + self._second(self._first(self._layer.norm2(x)))
+
+    def _attend(self, queries: Tensor, cache: Tensor, bias: Tensor) -> Tensor:
+        """Weighted values of all heads (S * W, n_a * d_a).
+
+        Args:
+            queries: (S * W, n_a * d_a), without meaning for kinds of attention that have none.
+            cache: (keys and values, S * n_a, keys, d_a).
+            bias: (S, n_a, W, keys).
+        """
+        streams, heads, window, _ = bias.shape
+        if self._is_fused:
+            query = queries.view(streams, window, heads, -1).transpose(1, 2)
+            keys, values = cache.view(2, streams, heads, *cache.shape[2:])
+            mixed = few_row_attention(query, keys, values, bias)
+            return mixed.transpose(1, 2).flatten(0, 1).flatten(1)
+        weights = bias.flatten(0, 1)
+        if self.num_cached == 2:
             if self._query is not None:
                 query = self._query.repeat(streams, window, 1)
             else:
-                query = rearrange(joined[:, : heads * width], "(s w) (m a) -> (s m) w a", s=streams, m=heads)
-            scores = few_row_bmm(query, cache[0, :, seen].transpose(1, 2)).float()
+                query = rearrange(queries, "(s w) (m a) -> (s m) w a", s=streams, m=heads)
+            scores = few_row_bmm(query, cache[0].transpose(1, 2)).float()
             scores.view(bias.shape).add_(bias)
             weights = scores.softmax(-1)
-        mixed = few_row_bmm(weights.to(self.cache_dtype), cache[-1, :, seen])
-        x = x + self._out(rearrange(mixed, "(s m) w a -> (s w) (m a)", s=streams))
-        return x + self._second(self._first(self._layer.norm2(x)))
+        mixed = few_row_bmm(weights.to(self.cache_dtype), cache[-1])
+        return rearrange(mixed, "(s m) w a -> (s w) (m a)", s=streams)
 
 
 def _bias_of_slice(bias: Tensor, blocks: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lvt_pipeline.errors import NotFiniteError, ShapeError
 from lvt_pipeline.models.arguments import whole_number
-from lvt_pipeline.models.cpu import Weights, require_weights
+from lvt_pipeline.models.cpu import Weights, encoder_products, require_weights
 from lvt_pipeline.models.prior.conditions import Actions, Conditions, Labels
 from lvt_pipeline.models.prior.config import Triple
 from lvt_pipeline.models.prior.network import Codes, PriorNetwork
@@ -71,8 +71,8 @@ def sample(
         clips_per_pass, lookahead: group size, and pixels of a clip per pass, which is speculative decoding (see
             `decoder.py`). Unset: by the number of clips; fewer clips look further ahead. The codes are the same, on
             GPUs up to rounding.
-        weights: what the decoder's products are computed with, and on GPUs also the keys and values that are kept.
-            "bfloat16" and "int8" (x86 only) are faster and change some codes.
+        weights: what the decoder's products are computed with. With "bfloat16" and "int8" (x86 only), the encoder, keys
+            and values are bfloat16 where that is faster; both change some codes.
         decoders: kept from call to call, at first empty; all must have the same model, rule, weights and lookahead.
 
     Returns:
@@ -174,7 +174,9 @@ class _Request:
             shown = self.shown(codes, window)
             for index, num_primed in window.open_slices:
                 threads.leave_room()
-                encoded = self.encode(shown, index, conditions.window(window.start, geometry.shape[0]), table)
+                acting = conditions.window(window.start, geometry.shape[0])
+                with encoder_products(decoder.pixels.weights, model.device):
+                    encoded = self.encode(shown, index, acting, table).float()
                 positions = geometry.positions[index].to(model.device)
                 num_open = geometry.num_pixels - num_primed
                 own = shown[:, positions]
