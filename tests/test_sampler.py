@@ -125,6 +125,15 @@ def test_looking_ahead_needs_fewer_passes_where_codes_repeat(monkeypatch: pytest
     assert len(passes) <= 4  # 16 pixels, 8 at a time, with room for two wrong guesses
 
 
+@pytest.mark.parametrize(("rule", "ahead"), [({"top_k": 1}, 16), ({"temperature": 4.0}, 4)])
+def test_a_slice_looks_as_far_ahead_as_the_guesses_before_were_right(rule: dict[str, Any], ahead: int) -> None:
+    model, picture = still_prior()
+    decoders: dict[Any, SliceDecoder] = {}
+    found = sample(model, picture, SamplingRule(**rule), frames=6, decoders=decoders)
+    assert [decoder.window for decoder in decoders.values()] == [ahead]
+    assert torch.equal(found, model.sample(picture, frames=6, lookahead=1, **rule))
+
+
 def test_greedy_sampling_is_exact_with_and_without_looking_ahead() -> None:
     model = make_prior()
     priming = random_codes(2, 1, model)
@@ -256,7 +265,7 @@ def test_keys_and_values_are_the_same_bits_however_far_a_pass_looks_ahead(
     model = make_prior(grid=(8, 8), width=96, head_width=32, codebook_size=64)
     made: list[SliceDecoder] = []
     begin = SliceDecoder.__init__
-    monkeypatch.setattr(SliceDecoder, "__init__", lambda self, *a: (begin(self, *a), made.append(self))[0])
+    monkeypatch.setattr(SliceDecoder, "__init__", lambda self, *a, **k: (begin(self, *a, **k), made.append(self))[0])
     priming = random_codes(3, 3, model)
     one_by_one = sample(model, priming, lookahead=1, clips_per_pass=3, weights=weights)
     assert torch.equal(sample(model, priming, lookahead=lookahead, clips_per_pass=3, weights=weights), one_by_one)
@@ -284,7 +293,7 @@ def test_replaying_a_captured_pass_gives_the_same_codes(
     arguments = {"labels": [0, 1, 1], "lookahead": lookahead, **rule}
     expected = model.sample(priming, **arguments)
     begin = SliceDecoder.__init__
-    monkeypatch.setattr(SliceDecoder, "__init__", lambda self, *a: begin(self, *a, capture=capture))
+    monkeypatch.setattr(SliceDecoder, "__init__", lambda self, *a, **k: begin(self, *a, **k, capture=capture))
     assert torch.equal(model.sample(priming, **arguments), expected)
     assert len(captured) == 1  # the slices of these priors have fewer pixels than one step of keys
     assert len(replays) >= 3

@@ -54,22 +54,30 @@ class SliceDecoder:
     Args:
         clips: B. With guidance every clip passes twice, so encoder outputs have 2B rows.
         capture: runs a pass and returns its replay; unset: CUDA graphs on a GPU, on a CPU nothing.
+        adapts: let each slice look as far ahead as the guesses of the one before were right, where nothing is captured.
     """
 
     def __init__(
-        self, pixels: PixelWeights, clips: int, rule: SamplingRule, window: int, capture: Capture | None = None
+        self,
+        pixels: PixelWeights,
+        clips: int,
+        rule: SamplingRule,
+        window: int,
+        capture: Capture | None = None,
+        adapts: bool = False,
     ) -> None:
-        self.pixels, self.rule, self.window = pixels, rule, window
+        self.pixels, self.rule, self.window, self._longest = pixels, rule, window, window
         self.num_pixels = pixels.geometry.num_pixels
         config, device = pixels.model.config, pixels.model.device
         self._capture = run_and_capture if capture is None and device.type == "cuda" else capture
         self._replays: dict[tuple[int, int], Callable[[], None]] = {}
         self._is_captured = self._capture is not None
+        self._adapts = adapts and not self._is_captured
         self._keys_per_step = KEYS_PER_STEP["cuda" if self._is_captured else "cpu"]
         size, streams = self.num_pixels + EXTRA_ROWS, clips * rule.streams
         self._streams = torch.arange(streams, device=device)[:, None]
         self._clips = self._streams[:clips]
-        self._ahead = torch.arange(window, device=device)
+        self._look(ahead=window)
         # The state: first what a slice begins with, then what the passes change.
         self._begin = torch.zeros(streams, size, config.width, device=device)
         self._numbers = torch.zeros(clips, size, config.num_codebooks, dtype=torch.float64, device=device)
@@ -102,6 +110,7 @@ class SliceDecoder:
         if num_primed:
             self._push_primed(encoded)
         low = high = num_primed
+        num_passes = 0
         while low < self.num_pixels:
             # A GPU is asked for the positions only when it may have reached the end.
             passes = -(-(self.num_pixels - low) // self.window) if self._is_captured else 1
@@ -109,7 +118,19 @@ class SliceDecoder:
                 high = min(self.num_pixels, high + self.window)
                 self._pass(0 if self._is_captured else self.pixels.block_starts[low], high)
             low, high = (int(value) for value in self._done.aminmax())
+            num_passes += passes
+        if self._adapts and num_passes:
+            self._look(ahead=self._useful_window((self.num_pixels - num_primed) / num_passes))
         return SampledSlice(self._codes[:, pixels].clone(), self._is_finite[:, pixels].clone())
+
+    def _useful_window(self, right: float) -> int:
+        """How far to look ahead where a pass of `window` pixels has found so many that are right."""
+        if right > self.window / 2:
+            return min(2 * self.window, self._longest)
+        return max(1, self.window // 2) if right < self.window / 4 else self.window
+
+    def _look(self, ahead: int) -> None:
+        self.window, self._ahead = ahead, torch.arange(ahead, device=self.pixels.model.device)
 
     def _push_primed(self, encoded: Tensor) -> None:
         """Fill the caches from the first pixels, in parallel; entries of later pixels are overwritten in time."""

@@ -69,8 +69,8 @@ def sample(
         actions: numbers (B, T, d) for a prior that takes them, NaN where unknown; unset: all unknown. Row t acts on the
             step from frame t to t + 1, so those of the priming frames belong to them, and the last may be left out.
         clips_per_pass, lookahead: group size, and pixels of a clip per pass, which is speculative decoding (see
-            `decoder.py`). Unset: by the number of clips; fewer clips look further ahead. The codes are the same, on
-            GPUs up to rounding.
+            `decoder.py`). Unset: by the number of clips, fewer look further ahead, and by how many guesses are right.
+            The codes are the same, on GPUs up to rounding.
         weights: what the decoder's products are computed with. With "bfloat16" and "int8" (x86 only), the encoder, keys
             and values are bfloat16 where that is faster; both change some codes.
         decoders: kept from call to call, at first empty; all must have the same model, rule, weights and lookahead.
@@ -86,6 +86,7 @@ def sample(
     require_weights(weights, model.device)
     request = _Request(model, priming, rule, numbers, frames=frames, labels=labels, actions=actions)
     count = len(request.codes)
+    adapts = lookahead is None
     clips_per_pass, lookahead = _sizes_of_passes(request, clips_per_pass, lookahead)
     total = request.rollout.num_open_pixels * math.ceil(count / clips_per_pass)
     results = []
@@ -100,7 +101,7 @@ def sample(
             key = (len(members), request.geometry.shape)
             if key not in decoders:
                 pixels = pixels or PixelWeights(model, request.geometry, most_rows, weights)
-                decoders[key] = SliceDecoder(pixels, len(members), rule, lookahead)
+                decoders[key] = SliceDecoder(pixels, len(members), rule, lookahead, adapts=adapts)
             results.append(request.sample_group(members, decoders[key], threads, bar).cpu())
     return request.finish(results)
 
