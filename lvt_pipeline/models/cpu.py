@@ -99,7 +99,7 @@ def encoder_products(weights: Weights, device: torch.device) -> torch.autocast:
 
 
 def has_few_row_attention(num_keys: int, device: torch.device) -> bool:
-    """Whether `few_row_attention` is quick, for so many keys."""
+    """Whether `few_row_attention` is quick for that number of keys."""
     return device.type == "cpu" and has_bfloat16_products(device) and num_keys <= _MOST_KEYS
 
 

@@ -124,7 +124,7 @@ class SliceDecoder:
         return SampledSlice(self._codes[:, pixels].clone(), self._is_finite[:, pixels].clone())
 
     def _useful_window(self, right: float) -> int:
-        """How far to look ahead where a pass of `window` pixels has found so many that are right."""
+        """How far to look ahead, from how many pixels were right in a pass of `window` pixels, the mean of a slice."""
         if right > self.window / 2:
             return min(2 * self.window, self._longest)
         return max(1, self.window // 2) if right < self.window / 4 else self.window
