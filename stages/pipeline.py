@@ -47,18 +47,15 @@ def run_pipeline(
 
 
 def closing_lines(facts: Mapping[str, Any]) -> str:
-    """How much was done, and where the videos and the report are."""
+    """How much was done, and where the videos and the report are once there are some."""
     work_dir = Path(facts["work_dir"])
     made = [stage for stage in facts["stages"] if stage["made"]]
     took = format_seconds(facts["seconds"])
     is_kept = any(not stage["made"] and stage["because"] for stage in facts["stages"])
     found = f"no stage in {work_dir} is stale" if is_kept else f"every stage in {work_dir} is done and unchanged"
-    lines = [
-        f"{len(made)} of {len(facts['stages'])} stages run in {took}" if made else f"nothing to do: {found} ({took})",
-        f"videos: {work_dir / 'videos'}",
-        f"report: {work_dir / 'report.html'}",
-    ]
-    return "\n".join(lines)
+    done = f"{len(made)} of {len(facts['stages'])} stages run in {took}" if made else f"nothing to do: {found} ({took})"
+    outputs = {"videos": work_dir / "videos", "report": work_dir / "report.html"}
+    return "\n".join([done, *(f"{name}: {path}" for name, path in outputs.items() if path.exists())])
 
 
 def result_line(result: StageResult) -> str:

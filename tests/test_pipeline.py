@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -66,6 +67,13 @@ def test_second_run_does_nothing_and_says_so(work_dir: Path, lvt: Lvt) -> None:
     assert "nothing to do" in out
     after = {path: path.stat().st_mtime_ns for path in work_dir.rglob("*") if path.is_file()}
     assert before == after
+
+
+def test_a_run_of_the_first_stages_names_no_video_or_report(toy_videos: Path, tmp_path: Path, lvt: Lvt) -> None:
+    places = ("--videos", toy_videos, "--work-dir", tmp_path / "work")
+    code, out, err = lvt("run", *places, "--until", "manifest")
+    assert code == 0, err
+    assert re.fullmatch(r"1 of 1 stages run in [0-9.]+ s\n", out)
 
 
 def test_status_of_a_file_asks_for_its_folder(work_dir: Path, lvt: Lvt) -> None:
