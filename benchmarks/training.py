@@ -1,4 +1,4 @@
-"""Training steps of both networks: lvt's in float32 and bfloat16 against the same networks and recipe written plainly.
+"""Training steps of both networks: lvt's in float32, in bfloat16 and compiled, against the same recipe written plainly.
 
 The plain forms are `one_hot_prior.py` and `plain_tokenizer.py` with torch's optimizers in float32, as the paper's
 networks were released. Each form is a process of its own, since they handle freed memory differently; they take turns,
@@ -30,7 +30,7 @@ from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.models.vqvae.config import VQVAEConfig
 from lvt_pipeline.models.vqvae.model import VQVAE
 
-FORMS = ("plain", "float32", "bfloat16")
+FORMS = ("plain", "float32", "bfloat16", "compiled")  # the last is bfloat16 with `training.compile`
 SUBJECTS = os.environ.get("LVT_SUBJECTS", "tokenizer-tiny,prior-tiny,tokenizer-paper,prior-paper").split(",")
 BATCHES = tuple(int(size) for size in os.environ.get("LVT_BATCHES", "1,4,8").split(","))
 REPETITIONS = int(os.environ.get("LVT_REPETITIONS", "5"))
@@ -80,7 +80,7 @@ def _rows(network: Network, size: Size, batch: int) -> list[str]:
                 subprocess.Popen(command, env=os.environ | threads, text=True, **pipes)  # type: ignore[call-overload]
             )
         for number in range(REPETITIONS):
-            for form in FORMS[number % 3 :] + FORMS[: number % 3]:
+            for form in FORMS[number % len(FORMS) :] + FORMS[: number % len(FORMS)]:
                 speeds[form].append(_ask(workers[form], "turn"))
         memory = {form: _ask(workers[form], "memory") for form in FORMS}
         products = {form: _ask(workers[form], "products") for form in FORMS}
@@ -108,7 +108,8 @@ def step_of(network: Network, size: Size, batch: int, form: str) -> Callable[[],
     recipe = read_recipe("prior" if network == "prior" else "vqvae", "paper")["training"]
     if form != "plain":
         # What the recipe does not have, some presets do.
-        recipe |= {"precision": form, "ema_decay": None, "grad_clip": None, "warmup_steps": 0}
+        recipe |= {"ema_decay": None, "grad_clip": None, "warmup_steps": 0, "compile": form == "compiled"}
+        recipe["precision"] = "bfloat16" if form == "compiled" else form
         return lvt_step(network, size, batch, recipe, is_released=True)
     config, data = config_of(network, size, is_released=True), batch_of(network, size, batch)
     torch.manual_seed(0)
