@@ -172,6 +172,15 @@ def test_a_clip_plays_and_steps_by_the_keyboard(browser: Browser, page: Path) ->
     browser.wait_for(f"{paused}.every(Boolean)")
 
 
+def test_a_video_that_is_loaded_after_a_step_shows_the_same_frame_as_the_others(browser: Browser, page: Path) -> None:
+    browser.open(page, prefers_reduced_motion="reduce")
+    open_tab(browser, "samples")
+    browser.wait_for(f"[...{CLIP}.querySelectorAll('video')].every((video) => video.dataset.state === 'ready')")
+    step = "dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowRight', bubbles: true }))"
+    assert browser.run(f"{CLIP}.querySelector('video').load(), {CLIP}.{step}, {TIMES}[0]") == 0
+    browser.wait_for(f"{TIMES}.every((time) => time > 0) && new Set({TIMES}.map((time) => time.toFixed(3))).size === 1")
+
+
 def test_nothing_moves_by_itself_for_readers_who_want_calm(browser: Browser, page: Path) -> None:
     browser.open(page, prefers_reduced_motion="reduce")
     open_tab(browser, "samples")

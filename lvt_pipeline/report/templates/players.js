@@ -29,12 +29,17 @@
     const lead = element.querySelector("video[data-leads]"); // as long as any
     const clip = { element, wanted: false, visible: false, paused: false, update };
     let playing = false;
+    let time = null; // where a reader has put the videos, also those that are not loaded yet
 
     for (const video of videos) {
       video.controls = false;
       video.tabIndex = -1;
       video.addEventListener("error", () => fromBlob(video), { once: true });
-      video.addEventListener("loadeddata", () => { video.dataset.state = "ready"; show(Number(slider.value)); });
+      video.addEventListener("loadeddata", () => {
+        video.dataset.state = "ready";
+        if (time !== null && !playing) place(video);
+        show(Number(slider.value));
+      });
     }
     lead.addEventListener("ended", () => { if (playing) { seek(0); start(); } });
     button.addEventListener("click", toggle);
@@ -72,9 +77,12 @@
       ruler.forEach((number, index) => number.classList.toggle("now", index === shown));
     }
     function seek(frame) {
-      const time = (Math.min(Math.max(frame, 0), frames - 1) + 0.5) / fps;
-      for (const video of videos) video.currentTime = Math.min(time, Math.max(video.duration - 0.01, 0) || 0);
+      time = (Math.min(Math.max(frame, 0), frames - 1) + 0.5) / fps;
+      videos.forEach(place);
       show(frame);
+    }
+    function place(video) {
+      video.currentTime = Math.min(time, Math.max(video.duration - 0.01, 0) || 0);
     }
     function start() {
       for (const video of videos) {
