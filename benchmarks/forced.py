@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lvt_pipeline.models.cpu import Weights, encoder_products
+from lvt_pipeline.models.cpu import Weights, encoder_precision
 from lvt_pipeline.models.prior.conditions import Conditions
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.models.sampling.decoder import SliceDecoder
@@ -55,7 +55,7 @@ def predicted(model: Prior, codes: Tensor, weights: Weights, first_slice: int) -
     for index in range(first_slice, geometry.num_slices):
         own = flat[:, positions[index]]
         slices = torch.full((len(codes),), index, device=model.device)
-        with encoder_products(weights, model.device):
+        with encoder_precision(weights, model.device):
             encoded = model.encode_context(flat, slices, Conditions(), geometry, table).float()
         numbers = torch.rand(own.flatten(0, 1).shape, generator=generator, dtype=torch.float64).to(model.device)
         rule = GivenCodes(codes=own.flatten(0, 1), numbers=numbers)

@@ -259,7 +259,7 @@ def test_a_worker_sends_a_batch_in_the_dtype_of_the_store_or_its_place(
     sent = make([3, 5])
     assert (sent.arguments[0]["codes"].dtype, sent.arguments[0]["codes"].shape) == (torch.uint16, expected.shape)
     assert torch.equal(ForkingPickler.loads(ForkingPickler.dumps(sent)), expected)
-    make = replace(make, shared=_SharedPlaces(4, 2 * windows.window_bytes, 2))
+    make = replace(make, shared=_SharedPlaces(2, 2, 2 * windows.window_bytes))
     for indices in ([3, 5], [4], [1, 2]):
         sent = ForkingPickler.dumps(make(indices))
         assert len(sent) < 500

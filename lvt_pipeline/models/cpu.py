@@ -92,7 +92,7 @@ def has_bfloat16_products(device: torch.device) -> bool:
     return is_quick
 
 
-def encoder_products(weights: Weights, device: torch.device) -> torch.autocast:
+def encoder_precision(weights: Weights, device: torch.device) -> torch.autocast:
     """In which precision the encoder computes when the decoder's products use these weights."""
     is_narrow = weights != "float32" and has_bfloat16_products(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=is_narrow)

@@ -28,15 +28,12 @@ class Pool:
     """Windows that are in memory together.
 
     Attributes:
-        epoch, number: which pool of which epoch.
         first: position of its first window in the endless sequence.
         clips: int64 (N,), clips of its windows in the order they are used.
         starts: int64 (N,), first frame of each within its clip.
         rows: int64 (N,), the row of its batch that each window is.
     """
 
-    epoch: int
-    number: int
     first: int
     clips: NDArray[np.int64]
     starts: NDArray[np.int64]
@@ -136,4 +133,4 @@ class ShardOrder:
         clips = np.empty_like(lying)
         clips[np.lexsort((generator.random(len(lying)), rows))] = lying
         starts = generator.integers(0, self._num_starts[clips])
-        return Pool(epoch, number, first, clips, starts, rows)
+        return Pool(first, clips, starts, rows)

@@ -33,37 +33,37 @@ class WindowLoader(DataLoader[Any]):
     def __init__(
         self, read: Read, count: int, shape: tuple[int, ...], dtype: DTypeLike, batch_size: int, **options: Any
     ) -> None:
-        """Of `count` windows of codes, each of that shape and dtype in the store."""
-        self._make = _Make(read, shape, np.dtype(dtype))
-        super().__init__(cast("Dataset[Any]", range(count)), batch_size, collate_fn=self._make, **options)
+        """Over `count` windows, each of which has this shape and dtype in the store."""
+        self._maker = _BatchMaker(read, shape, np.dtype(dtype))
+        super().__init__(cast("Dataset[Any]", range(count)), batch_size, collate_fn=self._maker, **options)
 
     def __iter__(self) -> Any:
         """As `DataLoader`. Workers that it starts have memory of their own, so that several loops may run at once."""
         largest = self.batch_size or getattr(self.batch_sampler, "batch_size", 0)
-        has_workers = self.persistent_workers and self.collate_fn is not self._make
-        if self.num_workers and largest and not has_workers:
-            self.collate_fn = self._make  # lets the memory of the loop before go
-            places = self.num_workers * cast(int, self.prefetch_factor)
-            size = largest * math.prod(self._make.shape) * self._make.dtype.itemsize
-            self.collate_fn = replace(self._make, shared=_SharedPlaces(places, size, self.num_workers))
+        keeps_workers = self.persistent_workers and self.collate_fn is not self._maker
+        if self.num_workers and largest and not keeps_workers:
+            self.collate_fn = self._maker  # lets the memory of the loop before go
+            size = largest * math.prod(self._maker.shape) * self._maker.dtype.itemsize
+            shared = _SharedPlaces(self.num_workers, cast(int, self.prefetch_factor), size)
+            self.collate_fn = replace(self._maker, shared=shared)
         return super().__iter__()
 
 
 class _SharedPlaces:
-    """Memory of several processes: for each worker an equal number of places for a batch."""
+    """Memory that the receiver shares with its workers, each of which has `places` places of `size` bytes."""
 
-    numbers = itertools.count()
+    keys = itertools.count()
 
-    def __init__(self, places: int, size: int, num_workers: int) -> None:
-        self.key = next(self.numbers)
-        self._size, self._of_worker, self._batches = size, places // num_workers, 0
-        self._memory = RawArray("B", places * size)
+    def __init__(self, num_workers: int, places: int, size: int) -> None:
+        self.key = next(self.keys)
+        self._places, self._size, self._batches = places, size, 0
+        self._memory = RawArray("B", num_workers * places * size)
         _OPEN[self.key] = self
 
     def next(self, worker: int) -> int:
         """The place of the worker's next batch."""
         self._batches += 1
-        return worker * self._of_worker + self._batches % self._of_worker
+        return worker * self._places + self._batches % self._places
 
     def array(self, place: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | None:
         """An array in a place; None if the place is too small for it."""
@@ -77,8 +77,8 @@ _OPEN: WeakValueDictionary[int, _SharedPlaces] = WeakValueDictionary()
 
 
 @dataclass(frozen=True)
-class _Make:
-    """What makes a batch in a worker, or in this process."""
+class _BatchMaker:
+    """Makes a batch in a worker, or in this process."""
 
     read: Read
     shape: tuple[int, ...]

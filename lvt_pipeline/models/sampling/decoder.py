@@ -54,7 +54,8 @@ class SliceDecoder:
     Args:
         clips: B. With guidance every clip passes twice, so encoder outputs have 2B rows.
         capture: runs a pass and returns its replay; unset: CUDA graphs on a GPU, on a CPU nothing.
-        adapts: let each slice look as far ahead as the guesses of the one before were right, where nothing is captured.
+        adapts: where nothing is captured, each slice looks further or less far ahead, as the guesses of the one before
+            were right.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class SliceDecoder:
         size, streams = self.num_pixels + EXTRA_ROWS, clips * rule.streams
         self._streams = torch.arange(streams, device=device)[:, None]
         self._clips = self._streams[:clips]
-        self._look(ahead=window)
+        self._set_window(window)
         # The state: first what a slice begins with, then what the passes change.
         self._begin = torch.zeros(streams, size, config.width, device=device)
         self._numbers = torch.zeros(clips, size, config.num_codebooks, dtype=torch.float64, device=device)
@@ -120,17 +121,17 @@ class SliceDecoder:
             low, high = (int(value) for value in self._done.aminmax())
             num_passes += passes
         if self._adapts and num_passes:
-            self._look(ahead=self._useful_window((self.num_pixels - num_primed) / num_passes))
+            self._set_window(self._next_window((self.num_pixels - num_primed) / num_passes))
         return SampledSlice(self._codes[:, pixels].clone(), self._is_finite[:, pixels].clone())
 
-    def _useful_window(self, right: float) -> int:
-        """How far to look ahead, from how many pixels were right in a pass of `window` pixels, the mean of a slice."""
+    def _next_window(self, right: float) -> int:
+        """How far the next slice looks ahead, from how many pixels were right in a pass of this one, on average."""
         if right > self.window / 2:
             return min(2 * self.window, self._longest)
         return max(1, self.window // 2) if right < self.window / 4 else self.window
 
-    def _look(self, ahead: int) -> None:
-        self.window, self._ahead = ahead, torch.arange(ahead, device=self.pixels.model.device)
+    def _set_window(self, window: int) -> None:
+        self.window, self._ahead = window, torch.arange(window, device=self.pixels.model.device)
 
     def _push_primed(self, encoded: Tensor) -> None:
         """Fill the caches from the first pixels, in parallel; entries of later pixels are overwritten in time."""

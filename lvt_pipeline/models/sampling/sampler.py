@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lvt_pipeline.errors import NotFiniteError, ShapeError
 from lvt_pipeline.models.arguments import whole_number
-from lvt_pipeline.models.cpu import Weights, encoder_products, require_weights
+from lvt_pipeline.models.cpu import Weights, encoder_precision, require_weights
 from lvt_pipeline.models.prior.conditions import Actions, Conditions, Labels
 from lvt_pipeline.models.prior.config import Triple
 from lvt_pipeline.models.prior.network import Codes, PriorNetwork
@@ -175,16 +175,17 @@ class _Request:
             shown = self.shown(codes, window)
             for index, num_primed in window.open_slices:
                 threads.leave_room()
-                acting = conditions.window(window.start, geometry.shape[0])
-                with encoder_products(decoder.pixels.weights, model.device):
-                    encoded = self.encode(shown, index, acting, table).float()
+                known = conditions.window(window.start, geometry.shape[0])
+                with encoder_precision(decoder.pixels.weights, model.device):
+                    encoded = self.encode(shown, index, known, table).float()
                 positions = geometry.positions[index].to(model.device)
                 num_open = geometry.num_pixels - num_primed
                 own = shown[:, positions]
                 own[:, num_primed:] = shown[:, geometry.guesses[index].to(model.device)[num_primed:]]
                 given = (own, encoded, num_primed, uniforms[used : used + num_open])
+                looks_ahead = decoder.window > 1
                 sampled = decoder.sample_slice(*given)
-                if decoder.window > 1 and not bool(sampled.is_finite.all()):  # it may have been a wrong guess
+                if looks_ahead and not bool(sampled.is_finite.all()):  # it may have been a wrong guess
                     sampled = SliceDecoder(decoder.pixels, len(members), self.rule, 1).sample_slice(*given)
                 self._require_finite(sampled, members, window, index)
                 shown[:, positions] = sampled.codes
