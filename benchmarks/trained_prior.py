@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from benchmarks.real_videos import VIDEOS
 from lvt_pipeline.demo.videos import DemoSettings, demo_clip
 from lvt_pipeline.errors import LVTError
+from lvt_pipeline.models.cpu import has_bfloat16_products
 from lvt_pipeline.models.prior.config import PriorConfig
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.models.vqvae.config import VQVAEConfig
@@ -142,7 +143,7 @@ def _train_steps(model: Prior, codes: Tensor, steps: int, rate: float) -> None:
     for _ in range(steps):
         some = codes[torch.randint(0, len(codes), (BATCH,), generator=generator)]
         chosen = slices[torch.randint(0, len(slices), (BATCH,), generator=generator)]
-        with torch.autocast(model.device.type, torch.bfloat16):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=has_bfloat16_products(model.device)):
             loss = model.slice_loss(some, chosen).loss
         _step(optimizer, loss, model)
         schedule.step()
