@@ -21,20 +21,21 @@ _CAN_PACK: bool = torch.backends.mkldnn.is_available() and hasattr(  # type: ign
     torch.ops.mkldnn, "_reorder_linear_weight"
 )
 _FEWEST_ROWS = 4
-_ZERO = 128  # bytes of activations count from here
+_BYTES_AT_ONCE = 64  # inputs of a product of bytes come in multiples of this, because torch reads whole vectors
 _MOST_KEYS = 512  # that torch's attention takes at once; sums over more would depend on which keys come first
 
 
 class RowProduct:
-    """A linear layer for few rows, with the weight packed once: x W^T + b, perhaps ReLU.
+    """A linear layer for few rows, with the weight arranged once: x W^T + b, perhaps ReLU.
 
     With a handful of rows a product costs little more than reading the weight, if the processor finds it in the order
     it wants. torch's ordinary product packs it again in every call, which takes up to three times as long. The packed
-    product gives every row the same bits whatever the number of rows. Where nothing is packed (GPUs, other processors),
-    fewer than `rows` rows are filled up, so that at least groups of one size agree.
+    product gives every row the same bits whatever the number of rows, and so does the one of bytes. Where nothing is
+    packed (GPUs, other processors), fewer than `rows` rows are filled up, so that at least groups of one size agree.
 
     Args:
-        weights: what the weight is kept as. "bfloat16" also rounds x. "int8" has one scale per output, x one per row.
+        weights: what the weight is kept as. "bfloat16" also rounds x, but on a CPU without products of bfloat16 the
+            rounded weight is kept as float32. "int8" has one scale per output, and rounds x to bfloat16.
     """
 
     def __init__(
@@ -42,42 +43,43 @@ class RowProduct:
     ) -> None:
         self._rows, self._relu = rows, relu
         self._dtype = torch.float32 if weights == "float32" else torch.bfloat16
-        self._scale: Tensor | None = None
-        self._is_packed = weight.device.type == "cpu" and weight.dtype == torch.float32 and _CAN_PACK
-        if weights == "int8":
-            self._scale = weight.abs().amax(1).clamp(min=1e-12) / 127
-            self._zeros = torch.zeros(len(weight), dtype=torch.int32)
-            levels = (weight / self._scale[:, None]).round().to(torch.int8)
-            self._weight = torch.ops.onednn.qlinear_prepack(levels, [rows, weight.shape[1]])
-            self._bias = bias
-            return
+        if weights == "bfloat16" and weight.device.type == "cpu" and not _packs_bfloat16():
+            weight, self._dtype = weight.bfloat16().float(), torch.float32
         self._bias = None if bias is None else bias.to(self._dtype)
-        weight = weight.to(self._dtype).contiguous()
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows) if self._is_packed else weight
+        self._scale: Tensor | None = None
+        if weights == "int8":
+            self._scale = (weight.abs().amax(1).clamp(min=1e-12) / 127).bfloat16()
+            levels = (weight / self._scale[:, None]).round().clamp(-128, 127).to(torch.int8)
+            self._weight = F.pad(levels, (0, -weight.shape[1] % _BYTES_AT_ONCE)).contiguous()
+            return
+        self._is_packed = weight.device.type == "cpu" and _CAN_PACK
+        self._weight = weight.to(self._dtype).contiguous()
+        if self._is_packed:
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight, rows)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(N, in) -> (N, out), float32 or bfloat16 as the weight; of "int8" float32."""
-        if self._scale is not None:
-            return self._in_bytes(x.float())
+        """(N, in) -> (N, out), float32 or bfloat16."""
         x = x.to(self._dtype)
-        if self._is_packed:
+        if self._scale is not None:
+            product = self._of_bytes(x, self._scale)
+        elif self._is_packed:
             after = "relu" if self._relu else "none"
             packed: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, after, [], "")
             return packed
-        filled = F.pad(x, (0, 0, 0, max(0, self._rows - len(x))))
-        product = F.linear(filled, self._weight, self._bias)[: len(x)]
+        else:
+            filled = F.pad(x, (0, 0, 0, max(0, self._rows - len(x))))
+            product = F.linear(filled, self._weight, self._bias)[: len(x)]
         return product.relu_() if self._relu else product
 
-    def _in_bytes(self, x: Tensor) -> Tensor:
-        scale = x.abs().amax(1, keepdim=True).div_(127).clamp_(min=1e-12)
-        levels = (x / scale).add_(_ZERO + 0.5).to(torch.uint8)
-        product: Tensor = torch.ops.onednn.qlinear_pointwise(
-            levels, 1.0, _ZERO, self._weight, self._scale, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        product.mul_(scale)
-        if self._bias is not None:
-            product.add_(self._bias)
-        return product.relu_() if self._relu else product
+    def _of_bytes(self, x: Tensor, scale: Tensor) -> Tensor:
+        missing = self._weight.shape[1] - x.shape[1]
+        x = F.pad(x, (0, missing)) if missing else x.contiguous()
+        product = torch._weight_int8pack_mm(x, self._weight, scale)
+        return product if self._bias is None else product.add_(self._bias)
+
+
+def _packs_bfloat16() -> bool:
+    return bool(_CAN_PACK and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def few_row_bmm(a: Tensor, b: Tensor) -> Tensor:
@@ -100,37 +102,59 @@ def encoder_precision(weights: Weights, device: torch.device) -> torch.autocast:
 
 def has_few_row_attention(num_keys: int, device: torch.device) -> bool:
     """Whether `few_row_attention` is quick for that number of keys."""
-    return device.type == "cpu" and has_bfloat16_products(device) and num_keys <= _MOST_KEYS
+    return device.type == "cpu" and num_keys <= _MOST_KEYS
 
 
-def few_row_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """softmax(q k^T + bias) v for few queries (B, n_a, W, d_a), whose rows have the same bits whatever their number.
+def few_row_attention(queries: Tensor, cache: Tensor, bias: Tensor) -> Tensor:
+    """softmax(q k^T + bias) v for few queries, one by one: with several, torch would add products in another order.
 
     Args:
-        query, key, value: bfloat16. Keys and values are read once, in order, which bounds the time.
-        bias: float32 (B, n_a, W, N).
+        queries: bfloat16 or float32 (S * W, n_a * d_a).
+        cache: keys and values of the same dtype, (2, S * n_a, N, d_a).
+        bias: float32 (S, n_a, W, N).
+
+    Returns:
+        (S * W, n_a * d_a), whose rows have the same bits whatever W is.
     """
-    rows = query.shape[2]
-    if rows == 1:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
-    # Each query on its own, as if it were a clip: with several, torch adds the products in another order.
+    return (_float_attention if queries.dtype == torch.float32 else _half_attention)(queries, cache, bias)
+
+
+def _float_attention(queries: Tensor, cache: Tensor, bias: Tensor) -> Tensor:
+    """For each position of all clips, two products that read keys and values once and in order."""
+    streams, _, window, _ = bias.shape
     parts = []
-    for q, k, v, b in zip(query.transpose(1, 2), key, value, bias.transpose(1, 2), strict=True):
-        k, v = (kept.expand(rows, -1, -1, -1) for kept in (k, v))
-        parts.append(F.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=b[:, :, None], scale=1.0))
-    return torch.stack(parts)[:, :, :, 0].transpose(1, 2)
+    for query, b in zip(queries.view(streams, window, -1).unbind(1), bias.unbind(2), strict=True):
+        scores = torch.bmm(cache[0], query.reshape(cache.shape[1], 1, -1).transpose(1, 2)).transpose(1, 2)
+        weights = scores.add_(b.reshape(scores.shape)).softmax(-1)
+        parts.append(torch.bmm(weights, cache[1]).view(streams, -1))
+    return torch.stack(parts, 1).flatten(0, 1) if window > 1 else parts[0]
+
+
+def _half_attention(queries: Tensor, cache: Tensor, bias: Tensor) -> Tensor:
+    """torch's fused operation, once for all clips, or for each clip with its positions as if they were clips."""
+    streams, heads, window, _ = bias.shape
+    query = queries.view(streams, window, heads, 1, -1)
+    keys, values = cache.view(2, streams, heads, *cache.shape[2:])
+    if window == 1:
+        mixed = F.scaled_dot_product_attention(query[:, 0], keys, values, attn_mask=bias, scale=1.0)
+        return mixed.reshape(queries.shape)
+    parts = []
+    for q, k, v, b in zip(query, keys, values, bias.transpose(1, 2), strict=True):
+        k, v = (kept.expand(window, -1, -1, -1) for kept in (k, v))
+        parts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=b[:, :, None], scale=1.0))
+    return torch.stack(parts).reshape(queries.shape)
 
 
 def require_weights(weights: Weights, device: torch.device) -> None:
     """Refuse a kind of weights that a device has no products for.
 
     Raises:
-        ConfigError: int8 anywhere but on a CPU with oneDNN.
+        ConfigError: int8 anywhere but on a CPU.
     """
     if weights not in get_args(Weights):
         raise ConfigError(f"weights={weights!r} is not one of {', '.join(get_args(Weights))}")
-    if weights == "int8" and not (device.type == "cpu" and _CAN_PACK):
-        raise ConfigError(f"weights=int8 needs an x86 CPU, found device {device}; use bfloat16 or float32")
+    if weights == "int8" and device.type != "cpu":
+        raise ConfigError(f"weights=int8 needs a CPU, found device {device}; use bfloat16 or float32")
 
 
 def has_cpu_attention(x: Tensor) -> bool:

@@ -18,6 +18,7 @@ it can be captured as a CUDA graph.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from lvt_pipeline.models.prior.attention import sinusoidal_positions, split_blocks
+from lvt_pipeline.models.sampling.pace import Pace
 from lvt_pipeline.models.sampling.pixel_weights import EXTRA_ROWS, PixelWeights
 from lvt_pipeline.models.sampling.replay import run_and_capture
 from lvt_pipeline.models.sampling.rule import SamplingRule
@@ -54,8 +56,7 @@ class SliceDecoder:
     Args:
         clips: B. With guidance every clip passes twice, so encoder outputs have 2B rows.
         capture: runs a pass and returns its replay; unset: CUDA graphs on a GPU, on a CPU nothing.
-        adapts: where nothing is captured, each slice looks further or less far ahead, as the guesses of the one before
-            were right.
+        adapts: where nothing is captured, `window` is only the furthest that a pass may look ahead; see `pace.py`.
     """
 
     def __init__(
@@ -67,25 +68,24 @@ class SliceDecoder:
         capture: Capture | None = None,
         adapts: bool = False,
     ) -> None:
-        self.pixels, self.rule, self.window, self._longest = pixels, rule, window, window
+        self.pixels, self.rule, self.longest = pixels, rule, window
         self.num_pixels = pixels.geometry.num_pixels
         config, device = pixels.model.config, pixels.model.device
         self._capture = run_and_capture if capture is None and device.type == "cuda" else capture
         self._replays: dict[tuple[int, int], Callable[[], None]] = {}
         self._is_captured = self._capture is not None
-        self._adapts = adapts and not self._is_captured
+        self._pace = Pace(window) if adapts and not self._is_captured else None
         self._keys_per_step = KEYS_PER_STEP["cuda" if self._is_captured else "cpu"]
         size, streams = self.num_pixels + EXTRA_ROWS, clips * rule.streams
         self._streams = torch.arange(streams, device=device)[:, None]
         self._clips = self._streams[:clips]
-        self._set_window(window)
+        self._look_ahead(window)
         # The state: first what a slice begins with, then what the passes change.
         self._begin = torch.zeros(streams, size, config.width, device=device)
         self._numbers = torch.zeros(clips, size, config.num_codebooks, dtype=torch.float64, device=device)
-        self._codes = torch.zeros(clips, size, config.num_codebooks, dtype=torch.int64, device=device)
+        self._codes = torch.full((clips, size, config.num_codebooks), pixels.convolve.outside, device=device)
         self._is_finite = torch.ones(clips, size, dtype=torch.bool, device=device)
         self._done = torch.zeros(clips, 1, dtype=torch.int64, device=device)  # pixels of each clip that are right
-        self._embedded = torch.zeros(streams, size, config.embedding_width, device=device)
         self._caches = [layer.new_cache(streams) for layer in pixels.layers]
         # Row of (kind, clip, head, pixel 0) in a cache, for every clip, kind and head.
         first = pixels.layers[0] if pixels.layers else None
@@ -93,45 +93,55 @@ class SliceDecoder:
         rows = torch.arange(kinds * streams * heads, device=device).view(kinds, streams, heads) * size
         self._cache_rows = rows.transpose(0, 1).reshape(streams, 1, kinds * heads)
 
-    def sample_slice(self, codes: Tensor, encoded: Tensor, num_primed: int, numbers: Tensor) -> SampledSlice:
+    def sample_slice(
+        self,
+        codes: Tensor,
+        encoded: Tensor,
+        num_primed: int,
+        numbers: Tensor,
+        between_passes: Callable[[], None] = lambda: None,
+    ) -> SampledSlice:
         """A slice with its pixels after the first `num_primed` sampled.
 
         Args:
             codes: int64 (B, P, n_c): the first `num_primed` pixels as given, guesses of the others.
             encoded: encoder output (streams * B, P, d).
             numbers: float64 (P - num_primed, n_c, B) in [0, 1).
+            between_passes: called before each pass, or before some of them.
         """
         pixels = slice(self.num_pixels)
         self._begin[:, pixels] = self.pixels.begin(encoded)
         self._numbers[:, num_primed : self.num_pixels] = numbers.permute(2, 0, 1)
         self._codes[:, pixels] = codes
-        self._embedded[:, pixels] = self.pixels.embed(codes).repeat(self.rule.streams, 1, 1)
         self._is_finite.fill_(True)
         self._done.fill_(num_primed)
         if num_primed:
             self._push_primed(encoded)
-        low = high = num_primed
-        num_passes = 0
-        while low < self.num_pixels:
-            # A GPU is asked for the positions only when it may have reached the end.
-            passes = -(-(self.num_pixels - low) // self.window) if self._is_captured else 1
-            for _ in range(passes):
-                high = min(self.num_pixels, high + self.window)
-                self._pass(0 if self._is_captured else self.pixels.block_starts[low], high)
-            low, high = (int(value) for value in self._done.aminmax())
-            num_passes += passes
-        if self._adapts and num_passes:
-            self._set_window(self._next_window((self.num_pixels - num_primed) / num_passes))
+        done = [num_primed] * len(codes)
+        while min(done) < self.num_pixels:
+            between_passes()
+            done = self._some_passes(done)
         return SampledSlice(self._codes[:, pixels].clone(), self._is_finite[:, pixels].clone())
 
-    def _next_window(self, right: float) -> int:
-        """How far the next slice looks ahead, from how many pixels were right in a pass of this one, on average."""
-        if right > self.window / 2:
-            return min(2 * self.window, self._longest)
-        return max(1, self.window // 2) if right < self.window / 4 else self.window
+    def _some_passes(self, done: list[int]) -> list[int]:
+        """One pass, or on a GPU as many as may be left; the pixels of each clip that are right, before and after."""
+        if self._pace is not None:
+            self._look_ahead(self._pace.window())
+        low, high = min(done), max(done)
+        began = time.perf_counter()
+        # A GPU is asked for the positions only when it may have reached the end.
+        passes = -(-(self.num_pixels - low) // self._window) if self._is_captured else 1
+        for _ in range(passes):
+            high = min(self.num_pixels, high + self._window)
+            self._pass(0 if self._is_captured else self.pixels.block_starts[low], high)
+        after: list[int] = self._done.flatten().tolist()
+        if self._pace is not None:
+            right = [new - old for old, new in zip(done, after, strict=True) if old < self.num_pixels]
+            self._pace.note(self._window, time.perf_counter() - began, right)
+        return after
 
-    def _set_window(self, window: int) -> None:
-        self.window, self._ahead = window, torch.arange(window, device=self.pixels.model.device)
+    def _look_ahead(self, window: int) -> None:
+        self._window, self._ahead = window, torch.arange(window, device=self.pixels.model.device)
 
     def _push_primed(self, encoded: Tensor) -> None:
         """Fill the caches from the first pixels, in parallel; entries of later pixels are overwritten in time."""
@@ -142,7 +152,8 @@ class SliceDecoder:
         ).flatten()
         positions = sinusoidal_positions(shape, encoded.shape[-1]).to(encoded.device)
         for row in range(len(encoded)):  # clip by clip, so that a clip's numbers do not depend on the others
-            x = decoder.causal_convolution(self._embedded[row, None, : self.num_pixels], shape)
+            codes = self._codes[row % len(self._codes), None, : self.num_pixels]
+            x = decoder.causal_convolution(self.pixels.embed(codes), shape)
             x = split_blocks(x + positions + decoder.project(encoded[row]), shape, block)
             for layer, cache in zip(self.pixels.layers, self._caches, strict=True):
                 x = layer.push_all(x, cache, row, order)
@@ -169,19 +180,21 @@ class SliceDecoder:
         is_right = (sampled == self._codes[self._clips, place]).all(-1)
         self._codes[self._clips, place] = sampled
         self._is_finite[self._clips, place] = is_finite.view(place.shape)
-        streams = self.rule.streams
-        embedded = self.pixels.embed(sampled).repeat(streams, 1, 1)
-        self._embedded[self._streams, place.repeat(streams, 1)] = embedded
         right = is_right.long().cumprod(1).sum(1, keepdim=True)
-        self._done.copy_((self._done + (right + 1).clamp(max=self.window)).clamp(max=end))
+        self._done.copy_((self._done + (right + 1).clamp(max=self._window)).clamp(max=end))
 
     def _decode(self, place: Tensor, seen: slice) -> Tensor:
         """Decoder outputs (streams * B * W, d) at pixels `place` (B, W); their keys and values enter the caches."""
-        place = place.repeat(self.rule.streams, 1)
-        neighbours = self.pixels.neighbours[place]
-        window = self._embedded[self._streams[..., None], neighbours].flatten(2).flatten(0, 1)
-        x = self._begin[self._streams, place].flatten(0, 1) + self.pixels.convolve(window)
+        convolved = _for_streams(self.pixels.convolve(self._codes, self._clips, place), self.rule.streams)
+        place = _for_streams(place, self.rule.streams)
+        x = self._begin[self._streams, place].flatten(0, 1) + convolved
         cached = (place[..., None] + self._cache_rows).flatten()
-        for layer, cache in zip(self.pixels.layers, self._caches, strict=True):
-            x = layer.step(x, cache, place, cached, seen)
+        biases = self.pixels.biases(place, seen)
+        for layer, cache, bias in zip(self.pixels.layers, self._caches, biases, strict=True):
+            x = layer.step(x, cache, cached, seen, bias)
         return x
+
+
+def _for_streams(values: Tensor, streams: int) -> Tensor:
+    """The clips' values once for each stream."""
+    return values if streams == 1 else torch.cat([values] * streams)

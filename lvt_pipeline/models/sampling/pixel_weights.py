@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from lvt_pipeline.models.cpu import RowProduct, Weights, few_row_attention, few_row_bmm, has_few_row_attention
+from lvt_pipeline.models.cpu import (
+    RowProduct,
+    Weights,
+    few_row_attention,
+    few_row_bmm,
+    has_bfloat16_products,
+    has_few_row_attention,
+)
 from lvt_pipeline.models.prior.adaptive import AdaptiveSoftmax, code_table
 from lvt_pipeline.models.prior.attention import MASKED_SCORE, Attention, Block, sinusoidal_positions, split_blocks
 from lvt_pipeline.models.prior.config import Triple
 from lvt_pipeline.models.prior.decoder import embed
 from lvt_pipeline.models.prior.network import PriorNetwork
 from lvt_pipeline.models.prior.subscale import Subscale
+from lvt_pipeline.models.sampling.convolution import PixelConvolution
 from lvt_pipeline.models.sampling.rule import SamplingRule, first_above
 from lvt_pipeline.models.threads import BYTES_PER_SECOND
 
@@ -39,8 +46,7 @@ class PixelWeights:
         weights: of the products; the last ones, which give the logits, are always float32.
 
     Attributes:
-        neighbours: int64 (P + 2, taps), pixels that the causal convolution reads.
-        convolve: the causal convolution at one pixel, from the embeddings of its neighbours.
+        convolve: the causal convolution at some pixels.
         layers: the decoder's blocks.
         block_starts: for each pixel, the first pixel of the attention blocks of it and all later ones.
     """
@@ -51,22 +57,11 @@ class PixelWeights:
         shape = geometry.slice_shape
         self.num_codebooks = model.config.num_codebooks
         self._predictor = predictor
-        # Neighbours that exist in some slice pixel, and their weights.
-        offsets = [
-            (t, y, x)
-            for t in range(-min(2, shape[0] - 1), 1)
-            for y in (-2, -1, 0)
-            for x in (-1, 0, 1)
-            if (t, y, x) < (0, 0, 0)
-        ]
-        neighbours = _neighbours(shape, offsets).to(model.device)
-        self.neighbours = F.pad(neighbours, (0, 0, 0, EXTRA_ROWS), value=geometry.num_pixels)
-        weight = decoder.causal_convolution.masked_weight()
-        taps = torch.cat([weight[:, :, t + 2, y + 2, x + 1] for t, y, x in offsets], dim=1)
-        self.convolve = RowProduct(taps, None, rows, weights)
         start = sinusoidal_positions(shape, model.config.width).to(model.device)
         self._start = start + decoder.causal_convolution.bias
         self._tables = [code_table(embedding) for embedding in decoder.embeddings]
+        convolution = decoder.causal_convolution
+        self.convolve = PixelConvolution(convolution, self._tables, shape, EXTRA_ROWS, rows, weights)
         # All codebooks share the decoder output: one product for it, and one gather per code for all later codebooks.
         mixers = [mixer for mixer in predictor.mixers if isinstance(mixer, nn.Linear)]
         width, size = model.config.width, model.config.codebook_size
@@ -93,6 +88,17 @@ class PixelWeights:
             for layer in decoder.blocks.layers
             if isinstance(layer, Block)
         ]
+        self._biases = torch.stack([layer.bias for layer in self.layers], dim=1)  # (P + 2, layers, n_a, P)
+
+    def biases(self, place: Tensor, seen: slice) -> tuple[Tensor, ...]:
+        """For each layer, what attention adds to the scores of some pixels, float32 (S, n_a, W, keys).
+
+        Args:
+            place: int64 (S, W), the pixels.
+            seen: the keys that some query may see.
+        """
+        chosen = self._biases[:, :, :, seen].index_select(0, place.flatten())
+        return chosen.view(*place.shape, *chosen.shape[1:]).permute(2, 0, 3, 1, 4).unbind(0)
 
     def begin(self, encoded: Tensor) -> Tensor:
         """What enters the first layer apart from the causal convolution, (B, P, d), of encoder output (B, P, d)."""
@@ -119,7 +125,8 @@ class PixelWeights:
             sampled.append(code)
             totals.append(cumulative[:, -1])
             if j + 1 < self.num_codebooks:
-                mixed = mixed[:, width:] + self._columns[j].index_select(0, code.repeat(rule.streams))
+                code = code if rule.streams == 1 else code.repeat(rule.streams)
+                mixed = mixed[:, width:] + self._columns[j].index_select(0, code)
         return torch.stack(sampled, dim=1), torch.stack(totals).isfinite().all(0)
 
     def _logits(self, u: Tensor, j: int) -> Tensor:
@@ -135,6 +142,9 @@ class PackedLayer:
 
     Args:
         blocks: int64 (P, 2), attention block of each pixel and its place there.
+
+    Attributes:
+        bias: float32 (P + 2, n_a, P), what attention adds to the scores of each pixel.
     """
 
     def __init__(self, layer: Block, blocks: Tensor, rows: int, weights: Weights) -> None:
@@ -144,7 +154,7 @@ class PackedLayer:
         self.num_cached = min(2, len(attention.projections))  # keys and values, or values only
         self._is_fused = weights != "float32" and attention.kind == "query-key"
         self._is_fused &= has_few_row_attention(len(blocks), blocks.device)
-        is_half = weights != "float32" and (self._is_fused or blocks.is_cuda)
+        is_half = weights != "float32" and has_bfloat16_products(blocks.device) and (self._is_fused or blocks.is_cuda)
         self.cache_dtype = torch.bfloat16 if is_half else torch.float32
         scale = 1 / math.sqrt(self.head_width)
         parameters: list[Tensor] = [attention.get_parameter(name) for name in attention.projections]
@@ -159,12 +169,12 @@ class PackedLayer:
         bias = _bias_of_slice(attention.scores_bias(), blocks)
         if self.num_cached == 1:
             bias = bias.softmax(-1)  # the weights themselves
-        self._bias = bias.transpose(0, 1).contiguous()  # (P + 2, n_a, P)
+        self.bias = bias.transpose(0, 1)
 
     def new_cache(self, streams: int) -> Tensor:
         """Zeros (keys and values, streams * n_a, P + 2, d_a)."""
-        size = (self.num_cached, streams * self.heads, len(self._bias), self.head_width)
-        return torch.zeros(size, dtype=self.cache_dtype, device=self._bias.device)
+        size = (self.num_cached, streams * self.heads, len(self.bias), self.head_width)
+        return torch.zeros(size, dtype=self.cache_dtype, device=self.bias.device)
 
     def push_all(self, x: Tensor, cache: Tensor, row: int, order: Tensor) -> Tensor:
         """Run the whole blocks (blocks, N, d) of one clip through the layer and note their keys and values.
@@ -178,21 +188,18 @@ class PackedLayer:
             kept[own, order] = rearrange(part, "b m n a -> m (b n) a").to(self.cache_dtype)
         return self._layer(x)  # type: ignore[no-any-return]
 
-    def step(self, x: Tensor, cache: Tensor, place: Tensor, cached: Tensor, seen: slice) -> Tensor:
+    def step(self, x: Tensor, cache: Tensor, cached: Tensor, seen: slice, bias: Tensor) -> Tensor:
         """The layer at some pixels, (S * W, d) -> (S * W, d).
 
         Args:
-            place: int64 (S, W), the pixels.
             cached: int64 (S * W * parts * n_a,), rows of the cache that their keys and values go to.
             seen: the keys that some query may see.
+            bias: see `PixelWeights.biases`.
         """
-        streams, window = place.shape
         heads, width = self.heads, self.head_width
         joined = self._project(self._layer.norm1(x)).to(self.cache_dtype)
         kept = joined[:, joined.shape[1] - self.num_cached * heads * width :]
         cache.view(-1, width).index_copy_(0, cached, kept.reshape(-1, width))
-        bias = self._bias[:, :, seen].index_select(0, place.flatten())
-        bias = bias.view(streams, window, heads, -1).transpose(1, 2)  # (S, n_a, W, keys)
         x = x + self._out(self._attend(joined[:, : heads * width], cache[:, :, seen], bias))
         return x + self._second(self._first(self._layer.norm2(x)))
 
@@ -206,10 +213,7 @@ class PackedLayer:
         """
         streams, heads, window, _ = bias.shape
         if self._is_fused:
-            query = queries.view(streams, window, heads, -1).transpose(1, 2)
-            keys, values = cache.view(2, streams, heads, *cache.shape[2:])
-            mixed = few_row_attention(query, keys, values, bias)
-            return mixed.transpose(1, 2).flatten(0, 1).flatten(1)
+            return few_row_attention(queries, cache, bias)
         weights = bias.flatten(0, 1)
         if self.num_cached == 2:
             if self._query is not None:
@@ -243,13 +247,3 @@ def _blocks_of_pixels(shape: Triple, block: Triple) -> Tensor:
     members = split_blocks(pixels[None, :, None], shape, block).squeeze(-1)  # (blocks, N)
     where = torch.stack(torch.meshgrid(*map(torch.arange, members.shape), indexing="ij"), -1).flatten(0, 1)
     return where[members.flatten().argsort()]
-
-
-def _neighbours(shape: Triple, offsets: list[Triple]) -> Tensor:
-    """int64 (P, offsets): pixel number at each offset from each pixel, P when it is outside the slice."""
-    t, h, w = shape
-    grid = np.stack(np.meshgrid(np.arange(t), np.arange(h), np.arange(w), indexing="ij"), axis=-1).reshape(-1, 1, 3)
-    place = torch.from_numpy(grid + np.array(offsets).reshape(1, -1, 3))
-    inside = ((place >= 0) & (place < torch.tensor(shape))).all(-1)
-    flat = (place[..., 0] * h + place[..., 1]) * w + place[..., 2]
-    return torch.where(inside, flat, t * h * w)

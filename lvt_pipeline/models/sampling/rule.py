@@ -87,7 +87,8 @@ class SamplingRule:
         if self.guidance is not None:
             conditional, unconditional = logits.log_softmax(-1).chunk(2)
             logits = unconditional + self.guidance * (conditional - unconditional)
-        probabilities = (logits / self._temperature_of(codebook)).softmax(-1)
+        temperature = self._temperature_of(codebook)
+        probabilities = (logits if temperature == 1 else logits / temperature).softmax(-1)
         if self.top_k is None and self.top_p is None:
             return probabilities.cumsum(-1)
         kept = self._kept(probabilities).cumsum(-1)

@@ -174,7 +174,6 @@ class _Request:
         for window in self.rollout.windows:
             shown = self.shown(codes, window)
             for index, num_primed in window.open_slices:
-                threads.leave_room()
                 known = conditions.window(window.start, geometry.shape[0])
                 with encoder_precision(decoder.pixels.weights, model.device):
                     encoded = self.encode(shown, index, known, table).float()
@@ -183,9 +182,8 @@ class _Request:
                 own = shown[:, positions]
                 own[:, num_primed:] = shown[:, geometry.guesses[index].to(model.device)[num_primed:]]
                 given = (own, encoded, num_primed, uniforms[used : used + num_open])
-                looks_ahead = decoder.window > 1
-                sampled = decoder.sample_slice(*given)
-                if looks_ahead and not bool(sampled.is_finite.all()):  # it may have been a wrong guess
+                sampled = decoder.sample_slice(*given, threads.leave_room)
+                if decoder.longest > 1 and not bool(sampled.is_finite.all()):  # it may have been a wrong guess
                     sampled = SliceDecoder(decoder.pixels, len(members), self.rule, 1).sample_slice(*given)
                 self._require_finite(sampled, members, window, index)
                 shown[:, positions] = sampled.codes

@@ -1,0 +1,58 @@
+"""How far a pass looks ahead: as far as it finds the most right pixels a second.
+
+Which window that is depends on the processor, the weights, the number of clips and how well the prior guesses, so it is
+measured while sampling. The codes do not depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+NEW_SHARE = 0.1  # of a new measurement in an average
+PASSES_PER_TRIAL = 32  # after so many passes, another window than the fastest is measured again
+
+
+class Pace:
+    """Chooses the window of each pass.
+
+    Args:
+        longest: pixels of a clip that a pass may look at.
+    """
+
+    def __init__(self, longest: int) -> None:
+        self._windows: list[int] = [1 << n for n in range((longest - 1).bit_length())] + [longest]
+        self._seconds: dict[int, float] = {}
+        self._right: dict[int, float] = {}
+        self._passes = 0
+
+    def window(self) -> int:
+        """The window of the next pass: all are tried once, the longest first, then the fastest or one next to it."""
+        for window in reversed(self._windows):
+            if window not in self._seconds:
+                return window
+        self._passes += 1
+        trial, is_trial = divmod(self._passes, PASSES_PER_TRIAL)
+        place = self._windows.index(self.fastest)
+        if not is_trial:
+            place += 1 if trial % 2 else -1
+        return self._windows[min(max(0, place), len(self._windows) - 1)]
+
+    @property
+    def fastest(self) -> int:
+        """The window with the most right pixels a second so far."""
+        return max(self._seconds, key=lambda window: self._right[window] / self._seconds[window])
+
+    def note(self, window: int, seconds: float, right: Sequence[int]) -> None:
+        """Learn from a pass.
+
+        Args:
+            right: how many pixels it found right, for each clip that was not finished, 1 to `window`.
+        """
+        _average(self._seconds, window, seconds)
+        for other in self._windows:
+            if other <= window:  # it would have found the same pixels, up to its end
+                _average(self._right, other, sum(min(count, other) for count in right) / len(right))
+
+
+def _average(averages: dict[int, float], key: int, value: float) -> None:
+    averages[key] = averages[key] + NEW_SHARE * (value - averages[key]) if key in averages else value
