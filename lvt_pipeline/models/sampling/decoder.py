@@ -177,11 +177,13 @@ class SliceDecoder:
         numbers = self._numbers[self._clips, place].flatten(0, 1).T
         sampled, is_finite = self.pixels.sample(y, numbers, self.rule)
         sampled = sampled.view(*place.shape, -1)
-        is_right = (sampled == self._codes[self._clips, place]).all(-1)
+        right: Tensor | int = 1
+        if self._window > 1:
+            is_right = (sampled == self._codes[self._clips, place]).all(-1)
+            right = (is_right.long().cumprod(1).sum(1, keepdim=True) + 1).clamp(max=self._window)
         self._codes[self._clips, place] = sampled
         self._is_finite[self._clips, place] = is_finite.view(place.shape)
-        right = is_right.long().cumprod(1).sum(1, keepdim=True)
-        self._done.copy_((self._done + (right + 1).clamp(max=self._window)).clamp(max=end))
+        self._done.copy_((self._done + right).clamp(max=end))
 
     def _decode(self, place: Tensor, seen: slice) -> Tensor:
         """Decoder outputs (streams * B * W, d) at pixels `place` (B, W); their keys and values enter the caches."""

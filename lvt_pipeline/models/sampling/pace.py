@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-NEW_SHARE = 0.1  # of a new measurement in an average
+NEW_SHARE = 0.1  # of a new measurement in an average, as soon as there are as many as that makes
 PASSES_PER_TRIAL = 32  # after so many passes, another window than the fastest is measured again
 
 
@@ -21,14 +21,14 @@ class Pace:
 
     def __init__(self, longest: int) -> None:
         self._windows: list[int] = [1 << n for n in range((longest - 1).bit_length())] + [longest]
-        self._seconds: dict[int, float] = {}
-        self._right: dict[int, float] = {}
+        self._seconds = {window: _Average() for window in self._windows}
+        self._right = {window: _Average() for window in self._windows}
         self._passes = 0
 
     def window(self) -> int:
         """The window of the next pass: all are tried once, the longest first, then the fastest or one next to it."""
         for window in reversed(self._windows):
-            if window not in self._seconds:
+            if not self._seconds[window].count:
                 return window
         self._passes += 1
         trial, is_trial = divmod(self._passes, PASSES_PER_TRIAL)
@@ -40,7 +40,8 @@ class Pace:
     @property
     def fastest(self) -> int:
         """The window with the most right pixels a second so far."""
-        return max(self._seconds, key=lambda window: self._right[window] / self._seconds[window])
+        tried = [window for window in self._windows if self._seconds[window].count]
+        return max(tried, key=lambda window: self._right[window].value / self._seconds[window].value)
 
     def note(self, window: int, seconds: float, right: Sequence[int]) -> None:
         """Learn from a pass.
@@ -48,11 +49,18 @@ class Pace:
         Args:
             right: how many pixels it found right, for each clip that was not finished, 1 to `window`.
         """
-        _average(self._seconds, window, seconds)
+        self._seconds[window].add(seconds)
         for other in self._windows:
             if other <= window:  # it would have found the same pixels, up to its end
-                _average(self._right, other, sum(min(count, other) for count in right) / len(right))
+                self._right[other].add(sum(min(count, other) for count in right) / len(right))
 
 
-def _average(averages: dict[int, float], key: int, value: float) -> None:
-    averages[key] = averages[key] + NEW_SHARE * (value - averages[key]) if key in averages else value
+class _Average:
+    """The mean of the first measurements, then one that forgets them."""
+
+    def __init__(self) -> None:
+        self.value, self.count = 0.0, 0
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        self.value += max(NEW_SHARE, 1 / self.count) * (value - self.value)
