@@ -14,7 +14,7 @@ from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.models.sampling.numbers import RandomNumbers
 from lvt_pipeline.models.sampling.rule import SamplingRule
 from tests.slow_sampler import sample_by_recomputing
-from tests.test_prior import ORDERS, make_prior, random_codes
+from tests.toy_prior import ORDERS, make_prior, random_codes
 
 ACTING: dict[str, Any] = {"actions": ("action",), "action_widths": (2,)}
 EVERY_ORDER = {**ORDERS, "single-frame-past": {"kernel_reach": "past"}, "frames-in-parts": {"subscale": (4, 2, 2)}}

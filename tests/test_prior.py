@@ -19,43 +19,7 @@ from lvt_pipeline.models.prior.context import ContextConvolution
 from lvt_pipeline.models.prior.decoder import CausalConvolution
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.models.prior.subscale import Subscale
-
-TOY = PriorConfig(
-    frames=4,
-    grid=(4, 4),
-    num_codebooks=3,
-    codebook_size=11,
-    subscale=(4, 1, 1),
-    width=24,
-    head_width=8,
-    num_heads=2,
-    embedding_width=12,
-    encoder_layers=2,
-    decoder_layers=2,
-)
-ORDERS: dict[str, dict[str, Any]] = {
-    "single-frame": {"subscale": (4, 1, 1), "kernel": (7, 1, 1)},
-    "spatiotemporal": {"subscale": (2, 2, 2), "kernel": (5, 3, 3)},
-    "spatial": {"subscale": (1, 2, 2), "kernel": (1, 3, 3)},
-    "spatial-blocks": {"subscale": (1, 2, 2), "kernel": (1, 3, 3), "block": (2, 2, 2)},
-}
-
-
-def make_prior(**settings: Any) -> Prior:
-    """A toy prior with every parameter away from its start."""
-    torch.manual_seed(0)
-    model = Prior(dataclasses.replace(TOY, **settings))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
-
-
-def random_codes(batch: int, model: Prior, seed: int = 1) -> Tensor:
-    """int64 (B, T, h, w, n_c) for a model."""
-    config = model.config
-    shape = (batch, config.frames, *config.grid, config.num_codebooks)
-    return torch.randint(0, config.codebook_size, shape, generator=torch.Generator().manual_seed(seed))
+from tests.toy_prior import ORDERS, TOY, make_prior, random_codes
 
 
 @pytest.mark.parametrize(
@@ -290,7 +254,7 @@ def test_training_steps_repeat_bit_for_bit() -> None:
         slices = torch.tensor(model.trainable_slices)
         for step in range(3):
             chosen = slices[torch.randint(len(slices), (8,), generator=generator)]
-            loss = model.slice_loss(random_codes(8, model, step), chosen).loss
+            loss = model.slice_loss(random_codes(8, model, seed=step), chosen).loss
             assert loss is not None
             optimizer.zero_grad()
             loss.backward()

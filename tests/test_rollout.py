@@ -13,7 +13,7 @@ from lvt_pipeline.models.sampling.numbers import RandomNumbers
 from lvt_pipeline.models.sampling.rule import SamplingRule
 from lvt_pipeline.models.sampling.windows import plan_rollout, window_frames
 from tests.slow_sampler import sample_by_recomputing
-from tests.test_sampler import ORDERS, make_prior, random_codes
+from tests.toy_prior import ORDERS, make_prior, random_codes
 
 WINDOW_ORDERS = ["single-frame", "spatiotemporal"]
 FRAME_BY_FRAME: list[dict[str, Any]] = [
@@ -26,7 +26,7 @@ FRAME_BY_FRAME: list[dict[str, Any]] = [
 @pytest.mark.parametrize("order", WINDOW_ORDERS)
 def test_the_first_window_of_a_long_sample_is_the_sample_of_one_window(order: str) -> None:
     model = make_prior(**ORDERS[order])
-    priming = random_codes(2, 2, model)
+    priming = random_codes(2, model, 2)
     whole = model.sample(priming, seed=3)
     assert torch.equal(model.sample(priming, frames=9, seed=3)[:, :4], whole)
 
@@ -34,7 +34,7 @@ def test_the_first_window_of_a_long_sample_is_the_sample_of_one_window(order: st
 @pytest.mark.parametrize("order", WINDOW_ORDERS)
 def test_a_longer_sample_begins_with_the_shorter_one(order: str) -> None:
     model = make_prior(**ORDERS[order])
-    priming = random_codes(2, 2, model)
+    priming = random_codes(2, model, 2)
     longest = model.sample(priming, frames=9, seed=3)
     for frames in (3, 4, 5, 8):
         assert torch.equal(model.sample(priming, frames=frames, seed=3), longest[:, :frames])
@@ -44,7 +44,7 @@ def test_a_longer_sample_begins_with_the_shorter_one(order: str) -> None:
 @pytest.mark.parametrize("order", WINDOW_ORDERS)
 def test_long_samples_equal_those_of_the_recomputing_sampler(order: str, lookahead: int) -> None:
     model = make_prior(**ORDERS[order], num_classes=2, class_dropout=0.5)
-    priming = random_codes(2, 1, model)
+    priming = random_codes(2, model, 1)
     rule = SamplingRule(guidance=2.0, top_p=0.9)
     expected = sample_by_recomputing(model, priming, rule, RandomNumbers(seed=1), frames=7, labels=[0, 1])
     found = model.sample(priming, frames=7, seed=1, labels=[0, 1], guidance=2.0, top_p=0.9, lookahead=lookahead)
@@ -55,7 +55,7 @@ def test_long_samples_equal_those_of_the_recomputing_sampler(order: str, lookahe
 def test_a_further_frame_is_sampled_as_the_last_of_a_window(settings: dict[str, Any]) -> None:
     model = make_prior(**settings)
     uniforms = torch.rand(16 * 5, 3, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    found = model.sample(random_codes(1, 2, model), frames=7, uniforms=uniforms)
+    found = model.sample(random_codes(1, model, 2), frames=7, uniforms=uniforms)
     for frame in (4, 5, 6):
         own = uniforms[16 * (frame - 2) : 16 * (frame - 1)]
         expected = model.sample(found[:, frame - 3 : frame], uniforms=own)
@@ -65,7 +65,7 @@ def test_a_further_frame_is_sampled_as_the_last_of_a_window(settings: dict[str, 
 def test_other_orders_are_primed_again_with_the_last_frames_of_the_window_before() -> None:
     model = make_prior(**ORDERS["spatiotemporal"])
     uniforms = torch.rand(16 * 6, 3, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    found = model.sample(random_codes(1, 2, model), frames=8, uniforms=uniforms)
+    found = model.sample(random_codes(1, model, 2), frames=8, uniforms=uniforms)
     for start in (2, 4):
         expected = model.sample(found[:, start : start + 2], uniforms=uniforms[16 * start : 16 * (start + 2)])
         assert torch.equal(found[:, start : start + 4], expected)
@@ -74,7 +74,7 @@ def test_other_orders_are_primed_again_with_the_last_frames_of_the_window_before
 def test_a_spatial_prior_samples_the_papers_length_at_once_and_windows_after_it() -> None:
     model = make_prior(**ORDERS["spatial-blocks"])
     assert [window_frames(model.config, frames) for frames in (3, 6, 16, 64)] == [4, 6, 16, 16]
-    priming = random_codes(1, 5, model)
+    priming = random_codes(1, model, 5)
     uniforms = torch.rand(16 * 22, 3, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     found = model.sample(priming, frames=20, uniforms=uniforms)
     assert torch.equal(found[:, :16], model.sample(priming, frames=16, uniforms=uniforms[: 16 * 11]))
@@ -95,13 +95,13 @@ def test_a_long_sample_shows_the_model_only_slices_that_were_trained(
         return encode(self, codes, slice_indices, *rest)
 
     monkeypatch.setattr(PriorNetwork, "encode_context", watching)
-    model.sample(random_codes(1, 3, model), frames=9)
+    model.sample(random_codes(1, model, 3), frames=9)
     assert shown <= set(model.trainable_slices)
 
 
 def test_a_long_sample_of_a_clip_is_the_same_in_any_group() -> None:
     model = make_prior()
-    priming = random_codes(3, 2, model)
+    priming = random_codes(3, model, 2)
     names = ["a", "b", "c"]
     together = model.sample(priming, frames=7, clip_ids=names)
     alone = model.sample(priming[2:], frames=7, clip_ids=["c"])
@@ -110,7 +110,7 @@ def test_a_long_sample_of_a_clip_is_the_same_in_any_group() -> None:
 
 def test_more_priming_frames_than_a_window_are_used_as_far_as_it_reaches() -> None:
     model = make_prior()
-    priming = random_codes(1, 6, model)
+    priming = random_codes(1, model, 6)
     uniforms = torch.rand(32, 3, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     found = model.sample(priming, frames=8, uniforms=uniforms)
     assert torch.equal(found[:, :6], priming)

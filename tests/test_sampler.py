@@ -19,43 +19,7 @@ from lvt_pipeline.models.sampling.pixel_weights import PixelWeights
 from lvt_pipeline.models.sampling.rule import SamplingRule
 from lvt_pipeline.models.sampling.sampler import sample
 from tests.slow_sampler import sample_by_recomputing
-
-TOY = PriorConfig(
-    frames=4,
-    grid=(4, 4),
-    num_codebooks=3,
-    codebook_size=11,
-    subscale=(4, 1, 1),
-    width=24,
-    head_width=8,
-    num_heads=2,
-    embedding_width=12,
-    encoder_layers=1,
-    decoder_layers=2,
-)
-ORDERS: dict[str, dict[str, Any]] = {
-    "single-frame": {"subscale": (4, 1, 1), "kernel": (7, 1, 1)},
-    "spatiotemporal": {"subscale": (2, 2, 2), "kernel": (5, 3, 3)},
-    "spatial": {"subscale": (1, 2, 2), "kernel": (1, 3, 3)},
-    "spatial-blocks": {"subscale": (1, 2, 2), "kernel": (1, 3, 3), "block": (2, 2, 1)},
-}
-
-
-def make_prior(**settings: Any) -> Prior:
-    """A toy prior with opinions: every parameter away from its start."""
-    torch.manual_seed(0)
-    model = Prior(dataclasses.replace(TOY, **settings))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
-
-
-def random_codes(batch: int, frames: int, model: Prior, seed: int = 1) -> Tensor:
-    """int64 (B, frames, h, w, n_c) for a model."""
-    config = model.config
-    shape = (batch, frames, *config.grid, config.num_codebooks)
-    return torch.randint(0, config.codebook_size, shape, generator=torch.Generator().manual_seed(seed))
+from tests.toy_prior import ORDERS, TOY, make_prior, random_codes
 
 
 @pytest.mark.parametrize("kind", ["query-key", "key-only", "distance-only"])
@@ -63,7 +27,7 @@ def random_codes(batch: int, frames: int, model: Prior, seed: int = 1) -> Tensor
 def test_cached_sampler_equals_the_recomputing_one(order: str, kind: str) -> None:
     model = make_prior(**ORDERS[order], attention=kind)
     for given in (1, 2, 3):  # with two or three frames, spatiotemporal slices are partly primed
-        priming = random_codes(3, given, model)
+        priming = random_codes(3, model, given)
         expected = sample_by_recomputing(model, priming, numbers=RandomNumbers(seed=5))
         assert torch.equal(model.sample(priming, frames=4, seed=5), expected)
 
@@ -75,6 +39,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"num_classes": 2},
     {"kernel_reach": "past", "encoder_position": True},
     {"decoder_input": "adaptive", "head": "adaptive-tied", "cutoffs": (3, 7)},
+    {"decoder_layers": 0},
 ]
 
 
@@ -82,7 +47,7 @@ VARIANTS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("settings", VARIANTS)
 def test_cached_samplers_equal_the_recomputing_one_for_variants(settings: dict[str, Any], lookahead: int) -> None:
     model = make_prior(**settings)
-    priming = random_codes(2, 2, model)
+    priming = random_codes(2, model, 2)
     labels = [0, 1] if "num_classes" in settings else None
     found = model.sample(priming, labels=labels, temperature=0.7, lookahead=lookahead)
     assert torch.equal(found, sample_by_recomputing(model, priming, SamplingRule(temperature=0.7), labels=labels))
@@ -94,7 +59,7 @@ def test_cached_samplers_equal_the_recomputing_one_for_variants(settings: dict[s
 def test_looking_ahead_draws_the_same_codes(order: str, kind: str, lookahead: int) -> None:
     model = make_prior(**ORDERS[order], attention=kind)
     for given in (1, 3):
-        priming = random_codes(3, given, model)
+        priming = random_codes(3, model, given)
         one_by_one = model.sample(priming, frames=4, seed=5)
         assert torch.equal(model.sample(priming, frames=4, seed=5, lookahead=lookahead), one_by_one)
 
@@ -103,7 +68,7 @@ def still_prior(**settings: Any) -> tuple[Prior, Tensor]:
     """A toy prior that learnt a still picture, and the picture (1, 1, 4, 4, 3)."""
     torch.manual_seed(0)
     model = Prior(dataclasses.replace(TOY, frames=2, subscale=(2, 1, 1), qkv_init="standard", **settings))
-    picture = random_codes(1, 1, model)
+    picture = random_codes(1, model, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(60):
         loss = model.slice_loss(picture.repeat(1, 2, 1, 1, 1), torch.tensor([1])).loss
@@ -136,7 +101,7 @@ def test_samples_do_not_depend_on_how_far_passes_look_ahead_by_themselves(rule: 
 
 def test_greedy_sampling_is_exact_with_and_without_looking_ahead() -> None:
     model = make_prior()
-    priming = random_codes(2, 1, model)
+    priming = random_codes(2, model, 1)
     greedy = model.sample(priming, top_k=1, seed=1)
     assert torch.equal(greedy, model.sample(priming, top_k=1, seed=2, lookahead=7))
     with torch.no_grad():
@@ -148,7 +113,7 @@ def test_greedy_sampling_is_exact_with_and_without_looking_ahead() -> None:
 def test_drawn_codes_are_distributed_as_the_model_says(lookahead: int) -> None:
     """Chi-square of the first drawn pixel's two codes, jointly, over 4,000 samples of one clip."""
     model = make_prior(grid=(1, 2), codebook_size=3, num_codebooks=2)
-    priming = random_codes(1, 1, model)
+    priming = random_codes(1, model, 1)
     count = 4000
     numbers = RandomNumbers(sample_ids=range(count), clip_ids=["a"] * count)
     codes = sample(model, priming.repeat(count, 1, 1, 1, 1), numbers=numbers, lookahead=lookahead, clips_per_pass=500)
@@ -172,7 +137,7 @@ def test_drawn_codes_are_distributed_as_the_model_says(lookahead: int) -> None:
 @pytest.mark.parametrize("lookahead", [1, 3])
 def test_guidance_equals_the_recomputing_sampler_and_changes_samples(lookahead: int) -> None:
     model = make_prior(num_classes=2, class_dropout=0.1)
-    priming = random_codes(3, 2, model)
+    priming = random_codes(3, model, 2)
     labels = [0, 1, 1]
     guided = model.sample(priming, labels=labels, guidance=3.0, lookahead=lookahead)
     assert torch.equal(guided, sample_by_recomputing(model, priming, SamplingRule(guidance=3.0), labels=labels))
@@ -189,7 +154,7 @@ def test_guidance_equals_the_recomputing_sampler_and_changes_samples(lookahead: 
 )
 def test_ways_of_drawing_equal_the_recomputing_sampler(rule: dict[str, Any]) -> None:
     model = make_prior()
-    priming = random_codes(2, 2, model)
+    priming = random_codes(2, model, 2)
     found = model.sample(priming, **rule)
     assert torch.equal(found, sample_by_recomputing(model, priming, SamplingRule(**rule)))
     assert torch.equal(found, model.sample(priming, lookahead=4, **rule))
@@ -199,13 +164,13 @@ def test_ways_of_drawing_equal_the_recomputing_sampler(rule: dict[str, Any]) -> 
 def test_guidance_needs_a_prior_that_learnt_without_classes() -> None:
     model = make_prior(num_classes=2)
     with pytest.raises(ShapeError, match=r"model\.class_dropout"):
-        model.sample(random_codes(1, 2, model), labels=[0], guidance=2.0)
+        model.sample(random_codes(1, model, 2), labels=[0], guidance=2.0)
 
 
 def test_number_of_temperatures_must_fit_the_codebooks() -> None:
     with pytest.raises(ConfigError, match="2 values for 3 codebooks"):
         model = make_prior()
-        model.sample(random_codes(1, 2, model), temperature=(1.0, 2.0))
+        model.sample(random_codes(1, model, 2), temperature=(1.0, 2.0))
 
 
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
@@ -236,7 +201,7 @@ def test_decoder_outputs_of_a_clip_are_the_same_bits_in_any_group(
     monkeypatch.setattr(
         PixelWeights, "sample", lambda self, y, *rest: (seen.append(y.clone()), sample_codes(self, y, *rest))[1]
     )
-    priming = random_codes(5, 1, model)
+    priming = random_codes(5, model, 1)
     names = list("abcde")
     alone = []
     for clip, name in zip(priming, names, strict=True):
@@ -266,7 +231,7 @@ def test_keys_and_values_are_the_same_bits_however_far_a_pass_looks_ahead(
     made: list[SliceDecoder] = []
     begin = SliceDecoder.__init__
     monkeypatch.setattr(SliceDecoder, "__init__", lambda self, *a, **k: (begin(self, *a, **k), made.append(self))[0])
-    priming = random_codes(3, 3, model)
+    priming = random_codes(3, model, 3)
     one_by_one = sample(model, priming, lookahead=1, clips_per_pass=3, weights=weights)
     assert torch.equal(sample(model, priming, lookahead=lookahead, clips_per_pass=3, weights=weights), one_by_one)
     pixels = slice(made[0].num_pixels)
@@ -289,7 +254,7 @@ def test_replaying_a_captured_pass_gives_the_same_codes(
         run()
         return lambda: (replays.append(1), run())
 
-    priming = random_codes(3, 1, model)
+    priming = random_codes(3, model, 1)
     arguments = {"labels": [0, 1, 1], "lookahead": lookahead, **rule}
     expected = model.sample(priming, **arguments)
     begin = SliceDecoder.__init__
@@ -309,7 +274,7 @@ def test_a_pass_reads_and_writes_memory_that_stays_in_place() -> None:
         before = [tensor.data_ptr() for tensor in state]
         for _ in range(2):
             decoder.sample_slice(
-                random_codes(2, 1, model).flatten(1, 3),
+                random_codes(2, model, 1).flatten(1, 3),
                 torch.randn(2, geometry.num_pixels, model.config.width),
                 0,
                 torch.rand(geometry.num_pixels, 3, 2, dtype=torch.float64),
@@ -321,7 +286,7 @@ def test_a_pass_reads_and_writes_memory_that_stays_in_place() -> None:
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
 def test_smaller_weights_change_few_codes(weights: Any) -> None:
     model, _ = still_prior()
-    priming = random_codes(4, 1, model, seed=3)
+    priming = random_codes(4, model, 1, seed=3)
     plain = model.sample(priming, frames=2, temperature=2.0)
     found = model.sample(priming, frames=2, temperature=2.0, weights=weights)
     share = float((plain != found)[:, 1:].float().mean())
@@ -332,7 +297,7 @@ def test_smaller_weights_change_few_codes(weights: Any) -> None:
 def test_unknown_weights_are_refused() -> None:
     model = make_prior()
     with pytest.raises(ConfigError, match="weights='int4' is not one of float32, bfloat16, int8"):
-        model.sample(random_codes(1, 2, model), weights="int4")  # type: ignore[arg-type]
+        model.sample(random_codes(1, model, 2), weights="int4")  # type: ignore[arg-type]
 
 
 def test_samples_of_one_clip_share_the_encoder_where_they_begin_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +305,7 @@ def test_samples_of_one_clip_share_the_encoder_where_they_begin_alike(monkeypatc
     calls = []
     encode = Prior.encode_context
     monkeypatch.setattr(Prior, "encode_context", lambda *a: (calls.append(1), encode(*a))[1])
-    model.sample(random_codes(1, 2, model).repeat(4, 1, 1, 1, 1), frames=4, sample_ids=range(4), clip_ids=["a"] * 4)
+    model.sample(random_codes(1, model, 2).repeat(4, 1, 1, 1, 1), frames=4, sample_ids=range(4), clip_ids=["a"] * 4)
     assert len(calls) == 1 + 4  # the first open slice once, the second for every sample
 
 
@@ -348,7 +313,7 @@ def test_samples_of_one_clip_share_the_encoder_where_they_begin_alike(monkeypatc
 def test_sampling_follows_the_teacher_forced_logits(order: str) -> None:
     """The slowest definition: the logits of the whole video again for every single code."""
     model = make_prior(**ORDERS[order], grid=(2, 2)) if "blocks" not in order else make_prior(**ORDERS[order])
-    priming = random_codes(2, 2, model)
+    priming = random_codes(2, model, 2)
     positions = model.geometry(4).positions.flatten()
     area = model.config.grid[0] * model.config.grid[1]
     open_positions = [p for p in positions.tolist() if p >= 2 * area]
@@ -388,7 +353,7 @@ def test_temperature_sharpens() -> None:
 
 def test_priming_frames_come_back_unchanged_and_codes_are_in_range() -> None:
     model = make_prior()
-    priming = random_codes(3, 2, model)
+    priming = random_codes(3, model, 2)
     codes = model.sample(priming.numpy().astype(np.uint16), frames=4)
     assert codes.shape == (3, 4, 4, 4, 3)
     assert codes.dtype == torch.int64
@@ -399,7 +364,7 @@ def test_priming_frames_come_back_unchanged_and_codes_are_in_range() -> None:
 
 def test_codes_of_a_clip_do_not_depend_on_batch_size_or_order() -> None:
     model = make_prior()
-    priming = random_codes(11, 1, model)
+    priming = random_codes(11, model, 1)
     names = [f"clip{number}" for number in range(11)]
     together = model.sample(priming, clip_ids=names)
     backwards = model.sample(priming.flip(0), clip_ids=names[::-1]).flip(0)
@@ -410,7 +375,7 @@ def test_codes_of_a_clip_do_not_depend_on_batch_size_or_order() -> None:
 
 def test_seed_clip_and_sample_number_each_give_other_codes() -> None:
     model = make_prior()
-    priming = random_codes(1, 1, model)
+    priming = random_codes(1, model, 1)
     base: dict[str, Any] = {"seed": 0, "clip_ids": ["a"], "sample_ids": [0]}
     first = model.sample(priming, **base)
     assert torch.equal(first, model.sample(priming, **base))
@@ -420,7 +385,7 @@ def test_seed_clip_and_sample_number_each_give_other_codes() -> None:
 
 def test_global_random_state_plays_no_part() -> None:
     model = make_prior()
-    priming = random_codes(1, 1, model)
+    priming = random_codes(1, model, 1)
     torch.manual_seed(1)
     first = model.sample(priming)
     state = torch.get_rng_state()
@@ -430,7 +395,7 @@ def test_global_random_state_plays_no_part() -> None:
 
 def test_sampled_codes_can_be_trained_on() -> None:
     model = make_prior()
-    codes = model.sample(random_codes(1, 1, model))
+    codes = model.sample(random_codes(1, model, 1))
     loss = model.slice_loss(codes, torch.tensor([1])).loss
     assert loss is not None
     loss.backward()
@@ -438,14 +403,14 @@ def test_sampled_codes_can_be_trained_on() -> None:
 
 def test_a_wholly_primed_video_and_an_empty_batch_come_back_as_they_are() -> None:
     model = make_prior()
-    whole = random_codes(2, 4, model)
+    whole = random_codes(2, model, 4)
     assert torch.equal(model.sample(whole, frames=4), whole)
     assert model.sample(whole[:0, :1]).shape == (0, 4, 4, 4, 3)
 
 
 def test_spatial_prior_samples_longer_clips_than_it_was_made_for() -> None:
     model = make_prior(**ORDERS["spatial-blocks"])
-    priming = random_codes(2, 1, model)
+    priming = random_codes(2, model, 1)
     assert torch.equal(model.sample(priming, frames=6), sample_by_recomputing(model, priming, frames=6))
 
 
@@ -454,7 +419,7 @@ def test_single_frame_prior_cannot_start_from_nothing() -> None:
     with pytest.raises(ShapeError, match="needs at least 1 priming frames, found 0"):
         model.sample(torch.zeros(1, 0, 4, 4, 3, dtype=torch.int64))
     with pytest.raises(ShapeError, match="needs at least 3 priming frames, found 2"):
-        make_prior(priming_frames=3).sample(random_codes(1, 2, model))
+        make_prior(priming_frames=3).sample(random_codes(1, model, 2))
 
 
 def test_spatiotemporal_prior_can_start_from_nothing() -> None:
@@ -465,7 +430,7 @@ def test_spatiotemporal_prior_can_start_from_nothing() -> None:
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_logits_that_are_not_finite_end_sampling_and_name_clip_and_pixel(broken: float) -> None:
     model = make_prior(num_codebooks=1, codebook_size=64)
-    priming = random_codes(3, 1, model)
+    priming = random_codes(3, model, 1)
     found = model.sample(priming, clip_ids=list("abc"), temperature=100.0).flatten(2)
     others = found[[0, 2], 1].flatten().tolist()
     # A code that only clip b has in frame 1: after it, the convolution of the next pixel reads its embedding.
@@ -512,7 +477,7 @@ def test_logits_that_are_not_finite_end_sampling_and_name_clip_and_pixel(broken:
 def test_numbers_that_cannot_be_used_are_refused(arguments: dict[str, Any], message: str) -> None:
     model = make_prior(num_classes=2, class_dropout=0.5)
     with pytest.raises(ConfigError) as error:
-        model.sample(random_codes(2, 2, model), **arguments)
+        model.sample(random_codes(2, model, 2), **arguments)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -549,13 +514,13 @@ def test_priming_that_is_not_codes_is_refused(priming: Any, message: str) -> Non
 def test_labels_that_are_not_classes_are_refused(labels: Any, message: str) -> None:
     model = make_prior(num_classes=2)
     with pytest.raises(ShapeError) as error:
-        model.sample(random_codes(2, 2, model), labels=labels)
+        model.sample(random_codes(2, model, 2), labels=labels)
     assert message in str(error.value)
 
 
 def test_numbers_of_numpy_mean_what_pythons_numbers_mean() -> None:
     model = make_prior()
-    priming = random_codes(2, 2, model)
+    priming = random_codes(2, model, 2)
     plain = model.sample(priming, seed=2**62, temperature=0.5, top_k=4, top_p=0.5)
     rule: dict[str, Any] = {"temperature": np.float32(0.5), "top_k": np.uint8(4), "top_p": np.float64(0.5)}
     assert torch.equal(model.sample(priming, seed=np.int64(2**62), **rule), plain)
@@ -583,7 +548,7 @@ def test_numbers_of_numpy_mean_what_pythons_numbers_mean() -> None:
 def test_arguments_that_do_not_fit_are_refused(arguments: dict[str, Any], message: str) -> None:
     model = make_prior()
     with pytest.raises(ShapeError) as error:
-        model.sample(random_codes(2, 2, model), **arguments)
+        model.sample(random_codes(2, model, 2), **arguments)
     assert message in str(error.value)
 
 
@@ -598,4 +563,4 @@ def test_priming_of_another_model_is_refused() -> None:
 def test_temperature_must_be_positive() -> None:
     model = make_prior()
     with pytest.raises(ConfigError, match=r"temperature=0\.0 must be above 0"):
-        model.sample(random_codes(1, 1, model), temperature=0.0)
+        model.sample(random_codes(1, model, 1), temperature=0.0)

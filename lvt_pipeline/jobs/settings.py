@@ -104,7 +104,9 @@ class SampleSettings(Settings):
     )
     seed: int = setting(0, "Random seed. The same seed and clip give the same sample.", at_least=0)
     weights: Literal["float32", "bfloat16", "int8"] = setting(
-        "float32", "Precision of sampling. bfloat16 and int8 (x86 only) are faster and change some codes."
+        "float32",
+        "Precision of sampling. int8 (CPUs only), and bfloat16 where the processor computes in it, are faster and "
+        "change some codes.",
     )
 
     def __post_init__(self) -> None:

@@ -216,7 +216,7 @@ class _Run:
         mine = [shard for shard in step.share(list(job.plan(job.known_weight))) if shard.name in names]
         maker = ShardMaker(self.out, job.identity, self.settings, self.decoding)
         tasks = [job.task(shard, self.decoding).work for shard in mine]
-        with self.progress.bar("decoding", sum(len(task.shard.lines) for task in tasks), "clip") as bar:
+        with self.progress.bar("decoding", sum(len(task.shard.lines) for task in tasks), "clips") as bar:
             made = list(maker(tasks, bar, lambda: self.stop))
         if len(made) < len(tasks):
             self.stop.raise_if_set(f"{len(made)} of {len(tasks)} shards are saved in {self.out}")
@@ -248,7 +248,7 @@ class _Run:
         """All shards of a plan, in order; missing ones are made."""
         self._begin(job, moved, check_space)
         make = self._make_by_size if job.is_by_size else self._make
-        with self.progress.bar("decoding", job.num_lines, "clip", done=job.num_kept) as bar:
+        with self.progress.bar("decoding", job.num_lines, "clips", done=job.num_kept) as bar:
             plan = make(job, bar)
         return [job.shards[shard.name] for shard in plan]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-NEW_SHARE = 0.1  # of a new measurement in an average, as soon as there are as many as that makes
-PASSES_PER_TRIAL = 32  # after so many passes, another window than the fastest is measured again
+NEW_SHARE = 0.1  # of a new measurement in an average, once there are ten
+PASSES_PER_TRIAL = 32  # from one measurement of another window than the fastest to the next
 
 
 class Pace:

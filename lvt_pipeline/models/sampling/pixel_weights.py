@@ -88,7 +88,9 @@ class PixelWeights:
             for layer in decoder.blocks.layers
             if isinstance(layer, Block)
         ]
-        self._biases = torch.stack([layer.bias for layer in self.layers], dim=1)  # (P + 2, layers, n_a, P)
+        biases = [layer.bias() for layer in self.layers]
+        nothing = torch.zeros(len(blocks) + EXTRA_ROWS, 0, 1, len(blocks), device=model.device)
+        self._biases = torch.stack(biases, dim=1) if biases else nothing  # (P + 2, layers, n_a, P)
 
     def biases(self, place: Tensor, seen: slice) -> tuple[Tensor, ...]:
         """For each layer, what attention adds to the scores of some pixels, float32 (S, n_a, W, keys).
@@ -142,19 +144,16 @@ class PackedLayer:
 
     Args:
         blocks: int64 (P, 2), attention block of each pixel and its place there.
-
-    Attributes:
-        bias: float32 (P + 2, n_a, P), what attention adds to the scores of each pixel.
     """
 
     def __init__(self, layer: Block, blocks: Tensor, rows: int, weights: Weights) -> None:
         attention: Attention = layer.attention
-        self._layer, self._attention = layer, attention
+        self._layer, self._attention, self._blocks = layer, attention, blocks
         self.heads, self.head_width = attention.num_heads, attention.head_width
         self.num_cached = min(2, len(attention.projections))  # keys and values, or values only
-        self._is_fused = weights != "float32" and attention.kind == "query-key"
-        self._is_fused &= has_few_row_attention(len(blocks), blocks.device)
-        is_half = weights != "float32" and has_bfloat16_products(blocks.device) and (self._is_fused or blocks.is_cuda)
+        self._one_by_one = weights != "float32" and attention.kind == "query-key"
+        self._one_by_one &= has_few_row_attention(len(blocks), blocks.device)
+        is_half = weights != "float32" and has_bfloat16_products(blocks.device) and (self._one_by_one or blocks.is_cuda)
         self.cache_dtype = torch.bfloat16 if is_half else torch.float32
         scale = 1 / math.sqrt(self.head_width)
         parameters: list[Tensor] = [attention.get_parameter(name) for name in attention.projections]
@@ -166,15 +165,17 @@ class PackedLayer:
         self._out = RowProduct(attention.out.weight, None, rows, weights)
         self._first = RowProduct(layer.linear1.weight, layer.linear1.bias, rows, weights, relu=True)
         self._second = RowProduct(layer.linear2.weight, layer.linear2.bias, rows, weights)
-        bias = _bias_of_slice(attention.scores_bias(), blocks)
-        if self.num_cached == 1:
-            bias = bias.softmax(-1)  # the weights themselves
-        self.bias = bias.transpose(0, 1)
+
+    def bias(self) -> Tensor:
+        """What attention adds to the scores of queries at each pixel, float32 (P + 2, n_a, P)."""
+        bias = _bias_of_slice(self._attention.scores_bias(), self._blocks)
+        # Of values only, the weights themselves.
+        return (bias.softmax(-1) if self.num_cached == 1 else bias).transpose(0, 1)
 
     def new_cache(self, streams: int) -> Tensor:
         """Zeros (keys and values, streams * n_a, P + 2, d_a)."""
-        size = (self.num_cached, streams * self.heads, len(self.bias), self.head_width)
-        return torch.zeros(size, dtype=self.cache_dtype, device=self.bias.device)
+        size = (self.num_cached, streams * self.heads, len(self._blocks) + EXTRA_ROWS, self.head_width)
+        return torch.zeros(size, dtype=self.cache_dtype, device=self._blocks.device)
 
     def push_all(self, x: Tensor, cache: Tensor, row: int, order: Tensor) -> Tensor:
         """Run the whole blocks (blocks, N, d) of one clip through the layer and note their keys and values.
@@ -212,7 +213,7 @@ class PackedLayer:
             bias: (S, n_a, W, keys).
         """
         streams, heads, window, _ = bias.shape
-        if self._is_fused:
+        if self._one_by_one:
             return few_row_attention(queries, cache, bias)
         weights = bias.flatten(0, 1)
         if self.num_cached == 2:

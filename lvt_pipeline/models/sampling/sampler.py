@@ -69,10 +69,10 @@ def sample(
         actions: numbers (B, T, d) for a prior that takes them, NaN where unknown; unset: all unknown. Row t acts on the
             step from frame t to t + 1, so those of the priming frames belong to them, and the last may be left out.
         clips_per_pass, lookahead: group size, and pixels of a clip per pass, which is speculative decoding (see
-            `decoder.py`). Unset: by the number of clips, fewer look further ahead, and by how many guesses are right.
-            The codes are the same, on GPUs up to rounding.
-        weights: what the decoder's products are computed with. With "bfloat16" and "int8" (x86 only), the encoder, keys
-            and values are bfloat16 where that is faster; both change some codes.
+            `decoder.py`). Unset: fewer clips may look further ahead, as far as is quickest (see `pace.py`). The codes
+            are the same, on GPUs up to rounding.
+        weights: what the decoder's products are computed with. With "bfloat16" and "int8" (CPUs only), the encoder,
+            keys and values are bfloat16 where that is faster; both change some codes.
         decoders: kept from call to call, at first empty; all must have the same model, rule, weights and lookahead.
 
     Returns:
