@@ -76,7 +76,7 @@ def test_folders_hold_few_modules() -> None:
 
 @pytest.mark.parametrize(
     ("name", "limit"),
-    [("lines", 46_663), ("median_lines", 8), ("ninetieth_percentile", 25), ("over_40", 26), ("mean_arguments", 2)],
+    [("lines", 46_675), ("median_lines", 8), ("ninetieth_percentile", 25), ("over_40", 26), ("mean_arguments", 2)],
 )
 def test_numbers_of_the_house_stay_within_their_limits(name: str, limit: float) -> None:
     assert getattr(house.numbers(), name) <= limit

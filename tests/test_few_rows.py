@@ -40,7 +40,7 @@ def test_a_row_product_is_a_linear_layer_whose_rows_do_not_depend_on_each_other(
 def test_weights_of_bfloat16_work_on_a_processor_without_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     weight, x = torch.randn(64, 48), torch.randn(3, 48)
-    monkeypatch.setattr(cpu, "_packs_bfloat16", lambda: False)
+    monkeypatch.setattr(cpu, "packs_bfloat16", lambda: False)
     found = RowProduct(weight, None, 3, "bfloat16")(x)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, F.linear(x, weight.bfloat16().float()))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lvt_pipeline.errors import ConfigError, LVTError, ShapeError
+from lvt_pipeline.models import cpu
 from lvt_pipeline.models.prior.config import PriorConfig
 from lvt_pipeline.models.prior.model import Prior
 from lvt_pipeline.models.sampling.decoder import SliceDecoder
@@ -22,8 +23,16 @@ from tests.slow_sampler import sample_by_recomputing
 from tests.toy_prior import ORDERS, TOY, make_prior, random_codes
 
 
+@pytest.fixture(params=["few keys", "many keys"])
+def key_count(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention as for few and for many keys, which have their own ways."""
+    if request.param == "many keys":
+        monkeypatch.setattr(cpu, "_LARGE_KEYS", 0)
+
+
 @pytest.mark.parametrize("kind", ["query-key", "key-only", "distance-only"])
 @pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.usefixtures("key_count")
 def test_cached_sampler_equals_the_recomputing_one(order: str, kind: str) -> None:
     model = make_prior(**ORDERS[order], attention=kind)
     for given in (1, 2, 3):  # with two or three frames, spatiotemporal slices are partly primed
@@ -175,6 +184,7 @@ def test_number_of_temperatures_must_fit_the_codebooks() -> None:
 
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("lookahead", [1, 4])
+@pytest.mark.usefixtures("key_count")
 def test_decoder_outputs_of_a_clip_are_the_same_bits_in_any_group(
     lookahead: int, weights: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +233,7 @@ def test_decoder_outputs_of_a_clip_are_the_same_bits_in_any_group(
 
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("lookahead", [4, 5, 16])
+@pytest.mark.usefixtures("key_count")
 def test_keys_and_values_are_the_same_bits_however_far_a_pass_looks_ahead(
     lookahead: int, weights: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

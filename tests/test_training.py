@@ -228,8 +228,14 @@ def test_resumed_run_matches_uninterrupted_run(tmp_path: Path, changes: dict[str
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_signal_saves_the_step_and_says_how_to_go_on(tmp_path: Path, number: int) -> None:
-    with pytest.raises(Stopped, match=r"stopped by SIG\w+: step 3 is saved in .*run the same command again") as caught:
-        run_toy(tmp_path, toy_settings(), on_batch=at_step(3, send(number)))
+    before = signal.signal(number, signal.SIG_DFL)  # nohup ignores SIGHUP
+    try:
+        with pytest.raises(
+            Stopped, match=r"stopped by SIG\w+: step 3 is saved in .*run the same command again"
+        ) as caught:
+            run_toy(tmp_path, toy_settings(), on_batch=at_step(3, send(number)))
+    finally:
+        signal.signal(number, before)
     assert caught.value.exit_code == 75
     assert find_checkpoint(tmp_path).step == 3
     assert read_run(tmp_path)["status"] == "stopped"

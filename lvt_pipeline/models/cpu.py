@@ -24,6 +24,8 @@ _FEWEST_ROWS = 4
 _BYTES_AT_ONCE = 64  # inputs of a product of bytes come in multiples of this, because torch reads whole vectors
 _MOST_KEYS = 512  # that torch's attention takes at once; sums over more would depend on which keys come first
 
+_LARGE_KEYS = 2**17  # numbers; the paper's layers have 2**18
+
 
 class RowProduct:
     """A linear layer for few rows, with the weight arranged once: x W^T + b, perhaps ReLU.
@@ -43,7 +45,7 @@ class RowProduct:
     ) -> None:
         self._rows, self._relu = rows, relu
         self._dtype = torch.float32 if weights == "float32" else torch.bfloat16
-        if weights == "bfloat16" and weight.device.type == "cpu" and not _packs_bfloat16():
+        if weights == "bfloat16" and weight.device.type == "cpu" and not packs_bfloat16():
             weight, self._dtype = weight.bfloat16().float(), torch.float32
         self._bias = None if bias is None else bias.to(self._dtype)
         self._scale: Tensor | None = None
@@ -78,7 +80,8 @@ class RowProduct:
         return product if self._bias is None else product.add_(self._bias)
 
 
-def _packs_bfloat16() -> bool:
+def packs_bfloat16() -> bool:
+    """Whether weights of bfloat16 are kept as such on this CPU, and not as float32."""
     return bool(_CAN_PACK and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -100,9 +103,13 @@ def encoder_precision(weights: Weights, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=is_narrow)
 
 
-def has_few_row_attention(num_keys: int, device: torch.device) -> bool:
-    """Whether `few_row_attention` is quick for that number of keys."""
-    return device.type == "cpu" and num_keys <= _MOST_KEYS
+def has_few_row_attention(num_keys: int, width: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether `few_row_attention` is quicker than products of several queries, for keys (N, width) of all heads.
+
+    In float32 it is where reading the keys takes longer than starting a product for each query.
+    """
+    is_large = dtype == torch.bfloat16 or num_keys * width >= _LARGE_KEYS
+    return device.type == "cpu" and num_keys <= _MOST_KEYS and is_large
 
 
 def few_row_attention(queries: Tensor, cache: Tensor, bias: Tensor) -> Tensor:

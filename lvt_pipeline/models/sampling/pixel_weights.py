@@ -151,10 +151,11 @@ class PackedLayer:
         self._layer, self._attention, self._blocks = layer, attention, blocks
         self.heads, self.head_width = attention.num_heads, attention.head_width
         self.num_cached = min(2, len(attention.projections))  # keys and values, or values only
-        self._one_by_one = weights != "float32" and attention.kind == "query-key"
-        self._one_by_one &= has_few_row_attention(len(blocks), blocks.device)
-        is_half = weights != "float32" and has_bfloat16_products(blocks.device) and (self._one_by_one or blocks.is_cuda)
+        is_small = weights != "float32"
+        is_half = is_small and has_bfloat16_products(blocks.device)
+        is_half &= blocks.is_cuda or self._has_few_row_attention(torch.bfloat16)
         self.cache_dtype = torch.bfloat16 if is_half else torch.float32
+        self._one_by_one = is_small and self._has_few_row_attention(self.cache_dtype)
         scale = 1 / math.sqrt(self.head_width)
         parameters: list[Tensor] = [attention.get_parameter(name) for name in attention.projections]
         if attention.kind == "query-key":
@@ -165,6 +166,10 @@ class PackedLayer:
         self._out = RowProduct(attention.out.weight, None, rows, weights)
         self._first = RowProduct(layer.linear1.weight, layer.linear1.bias, rows, weights, relu=True)
         self._second = RowProduct(layer.linear2.weight, layer.linear2.bias, rows, weights)
+
+    def _has_few_row_attention(self, dtype: torch.dtype) -> bool:
+        width, blocks = self.heads * self.head_width, self._blocks
+        return self._attention.kind == "query-key" and has_few_row_attention(len(blocks), width, dtype, blocks.device)
 
     def bias(self) -> Tensor:
         """What attention adds to the scores of queries at each pixel, float32 (P + 2, n_a, P)."""
